@@ -1,0 +1,72 @@
+"""What every adapter does: turn one family's model into outputs, kept objects and one scalar per object."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+from torch import Tensor, nn
+
+from detcam.geometry import Geometry
+from detcam.types import Objects
+
+Target = str | Callable[[Any, list[Objects]], Tensor]
+TARGETS = ("class", "prob", "margin", "box", "left", "top", "right", "bottom", "objectness", "mask")
+
+
+@dataclass(frozen=True)
+class LayerPlan:
+    """Which modules to capture, and how the maps of several of them become one map per object.
+
+    Attributes:
+        names: names from the module's `named_modules()`.
+        cut_all: cut the graph at every module (gradients are local) or at the earliest ones only.
+        fuse: "own": each object's map is read at its own feature level, `names[object.level]`; "sum": the maps of
+            all modules are added at the finest resolution.
+    """
+
+    names: tuple[str, ...]
+    cut_all: bool
+    fuse: Literal["own", "sum"]
+
+
+class Adapter(ABC):
+    """One family of models, seen as: prepare, forward, detect, score.
+
+    An adapter works on a private view of the user's module (see `detcam.engine.shadow`), so it may set that view's
+    flags and caches freely.
+    """
+
+    family: ClassVar[str]
+    targets: ClassVar[tuple[str, ...]]  # the targets that some model of the family has
+    module: nn.Module  # the private view
+    task: str
+
+    @abstractmethod
+    def prepare(self, image: np.ndarray) -> tuple[Tensor, Geometry]:
+        """One picture [H, W, 3] uint8 RGB as the network's input [3, h, w], and how it was placed there."""
+
+    @abstractmethod
+    def forward(self, batch: Tensor, max_det: int) -> Any:
+        """The model's raw, differentiable outputs for a batch [B, 3, h, w]."""
+
+    @abstractmethod
+    def detect(
+        self, outputs: Any, geometries: list[Geometry], conf: float, iou: float, max_det: int
+    ) -> list[Objects]:
+        """The objects of each picture: exactly those of the library's own predict call, in its order."""
+
+    @abstractmethod
+    def score(self, outputs: Any, objects: list[Objects], target: str) -> Tensor:
+        """One differentiable scalar for each object of all pictures: [sum N], or [sum N, K] to be max-combined.
+
+        Raises:
+            TargetError: if this model has no such target.
+        """
+
+    @abstractmethod
+    def layers(self, preset: str) -> LayerPlan:
+        """The plan behind the preset "level" or "evidence"."""

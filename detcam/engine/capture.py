@@ -1,0 +1,94 @@
+"""Capture the outputs of modules during one forward, and start the autograd graph there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Captured:
+    """One tensor [B, C, h, w] that a module put out, with the graph attached that leads from it to the outputs."""
+
+    name: str
+    tensor: Tensor
+
+
+class Capture:
+    """While active, records what the named modules put out and cuts the graph there.
+
+    A captured tensor becomes a leaf of the autograd graph if nothing before it was captured, so that a backward stops
+    there. With `cut_all` every captured tensor becomes a leaf: the gradient at each is then the local one, which does
+    not pass through the others. Outputs may be tensors or nested tuples, lists and dicts; of these, all
+    floating-point tensors of four dimensions are captured, as `name[key]`. A module that runs several times gives
+    `name`, `name#1`, ...
+
+    The forward must run on a model whose parameters do not require grad, see `detcam.engine.shadow`: then nothing
+    is recorded before the first cut, and the backbone costs what it costs without gradients.
+
+    Args:
+        modules: name -> module.
+        cut_all: cut at every module rather than at the earliest ones.
+    """
+
+    def __init__(self, modules: Mapping[str, nn.Module], cut_all: bool = True) -> None:
+        self._modules = dict(modules)
+        self._cut_all = cut_all
+        self._handles: list[torch.utils.hooks.RemovableHandle] = []
+        self._runs: dict[str, int] = {}
+        self.captured: list[Captured] = []
+
+    def __enter__(self) -> Capture:
+        for name, module in self._modules.items():
+            self._handles.append(module.register_forward_hook(self._hook(name)))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+
+    def missing(self) -> list[str]:
+        """The names of modules that did not run, or put out no [B, C, h, w] tensor."""
+        seen = {captured.name.split("#")[0].split("[")[0] for captured in self.captured}
+        return [name for name in self._modules if name not in seen]
+
+    def _hook(self, name: str) -> Callable[[nn.Module, Any, Any], Any]:
+        def hook(module: nn.Module, args: Any, output: Any) -> Any:
+            run = self._runs.get(name, 0)
+            self._runs[name] = run + 1
+            return self._cut(output, f"{name}#{run}" if run else name)
+
+        return hook
+
+    def _cut(self, output: Any, name: str) -> Any:
+        if isinstance(output, Tensor):
+            if output.ndim != 4 or not output.is_floating_point():
+                return output
+            cut = self._cut_all or not output.requires_grad
+            leaf = output.detach().requires_grad_() if cut else output
+            self.captured.append(Captured(name, leaf))
+            # The model goes on with a copy: an operation in place may change that, never the captured values.
+            return leaf.clone()
+        if isinstance(output, Mapping):
+            changed = {key: self._cut(value, f"{name}[{key}]") for key, value in output.items()}
+            return _rebuild_mapping(output, changed)
+        if isinstance(output, (tuple, list)):
+            values = [self._cut(value, f"{name}[{i}]") for i, value in enumerate(output)]
+            return type(output)(*values) if hasattr(output, "_fields") else type(output)(values)
+        return output
+
+
+def _rebuild_mapping(output: Mapping[Any, Any], changed: dict[Any, Any]) -> Any:
+    """A mapping of the same type: OrderedDict, or a dataclass-like dict such as transformers' ModelOutput."""
+    try:
+        return type(output)(changed)  # type: ignore[call-arg]
+    except TypeError:
+        return type(output)(**changed)

@@ -1,0 +1,53 @@
+"""A private view of the user's model, so that the model itself is never touched, not even by an exception."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+_HOOKS = (
+    "_forward_hooks",
+    "_forward_pre_hooks",
+    "_backward_hooks",
+    "_backward_pre_hooks",
+)
+
+
+def shadow(model: nn.Module) -> nn.Module:
+    """A copy of the modules of `model` that shares the memory of its parameters and buffers.
+
+    The copy is in eval mode, none of its parameters requires grad (so a backward writes no `.grad`), and no
+    activation works in place (so a captured tensor keeps its values). Modes, flags, hooks and gradients of `model`
+    stay as they are; a later in-place update of its weights is seen by the copy. The user's own hooks are kept on the
+    copy and run there as they would in any forward.
+
+    Args:
+        model: any module; in train or eval mode, frozen or not, also with parameters made under inference mode.
+    """
+    with torch.inference_mode(False):
+        memo: dict[int, Any] = {}
+        for module in model.modules():
+            for tensor in _tensors_of(module):
+                memo.setdefault(id(tensor), _shared(tensor))
+            for name in _HOOKS:
+                for hook in getattr(module, name).values():
+                    memo[id(hook)] = hook
+        view = copy.deepcopy(model, memo)
+        for module in view.modules():
+            if getattr(module, "inplace", False) is True:
+                module.inplace = False
+    return view.eval()
+
+
+def _tensors_of(module: nn.Module) -> list[Tensor]:
+    own = [*module._parameters.values(), *module._buffers.values(), *vars(module).values()]
+    return [t for t in own if isinstance(t, Tensor)]
+
+
+def _shared(tensor: Tensor) -> Tensor:
+    """The same memory without its autograd history. Inference tensors cannot enter a graph, so they are copied."""
+    data = tensor.clone() if tensor.is_inference() else tensor.detach()
+    return nn.Parameter(data, requires_grad=False) if isinstance(tensor, nn.Parameter) else data

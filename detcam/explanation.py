@@ -1,0 +1,195 @@
+"""What comes out: one picture's objects, each with its own map, and the ways to look at them."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from detcam import ops, render
+from detcam.geometry import Geometry
+from detcam.types import Objects
+
+NORMALIZE = ("object", "image", "none")
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """The objects of one picture, and for each a heatmap of the pixels that made the model say so.
+
+    Attributes:
+        image: [H, W, 3] uint8 RGB, the source picture.
+        objects: the N objects, in the order of the library's own predict call.
+        maps: N raw coarse maps [h, w] float32 over the network's input, before ReLU and normalisation.
+        notes: for each object None, or why its map is zero, shared or approximate.
+        settings: what the maps were made with: model, method, layers, target, conf, iou, max_det.
+        geometry: how the picture lay in the network's input.
+    """
+
+    image: np.ndarray = field(repr=False)
+    objects: Objects = field(repr=False)
+    maps: list[Tensor] = field(repr=False)
+    notes: list[str | None]
+    settings: dict[str, Any]
+    geometry: Geometry = field(repr=False)
+
+    def __len__(self) -> int:
+        return len(self.objects)
+
+    @property
+    def boxes(self) -> Tensor:
+        """[N, 4] float32 xyxy in source pixels."""
+        return self.objects.boxes
+
+    @property
+    def scores(self) -> Tensor:
+        """[N] float32 in [0, 1]."""
+        return self.objects.scores
+
+    @property
+    def class_ids(self) -> Tensor:
+        """[N] int64."""
+        return self.objects.class_ids
+
+    @property
+    def labels(self) -> list[str]:
+        """N class names."""
+        return list(self.objects.labels)
+
+    @cached_property
+    def masks(self) -> Tensor | None:
+        """[N, H, W] bool masks in source pixels, cropped to the boxes; None if the model gives none."""
+        logits = self.objects.mask_logits
+        if logits is None:
+            return None
+        height, width = self.geometry.source
+        full = self._upsample(logits, (height, width), normalize="none", relu=False, dtype=torch.float32)
+        x = torch.arange(width, device=full.device) + 0.5
+        y = torch.arange(height, device=full.device) + 0.5
+        x1, y1, x2, y2 = (side[:, None] for side in self.boxes.unbind(1))
+        columns, rows = (x >= x1) & (x < x2), (y >= y1) & (y < y2)
+        return (full > 0) & rows[:, :, None] & columns[:, None, :]
+
+    @cached_property
+    def heatmaps(self) -> Tensor:
+        """[N, H, W] float32 in [0, 1] at source resolution on the model's device, each normalised by itself."""
+        return self.render(dtype=torch.float32)
+
+    def render(
+        self,
+        objects: list[int] | None = None,
+        size: tuple[int, int] | None = None,
+        dtype: torch.dtype = torch.uint8,
+        normalize: str = "object",
+    ) -> Tensor:
+        """Heatmaps of some objects at some size: ReLU, normalisation at feature resolution, bilinear resize.
+
+        Args:
+            objects: positions of the objects, default all.
+            size: (height, width) of the result in pixels, default that of the source picture.
+            dtype: torch.uint8 (0 to 255) or a floating dtype (0 to 1).
+            normalize: "object": each map's minimum to maximum; "image": the minimum and maximum over all objects of
+                the picture, so that strengths compare; "none": raw values, floating dtypes only.
+
+        Returns:
+            [len(objects), height, width] of `dtype`. A constant map becomes 0.
+
+        Raises:
+            ValueError: for an unknown normalisation, or "none" with an integer dtype.
+        """
+        if normalize not in NORMALIZE:
+            raise ValueError(f"normalize: expected one of {NORMALIZE}, got {normalize!r}")
+        size = size or self.geometry.source
+        chosen = list(range(len(self)) if objects is None else objects)
+        maps = self.maps
+        if normalize == "image":
+            maps, normalize = _scale_together(maps), "none"
+        result = torch.empty((len(chosen), *size), dtype=dtype, device=self.boxes.device)
+        for shape in {tuple(maps[i].shape) for i in chosen}:
+            places = [place for place, i in enumerate(chosen) if tuple(maps[i].shape) == shape]
+            stack = torch.stack([maps[chosen[place]] for place in places])
+            full = self._upsample(stack, size, normalize=normalize, relu=True, dtype=dtype)
+            if len(places) == len(chosen):
+                return full
+            result[places] = full
+        return result
+
+    def _upsample(
+        self, maps: Tensor, size: tuple[int, int], normalize: str, relu: bool, dtype: torch.dtype
+    ) -> Tensor:
+        """[N, h, w] maps over the network's input as [N, *size] over the source picture."""
+        n = len(maps)
+        integer = not dtype.is_floating_point and normalize == "none"
+        full = ops.cam_maps(
+            maps[:, None],
+            maps.new_ones(n, 1),
+            size,
+            torch.arange(n, device=maps.device),
+            normalize=normalize,
+            relu=relu,
+            dtype=torch.float32 if integer else dtype,
+            window=self.geometry.window((maps.shape[1], maps.shape[2])),
+        )
+        return full.mul_(255).round_().to(dtype) if integer else full
+
+    def overlay(self, i: int, alpha: float = 0.65, colormap: str = "inferno") -> np.ndarray:
+        """Object `i`'s heatmap over the picture, with its box and label: [H, W, 3] uint8 RGB.
+
+        Args:
+            i: position of the object.
+            alpha: opacity of the hottest pixel, in [0, 1].
+            colormap: a name of `detcam.render.COLORMAPS`.
+        """
+        heat = self.heatmaps[i].cpu().numpy()
+        picture = render.blend(self.image, heat, alpha, colormap)
+        return render.draw_box(picture, self.boxes[i].tolist(), self._title(i))
+
+    def _title(self, i: int) -> str:
+        return f"{self.objects.labels[i]} {float(self.scores[i]):.2f}"
+
+    def save(self, folder: str | os.PathLike[str]) -> Path:
+        """Write `explanation.json`, `heatmaps.npz`, one overlay per object and `contact.png` into `folder`.
+
+        Everything is written beside it first and moved into place at the end, so an error leaves nothing half-written.
+
+        Raises:
+            OutputError: if the folder cannot be written.
+        """
+        return render.save(self, Path(folder))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything but the pixels, as plain numbers and strings: what `explanation.json` holds."""
+        height, width = self.geometry.source
+        return {
+            "image": {"width": width, "height": height},
+            "settings": self.settings,
+            "normalization": "min-max per object at feature resolution, after ReLU and before the resize",
+            "objects": [
+                {
+                    "label": self.objects.labels[i],
+                    "class_id": int(self.class_ids[i]),
+                    "score": round(float(self.scores[i]), 6),
+                    "box": [round(v, 3) for v in self.boxes[i].tolist()],
+                    "map": list(self.maps[i].shape),
+                    "peak": float(self.maps[i].amax()),
+                    "note": self.notes[i],
+                }
+                for i in range(len(self))
+            ],
+        }
+
+
+def _scale_together(maps: list[Tensor]) -> list[Tensor]:
+    """ReLU, then one affine scale for all maps of the picture; it commutes with the bilinear resize."""
+    positive = [torch.nan_to_num(m, nan=0.0, posinf=0.0, neginf=0.0).clamp(min=0) for m in maps]
+    if not positive:
+        return positive
+    low = torch.stack([m.amin() for m in positive]).amin()
+    span = torch.stack([m.amax() for m in positive]).amax() - low
+    return [(m - low) / span if span > 0 else torch.zeros_like(m) for m in positive]

@@ -1,0 +1,76 @@
+"""Letterbox and its exact inverse: the one place that knows where a source pixel lies in the network's input."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+
+PADDING_GREY = 114  # what YOLO models saw beside the picture in training
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """How a source picture was placed into the network's input. All sizes are (height, width) in pixels.
+
+    Pixel centres lie at half-integers: source x maps to `x * resized_width / source_width + left`.
+    """
+
+    source: tuple[int, int]
+    resized: tuple[int, int]
+    pad: tuple[int, int]  # (top, left)
+    network: tuple[int, int]
+
+    def _gain_and_pad(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        gain_y, gain_x = self.resized[0] / self.source[0], self.resized[1] / self.source[1]
+        top, left = self.pad
+        return like.new_tensor([gain_x, gain_y] * 2), like.new_tensor([left, top] * 2)
+
+    def to_source(self, boxes: Tensor) -> Tensor:
+        """[N, 4] xyxy boxes of the network's input as source pixels, clipped to the picture."""
+        gain, pad = self._gain_and_pad(boxes)
+        boxes = (boxes - pad) / gain
+        height, width = self.source
+        return torch.minimum(boxes.clamp(min=0), boxes.new_tensor([width, height] * 2))
+
+    def to_network(self, boxes: Tensor) -> Tensor:
+        """[N, 4] xyxy boxes in source pixels as pixels of the network's input."""
+        gain, pad = self._gain_and_pad(boxes)
+        return boxes * gain + pad
+
+    def window(self, cells: tuple[int, int]) -> tuple[float, float, float, float]:
+        """(left, top, right, bottom) of the source picture on a feature map of `cells` = (h, w), in cells."""
+        scale_y, scale_x = cells[0] / self.network[0], cells[1] / self.network[1]
+        top, left = self.pad
+        height, width = self.resized
+        return left * scale_x, top * scale_y, (left + width) * scale_x, (top + height) * scale_y
+
+
+def letterbox(image: np.ndarray, size: tuple[int, int], stride: int) -> tuple[np.ndarray, Geometry]:
+    """Resize a picture to fit `size`, keep its aspect, pad each side to the next multiple of `stride`.
+
+    Args:
+        image: [H, W, 3] uint8.
+        size: (height, width) of the network's input, the largest that the result may have.
+        stride: the model's largest stride, in pixels.
+
+    Returns:
+        The padded picture, [h, w, 3] uint8, and the geometry that maps it back. The pixels are those of
+        Ultralytics' `LetterBox(auto=True)`, so that the network sees what its own predict call sees.
+    """
+    source = image.shape[0], image.shape[1]
+    ratio = min(size[0] / source[0], size[1] / source[1])
+    resized = max(round(source[0] * ratio), 1), max(round(source[1] * ratio), 1)
+    spare_y, spare_x = ((size[i] - resized[i]) % stride / 2 for i in (0, 1))
+    # An odd spare pixel goes to the bottom and the right.
+    top, bottom = round(spare_y - 0.1), round(spare_y + 0.1)
+    left, right = round(spare_x - 0.1), round(spare_x + 0.1)
+    if resized != source:
+        image = cv2.resize(image, resized[::-1], interpolation=cv2.INTER_LINEAR)
+    image = cv2.copyMakeBorder(
+        image, top, bottom, left, right, cv2.BORDER_CONSTANT, value=(PADDING_GREY,) * 3
+    )
+    return image, Geometry(source, resized, (top, left), (image.shape[0], image.shape[1]))

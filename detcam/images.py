@@ -1,0 +1,108 @@
+"""Pictures in: paths, PIL images, arrays and tensors become [H, W, 3] uint8 RGB, or one clear error."""
+
+from __future__ import annotations
+
+import io
+import os
+import warnings
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+
+from detcam.errors import ImageError
+
+MAX_PIXELS = 200_000_000  # about 14,000 x 14,000: larger headers are refused before anything is decoded
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
+
+
+def read_image(image: Any) -> np.ndarray:
+    """Any supported picture as [H, W, 3] uint8 RGB.
+
+    Args:
+        image: a path; a PIL image; an array [H, W], [H, W, 1], [H, W, 3] or [H, W, 4] uint8 (RGB order, alpha is
+            dropped); a float tensor [3, H, W] or [1, H, W] in [0, 1].
+
+    Raises:
+        ImageError: if it is missing, damaged, too large, or of another shape, dtype or range.
+    """
+    if isinstance(image, (str, os.PathLike)):
+        return _read_file(Path(image))
+    if isinstance(image, torch.Tensor):
+        return _from_tensor(image)
+    if isinstance(image, np.ndarray):
+        return _from_array(image)
+    if hasattr(image, "convert") and hasattr(image, "size"):  # a PIL image, without importing PIL
+        return np.ascontiguousarray(image.convert("RGB"))
+    raise ImageError(
+        f"cannot read a picture from a {type(image).__name__}: give a path, a PIL image, an array [H,W,3] uint8 "
+        "(RGB) or a tensor [3,H,W] in [0,1]"
+    )
+
+
+def _read_file(path: Path) -> np.ndarray:
+    if path.is_dir():
+        raise ImageError(f"{path} is a directory: give the image files in it, e.g. {path}/*.jpg")
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        raise ImageError(f"{path} does not exist: check the path") from None
+    except OSError as error:
+        raise ImageError(f"{path} cannot be read ({error.strerror or error}): check its permissions") from None
+    if not data:
+        raise ImageError(f"{path} is empty (0 bytes): give an image file")
+    _verify(data, path)
+    # OpenCV decodes, because the libraries' own predict calls do: other decoders differ in the last bit.
+    decoded = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+    if decoded is None:
+        raise ImageError(f"{path} is of a format that cannot be decoded: convert it to JPEG or PNG")
+    return cv2.cvtColor(decoded, cv2.COLOR_BGR2RGB)
+
+
+def _verify(data: bytes, path: Path) -> None:
+    """Refuse what is no picture, is truncated or is too large. OpenCV alone fills what is missing with grey."""
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # our own limit is checked on the next line
+            picture = Image.open(io.BytesIO(data))
+            width, height = picture.size
+            if width * height > MAX_PIXELS:
+                raise ImageError(
+                    f"{path} is {width} x {height} pixels, more than the limit of {MAX_PIXELS:,}: shrink it first"
+                )
+            picture.load()
+    except UnidentifiedImageError:
+        raise ImageError(f"{path} is not an image: give one of {' '.join(SUFFIXES)}") from None
+    except ImageError:
+        raise
+    except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, struct.error, ...
+        raise ImageError(f"{path} is damaged ({error}): save it again or get a whole copy") from None
+
+
+def _from_array(image: np.ndarray) -> np.ndarray:
+    if image.dtype != np.uint8:
+        raise ImageError(f"array: expected dtype uint8, got {image.dtype}: convert it to 0..255 uint8 first")
+    if image.ndim == 2:
+        image = image[:, :, None]
+    if image.ndim != 3 or image.shape[2] not in (1, 3, 4) or 0 in image.shape:
+        raise ImageError(f"array: expected shape [H,W,3], got {list(image.shape)}: reorder or crop it")
+    if image.shape[2] == 1:
+        image = np.repeat(image, 3, axis=2)
+    return np.ascontiguousarray(image[:, :, :3])
+
+
+def _from_tensor(image: torch.Tensor) -> np.ndarray:
+    if image.ndim != 3 or image.shape[0] not in (1, 3) or 0 in image.shape:
+        raise ImageError(f"tensor: expected shape [3,H,W], got {list(image.shape)}: give one picture at a time")
+    if not image.is_floating_point():
+        raise ImageError(f"tensor: expected floats in [0,1], got {image.dtype}: divide by 255 first")
+    image = image.detach().float()
+    low, high = image.aminmax()
+    if not (low >= 0 and high <= 1):  # also catches NaN
+        raise ImageError(f"tensor: expected values in [0,1], got {low:.3g}..{high:.3g}: scale it first")
+    array = (image * 255).round().to(torch.uint8).expand(3, -1, -1).permute(1, 2, 0)
+    return np.ascontiguousarray(array.cpu().numpy())

@@ -1,0 +1,35 @@
+"""Methods that read activations only. Their map is the same for every object of a picture, and the result says so."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from detcam.methods.base import Method
+
+
+class EigenCAM(Method):
+    """Eigen-CAM: the activations projected on their first principal component.
+
+    Muhammad & Yeasin 2020, "Eigen-CAM: Class Activation Map using Principal Components", equation 4, on activations
+    centred per channel. A principal component has no sign of its own: ours is the one whose projection grows with the
+    strength of the activations (sum_k |A_k|).
+    """
+
+    name = "eigencam"
+    formula = "ReLU(+-(A - mean_ij(A)) v), v = first principal component of A"
+    source = "Muhammad & Yeasin 2020, arXiv:2008.00299, eq. 4"
+    reads = "activations"
+    object_specific = False
+    passes = "1 F"
+
+    def maps(self, acts: Tensor, grads: Tensor | None) -> Tensor:
+        """See `Method.maps`."""
+        n, _, h, w = acts.shape
+        cells = acts.flatten(2).transpose(1, 2).double()  # [n, hw, C]
+        centred = cells - cells.mean(dim=1, keepdim=True)
+        _, vectors = torch.linalg.eigh(centred.transpose(1, 2) @ centred)  # ascending eigenvalues
+        projection = (centred @ vectors[:, :, -1:]).squeeze(2)  # [n, hw]
+        strength = cells.abs().sum(dim=2)
+        sign = torch.where((projection * strength).sum(dim=1, keepdim=True) < 0, -1.0, 1.0)
+        return (projection * sign).to(acts.dtype).view(n, h, w)

@@ -1,0 +1,104 @@
+"""Methods that weigh activations by gradients. A: activations, g = dS/dA, ReLU+ = max(0, .); sums over cells are sum_ij."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from detcam.methods.base import Method, PooledMethod
+
+EPSILON = 1e-6  # keeps quotients finite where a channel is silent; pytorch-grad-cam uses 1e-6 and 1e-7
+
+
+class GradCAM(PooledMethod):
+    """Grad-CAM: each channel weighs its mean gradient.
+
+    Selvaraju et al. 2017, "Grad-CAM: Visual Explanations from Deep Networks via Gradient-based Localization",
+    equations 1 and 2. The mean runs over the whole map, so at a detector's head the weights of one object light up
+    every object of its class.
+    """
+
+    name = "gradcam"
+    formula = "ReLU(sum_k mean_ij(g_k) A_k)"
+    source = "Selvaraju et al. 2017, arXiv:1610.02391, eq. 1-2"
+
+    def weights(self, acts: Tensor, grads: Tensor) -> Tensor:
+        """See `PooledMethod.weights`."""
+        return grads.mean(dim=(2, 3))
+
+
+class GradCAMPlusPlus(PooledMethod):
+    """Grad-CAM++: positive gradients, weighted so that several instances of a class count alike.
+
+    Chattopadhay et al. 2018, "Grad-CAM++: Generalized Gradient-based Visual Explanations", equations 11 and 19; with
+    S = exp(logit) the higher derivatives become powers of g.
+    """
+
+    name = "gradcam++"
+    formula = "ReLU(sum_k w_k A_k), w = sum_ij a ReLU(g), a = g^2 / (2 g^2 + (sum_ij A) g^3)"
+    source = "Chattopadhay et al. 2018, arXiv:1710.11063, eq. 11, 19"
+
+    def weights(self, acts: Tensor, grads: Tensor) -> Tensor:
+        """See `PooledMethod.weights`."""
+        squared = grads**2
+        total = acts.sum(dim=(2, 3), keepdim=True)
+        alpha = squared / (2 * squared + total * squared * grads + EPSILON)
+        return (alpha * grads.clamp(min=0)).sum(dim=(2, 3))
+
+
+class XGradCAM(PooledMethod):
+    """XGrad-CAM: gradients weighted by each cell's share of its channel's activation.
+
+    Fu et al. 2020, "Axiom-based Grad-CAM: Towards Accurate Visualization and Explanation of CNNs", equation 8.
+    """
+
+    name = "xgradcam"
+    formula = "ReLU(sum_k w_k A_k), w = sum_ij A g / sum_ij A"
+    source = "Fu et al. 2020, arXiv:2008.02312, eq. 8"
+
+    def weights(self, acts: Tensor, grads: Tensor) -> Tensor:
+        """See `PooledMethod.weights`."""
+        return (acts * grads).sum(dim=(2, 3)) / (acts.sum(dim=(2, 3)) + 1e-7)
+
+
+class HiResCAM(Method):
+    """HiResCAM: gradient times activation, cell by cell, no pooling.
+
+    Draelos & Carin 2020, "Use HiResCAM instead of Grad-CAM for faithful explanations of convolutional neural
+    networks", equation 3. Unlike a pooled weight it keeps where the gradient was, so each object keeps its own map.
+    """
+
+    name = "hirescam"
+    formula = "ReLU(sum_k g_k * A_k)"
+    source = "Draelos & Carin 2020, arXiv:2011.08891, eq. 3"
+
+    def maps(self, acts: Tensor, grads: Tensor | None) -> Tensor:
+        """See `Method.maps`."""
+        assert grads is not None
+        return (acts * grads).sum(dim=1)
+
+
+class ODAM(HiResCAM):
+    """ODAM: the element-wise map of one object's own scalar, at the feature level that the object was read from.
+
+    Zhao & Chan 2023, "ODAM: Gradient-based Instance-Specific Visual Explanations for Object Detection", equation 4.
+    The formula is HiResCAM's; what ODAM adds is the scalar of one instance (class score or a side of its box).
+    """
+
+    name = "odam"
+    source = "Zhao & Chan, ICLR 2023, arXiv:2304.06354, eq. 4"
+
+
+class LayerCAM(Method):
+    """LayerCAM: positive gradients times activations, cell by cell.
+
+    Jiang et al. 2021, "LayerCAM: Exploring Hierarchical Class Activation Maps for Localization", equations 4 to 6.
+    """
+
+    name = "layercam"
+    formula = "ReLU(sum_k ReLU(g_k) * A_k)"
+    source = "Jiang et al. 2021, IEEE TIP 30, eq. 4-6"
+
+    def maps(self, acts: Tensor, grads: Tensor | None) -> Tensor:
+        """See `Method.maps`."""
+        assert grads is not None
+        return (acts * grads.clamp(min=0)).sum(dim=1)

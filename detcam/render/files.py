@@ -1,0 +1,79 @@
+"""An explanation on disk: all of it, or none of it."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import cv2
+import numpy as np
+
+from detcam.errors import OutputError
+from detcam.render.overlay import contact_sheet, draw_box
+
+if TYPE_CHECKING:
+    from detcam.explanation import Explanation
+
+CONTACT_LIMIT = 24  # tiles on a contact sheet; the strongest objects come first
+
+
+def save(explanation: Explanation, folder: Path) -> Path:
+    """Write an explanation into `folder`; see `Explanation.save`."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        work = Path(tempfile.mkdtemp(prefix=".detcam-", dir=folder))
+    except OSError as error:
+        raise OutputError(f"{folder} cannot be written ({error.strerror or error}): choose another --out") from None
+    try:
+        _write_all(explanation, work)
+        for stale in folder.glob("overlay_*.png"):  # of an earlier run with more objects
+            stale.unlink()
+        for path in sorted(work.iterdir()):
+            path.replace(folder / path.name)
+    except OSError as error:
+        raise OutputError(f"{folder} cannot be written ({error.strerror or error}): free some space") from None
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    return folder
+
+
+def _write_all(explanation: Explanation, folder: Path) -> None:
+    document = explanation.to_dict()
+    titles = explanation.labels
+    overlays = [explanation.overlay(i) for i in range(len(explanation))]
+    for i, overlay in enumerate(overlays):
+        name = f"overlay_{i:03d}_{_slug(titles[i])}.png"
+        _write_png(folder / name, overlay)
+        document["objects"][i]["overlay"] = name
+    _write_png(folder / "contact.png", contact_sheet([_overview(explanation), *overlays[:CONTACT_LIMIT]]))
+    np.savez_compressed(folder / "heatmaps.npz", heatmaps=explanation.heatmaps.cpu().numpy())
+    _write_json(folder / "explanation.json", document)
+
+
+def _overview(explanation: Explanation) -> np.ndarray:
+    """The picture with every box."""
+    picture = explanation.image
+    for i in range(len(explanation)):
+        title = f"{explanation.labels[i]} {float(explanation.scores[i]):.2f}"
+        picture = draw_box(picture, explanation.boxes[i].tolist(), title)
+    return picture
+
+
+def _slug(label: str) -> str:
+    """A label as part of a file name: letters, digits, dash."""
+    return re.sub(r"[^a-z0-9]+", "-", label.lower()).strip("-") or "object"
+
+
+def _write_png(path: Path, picture: np.ndarray) -> None:
+    done, data = cv2.imencode(".png", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
+    if not done:
+        raise OSError(f"{path.name} could not be encoded")
+    path.write_bytes(data.tobytes())
+
+
+def _write_json(path: Path, document: dict[str, Any]) -> None:
+    path.write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,0 +1,88 @@
+"""Heatmaps over pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+
+from detcam.errors import InputError, nearest
+
+COLORMAPS = {  # perceptually uniform ones first; jet only for those who ask for it
+    "inferno": cv2.COLORMAP_INFERNO,
+    "magma": cv2.COLORMAP_MAGMA,
+    "viridis": cv2.COLORMAP_VIRIDIS,
+    "cividis": cv2.COLORMAP_CIVIDIS,
+    "turbo": cv2.COLORMAP_TURBO,
+    "jet": cv2.COLORMAP_JET,
+}
+BOX_COLOUR = (64, 224, 255)  # RGB; cyan stays apart from every warm tone of the default colour map
+FONT = cv2.FONT_HERSHEY_SIMPLEX
+
+
+def blend(image: np.ndarray, heatmap: np.ndarray, alpha: float, colormap: str = "inferno") -> np.ndarray:
+    """Lay a heatmap over a picture; the opacity of each pixel grows with its heat, so cold regions stay clear.
+
+    Args:
+        image: [H, W, 3] uint8 RGB.
+        heatmap: [H, W] float32 in [0, 1].
+        alpha: opacity at heat 1, in [0, 1].
+        colormap: a name of COLORMAPS.
+
+    Returns:
+        [H, W, 3] uint8 RGB.
+    """
+    if colormap not in COLORMAPS:
+        raise InputError(f"colormap {colormap!r} does not exist: {nearest(colormap, COLORMAPS)}")
+    levels = np.rint(heatmap * 255).astype(np.uint8)
+    colours = cv2.cvtColor(cv2.applyColorMap(levels, COLORMAPS[colormap]), cv2.COLOR_BGR2RGB)
+    # The square root keeps weak evidence visible.
+    opacity = (alpha * np.sqrt(heatmap))[:, :, None].astype(np.float32)
+    mixed = image.astype(np.float32) * (1 - opacity) + colours.astype(np.float32) * opacity
+    return np.rint(mixed).astype(np.uint8)
+
+
+def draw_box(picture: np.ndarray, box: Sequence[float], title: str) -> np.ndarray:
+    """A copy of the picture with one box (xyxy, pixels) and its title above it, or inside it at the top edge."""
+    picture = picture.copy()
+    height, width = picture.shape[:2]
+    x1, y1, x2, y2 = (round(v) for v in box)
+    thickness = max(round((height + width) / 700), 1)
+    scale = max((height + width) / 2400, 0.4)
+    cv2.rectangle(picture, (x1, y1), (x2 - 1, y2 - 1), BOX_COLOUR, thickness, cv2.LINE_AA)
+    (text_width, text_height), below = cv2.getTextSize(_printable(title), FONT, scale, thickness)
+    bar = text_height + below + 4
+    left = min(max(x1, 0), max(width - text_width - 6, 0))
+    top = y1 - bar if y1 >= bar else max(y1, 0)
+    cv2.rectangle(picture, (left, top), (left + text_width + 6, top + bar), BOX_COLOUR, cv2.FILLED)
+    origin = (left + 3, top + text_height + 2)
+    cv2.putText(picture, _printable(title), origin, FONT, scale, (0, 0, 0), thickness, cv2.LINE_AA)
+    return picture
+
+
+def contact_sheet(pictures: Sequence[np.ndarray], width: int = 1600) -> np.ndarray:
+    """All pictures ([H, W, 3] uint8 RGB, one size) as one sheet of about `width` pixels, in reading order."""
+    columns = min(len(pictures), 2 if len(pictures) <= 2 else 3 if len(pictures) <= 9 else 5)
+    gap = 8
+    tile_width = (width - gap * (columns + 1)) // columns
+    height, source_width = pictures[0].shape[:2]
+    tile_height = max(round(height * tile_width / source_width), 1)
+    rows = -(-len(pictures) // columns)
+    sheet = np.full(
+        (rows * (tile_height + gap) + gap, columns * (tile_width + gap) + gap, 3), 24, np.uint8
+    )
+    for i, picture in enumerate(pictures):
+        y = gap + i // columns * (tile_height + gap)
+        x = gap + i % columns * (tile_width + gap)
+        shrinking = tile_width < source_width
+        tile = cv2.resize(
+            picture, (tile_width, tile_height), interpolation=cv2.INTER_AREA if shrinking else cv2.INTER_LINEAR
+        )
+        sheet[y : y + tile_height, x : x + tile_width] = tile
+    return sheet
+
+
+def _printable(text: str) -> str:
+    """OpenCV's font has ASCII only; anything else becomes a question mark."""
+    return text.encode("ascii", "replace").decode()

@@ -1,0 +1,78 @@
+"""The objects that a model found in one picture, frozen and shape-checked."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Objects:
+    """The N objects of one picture, in the order of the library's own predict call.
+
+    Attributes:
+        boxes: [N, 4] float32, (x1, y1, x2, y2) in source pixels.
+        scores: [N] float32 in [0, 1].
+        class_ids: [N] int64.
+        labels: N class names.
+        index: [N] int64, the anchor, query or proposal that each object was read from.
+        level: [N] int64, the feature level of that anchor; 0 where a model has one level.
+        network_boxes: [N, 4] float32, the boxes in pixels of the network's input.
+        mask_logits: [N, h, w] float32 at the model's own mask resolution, or None.
+
+    Raises:
+        ValueError: if a shape does not fit N.
+    """
+
+    boxes: Tensor
+    scores: Tensor
+    class_ids: Tensor
+    labels: tuple[str, ...]
+    index: Tensor
+    level: Tensor
+    network_boxes: Tensor
+    mask_logits: Tensor | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        n = len(self.labels)
+        expected = {
+            "boxes": (n, 4),
+            "scores": (n,),
+            "class_ids": (n,),
+            "index": (n,),
+            "level": (n,),
+            "network_boxes": (n, 4),
+        }
+        for name, shape in expected.items():
+            actual = tuple(getattr(self, name).shape)
+            if actual != shape:
+                raise ValueError(f"Objects.{name}: expected shape {shape}, got {actual}")
+        if self.mask_logits is not None and (self.mask_logits.ndim != 3 or len(self.mask_logits) != n):
+            raise ValueError(
+                f"Objects.mask_logits: expected shape ({n}, h, w), got {tuple(self.mask_logits.shape)}"
+            )
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def select(self, keep: Tensor) -> Objects:
+        """The objects at the positions `keep` ([K] int64), in that order."""
+        return replace(
+            self,
+            boxes=self.boxes[keep],
+            scores=self.scores[keep],
+            class_ids=self.class_ids[keep],
+            labels=tuple(self.labels[i] for i in keep.tolist()),
+            index=self.index[keep],
+            level=self.level[keep],
+            network_boxes=self.network_boxes[keep],
+            mask_logits=None if self.mask_logits is None else self.mask_logits[keep],
+        )
+
+
+def image_index(objects: list[Objects], device: torch.device) -> Tensor:
+    """[sum N] int64: for the objects of all pictures of a batch, one after the other, the picture of each."""
+    counts = torch.tensor([len(o) for o in objects], device=device)
+    return torch.repeat_interleave(torch.arange(len(objects), device=device), counts)
