@@ -134,7 +134,11 @@ class Explainer:
     def _explain(self, batch: list[_Placed]) -> list[Explanation]:
         geometries = [picture.geometry for picture in batch]
         # Leave the caller's no_grad, inference_mode and autocast: the graph needs gradients in the model's own dtype.
-        with torch.inference_mode(False), torch.enable_grad(), Capture(self._modules(), self.plan.cut_all) as capture:
+        with (
+            torch.inference_mode(False),
+            torch.enable_grad(),
+            Capture(self._modules(), self.plan.cut_all) as capture,
+        ):
             outputs = self.adapter.forward(torch.stack([picture.tensor for picture in batch]), self.max_det)
             if capture.missing():
                 raise LayerError(
@@ -146,9 +150,7 @@ class Explainer:
         explanations = []
         for picture, found in zip(batch, objects, strict=True):
             n = len(found)
-            explanations.append(
-                Explanation(picture.image, found, maps[:n], notes[:n], self.settings, picture.geometry)
-            )
+            explanations.append(Explanation(picture.image, found, maps[:n], notes[:n], self.settings, picture.geometry))
             maps, notes = maps[n:], notes[n:]
         return explanations
 
@@ -195,9 +197,7 @@ class Explainer:
         reached: set[str] = set()
         groups = [(torch.arange(len(scalars), device=scalars.device), captured)]
         if self.plan.fuse == "own":  # ask for the gradient at the object's own level only
-            groups = [
-                ((levels == i).nonzero().flatten(), [layer]) for i, layer in enumerate(self._by_level(captured))
-            ]
+            groups = [((levels == i).nonzero().flatten(), [layer]) for i, layer in enumerate(self._by_level(captured))]
         for members, layers in groups:
             tensors = [layer.tensor for layer in layers]
             for turn, gradients in object_gradients(scalars[members], images[members], tensors):
@@ -276,9 +276,7 @@ class Explainer:
 def _add(maps: list[Tensor]) -> Tensor:
     """The sum [n, h, w] of maps [n, h_l, w_l] at the finest resolution among them."""
     finest = max((m.shape[1:] for m in maps), key=lambda shape: shape[0] * shape[1])
-    resized = [
-        m if m.shape[1:] == finest else interpolate(m[:, None], finest, mode="bilinear")[:, 0] for m in maps
-    ]
+    resized = [m if m.shape[1:] == finest else interpolate(m[:, None], finest, mode="bilinear")[:, 0] for m in maps]
     return torch.stack(resized).sum(dim=0)
 
 

@@ -120,9 +120,7 @@ class Explanation:
             result[places] = full
         return result
 
-    def _upsample(
-        self, maps: Tensor, size: tuple[int, int], normalize: str, relu: bool, dtype: torch.dtype
-    ) -> Tensor:
+    def _upsample(self, maps: Tensor, size: tuple[int, int], normalize: str, relu: bool, dtype: torch.dtype) -> Tensor:
         """[N, h, w] maps over the network's input as [N, *size] over the source picture."""
         n = len(maps)
         integer = not dtype.is_floating_point and normalize == "none"

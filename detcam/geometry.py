@@ -70,7 +70,5 @@ def letterbox(image: np.ndarray, size: tuple[int, int], stride: int) -> tuple[np
     left, right = round(spare_x - 0.1), round(spare_x + 0.1)
     if resized != source:
         image = cv2.resize(image, resized[::-1], interpolation=cv2.INTER_LINEAR)
-    image = cv2.copyMakeBorder(
-        image, top, bottom, left, right, cv2.BORDER_CONSTANT, value=(PADDING_GREY,) * 3
-    )
+    image = cv2.copyMakeBorder(image, top, bottom, left, right, cv2.BORDER_CONSTANT, value=(PADDING_GREY,) * 3)
     return image, Geometry(source, resized, (top, left), (image.shape[0], image.shape[1]))

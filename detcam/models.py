@@ -42,13 +42,16 @@ def _load_checkpoint(path: Path) -> Any:
         from ultralytics.nn.tasks import torch_safe_load
     except ImportError:
         raise ImportError(
-            f'{path.name} is an Ultralytics checkpoint and ultralytics is not installed: pip install "detcam[ultralytics]"'
+            f"{path.name} is an Ultralytics checkpoint and ultralytics is not installed: "
+            'pip install "detcam[ultralytics]"'
         ) from None
     try:
         checkpoint, _ = torch_safe_load(str(path), safe_only=True)
         module = (checkpoint.get("ema") or checkpoint["model"]).float()
     except Exception as error:  # unpickling raises anything; the reason's first line is what a user can act on
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ModelError(f"model {path} cannot be loaded ({reason}): give an Ultralytics detect or segment .pt") from None
+        raise ModelError(
+            f"model {path} cannot be loaded ({reason}): give an Ultralytics detect or segment .pt"
+        ) from None
     module.args = checkpoint.get("train_args") or getattr(module, "args", {})
     return module.eval()

@@ -50,9 +50,7 @@ class Objects:
             if actual != shape:
                 raise ValueError(f"Objects.{name}: expected shape {shape}, got {actual}")
         if self.mask_logits is not None and (self.mask_logits.ndim != 3 or len(self.mask_logits) != n):
-            raise ValueError(
-                f"Objects.mask_logits: expected shape ({n}, h, w), got {tuple(self.mask_logits.shape)}"
-            )
+            raise ValueError(f"Objects.mask_logits: expected shape ({n}, h, w), got {tuple(self.mask_logits.shape)}")
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -41,7 +41,9 @@ class Adapter(ABC):
     """
 
     family: ClassVar[str]
+    models: ClassVar[str]  # the models of the family that it serves, for people to read
     targets: ClassVar[tuple[str, ...]]  # the targets that some model of the family has
+    install: ClassVar[str]  # how to get the family's library
     module: nn.Module  # the private view
     task: str
 
@@ -54,9 +56,7 @@ class Adapter(ABC):
         """The model's raw, differentiable outputs for a batch [B, 3, h, w]."""
 
     @abstractmethod
-    def detect(
-        self, outputs: Any, geometries: list[Geometry], conf: float, iou: float, max_det: int
-    ) -> list[Objects]:
+    def detect(self, outputs: Any, geometries: list[Geometry], conf: float, iou: float, max_det: int) -> list[Objects]:
         """The objects of each picture: exactly those of the library's own predict call, in its order."""
 
     @abstractmethod

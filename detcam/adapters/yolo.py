@@ -50,13 +50,18 @@ class YoloAdapter(Adapter):
     """
 
     family = "ultralytics"
+    models = "YOLO detect and segment: v3u, v5u, v6, v8, v9, v10, 11, 12, 26"
+    install = 'pip install "detcam[ultralytics]"'
     targets = ("class", "prob", "margin", "box", *SIDES, "mask")
 
     def __init__(self, module: nn.Module, imgsz: int | tuple[int, int]) -> None:
         self.module = module
-        self.head: Any = module.model[-1]  # type: ignore[index]
+        network: Any = module
+        self.sequence = network.model  # the nn.Sequential of numbered layers
+        self.backbone = len(network.yaml["backbone"])  # layers 0 .. backbone - 1; the neck and the head follow
+        self.head = self.sequence[-1]
         self.task = "segment" if hasattr(self.head, "proto") else "detect"
-        self.names: dict[int, str] = dict(module.names)  # type: ignore[arg-type]
+        self.names: dict[int, str] = dict(network.names)
         self.stride = max(int(self.head.stride.max()), 32)
         size = (imgsz, imgsz) if isinstance(imgsz, int) else imgsz
         self.size = tuple(-(-side // self.stride) * self.stride for side in size)
@@ -80,9 +85,7 @@ class YoloAdapter(Adapter):
         overrides = getattr(model, "overrides", None)
         module = model.model if overrides is not None else model  # a wrapper keeps its nn.Module in .model
         if not isinstance(module, nn.Module):
-            raise ModelError(
-                f"{module}: an exported model has no gradients: give the .pt weights it was made from"
-            )
+            raise ModelError(f"{module}: an exported model has no gradients: give the .pt weights it was made from")
         layers = getattr(module, "model", None)
         head = layers[-1] if isinstance(layers, nn.Sequential) else None
         if type(head).__name__ not in ("Detect", "v10Detect", "Segment", "Segment26"):
@@ -127,13 +130,10 @@ class YoloAdapter(Adapter):
         """See `Adapter.detect`: Ultralytics' own non-maximum suppression, with the anchor carried along."""
         rows = self._kept_rows(outputs, conf, iou, max_det)
         return [
-            self._objects(outputs, image, row, anchors, geometries[image])
-            for image, (row, anchors) in enumerate(rows)
+            self._objects(outputs, image, row, anchors, geometries[image]) for image, (row, anchors) in enumerate(rows)
         ]
 
-    def _kept_rows(
-        self, outputs: YoloOutputs, conf: float, iou: float, max_det: int
-    ) -> list[tuple[Tensor, Tensor]]:
+    def _kept_rows(self, outputs: YoloOutputs, conf: float, iou: float, max_det: int) -> list[tuple[Tensor, Tensor]]:
         """For each picture: rows [N, 6] (xyxy, score, class) in network pixels, and their anchors [N]."""
         from ultralytics.utils.nms import non_max_suppression
 
@@ -150,9 +150,7 @@ class YoloAdapter(Adapter):
         kept = non_max_suppression(tagged, conf, iou, max_det=max_det, nc=classes)
         return [(rows[:, :6], rows[:, 6].long()) for rows in kept]
 
-    def _objects(
-        self, outputs: YoloOutputs, image: int, rows: Tensor, anchors: Tensor, geometry: Geometry
-    ) -> Objects:
+    def _objects(self, outputs: YoloOutputs, image: int, rows: Tensor, anchors: Tensor, geometry: Geometry) -> Objects:
         boxes, class_ids = rows[:, :4].float(), rows[:, 5].long()
         last_anchors = torch.tensor([h * w for h, w in outputs.cells], device=rows.device).cumsum(0) - 1
         masks = None
@@ -212,22 +210,17 @@ class YoloAdapter(Adapter):
 
     def layers(self, preset: str) -> LayerPlan:
         """See `Adapter.layers`."""
-        inputs = self._inputs_of(len(self.module.model) - 1)  # type: ignore[arg-type]
+        inputs = self._inputs_of(len(self.sequence) - 1)
         if preset == "level":
             return LayerPlan(tuple(f"model.{i}" for i in inputs), cut_all=True, fuse="own")
         # The neck reads the backbone's last layer and, through skips, earlier ones.
-        backbone = len(self.module.yaml["backbone"])  # type: ignore[index, arg-type]
-        doors = {
-            i
-            for layer in range(backbone, len(self.module.model))  # type: ignore[arg-type]
-            for i in self._inputs_of(layer)
-            if i < backbone
-        }
+        beyond = range(self.backbone, len(self.sequence))
+        doors = {i for layer in beyond for i in self._inputs_of(layer) if i < self.backbone}
         return LayerPlan(tuple(f"model.{i}" for i in sorted(doors)), cut_all=True, fuse="sum")
 
     def _inputs_of(self, layer: int) -> list[int]:
         """The indices of the layers that feed `layer`, in its own order."""
-        source: Any = self.module.model[layer].f  # type: ignore[index]
+        source: Any = self.sequence[layer].f
         sources = [source] if isinstance(source, int) else source
         return [layer + i if i < 0 else i for i in sources]
 

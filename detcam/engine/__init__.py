@@ -1,4 +1,4 @@
-"""Activations and gradients of any torch model: a private view of it, cuts in its graph, N gradients from one forward."""
+"""Activations and gradients of any torch model: a private view, cuts in its graph, N gradients from one forward."""
 
 from detcam.engine.capture import Capture, Captured
 from detcam.engine.gradients import object_gradients

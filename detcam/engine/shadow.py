@@ -38,7 +38,7 @@ def shadow(model: nn.Module) -> nn.Module:
         view = copy.deepcopy(model, memo)
         for module in view.modules():
             if getattr(module, "inplace", False) is True:
-                module.inplace = False
+                module.inplace = False  # type: ignore[assignment]
     return view.eval()
 
 

@@ -1,4 +1,4 @@
-"""Methods that weigh activations by gradients. A: activations, g = dS/dA, ReLU+ = max(0, .); sums over cells are sum_ij."""
+"""Methods that weigh activations A by gradients g = dS/dA; sum_ij and mean_ij run over cells, sum_k over channels."""
 
 from __future__ import annotations
 

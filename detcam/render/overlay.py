@@ -69,15 +69,15 @@ def contact_sheet(pictures: Sequence[np.ndarray], width: int = 1600) -> np.ndarr
     height, source_width = pictures[0].shape[:2]
     tile_height = max(round(height * tile_width / source_width), 1)
     rows = -(-len(pictures) // columns)
-    sheet = np.full(
-        (rows * (tile_height + gap) + gap, columns * (tile_width + gap) + gap, 3), 24, np.uint8
-    )
+    sheet = np.full((rows * (tile_height + gap) + gap, columns * (tile_width + gap) + gap, 3), 24, np.uint8)
     for i, picture in enumerate(pictures):
         y = gap + i // columns * (tile_height + gap)
         x = gap + i % columns * (tile_width + gap)
         shrinking = tile_width < source_width
         tile = cv2.resize(
-            picture, (tile_width, tile_height), interpolation=cv2.INTER_AREA if shrinking else cv2.INTER_LINEAR
+            picture,
+            (tile_width, tile_height),
+            interpolation=cv2.INTER_AREA if shrinking else cv2.INTER_LINEAR,
         )
         sheet[y : y + tile_height, x : x + tile_width] = tile
     return sheet

@@ -1,0 +1,264 @@
+"""The command line: thin, each command a few calls into the package.
+
+Exit codes: 0; 2 for wrong usage or input, with one line on standard error; 1 for a failure inside.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import traceback
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+from rich.text import Text
+
+from detcam.errors import DetcamError, InputError, OutputError
+
+app = typer.Typer(
+    name="detcam",
+    help="For every object that a detector or segmenter found: a heatmap of the pixels that made it say so.",
+    epilog="Give --debug with any command for the full traceback of an error.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+)
+out = Console(highlight=False, soft_wrap=True)
+
+ModelArgument = Annotated[str, typer.Argument(help="A .pt path, or the name of a demo model.", show_default=False)]
+JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
+
+EXPLAIN_EPILOG = """
+Examples:
+
+`detcam explain street.jpg --model yolov8n.pt`
+
+`detcam explain a.jpg b.jpg --model yolov8n-seg.pt --target mask --out maps`
+
+`detcam explain street.jpg --model yolov8n.pt --method gradcam --layers model.9`
+"""
+
+
+@app.command(epilog=EXPLAIN_EPILOG)
+def explain(
+    images: Annotated[list[Path], typer.Argument(help="Image files.", show_default=False)],
+    model: Annotated[str | None, typer.Option(help="A .pt path, or a demo model's name. [default: scenes]")] = None,
+    method: Annotated[str | None, typer.Option(help="See `detcam methods`. [default: auto]")] = None,
+    layers: Annotated[
+        str | None,
+        typer.Option(help="auto, level, evidence, or module names with commas between. [default: auto]"),
+    ] = None,
+    target: Annotated[
+        str | None,
+        typer.Option(help="class, prob, margin, box, left, top, right, bottom, mask. [default: class]"),
+    ] = None,
+    conf: Annotated[float | None, typer.Option(help="Lowest score of an object. [default: 0.25]")] = None,
+    iou: Annotated[float | None, typer.Option(help="Overlap at which a weaker box is dropped. [default: 0.7]")] = None,
+    max_det: Annotated[int | None, typer.Option(help="Objects per picture. [default: 300]")] = None,
+    imgsz: Annotated[int | None, typer.Option(help="Network input size. [default: the model's]")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1. [default: the model's]")] = None,
+    out_dir: Annotated[Path, typer.Option("--out", help="Folder for the results.")] = Path("detcam-out"),
+    config: Annotated[Path | None, typer.Option(help="A YAML preset, see configs/; flags win over it.")] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Explain every object in one or more pictures.
+
+    Writes explanation.json, heatmaps.npz, an overlay per object and contact.png; with several images, into a
+    folder for each.
+    """
+    from detcam.config import Preset, read_preset
+
+    preset = read_preset(config) if config else Preset()
+    preset = preset.updated(
+        model=model, method=method, layers=_split(layers), target=target, conf=conf, iou=iou, max_det=max_det,
+        imgsz=imgsz, device=device,
+    )  # fmt: skip
+    _require_files(images)
+    _require_writable(out_dir)
+    explainer = _explainer(preset.model_dump())
+    documents = []
+    for path, folder in _progress(list(zip(images, _folders(images, out_dir), strict=True)), quiet=as_json):
+        explanation = explainer(path)
+        explanation.save(folder)
+        documents.append({"source": str(path), "folder": str(folder), **explanation.to_dict()})
+        if not as_json:
+            out.print(f"{path}: {_count(explanation.labels)} -> {folder}", markup=False)
+    if as_json:
+        print(json.dumps(documents, indent=2, ensure_ascii=False))
+
+
+@app.command(epilog="Example: `detcam demo --out demo`")
+def demo(
+    out_dir: Annotated[Path, typer.Option("--out", help="Folder for the results.")] = Path("demo"),
+    scenes: Annotated[int, typer.Option(min=1, max=100, help="How many scenes.")] = 3,
+) -> None:
+    """Explain held-out scenes with the demo model that comes with the package: needs no weights and no photo."""
+    from detcam.scenes import HELD_OUT_SEED, draw_scene
+
+    _require_writable(out_dir)
+    explainer = _explainer({"model": "scenes"})
+    for i in range(scenes):
+        folder = out_dir if i == 0 else out_dir / f"scene_{i + 1:03d}"
+        explanation = explainer(
+            draw_scene(HELD_OUT_SEED + DEMO_SEEDS[i % len(DEMO_SEEDS)] + i // len(DEMO_SEEDS)).image
+        )
+        explanation.save(folder)
+        out.print(f"scene {i + 1}: {_count(explanation.labels)} -> {folder}", markup=False)
+    out.print(f"Open {out_dir / 'contact.png'}. The same for a photo of yours, with weights you have or that")
+    out.print("ultralytics downloads:\n\n    detcam explain photo.jpg --model yolov8n.pt --out photo-maps\n")
+
+
+DEMO_SEEDS = (4, 0, 3)  # the first scenes of the held-out seeds that a newcomer sees
+
+
+@app.command(epilog="Example: `detcam methods --json`")
+def methods(as_json: JsonFlag = False) -> None:
+    """List the methods: what each reads, what it costs, and its paper."""
+    from detcam.methods import DEFAULT, METHODS
+
+    fields = ("name", "formula", "reads", "object_specific", "passes", "source")
+    rows = [{field: getattr(method, field) for field in fields} for method in METHODS.values()]
+    if as_json:
+        print(json.dumps({"default": DEFAULT, "methods": rows}, indent=2))
+        return
+    table = Table("method", "map, and where it comes from", "per object", "cost", title=f"default: {DEFAULT}")
+    for row in rows:
+        own = "yes" if row["object_specific"] else "no"
+        table.add_row(row["name"], Text(f"{row['formula']}\n{row['source']}"), own, row["passes"])
+    out.print(table)
+
+
+@app.command(epilog="Example: `detcam families`")
+def families(as_json: JsonFlag = False) -> None:
+    """List the families of models that can be explained."""
+    from detcam.adapters import ADAPTERS
+
+    rows: list[dict[str, Any]] = [
+        {"family": a.family, "models": a.models, "targets": list(a.targets), "install": a.install} for a in ADAPTERS
+    ]
+    if as_json:
+        print(json.dumps(rows, indent=2))
+        return
+    table = Table("family", "models", "targets", "install")
+    for row in rows:
+        table.add_row(row["family"], row["models"], ", ".join(row["targets"]), row["install"])
+    out.print(table, markup=False)
+
+
+@app.command(epilog="Example: `detcam layers yolov8n.pt`")
+def layers(model: ModelArgument, as_json: JsonFlag = False) -> None:
+    """List the layers of MODEL that can carry a heatmap, and which ones the presets use."""
+    from detcam.layers import candidate_layers
+
+    rows = candidate_layers(_explainer({"model": model}))
+    if as_json:
+        print(json.dumps([row.to_dict() for row in rows], indent=2))
+        return
+    table = Table("layer", "module", "channels", "cells", "stride", "presets")
+    for row in rows:
+        cells = f"{row.height} x {row.width}"
+        table.add_row(row.name, row.kind, str(row.channels), cells, f"{row.stride:g}", ", ".join(row.presets))
+    out.print(table, markup=False)
+
+
+@app.command(epilog="Example: `detcam doctor`")
+def doctor(as_json: JsonFlag = False) -> None:
+    """Say what this machine can do: versions, devices, compiled operations."""
+    from detcam.doctor import examine, summary
+
+    facts = examine()
+    if as_json:
+        print(json.dumps(facts, indent=2))
+        return
+    for line in summary(facts):
+        out.print(line, markup=False)
+
+
+def _explainer(options: dict[str, Any]) -> Any:
+    from detcam.explainer import Explainer
+
+    return Explainer(**options)
+
+
+def _split(layers: str | None) -> str | list[str] | None:
+    """One name or preset as it is; several names as a list."""
+    return layers.split(",") if layers and "," in layers else layers
+
+
+def _require_files(images: Sequence[Path]) -> None:
+    """Complain about a missing picture before the model is loaded and before anything is written."""
+    for path in images:
+        if not path.exists():
+            raise InputError(f"{path} does not exist: check the path")
+
+
+def _require_writable(folder: Path) -> None:
+    parent = folder.absolute()
+    while not parent.exists():
+        parent = parent.parent
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise OutputError(f"{folder} cannot be written ({parent} is no writable folder): choose another --out")
+
+
+def _folders(images: Sequence[Path], folder: Path) -> list[Path]:
+    """Where each picture's results go: the folder itself for one, else a folder of the picture's name in it."""
+    if len(images) == 1:
+        return [folder]
+    seen: dict[str, int] = {}
+    folders = []
+    for path in images:
+        seen[path.stem] = seen.get(path.stem, 0) + 1
+        count = seen[path.stem]
+        folders.append(folder / (path.stem if count == 1 else f"{path.stem}_{count}"))
+    return folders
+
+
+def _progress(items: list[Any], quiet: bool) -> Iterator[Any]:
+    """A progress bar on a terminal, for more than one item; plain otherwise."""
+    if quiet or len(items) < 2 or not out.is_terminal:
+        return iter(items)
+    return iter(track(items, description="explaining", console=out, transient=True))
+
+
+def _count(labels: Sequence[str]) -> str:
+    """`5 objects (4 person, 1 bus)`."""
+    kinds = [f"{labels.count(label)} {label}" for label in dict.fromkeys(labels)]
+    listed = f" ({', '.join(kinds)})" if kinds else ""
+    return f"{len(labels)} object{'' if len(labels) == 1 else 's'}{listed}"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line and exit with its code."""
+    sys.exit(run(sys.argv[1:] if arguments is None else arguments))
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command and return its exit code; errors are one line on standard error."""
+    debug = "--debug" in arguments
+    arguments = [argument for argument in arguments if argument != "--debug"]
+    os.environ.setdefault("YOLO_VERBOSE", "False")  # ultralytics' banner would mix with our output
+    try:
+        return app(list(arguments), standalone_mode=False, prog_name="detcam") or 0
+    except KeyboardInterrupt:
+        return _fail("interrupted", 130)
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        if hasattr(error, "format_message"):  # a usage error of typer's parser
+            return _fail(f"{error.format_message()} Try 'detcam --help'.", 2)
+        if isinstance(error, (DetcamError, ImportError)):
+            return _fail(str(error), 2)
+        reason = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+        return _fail(f"{reason} (a failure inside detcam; run again with --debug and report it)", 1)
+
+
+def _fail(message: str, code: int) -> int:
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    return code

@@ -1,0 +1,47 @@
+"""What this machine can do for detcam, said plainly."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+from typing import Any
+
+import torch
+
+from detcam import ops, zoo
+
+PACKAGES = ("torch", "torchvision", "ultralytics", "transformers", "numpy", "opencv-python")
+
+
+def examine() -> dict[str, Any]:
+    """Versions, devices, and which compiled operations are loaded (and if not, why)."""
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(terse=True),
+        "packages": {name: _version(name) for name in ("detcam", *PACKAGES)},
+        "threads": torch.get_num_threads(),
+        "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "compiled": {device: ops.is_compiled(device) for device in ("cpu", "cuda")},
+        "build": ops.build_info(),
+        "demo_models": list(zoo.names()),
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def summary(facts: dict[str, Any]) -> list[str]:
+    """The facts as lines for a person."""
+    packages = facts["packages"]
+    lines = [f"detcam {packages['detcam']} on Python {facts['python']}, {facts['platform']}"]
+    lines += [f"  {name}: {packages[name] or 'not installed'}" for name in PACKAGES]
+    lines.append(f"  GPU: {facts['cuda'] or 'none, everything runs on the CPU'} ({facts['threads']} CPU threads)")
+    for device, compiled in facts["compiled"].items():
+        reason = facts["build"].get("missing", {}).get(device, "not built")
+        lines.append(f"  operations for {device}: " + ("compiled" if compiled else f"pure PyTorch, slower ({reason})"))
+    lines.append(f"  demo models: {', '.join(facts['demo_models']) or 'none'}")
+    return lines
