@@ -10,17 +10,17 @@ from typing import Any, overload
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import interpolate
 
 from detcam.adapters import TARGETS, LayerPlan, Target, adapter_for
-from detcam.engine import Capture, Captured, object_gradients, shadow
+from detcam.engine import Capture, Captured, shadow
 from detcam.errors import InputError, LayerError, TargetError, nearest
 from detcam.explanation import Explanation
 from detcam.geometry import Geometry
 from detcam.images import read_image
+from detcam.maps import LocalMaps, Maps, full_maps, shared_maps
 from detcam.methods import Method, get_method
 from detcam.models import load_model
-from detcam.types import Objects, image_index
+from detcam.types import Objects
 
 PRESETS = ("auto", "level", "evidence")
 DEFAULT_PRESET = "level"
@@ -55,6 +55,7 @@ class Explainer:
         max_det: largest number of objects per picture.
         imgsz: longest side of the network's input in pixels; None: what the model's own predict call would use.
         device: where to run; None: where the model is.
+        memory: bytes that the gradients of a chunk of objects may take, roughly; fewer bytes, more chunks.
 
     Raises:
         InputError: for a model, method, layer, target, option or device that cannot be used.
@@ -71,6 +72,7 @@ class Explainer:
         max_det: int = 300,
         imgsz: int | None = None,
         device: str | torch.device | None = None,
+        memory: int = 256 * 2**20,
     ) -> None:
         _check_options(conf, iou, max_det, imgsz, target)
         self.method = get_method(method)
@@ -85,7 +87,15 @@ class Explainer:
         if device is not None:
             view.to(_checked_device(device))  # moves the view's tensors only
         self.adapter = adapter(view, imgsz or default_size)
+        if isinstance(target, str) and target not in self.adapter.available:
+            raise TargetError(
+                f"target {target!r} does not exist for this {adapter.family} {self.adapter.task} model: "
+                f"{nearest(target, self.adapter.available)}"
+            )
         self.plan = self._plan(layers, module)
+        self._local: LocalMaps | None = None
+        if isinstance(target, str) and isinstance(layers, str) and layers in PRESETS and self.method.object_specific:
+            self._local = LocalMaps(self.adapter, self.method, self.plan, target, memory)
         self.settings = {
             "model": name,
             "family": adapter.family,
@@ -133,25 +143,34 @@ class Explainer:
 
     def _explain(self, batch: list[_Placed]) -> list[Explanation]:
         geometries = [picture.geometry for picture in batch]
-        # Leave the caller's no_grad, inference_mode and autocast: the graph needs gradients in the model's own dtype.
-        with (
-            torch.inference_mode(False),
-            torch.enable_grad(),
-            Capture(self._modules(), self.plan.cut_all) as capture,
-        ):
-            outputs = self.adapter.forward(torch.stack([picture.tensor for picture in batch]), self.max_det)
+        local = self._local is not None and self._local.exact
+        # Leave the caller's no_grad, inference_mode and autocast; windows need no graph of the whole model.
+        with torch.inference_mode(False), torch.autocast(self.adapter.device.type, enabled=False):
+            with torch.set_grad_enabled(not local), Capture(self._modules(), self.plan.cut_all) as capture:
+                outputs = self.adapter.forward(torch.stack([picture.tensor for picture in batch]), self.max_det)
             if capture.missing():
                 raise LayerError(
                     f"layer {capture.missing()[0]!r} did not run or put out no [B,C,h,w] tensor: `detcam layers` "
                     "lists layers that do"
                 )
             objects = self.adapter.detect(outputs, geometries, self.conf, self.iou, self.max_det)
-            maps, notes = self._maps(outputs, objects, capture.captured)
+            made = self._maps(outputs, objects, capture.captured, geometries[0].network)
+        if made is None:  # windows are not exact for this model
+            return self._explain(batch)
+        return self._explanations(batch, objects, made)
+
+    def _explanations(self, batch: list[_Placed], objects: list[Objects], made: Maps) -> list[Explanation]:
         explanations = []
+        start = 0
         for picture, found in zip(batch, objects, strict=True):
-            n = len(found)
-            explanations.append(Explanation(picture.image, found, maps[:n], notes[:n], self.settings, picture.geometry))
-            maps, notes = maps[n:], notes[n:]
+            own = slice(start, start + len(found))
+            start += len(found)
+            maps = made.maps[own]
+            notes = [
+                self._note(raw, silent, level)
+                for raw, silent, level in zip(maps, made.silent[own], found.level.tolist(), strict=True)
+            ]
+            explanations.append(Explanation(picture.image, found, maps, notes, self.settings, picture.geometry))
         return explanations
 
     def _modules(self) -> dict[str, nn.Module]:
@@ -159,22 +178,17 @@ class Explainer:
         return {name: named[name] for name in self.plan.names}
 
     def _maps(
-        self, outputs: Any, objects: list[Objects], captured: list[Captured]
-    ) -> tuple[list[Tensor], list[str | None]]:
-        """Raw coarse maps and notes for the objects of all pictures of a batch, one after the other."""
-        device = captured[0].tensor.device
-        images = image_index(objects, device)
-        if not len(images):
-            return [], []
-        levels = torch.cat([o.level for o in objects])
+        self, outputs: Any, objects: list[Objects], captured: list[Captured], size: tuple[int, int]
+    ) -> Maps | None:
+        """Raw coarse maps of the objects of all pictures, one after the other; None: do it again without windows."""
+        if not sum(len(o) for o in objects):
+            return Maps([], [])
         if not self.method.object_specific:
-            return self._shared_maps(captured, images, levels)
+            return shared_maps(self.method, self.plan, captured, objects)
+        if self._local is not None and self._local.exact:
+            return self._local.maps(captured, objects, size)
         scalars = self._scalars(outputs, objects)
-        # Several scalars of one object (the four sides of its box) combine by element-wise maximum, as in ODAM.
-        columns = [self._gradient_maps(column, images, levels, captured) for column in scalars.unbind(1)]
-        maps = [torch.stack(versions).amax(dim=0) for versions in zip(*(m for m, _ in columns), strict=True)]
-        silent = torch.stack([s for _, s in columns]).all(dim=0).tolist()
-        return maps, [self._note(m, s, level) for m, s, level in zip(maps, silent, levels.tolist(), strict=True)]
+        return full_maps(self.method, self.plan, captured, scalars, objects, str(self.settings["target"]))
 
     def _scalars(self, outputs: Any, objects: list[Objects]) -> Tensor:
         """[sum N, K] differentiable scalars; K is 1 but for targets that combine several."""
@@ -182,68 +196,16 @@ class Explainer:
         if isinstance(self.target, str):
             scalars = self.adapter.score(outputs, objects, self.target)
         else:
-            scalars = self.target(outputs, objects)
+            with torch.enable_grad():
+                scalars = self.target(outputs, objects)
             if not isinstance(scalars, Tensor) or scalars.shape != (total,):
                 actual = list(scalars.shape) if isinstance(scalars, Tensor) else type(scalars).__name__
                 raise TargetError(f"target callable: expected a tensor of shape [{total}], got {actual}")
         return scalars if scalars.ndim == 2 else scalars[:, None]
 
-    def _gradient_maps(
-        self, scalars: Tensor, images: Tensor, levels: Tensor, captured: list[Captured]
-    ) -> tuple[list[Tensor], Tensor]:
-        """For one scalar per object: N maps, and [N] bool: whether its gradient is zero at all layers."""
-        maps: list[Tensor] = [torch.empty(0)] * len(scalars)
-        silent = torch.ones(len(scalars), dtype=torch.bool, device=scalars.device)
-        reached: set[str] = set()
-        groups = [(torch.arange(len(scalars), device=scalars.device), captured)]
-        if self.plan.fuse == "own":  # ask for the gradient at the object's own level only
-            groups = [((levels == i).nonzero().flatten(), [layer]) for i, layer in enumerate(self._by_level(captured))]
-        for members, layers in groups:
-            tensors = [layer.tensor for layer in layers]
-            for turn, gradients in object_gradients(scalars[members], images[members], tensors):
-                places = members[turn]
-                parts = []
-                for layer, gradient in zip(layers, gradients, strict=True):
-                    if gradient is None:
-                        continue
-                    reached.add(layer.name)
-                    silent[places] &= ~gradient.flatten(1).any(dim=1)
-                    acts = layer.tensor.detach()[images[places]].float()
-                    parts.append(self.method.maps(acts, gradient.float()))
-                if parts:
-                    for place, fused in zip(places.tolist(), _add(parts), strict=True):
-                        maps[place] = fused
-            self._require_reached(members, layers, reached)
-        return maps, silent
-
-    def _by_level(self, captured: list[Captured]) -> list[Captured]:
-        """The captured tensors in the order of the feature levels, which need not be the order they ran in."""
-        named = {layer.name: layer for layer in captured}
-        return [named[name] for name in self.plan.names]
-
-    def _require_reached(self, members: Tensor, layers: list[Captured], reached: set[str]) -> None:
-        unreached = [layer.name for layer in layers if layer.name not in reached]
-        if len(members) and unreached:
-            raise LayerError(
-                f"layer {unreached[0]!r}: the {self.settings['target']} score does not depend on it: choose a layer "
-                "between the input and the head's outputs, see `detcam layers`"
-            )
-
-    def _shared_maps(
-        self, captured: list[Captured], images: Tensor, levels: Tensor
-    ) -> tuple[list[Tensor], list[str | None]]:
-        """Maps of a method that does not look at the object: made once per picture and layer."""
-        own = self.plan.fuse == "own"
-        layers = self._by_level(captured) if own else captured
-        per_layer = [self.method.maps(layer.tensor.detach().float(), None) for layer in layers]
-        note = f"the same for every object: {self.method.name} reads activations only"
-        if own:
-            maps = [per_layer[level][image] for image, level in zip(images.tolist(), levels.tolist(), strict=True)]
-        else:
-            maps = list(_add(per_layer)[images])
-        return maps, [note] * len(maps)
-
     def _note(self, raw: Tensor, silent: bool, level: int) -> str | None:
+        if not self.method.object_specific:
+            return f"the same for every object: {self.method.name} reads activations only"
         if silent:
             return (
                 f"zero map: the score has no gradient at {', '.join(self.plan.names)}; it was read at feature level "
@@ -271,13 +233,6 @@ class Explainer:
                 raise LayerError(f"layer {layer!r} does not exist: {nearest(layer, [*PRESETS, *named])}")
             names.append(layer)
         return LayerPlan(tuple(dict.fromkeys(names)), cut_all=False, fuse="sum")
-
-
-def _add(maps: list[Tensor]) -> Tensor:
-    """The sum [n, h, w] of maps [n, h_l, w_l] at the finest resolution among them."""
-    finest = max((m.shape[1:] for m in maps), key=lambda shape: shape[0] * shape[1])
-    resized = [m if m.shape[1:] == finest else interpolate(m[:, None], finest, mode="bilinear")[:, 0] for m in maps]
-    return torch.stack(resized).sum(dim=0)
 
 
 def _checked_device(device: str | torch.device) -> torch.device:

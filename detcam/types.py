@@ -19,6 +19,7 @@ class Objects:
         labels: N class names.
         index: [N] int64, the anchor, query or proposal that each object was read from.
         level: [N] int64, the feature level of that anchor; 0 where a model has one level.
+        cells: [N, 2] int64, its (row, column) on that level's score map; zeros where there is no such map.
         network_boxes: [N, 4] float32, the boxes in pixels of the network's input.
         mask_logits: [N, h, w] float32 at the model's own mask resolution, or None.
 
@@ -32,6 +33,7 @@ class Objects:
     labels: tuple[str, ...]
     index: Tensor
     level: Tensor
+    cells: Tensor
     network_boxes: Tensor
     mask_logits: Tensor | None = field(default=None, repr=False)
 
@@ -43,6 +45,7 @@ class Objects:
             "class_ids": (n,),
             "index": (n,),
             "level": (n,),
+            "cells": (n, 2),
             "network_boxes": (n, 4),
         }
         for name, shape in expected.items():
@@ -65,6 +68,7 @@ class Objects:
             labels=tuple(self.labels[i] for i in keep.tolist()),
             index=self.index[keep],
             level=self.level[keep],
+            cells=self.cells[keep],
             network_boxes=self.network_boxes[keep],
             mask_logits=None if self.mask_logits is None else self.mask_logits[keep],
         )

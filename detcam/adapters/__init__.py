@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from detcam.adapters.base import TARGETS, Adapter, LayerPlan, Target
+from detcam.adapters.base import TARGETS, Adapter, LayerPlan, LocalScore, Target
 from detcam.adapters.yolo import YoloAdapter
 from detcam.errors import ModelError
 
@@ -26,4 +26,4 @@ def adapter_for(model: Any) -> type[YoloAdapter]:
     )
 
 
-__all__ = ["ADAPTERS", "TARGETS", "Adapter", "LayerPlan", "Target", "YoloAdapter", "adapter_for"]
+__all__ = ["ADAPTERS", "TARGETS", "Adapter", "LayerPlan", "LocalScore", "Target", "YoloAdapter", "adapter_for"]

@@ -33,6 +33,21 @@ class LayerPlan:
     fuse: Literal["own", "sum"]
 
 
+@dataclass(frozen=True)
+class LocalScore:
+    """The rest of a model from some captured tensors to one feature level's scores, runnable on crops of them.
+
+    Attributes:
+        replay: from the tensors [n, C, h, w], in the order of the captured names, to values [n, K, h, w] per cell.
+        score: from the values [n, K] at the objects' cells and their classes [n] to scalars [n, M].
+        stride: network pixels per cell of the values.
+    """
+
+    replay: Callable[[list[Tensor]], Tensor]
+    score: Callable[[Tensor, Tensor], Tensor]
+    stride: int
+
+
 class Adapter(ABC):
     """One family of models, seen as: prepare, forward, detect, score.
 
@@ -44,6 +59,8 @@ class Adapter(ABC):
     models: ClassVar[str]  # the models of the family that it serves, for people to read
     targets: ClassVar[tuple[str, ...]]  # the targets that some model of the family has
     install: ClassVar[str]  # how to get the family's library
+    available: tuple[str, ...]  # the targets that this model has
+    levels: int  # feature levels that objects are read from
     module: nn.Module  # the private view
     task: str
 
@@ -63,10 +80,13 @@ class Adapter(ABC):
     def score(self, outputs: Any, objects: list[Objects], target: str) -> Tensor:
         """One differentiable scalar for each object of all pictures: [sum N], or [sum N, K] to be max-combined.
 
-        Raises:
-            TargetError: if this model has no such target.
+        `target` is one of `available`.
         """
 
     @abstractmethod
     def layers(self, preset: str) -> LayerPlan:
         """The plan behind the preset "level" or "evidence"."""
+
+    def local(self, names: tuple[str, ...], level: int, target: str) -> LocalScore | None:
+        """How to run `target` at one feature level from the captured `names` alone; None where that cannot be."""
+        return None

@@ -10,12 +10,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
-from detcam.adapters.base import Adapter, LayerPlan
-from detcam.errors import ModelError, TargetError, nearest
+from detcam.adapters.base import Adapter, LayerPlan, LocalScore
+from detcam.errors import ModelError
 from detcam.geometry import Geometry, letterbox
 from detcam.types import Objects, image_index
 
+CLASS_TARGETS = ("class", "prob", "margin")
 SIDES = ("left", "top", "right", "bottom")
+BOX_TARGETS = ("box", *SIDES)
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ class YoloAdapter(Adapter):
     family = "ultralytics"
     models = "YOLO detect and segment: v3u, v5u, v6, v8, v9, v10, 11, 12, 26"
     install = 'pip install "detcam[ultralytics]"'
-    targets = ("class", "prob", "margin", "box", *SIDES, "mask")
+    targets = (*CLASS_TARGETS, *BOX_TARGETS, "mask")
 
     def __init__(self, module: nn.Module, imgsz: int | tuple[int, int]) -> None:
         self.module = module
@@ -65,15 +67,21 @@ class YoloAdapter(Adapter):
         self.stride = max(int(self.head.stride.max()), 32)
         size = (imgsz, imgsz) if isinstance(imgsz, int) else imgsz
         self.size = tuple(-(-side // self.stride) * self.stride for side in size)
+        missing = {"mask"} if self.task == "detect" else set()
+        if len(self.names) < 2:
+            missing.add("margin")  # there is no other class to compare with
+        self.available = tuple(target for target in self.targets if target not in missing)
+        self.levels = int(self.head.nl)
         self.head.shape = None  # cached anchors may be inference tensors: have them rebuilt
         self.head.export = False
+        self.head.agnostic_nms = False  # an earlier predict call may have left it on
         parameter = next(module.parameters())
         self.device, self.dtype = parameter.device, parameter.dtype
 
     @classmethod
     def serves(cls, model: Any) -> bool:
-        """Whether `model` is an Ultralytics wrapper or module, by its origin: nothing is imported."""
-        return type(model).__module__.split(".")[0] == "ultralytics"
+        """Whether `model` is an Ultralytics wrapper or module, or derived from one, by its origin: nothing is imported."""
+        return any(base.__module__.split(".")[0] == "ultralytics" for base in type(model).__mro__)
 
     @classmethod
     def unwrap(cls, model: Any) -> tuple[nn.Module, int | tuple[int, int]]:
@@ -152,7 +160,10 @@ class YoloAdapter(Adapter):
 
     def _objects(self, outputs: YoloOutputs, image: int, rows: Tensor, anchors: Tensor, geometry: Geometry) -> Objects:
         boxes, class_ids = rows[:, :4].float(), rows[:, 5].long()
-        last_anchors = torch.tensor([h * w for h, w in outputs.cells], device=rows.device).cumsum(0) - 1
+        counts = torch.tensor([h * w for h, w in outputs.cells], device=rows.device)
+        level = torch.searchsorted(counts.cumsum(0) - 1, anchors)
+        widths = torch.tensor([w for _, w in outputs.cells], device=rows.device)[level]
+        place = anchors - (counts.cumsum(0) - counts)[level]
         masks = None
         if outputs.coefficients is not None and outputs.prototypes is not None:
             coefficients = outputs.coefficients[image][:, anchors].float()  # [K, N]
@@ -163,7 +174,8 @@ class YoloAdapter(Adapter):
             class_ids=class_ids,
             labels=tuple(self.names[c] for c in class_ids.tolist()),
             index=anchors,
-            level=torch.searchsorted(last_anchors, anchors),
+            level=level,
+            cells=torch.stack([place // widths, place % widths], dim=1),
             network_boxes=boxes,
             mask_logits=masks,
         )
@@ -177,18 +189,11 @@ class YoloAdapter(Adapter):
         image = image_index(objects, device)
         anchor = torch.cat([o.index for o in objects])
         classes = torch.cat([o.class_ids for o in objects])
-        if target in ("class", "prob", "margin"):
+        if target in CLASS_TARGETS:
             return _class_score(outputs.logits[image, :, anchor], classes, target)
-        if target == "box" or target in SIDES:
-            sides = outputs.sides[image, :, anchor]  # [N, 4]
-            return sides if target == "box" else sides[:, SIDES.index(target)]
-        if target == "mask" and outputs.prototypes is not None:
-            return self._mask_score(outputs, objects)
-        raise TargetError(f"target {target!r} does not exist for a YOLO {self.task} model: {self._hint(target)}")
-
-    def _hint(self, target: str) -> str:
-        available = [t for t in self.targets if t != "mask" or self.task == "segment"]
-        return nearest(target, available)
+        if target in BOX_TARGETS:
+            return _side_score(outputs.sides[image, :, anchor], target)
+        return self._mask_score(outputs, objects)
 
     def _mask_score(self, outputs: YoloOutputs, objects: list[Objects]) -> Tensor:
         """[N] mean mask logit, coefficients . prototypes, over each object's fixed predicted mask."""
@@ -218,6 +223,42 @@ class YoloAdapter(Adapter):
         doors = {i for layer in beyond for i in self._inputs_of(layer) if i < self.backbone}
         return LayerPlan(tuple(f"model.{i}" for i in sorted(doors)), cut_all=True, fuse="sum")
 
+    def local(self, names: tuple[str, ...], level: int, target: str) -> LocalScore | None:
+        """See `Adapter.local`: the layers between the cut and the head's input, then one branch of the head."""
+        cut = [int(name.removeprefix("model.")) for name in names]
+        door = self._inputs_of(len(self.sequence) - 1)[level]
+        if target not in CLASS_TARGETS + BOX_TARGETS or not self._complete(door, set(cut)):
+            return None
+        branches = self.head.one2one if self.head.end2end else self.head.one2many
+        stride = int(self.head.stride[level])
+
+        def replay(tensors: list[Tensor]) -> Tensor:
+            features = self._output_of(door, dict(zip(cut, tensors, strict=True)))
+            if target in CLASS_TARGETS:
+                return branches["cls_head"][level](features)
+            sides = branches["box_head"][level](features)  # [n, 4 * bins, h, w]
+            return self.head.dfl(sides.flatten(2)).unflatten(2, sides.shape[2:]) * stride
+
+        def score(values: Tensor, classes: Tensor) -> Tensor:
+            scalars = _class_score(values, classes, target) if target in CLASS_TARGETS else _side_score(values, target)
+            return scalars if scalars.ndim == 2 else scalars[:, None]
+
+        return LocalScore(replay, score, stride)
+
+    def _complete(self, layer: int, cut: set[int]) -> bool:
+        """Whether everything that `layer` puts out follows from the outputs of the layers in `cut`."""
+        if layer in cut:
+            return True
+        return layer > 0 and all(self._complete(source, cut) for source in self._inputs_of(layer))
+
+    def _output_of(self, layer: int, known: dict[int, Tensor]) -> Tensor:
+        """What `layer` puts out, given the outputs of some layers before it; adds what it computes to `known`."""
+        if layer not in known:
+            inputs = [self._output_of(source, known) for source in self._inputs_of(layer)]
+            module = self.sequence[layer]
+            known[layer] = module(inputs[0] if isinstance(module.f, int) else inputs)
+        return known[layer]
+
     def _inputs_of(self, layer: int) -> list[int]:
         """The indices of the layers that feed `layer`, in its own order."""
         source: Any = self.sequence[layer].f
@@ -232,10 +273,13 @@ def _class_score(logits: Tensor, classes: Tensor, target: str) -> Tensor:
         return own
     if target == "prob":
         return own.sigmoid()
-    if logits.shape[1] < 2:
-        raise TargetError("target 'margin' needs at least two classes and this model has one: use 'class'")
     others = logits.scatter(1, classes[:, None], float("-inf"))
     return own - others.amax(dim=1)
+
+
+def _side_score(sides: Tensor, target: str) -> Tensor:
+    """All four sides [N, 4], or one of them [N]."""
+    return sides if target == "box" else sides[:, SIDES.index(target)]
 
 
 def _inside(boxes: Tensor, height: int, width: int) -> Tensor:

@@ -3,5 +3,17 @@
 from detcam.engine.capture import Capture, Captured
 from detcam.engine.gradients import object_gradients
 from detcam.engine.shadow import shadow
+from detcam.engine.windows import CHECKED_CELLS, Reach, Windows, measure_reach, window_gradients, windows_agree
 
-__all__ = ["Capture", "Captured", "object_gradients", "shadow"]
+__all__ = [
+    "CHECKED_CELLS",
+    "Capture",
+    "Captured",
+    "Reach",
+    "Windows",
+    "measure_reach",
+    "object_gradients",
+    "shadow",
+    "window_gradients",
+    "windows_agree",
+]

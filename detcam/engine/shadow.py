@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -30,7 +31,7 @@ def shadow(model: nn.Module) -> nn.Module:
     with torch.inference_mode(False):
         memo: dict[int, Any] = {}
         for module in model.modules():
-            for tensor in _tensors_of(module):
+            for tensor in _tensors_in(vars(module)):
                 memo.setdefault(id(tensor), _shared(tensor))
             for name in _HOOKS:
                 for hook in getattr(module, name).values():
@@ -42,9 +43,13 @@ def shadow(model: nn.Module) -> nn.Module:
     return view.eval()
 
 
-def _tensors_of(module: nn.Module) -> list[Tensor]:
-    own = [*module._parameters.values(), *module._buffers.values(), *vars(module).values()]
-    return [t for t in own if isinstance(t, Tensor)]
+def _tensors_in(value: Any) -> Iterator[Tensor]:
+    """Parameters, buffers and cached tensors, also those that a module keeps in lists or dicts."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, (dict, list, tuple)):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _tensors_in(item)
 
 
 def _shared(tensor: Tensor) -> Tensor:

@@ -27,6 +27,7 @@ class EigenCAM(Method):
         """See `Method.maps`."""
         n, _, h, w = acts.shape
         cells = acts.flatten(2).transpose(1, 2).double()  # [n, hw, C]
+        cells = cells.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)  # an overflow in the model: eigh takes finite numbers
         centred = cells - cells.mean(dim=1, keepdim=True)
         _, vectors = torch.linalg.eigh(centred.transpose(1, 2) @ centred)  # ascending eigenvalues
         projection = (centred @ vectors[:, :, -1:]).squeeze(2)  # [n, hw]

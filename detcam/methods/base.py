@@ -13,14 +13,16 @@ class Method(ABC):
     """A way to turn what the model computed at a layer into one coarse map per object.
 
     Class attributes describe the method: `name`, `formula`, `source` (the paper), `reads` ("activations" or
-    "activations, gradients"), `object_specific` (whether two objects of one picture get different maps) and `passes`
-    (what N objects cost, in forwards F and partial backwards B).
+    "activations, gradients"), `cellwise` (whether the map at a cell follows from the activations and gradients of that
+    cell alone, and is zero where the gradient is), `object_specific` (whether two objects of one picture get different
+    maps) and `passes` (what N objects cost by the plain way, in forwards F and partial backwards B).
     """
 
     name: ClassVar[str]
     formula: ClassVar[str]
     source: ClassVar[str]
     reads: ClassVar[str] = "activations, gradients"
+    cellwise: ClassVar[bool] = False
     object_specific: ClassVar[bool] = True
     passes: ClassVar[str] = "1 F + N B"
 

@@ -70,6 +70,7 @@ class HiResCAM(Method):
     name = "hirescam"
     formula = "ReLU(sum_k g_k * A_k)"
     source = "Draelos & Carin 2020, arXiv:2011.08891, eq. 3"
+    cellwise = True
 
     def maps(self, acts: Tensor, grads: Tensor | None) -> Tensor:
         """See `Method.maps`."""
@@ -97,6 +98,7 @@ class LayerCAM(Method):
     name = "layercam"
     formula = "ReLU(sum_k ReLU(g_k) * A_k)"
     source = "Jiang et al. 2021, IEEE TIP 30, eq. 4-6"
+    cellwise = True
 
     def maps(self, acts: Tensor, grads: Tensor | None) -> Tensor:
         """See `Method.maps`."""

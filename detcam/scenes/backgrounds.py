@@ -1,0 +1,252 @@
+"""Backgrounds: a quiet landscape or pattern, then clutter that belongs to no class, then a light grain."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from detcam.scenes.palette import Colour, Palette, oklch
+from detcam.scenes.pen import Pen, Points, box, curve, ellipse, moved, points, turned
+
+Image = NDArray[np.uint8]
+Rng = np.random.Generator
+
+OVERSAMPLE = 2
+
+
+def background(rng: Rng, palette: Palette, height: int, width: int) -> Image:
+    """Return a cluttered background, uint8 [H,W,3]. One unit of its coordinates is the picture's height."""
+    zoom = height * OVERSAMPLE
+    pen = Pen(np.array([[zoom, 0.0, 0.0], [0.0, zoom, 0.0]]), zoom, width * OVERSAMPLE)
+    aspect = width / height
+    ground = _GROUNDS[rng.integers(len(_GROUNDS))]
+    ground(pen, palette, rng, aspect)
+    _clutter(pen, palette, rng, aspect)
+    picture = cv2.resize(pen.rgb, (width, height), interpolation=cv2.INTER_AREA)
+    grain = rng.normal(0, rng.uniform(1.0, 3.5), (height, width, 1))
+    return np.clip(np.rint(picture + grain), 0, 255).astype(np.uint8)
+
+
+def _soft(palette: Palette, rng: Rng, lightness: float, chroma: float = 0.06) -> Colour:
+    """A muted colour of the scheme, of two of its hues: backgrounds stay quieter than objects."""
+    hue = rng.choice(palette.hues[:2]) + rng.uniform(-16, 16)
+    return oklch(lightness + rng.uniform(-0.02, 0.02), chroma * rng.uniform(0.5, 1.0), hue)
+
+
+def _gradient(pen: Pen, top: Colour, bottom: Colour) -> None:
+    fade = np.linspace(0, 1, pen.rgb.shape[0])[:, None, None]
+    pen.rgb[:] = np.rint(np.array(top) * (1 - fade) + np.array(bottom) * fade)
+
+
+def _ridge(rng: Rng, aspect: float, level: float, height: float) -> Points:
+    """The area below a rolling line: a hill, a dune or a bank of waves."""
+    x = np.linspace(-0.05, aspect + 0.05, 60)
+    y = level + sum(height / k * np.sin(x * k * rng.uniform(2, 3.5) + rng.uniform(0, 7)) for k in (1, 2, 3))
+    return np.concatenate([np.stack([x, y], 1), points([(aspect + 0.05, 1.1), (-0.05, 1.1)])])
+
+
+def _cloud(x: float, y: float, size: float) -> list[Points]:
+    puffs = ((-0.55, 0.0, 0.32), (-0.12, -0.2, 0.45), (0.38, -0.06, 0.36), (0.72, 0.08, 0.22))
+    return [ellipse(x + size * dx, y + size * dy, size * r) for dx, dy, r in puffs]
+
+
+def _sky(pen: Pen, palette: Palette, rng: Rng, aspect: float) -> float:
+    """Draw a sky with sun and clouds, by day or at dusk; return its lightness."""
+    tone = float(rng.choice((0.88, 0.82, 0.9, 0.5)))
+    _gradient(pen, _soft(palette, rng, tone - 0.06, 0.08), _soft(palette, rng, min(0.94, tone + 0.1), 0.05))
+    x, y, radius = rng.uniform(0.1, aspect - 0.1), rng.uniform(0.1, 0.35), rng.uniform(0.06, 0.12)
+    sun = _soft(palette, rng, 0.95, 0.05)
+    for halo, opacity in ((2.2, 0.18), (1.55, 0.25), (1.0, 0.9)):
+        pen.fill(sun, ellipse(x, y, radius * halo), opacity=opacity)
+    for _ in range(rng.integers(2, 6)):
+        puffs = _cloud(rng.uniform(0, aspect), rng.uniform(0.05, 0.45), rng.uniform(0.06, 0.16))
+        pen.fill((255, 255, 255), *puffs, opacity=rng.uniform(0.35, 0.75))
+    return tone
+
+
+def _hills(pen: Pen, palette: Palette, rng: Rng, aspect: float) -> None:
+    tone = _sky(pen, palette, rng, aspect)
+    levels = np.sort(rng.uniform(0.42, 0.95, rng.integers(3, 6)))
+    for i, level in enumerate(levels):
+        hill = _ridge(rng, aspect, level, 0.05)
+        pen.fill(_soft(palette, rng, tone - 0.04 - 0.07 * i, 0.1), hill)
+        region = pen.region(hill)
+        if rng.random() < 0.5:  # furrows
+            tint = _soft(palette, rng, tone - 0.14 - 0.07 * i, 0.1)
+            lines = [moved(hill[:60], 0, dy) for dy in np.arange(0.04, 0.5, rng.uniform(0.035, 0.06))]
+            pen.stroke(tint, 0.006, *lines, inside=region, opacity=0.5)
+
+
+def _sea(pen: Pen, palette: Palette, rng: Rng, aspect: float) -> None:
+    tone = _sky(pen, palette, rng, aspect)
+    horizon = rng.uniform(0.35, 0.55)
+    hue = palette.hue(rng)
+    for i, level in enumerate(np.linspace(horizon, 1.0, int(rng.integers(5, 9)))[:-1]):
+        water = _ridge(rng, aspect, level, 0.0 if i == 0 else 0.008)
+        pen.fill(oklch(tone - 0.06 - 0.045 * i, 0.07, hue + 4 * i), water)
+        foam = [
+            curve([(x, y), (x + 0.03, y - 0.012), (x + 0.06, y), (x + 0.09, y - 0.012), (x + 0.12, y)])
+            for x, y in rng.uniform((0, level + 0.03), (aspect, level + 0.13), (5, 2))
+        ]
+        pen.stroke((255, 255, 255), 0.005, *foam, opacity=0.55)
+
+
+def _blobs(pen: Pen, palette: Palette, rng: Rng, aspect: float) -> None:
+    tone = float(rng.choice((0.92, 0.86, 0.45)))
+    _gradient(pen, _soft(palette, rng, tone), _soft(palette, rng, tone - 0.04))
+    for _ in range(rng.integers(5, 10)):
+        shape = moved(_blob(rng, rng.uniform(0.12, 0.4)), rng.uniform(0, aspect), rng.uniform(0, 1))
+        pen.fill(_soft(palette, rng, tone - rng.uniform(-0.03, 0.14), 0.09), shape)
+        if rng.random() < 0.4:
+            pen.stroke(
+                _soft(palette, rng, tone - 0.2, 0.08), 0.004, np.concatenate([shape, shape[:1]]) + 0.012
+            )
+
+
+def _weave(pen: Pen, palette: Palette, rng: Rng, aspect: float) -> None:
+    """Draw wallpaper: stripes, dots or checks, turned a little."""
+    tone = float(rng.choice((0.91, 0.86, 0.48)))
+    _gradient(pen, _soft(palette, rng, tone), _soft(palette, rng, tone - 0.03))
+    colour, angle = _soft(palette, rng, tone - 0.07, 0.07), rng.uniform(-40, 40)
+    step = rng.uniform(0.06, 0.14)
+    steps = np.arange(-2.0, 2.0, step)
+    kind = rng.integers(3)
+    if kind == 0:
+        shapes = [box(-2, y, 2, y + step / 2) for y in steps]
+    elif kind == 1:
+        shapes = [ellipse(x, y, step * 0.22) for x in steps for y in steps]
+    else:
+        shapes = [box(x, y, x + step, y + step) for i, x in enumerate(steps) for y in steps[i % 2 :: 2]]
+    pen.fill(colour, *(moved(turned(shape, angle), aspect / 2, 0.5) for shape in shapes))
+
+
+def _foliage(pen: Pen, palette: Palette, rng: Rng, aspect: float) -> None:
+    """Draw big leaves that grow in from the borders."""
+    tone = float(rng.choice((0.9, 0.84, 0.4)))
+    _gradient(pen, _soft(palette, rng, tone), _soft(palette, rng, tone - 0.08, 0.09))
+    for _ in range(rng.integers(12, 22)):
+        x, y = rng.uniform(0, aspect), float(rng.choice((rng.uniform(-0.05, 0.15), rng.uniform(0.8, 1.05))))
+        size, angle = rng.uniform(0.15, 0.34), rng.uniform(-60, 60) + (180 if y < 0.5 else 0)
+        leaf, veins = _leaf(size)
+        place = np.array((x, y))
+        pen.fill(_soft(palette, rng, tone - rng.uniform(0.05, 0.25), 0.09), turned(leaf, angle) + place)
+        vein = _soft(palette, rng, tone, 0.06)
+        pen.stroke(vein, 0.005, *(turned(line, angle) + place for line in veins), opacity=0.7)
+
+
+_GROUNDS: tuple[Callable[[Pen, Palette, Rng, float], None], ...] = (_hills, _sea, _blobs, _weave, _foliage)
+
+
+def _blob(rng: Rng, size: float) -> Points:
+    angle = np.linspace(0, 2 * np.pi, 9)[:-1]
+    radius = size * rng.uniform(0.6, 1.1, 8)
+    return curve(np.stack([radius * np.cos(angle), radius * np.sin(angle)], 1), closed=True)
+
+
+def _leaf(size: float) -> tuple[Points, list[Points]]:
+    """Return the outline and the veins of a leaf that grows upwards from the origin."""
+    leaf = curve([(0, 0), (0.22, -0.3), (0.2, -0.7), (0, -1), (-0.2, -0.7), (-0.22, -0.3)], closed=True)
+    veins = [points([(0, 0), (0, -0.9)])]
+    veins += [points([(0, -y), (side * 0.15, -y - 0.12)]) for y in (0.2, 0.38, 0.56, 0.7) for side in (-1, 1)]
+    return leaf * size, [line * size for line in veins]
+
+
+def _clutter(pen: Pen, palette: Palette, rng: Rng, aspect: float) -> None:
+    """Scatter small shapes that are no object: they teach a model that a texture alone is not a class."""
+    for _ in range(rng.integers(12, 40)):
+        item = _ITEMS[rng.integers(len(_ITEMS))]
+        size = rng.uniform(0.02, 0.075)
+        place, angle = np.array((rng.uniform(0, aspect), rng.uniform(0, 1))), rng.uniform(0, 360)
+        colour = oklch(rng.uniform(0.5, 0.9), rng.uniform(0.04, 0.13), palette.hue(rng, 30))
+        fills, lines = item(rng)
+        opacity = float(rng.choice((0.45, 0.7, 0.95)))
+        if fills:
+            pen.fill(colour, *(turned(shape * size, angle) + place for shape in fills), opacity=opacity)
+        if lines:
+            pen.stroke(
+                colour, size * 0.16, *(turned(line * size, angle) + place for line in lines), opacity=opacity
+            )
+
+
+Item = tuple[list[Points], list[Points]]  # filled polygons, strokes
+
+
+def _item_leaf(_: Rng) -> Item:
+    return [_leaf(2.0)[0]], []
+
+
+def _item_sprig(_: Rng) -> Item:
+    leaf = _leaf(0.9)[0]
+    leaves = [moved(turned(leaf, side * 50), 0, -y) for y in (0.0, 0.5, 1.0) for side in (-1, 1)]
+    return [*leaves, moved(leaf, 0, -1.2)], [points([(0, 0.6), (0, -1.4)])]
+
+
+def _item_ring(_: Rng) -> Item:
+    return [], [ellipse(0, 0, 0.8)]
+
+
+def _item_star(rng: Rng) -> Item:
+    spikes = 2 * int(rng.integers(4, 7))
+    angle = np.linspace(0, 2 * np.pi, spikes + 1)[:-1]
+    radius = np.where(np.arange(spikes) % 2, 0.45, 1.0)
+    return [np.stack([radius * np.cos(angle), radius * np.sin(angle)], 1)], []
+
+
+def _item_bars(_: Rng) -> Item:
+    return [box(-0.9, y, 0.9, y + 0.22) for y in (-0.8, -0.35, 0.1, 0.55)], []
+
+
+def _item_dots(_: Rng) -> Item:
+    return [ellipse(x, y, 0.17) for x in (-0.7, 0, 0.7) for y in (-0.7, 0, 0.7)], []
+
+
+def _item_triangle(_: Rng) -> Item:
+    return [points([(0, -0.9), (0.8, 0.6), (-0.8, 0.6)])], []
+
+
+def _item_zigzag(_: Rng) -> Item:
+    return [], [points([(0.4 * i - 1.2, 0.4 * (i % 2)) for i in range(7)])]
+
+
+def _item_squiggle(rng: Rng) -> Item:
+    return [], [curve([(0.5 * i - 1.5, rng.uniform(-0.6, 0.6)) for i in range(7)])]
+
+
+def _item_half(_: Rng) -> Item:
+    return [ellipse(0, 0, 0.9, start=180, stop=360)], []
+
+
+def _item_pebble(rng: Rng) -> Item:
+    return [_blob(rng, 0.9)], []
+
+
+def _item_cross(_: Rng) -> Item:
+    return [], [points([(-0.7, 0), (0.7, 0)]), points([(0, -0.7), (0, 0.7)])]
+
+
+def _item_scales(_: Rng) -> Item:
+    return [], [
+        ellipse(x + 0.25 * (i % 2), 0.4 * i - 0.6, 0.25, start=0, stop=180)
+        for i in range(4)
+        for x in (-0.75, -0.25, 0.25)
+    ]
+
+
+_ITEMS: tuple[Callable[[Rng], Item], ...] = (
+    _item_leaf,
+    _item_sprig,
+    _item_ring,
+    _item_star,
+    _item_bars,
+    _item_dots,
+    _item_triangle,
+    _item_zigzag,
+    _item_squiggle,
+    _item_half,
+    _item_pebble,
+    _item_cross,
+    _item_scales,
+)
