@@ -12,7 +12,7 @@ demo: $(VENV)/installed
 	$(BIN)/detcam demo --out demo
 
 test: $(VENV)/installed lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .

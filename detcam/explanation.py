@@ -136,7 +136,7 @@ class Explanation:
         )
         return full.mul_(255).round_().to(dtype) if integer else full
 
-    def overlay(self, i: int, alpha: float = 0.65, colormap: str = "inferno") -> np.ndarray:
+    def overlay(self, i: int, alpha: float = 0.75, colormap: str = "inferno") -> np.ndarray:
         """Object `i`'s heatmap over the picture, with its box and label: [H, W, 3] uint8 RGB.
 
         Args:

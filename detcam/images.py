@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import io
 import os
+import sys
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 import torch
+from PIL import Image, UnidentifiedImageError
 
 from detcam.errors import ImageError
 
@@ -35,7 +38,7 @@ def read_image(image: Any) -> np.ndarray:
     if isinstance(image, np.ndarray):
         return _from_array(image)
     if hasattr(image, "convert") and hasattr(image, "size"):  # a PIL image, without importing PIL
-        return np.ascontiguousarray(image.convert("RGB"))
+        return _from_pil(image)
     raise ImageError(
         f"cannot read a picture from a {type(image).__name__}: give a path, a PIL image, an array [H,W,3] uint8 "
         "(RGB) or a tensor [3,H,W] in [0,1]"
@@ -43,14 +46,16 @@ def read_image(image: Any) -> np.ndarray:
 
 
 def _read_file(path: Path) -> np.ndarray:
-    if path.is_dir():
-        raise ImageError(f"{path} is a directory: give the image files in it, e.g. {path}/*.jpg")
     try:
         data = path.read_bytes()
     except FileNotFoundError:
         raise ImageError(f"{path} does not exist: check the path") from None
+    except IsADirectoryError:
+        raise ImageError(f"{path} is a directory: give the image files in it, e.g. {path}/*.jpg") from None
     except OSError as error:
         raise ImageError(f"{path} cannot be read ({error.strerror or error}): check its permissions") from None
+    except ValueError as error:  # a NUL character in the name
+        raise ImageError(f"{str(path)!r} cannot be read ({error}): check the path") from None
     if not data:
         raise ImageError(f"{path} is empty (0 bytes): give an image file")
     _verify(data, path)
@@ -63,12 +68,10 @@ def _read_file(path: Path) -> np.ndarray:
 
 def _verify(data: bytes, path: Path) -> None:
     """Refuse what is no picture, is truncated or is too large. OpenCV alone fills what is missing with grey."""
-    from PIL import Image, UnidentifiedImageError
-
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # our own limit is checked on the next line
-            picture = Image.open(io.BytesIO(data))
+            picture = _pillow_open()(io.BytesIO(data))
             width, height = picture.size
             if width * height > MAX_PIXELS:
                 raise ImageError(
@@ -81,6 +84,11 @@ def _verify(data: bytes, path: Path) -> None:
         raise
     except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, struct.error, ...
         raise ImageError(f"{path} is damaged ({error}): save it again or get a whole copy") from None
+
+
+def _pillow_open() -> Callable[..., Image.Image]:
+    """Pillow's own `open`: Ultralytics replaces it by one that pip-installs a package when a file is no picture."""
+    return getattr(sys.modules.get("ultralytics.utils.patches"), "_image_open", Image.open)
 
 
 def _from_array(image: np.ndarray) -> np.ndarray:

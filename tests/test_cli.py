@@ -110,7 +110,7 @@ def write_bad_files(folder: Path) -> None:
         (["explain", "SCENE", "--layers", "model.99"], ["model.99", "'model.9'"]),
         (["explain", "SCENE", "--layers", "model.22.cv2.0"], ["model.22.cv2.0", "does not depend"]),
         (["explain", "SCENE", "--target", "clas"], ["clas", "'class'"]),
-        (["explain", "SCENE", "--target", "objectness"], ["objectness", "YOLO"]),
+        (["explain", "SCENE", "--target", "objectness"], ["objectness", "ultralytics"]),
         (["explain", "SCENE", "--model", "no.pt"], ["no.pt", "does not exist"]),
         (["explain", "SCENE", "--model", "weights.pt"], ["weights.pt", "cannot be loaded"]),
         (["explain", "SCENE", "--model", "scens"], ["scens", "'scenes'"]),

@@ -80,7 +80,7 @@ class YoloAdapter(Adapter):
 
     @classmethod
     def serves(cls, model: Any) -> bool:
-        """Whether `model` is an Ultralytics wrapper or module, or derived from one, by its origin: nothing is imported."""
+        """Whether `model` is an Ultralytics wrapper or module (or derived from one), by its origin; nothing is imported."""
         return any(base.__module__.split(".")[0] == "ultralytics" for base in type(model).__mro__)
 
     @classmethod

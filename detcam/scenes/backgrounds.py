@@ -101,9 +101,7 @@ def _blobs(pen: Pen, palette: Palette, rng: Rng, aspect: float) -> None:
         shape = moved(_blob(rng, rng.uniform(0.12, 0.4)), rng.uniform(0, aspect), rng.uniform(0, 1))
         pen.fill(_soft(palette, rng, tone - rng.uniform(-0.03, 0.14), 0.09), shape)
         if rng.random() < 0.4:
-            pen.stroke(
-                _soft(palette, rng, tone - 0.2, 0.08), 0.004, np.concatenate([shape, shape[:1]]) + 0.012
-            )
+            pen.stroke(_soft(palette, rng, tone - 0.2, 0.08), 0.004, np.concatenate([shape, shape[:1]]) + 0.012)
 
 
 def _weave(pen: Pen, palette: Palette, rng: Rng, aspect: float) -> None:
@@ -166,9 +164,7 @@ def _clutter(pen: Pen, palette: Palette, rng: Rng, aspect: float) -> None:
         if fills:
             pen.fill(colour, *(turned(shape * size, angle) + place for shape in fills), opacity=opacity)
         if lines:
-            pen.stroke(
-                colour, size * 0.16, *(turned(line * size, angle) + place for line in lines), opacity=opacity
-            )
+            pen.stroke(colour, size * 0.16, *(turned(line * size, angle) + place for line in lines), opacity=opacity)
 
 
 Item = tuple[list[Points], list[Points]]  # filled polygons, strokes

@@ -136,9 +136,7 @@ def _shrunk(image: NDArray[np.uint8], side: int) -> NDArray[np.float32]:
     return np.asarray(small, np.float32)
 
 
-def _place(
-    rng: np.random.Generator, palette: Palette, wanted: int, height: int, width: int
-) -> tuple[Placed, ...]:
+def _place(rng: np.random.Generator, palette: Palette, wanted: int, height: int, width: int) -> tuple[Placed, ...]:
     """Find places for objects one after another, so that everything below stays visible enough."""
     objects: list[Placed] = []
     visible = np.zeros((0, height, width), bool)
@@ -189,9 +187,7 @@ def _solid_pixels(placed: Placed, height: int, width: int) -> NDArray[np.bool_]:
     return mask
 
 
-def _random_place(
-    rng: np.random.Generator, sprite: Sprite, objects: list[Placed], height: int, width: int
-) -> Placed:
+def _random_place(rng: np.random.Generator, sprite: Sprite, objects: list[Placed], height: int, width: int) -> Placed:
     """Half of the objects go anywhere, the others next to one that is already there, to overlap it."""
     side = sprite.alpha.shape[0]
     if objects and rng.random() < 0.5:

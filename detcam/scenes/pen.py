@@ -90,9 +90,7 @@ class Pen:
             cv2.fillPoly(mask, [self._pixels(shape)], 1, shift=_SUBPIXEL)
         return mask.astype(bool)
 
-    def fill(
-        self, colour: Colour, *shapes: Points, inside: Region | None = None, opacity: float = 1.0
-    ) -> None:
+    def fill(self, colour: Colour, *shapes: Points, inside: Region | None = None, opacity: float = 1.0) -> None:
         """Fill polygons, only where `inside` says so if it is given."""
         corners = [self._pixels(shape) for shape in shapes]
         if opacity == 1.0 and inside is None:

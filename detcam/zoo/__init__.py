@@ -34,9 +34,7 @@ def load(name: str = "scenes") -> YOLO:
     try:
         from ultralytics import YOLO
     except ImportError as error:
-        raise ImportError(
-            f'the demo model {name!r} runs on Ultralytics: pip install "detcam[ultralytics]"'
-        ) from error
+        raise ImportError(f'the demo model {name!r} runs on Ultralytics: pip install "detcam[ultralytics]"') from error
     from safetensors.torch import load_file
 
     path = FOLDER / f"{name}.yaml"

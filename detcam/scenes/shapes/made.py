@@ -85,9 +85,7 @@ def house(pen: Pen, ink: Ink, rng: np.random.Generator) -> None:
     for x, y in ((-0.32 * flip, 0.45), (-0.32 * flip, 0.07), (0.3 * flip, 0.07)):
         pen.fill(ink.light, box(x - 0.18, y - 0.14, x + 0.18, y + 0.14))
         pen.fill(ink.trim, box(x - 0.14, y - 0.1, x + 0.14, y + 0.1))
-        pen.stroke(
-            ink.light, 0.03, points([(x, y - 0.1), (x, y + 0.1)]), points([(x - 0.14, y), (x + 0.14, y)])
-        )
+        pen.stroke(ink.light, 0.03, points([(x, y - 0.1), (x, y + 0.1)]), points([(x - 0.14, y), (x + 0.14, y)]))
     roof = points([(0, -0.95), (0.93, -0.1), (-0.93, -0.1)])
     pen.fill(ink.main, roof)
     region = pen.region(roof)
@@ -108,12 +106,8 @@ def sailboat(pen: Pen, ink: Ink, rng: np.random.Generator) -> None:
         curve([(0.02, -0.97), (0.16, -0.93), (0.32, -0.87), (0.16, -0.83), (0.02, -0.8)], closed=True),
     )
     belly = rng.uniform(0.04, 0.12)
-    main = np.concatenate(
-        [curve([(0.07, -0.76), (0.5 + belly, -0.25), (0.78, 0.34)]), points([(0.07, 0.34)])]
-    )
-    jib = np.concatenate(
-        [curve([(-0.04, -0.7), (-0.34 - belly, -0.15), (-0.66, 0.34)]), points([(-0.04, 0.34)])]
-    )
+    main = np.concatenate([curve([(0.07, -0.76), (0.5 + belly, -0.25), (0.78, 0.34)]), points([(0.07, 0.34)])])
+    jib = np.concatenate([curve([(-0.04, -0.7), (-0.34 - belly, -0.15), (-0.66, 0.34)]), points([(-0.04, 0.34)])])
     pen.fill(ink.light, main)
     pen.fill(ink.second, jib)
     seams = [curve([(0, y - 0.05), (0.4, y + 0.03), (0.9, y - 0.05)]) for y in np.arange(-0.6, 0.4, 0.17)]

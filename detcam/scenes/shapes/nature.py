@@ -99,9 +99,7 @@ def mushroom(pen: Pen, ink: Ink, rng: np.random.Generator) -> None:
 
 def cactus(pen: Pen, ink: Ink, rng: np.random.Generator) -> None:
     """Draw a potted cactus: ribs, spines, two arms, a bloom."""
-    trunk = curve(
-        [(-0.27, 0.6), (-0.29, -0.1), (-0.25, -0.65), (0, -0.85), (0.25, -0.65), (0.29, -0.1), (0.27, 0.6)]
-    )
+    trunk = curve([(-0.27, 0.6), (-0.29, -0.1), (-0.25, -0.65), (0, -0.85), (0.25, -0.65), (0.29, -0.1), (0.27, 0.6)])
     left = curve([(-0.1, 0.2), (-0.5, 0.2), (-0.66, 0.06), (-0.66, -0.28)])
     right = curve([(0.1, -0.02), (0.46, -0.04), (0.6, -0.18), (0.6, -0.52)])
     lift = rng.uniform(-0.08, 0.08)
@@ -171,9 +169,7 @@ def flower(pen: Pen, ink: Ink, rng: np.random.Generator) -> None:
         ]
         pen.stroke(ink.dark, 0.018, *(vein * (side, 1) + place for vein in veins), opacity=0.5)
     count = int(rng.integers(7, 11))
-    petal = curve(
-        [(0, 0), (0.13, -0.26), (0.12, -0.5), (0, -0.6), (-0.12, -0.5), (-0.13, -0.26)], closed=True
-    )
+    petal = curve([(0, 0), (0.13, -0.26), (0.12, -0.5), (0, -0.6), (-0.12, -0.5), (-0.13, -0.26)], closed=True)
     for colour, offset, size in ((ink.second, 0.5, 1.0), (ink.main, 0.0, 0.92)):
         for i in range(count):
             angle = 360 * (i + offset) / count
