@@ -1,0 +1,393 @@
+// detcam::cam_maps on the CPU. The output is tens of times larger than everything that is read, so the work
+// is arranged around writing each pixel once, in order, at the speed of memory:
+//   1. weighted sums per cell, each tile of activations read once for all objects of its image;
+//   2. ranges, then normalisation of the cells (a few thousand values, where a division costs nothing);
+//   3. each row of cells is stretched to the output's width once, and every output row blends two of those.
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <memory>
+#include <vector>
+
+#include "cam_maps.h"
+
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
+// The innermost loops are compiled for several instruction sets; the loader picks one when the binary is
+// loaded.
+#if defined(__x86_64__) && defined(__GLIBC__) && defined(__GNUC__) && !defined(__clang__) && __GNUC__ >= 12
+#define DETCAM_CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default"), noinline))
+#else
+#define DETCAM_CLONES
+#endif
+
+namespace detcam {
+namespace {
+
+constexpr int kTile = 32;  // cells whose sums are held in registers ...
+constexpr int kGroup = 4;  // ... for this many objects at once
+
+// Items of `work` multiplications each that are worth a thread. Waking threads costs more than it brings for
+// less, above all on a busy machine.
+int64_t grain(int64_t work) { return std::max<int64_t>(1, (1 << 19) / work); }
+constexpr int64_t kPixelWork = 4;  // a pixel is read, blended, confined and stored
+
+// ---- innermost loops ----------
+
+template <typename Acc>
+DETCAM_CLONES void sum_tile(const Acc* __restrict weights,  // [channels, kGroup]
+                            const Acc* __restrict acts,     // [channels, kTile]
+                            int64_t channels, Acc* __restrict sums /* [kGroup, kTile] */) {
+  Acc total[kGroup][kTile] = {};
+  for (int64_t c = 0; c < channels; ++c) {
+    for (int object = 0; object < kGroup; ++object) {
+      for (int i = 0; i < kTile; ++i) total[object][i] += weights[c * kGroup + object] * acts[c * kTile + i];
+    }
+  }
+  std::copy(&total[0][0], &total[0][0] + kGroup * kTile, sums);
+}
+
+template <typename Acc>
+DETCAM_CLONES void stretch_row(const Acc* __restrict cells, const int32_t* __restrict from,
+                               const Acc* __restrict fraction, int32_t step, int64_t width,
+                               Acc* __restrict out) {
+  for (int64_t x = 0; x < width; ++x) {
+    const Acc left = cells[from[x]];
+    out[x] = left + fraction[x] * (cells[from[x] + step] - left);
+  }
+}
+
+// Comparisons written so that NaN becomes `low`.
+template <typename Acc>
+inline Acc confine(Acc value, Acc low, Acc high) {
+  value = value > low ? value : low;
+  return value < high ? value : high;
+}
+
+template <typename Out, typename Acc>
+inline Out convert(Acc value) {
+  if constexpr (std::is_same_v<Out, uint8_t>) return static_cast<Out>(static_cast<int>(std::rint(value)));
+  if constexpr (!std::is_same_v<Out, uint8_t>) return static_cast<Out>(value);
+}
+
+template <typename Out, typename Acc>
+DETCAM_CLONES void blend_rows(const Acc* __restrict top, const Acc* __restrict bottom, Acc fraction,
+                              int64_t width, Acc low, Acc high, Out* __restrict out) {
+  for (int64_t x = 0; x < width; ++x) {
+    out[x] = convert<Out>(confine(top[x] + fraction * (bottom[x] - top[x]), low, high));
+  }
+}
+
+template <typename Acc>
+DETCAM_CLONES void widen_range(const Acc* __restrict row, int64_t width, Acc* __restrict low,
+                               Acc* __restrict high) {
+  for (int64_t x = 0; x < width; ++x) {
+    low[x] = row[x] < low[x] ? row[x] : low[x];
+    high[x] = row[x] > high[x] ? row[x] : high[x];
+  }
+}
+
+// ---- step 1: weighted sums ----------
+
+// Up to kGroup objects of one image, whose weights lie interleaved in `weights`.
+struct Group {
+  int64_t image;
+  int count = 0;
+  int64_t objects[kGroup] = {};
+};
+
+std::vector<Group> group_by_image(const Shape& shape, const View<int64_t, 1>& index) {
+  std::vector<std::vector<int64_t>> members(shape.images);
+  for (int64_t n = 0; n < shape.objects; ++n) {
+    const int64_t image = index.data ? index.data[n * index.strides[0]] : 0;
+    STD_TORCH_CHECK(0 <= image && image < shape.images, "cam_maps: index ", image, " is outside [0, ",
+                    shape.images, ")");
+    members[image].push_back(n);
+  }
+  std::vector<Group> groups;
+  for (int64_t image = 0; image < shape.images; ++image) {
+    for (size_t i = 0; i < members[image].size(); ++i) {
+      if (i % kGroup == 0) groups.push_back({image});
+      Group& group = groups.back();
+      group.objects[group.count++] = members[image][i];
+    }
+  }
+  return groups;
+}
+
+template <typename In, typename Acc>
+std::vector<Acc> pack_weights(const Shape& shape, const std::vector<Group>& groups,
+                              const View<In, 2>& weights) {
+  std::vector<Acc> packed(groups.size() * shape.channels * kGroup);
+  Acc* out = packed.data();
+  for (const Group& group : groups) {
+    for (int64_t c = 0; c < shape.channels; ++c, out += kGroup) {
+      for (int i = 0; i < group.count; ++i) {
+        out[i] =
+            static_cast<Acc>(weights.data[group.objects[i] * weights.strides[0] + c * weights.strides[1]]);
+      }
+    }
+  }
+  return packed;
+}
+
+// One tile of cells of all channels, converted: [channels, kTile].
+template <typename In, typename Acc>
+void pack_acts(const Shape& shape, const View<In, 4>& acts, int64_t image, int64_t first, Acc* out) {
+  const int count = static_cast<int>(std::min<int64_t>(kTile, shape.cells() - first));
+  int64_t offsets[kTile] = {};
+  for (int i = 0; i < count; ++i) {
+    const int64_t row = (first + i) / shape.columns, column = (first + i) % shape.columns;
+    offsets[i] = image * acts.strides[0] + row * acts.strides[2] + column * acts.strides[3];
+  }
+  const bool adjacent = offsets[count - 1] - offsets[0] == count - 1 && acts.strides[3] == 1;
+  for (int64_t c = 0; c < shape.channels; ++c, out += kTile) {
+    const In* channel = acts.data + c * acts.strides[1];
+    if (adjacent && count == kTile) {
+      for (int i = 0; i < kTile; ++i) out[i] = static_cast<Acc>(channel[offsets[0] + i]);
+    } else {
+      for (int i = 0; i < count; ++i) out[i] = static_cast<Acc>(channel[offsets[i]]);
+    }
+  }
+}
+
+template <typename In, typename Acc>
+std::vector<Acc> weighted_sums(const Shape& shape, const View<In, 4>& acts, const View<In, 2>& weights,
+                               const View<int64_t, 1>& index) {
+  const auto groups = group_by_image(shape, index);
+  const auto packed_weights = pack_weights<In, Acc>(shape, groups, weights);
+  std::vector<size_t> first_group(shape.images + 1, groups.size());
+  for (size_t g = groups.size(); g-- > 0;) first_group[groups[g].image] = g;
+  for (int64_t image = shape.images; image-- > 0;) {
+    first_group[image] = std::min(first_group[image], first_group[image + 1]);  // images without objects
+  }
+
+  std::vector<Acc> cells(shape.objects * shape.cells());
+  const int64_t tiles = (shape.cells() + kTile - 1) / kTile;
+  const int64_t work = shape.channels * kTile * (1 + shape.objects / shape.images);
+  torch::stable::parallel_for(0, shape.images * tiles, grain(work), [&](int64_t begin, int64_t end) {
+    std::vector<Acc> packed_acts(shape.channels * kTile);
+    Acc sums[kGroup * kTile];
+    for (int64_t job = begin; job < end; ++job) {
+      const int64_t image = job / tiles, first = job % tiles * kTile;
+      const int64_t count = std::min<int64_t>(kTile, shape.cells() - first);
+      if (first_group[image] == first_group[image + 1]) continue;
+      pack_acts(shape, acts, image, first, packed_acts.data());
+      for (size_t g = first_group[image]; g < first_group[image + 1]; ++g) {
+        sum_tile(packed_weights.data() + g * shape.channels * kGroup, packed_acts.data(), shape.channels,
+                 sums);
+        for (int i = 0; i < groups[g].count; ++i) {
+          Acc* out = cells.data() + groups[g].objects[i] * shape.cells() + first;
+          for (int64_t k = 0; k < count; ++k) {
+            const Acc sum = sums[i * kTile + k];
+            out[k] = !std::isfinite(sum) || (shape.relu && sum < 0) ? Acc(0) : sum;
+          }
+        }
+      }
+    }
+  });
+  return cells;
+}
+
+// ---- step 3: resize ----------
+
+// For each pixel of an axis, the two cells that it lies between and how far it is from the first.
+template <typename Acc>
+struct Taps {
+  std::vector<int32_t> from;
+  std::vector<Acc> fraction;
+  int32_t step = 0;  // to the second cell; 0 on an axis of one cell
+
+  void aim(double start, double stop, int64_t cells, int64_t pixels) {
+    from.resize(pixels);
+    fraction.resize(pixels);
+    step = cells > 1;
+    for (int64_t i = 0; i < pixels; ++i) {
+      const double at = confine(start + (i + 0.5) * (stop - start) / pixels - 0.5, 0.0, cells - 1.0);
+      from[i] =
+          static_cast<int32_t>(std::min<int64_t>(static_cast<int64_t>(at), std::max<int64_t>(cells - 2, 0)));
+      fraction[i] = static_cast<Acc>(at - from[i]);
+    }
+  }
+};
+
+// Writes the output rows of one map after another, keeping the two stretched rows of cells that it last
+// needed.
+template <typename Acc>
+class RowWriter {
+ public:
+  RowWriter(const Shape& shape, const View<float, 2>& window)
+      : shape_(shape),
+        window_(window),
+        stretched_{std::vector<Acc>(shape.width), std::vector<Acc>(shape.width)} {}
+
+  void open(int64_t object, const Acc* cells) {
+    cells_ = cells;
+    held_[0] = held_[1] = -1;
+    std::array<float, 4> box{0, 0, static_cast<float>(shape_.columns), static_cast<float>(shape_.rows)};
+    if (window_.data) {
+      for (int i = 0; i < 4; ++i) box[i] = window_.data[object * window_.strides[0] + i * window_.strides[1]];
+    }
+    if (box == box_) return;  // the usual case: one window for all
+    across_.aim(box[0], box[2], shape_.columns, shape_.width);
+    down_.aim(box[1], box[3], shape_.rows, shape_.height);
+    box_ = box;
+  }
+
+  template <typename Out>
+  void write(int64_t y, Acc low, Acc high, Out* out) {
+    const Acc* top = stretched(down_.from[y]);
+    const Acc* bottom = stretched(down_.from[y] + down_.step);
+    blend_rows(top, bottom, down_.fraction[y], shape_.width, low, high, out);
+  }
+
+ private:
+  const Acc* stretched(int32_t row) {
+    const int slot = row % 2;  // neighbours never share one
+    if (held_[slot] != row) {
+      stretch_row(cells_ + row * shape_.columns, across_.from.data(), across_.fraction.data(), across_.step,
+                  shape_.width, stretched_[slot].data());
+      held_[slot] = row;
+    }
+    return stretched_[slot].data();
+  }
+
+  const Shape& shape_;
+  View<float, 2> window_;
+  const Acc* cells_ = nullptr;
+  std::array<float, 4> box_{-1, -1, -1, -1};
+  Taps<Acc> across_, down_;
+  std::vector<Acc> stretched_[2];
+  int32_t held_[2] = {-1, -1};
+};
+
+template <typename Out, typename Acc>
+void write_maps(const Shape& shape, const View<float, 2>& window, const std::vector<Acc>& cells,
+                const Limits<Acc>& limits, Out* maps) {
+  torch::stable::parallel_for(
+      0, shape.objects * shape.height, grain(kPixelWork * shape.width), [&](int64_t begin, int64_t end) {
+        RowWriter<Acc> writer(shape, window);
+        for (int64_t row = begin; row < end;) {
+          const int64_t object = row / shape.height, stop = std::min(end, (object + 1) * shape.height);
+          writer.open(object, cells.data() + object * shape.cells());
+          for (int64_t y = row % shape.height; row < stop; ++row, ++y) {
+            writer.write(y, limits.low, limits.high, maps + row * shape.width);
+          }
+        }
+      });
+}
+
+// ---- step 2: normalisation ----------
+
+template <typename Acc>
+struct Range {
+  Acc low = std::numeric_limits<Acc>::max();
+  Acc high = std::numeric_limits<Acc>::lowest();
+
+  void include(const Range& other) {
+    low = std::min(low, other.low);
+    high = std::max(high, other.high);
+  }
+};
+
+// The range of all rows that `next(y)` returns, which may use the same memory for each.
+template <typename Acc, typename Next>
+Range<Acc> range_of_rows(int64_t rows, int64_t width, const Next& next) {
+  std::vector<Acc> low(width, Range<Acc>().low), high(width, Range<Acc>().high);
+  for (int64_t y = 0; y < rows; ++y) widen_range(next(y), width, low.data(), high.data());
+  return {*std::min_element(low.begin(), low.end()), *std::max_element(high.begin(), high.end())};
+}
+
+template <typename Acc>
+std::vector<Range<Acc>> find_ranges(const Shape& shape, const View<int64_t, 1>& index,
+                                    const View<float, 2>& window, const std::vector<Acc>& cells) {
+  std::vector<Range<Acc>> ranges(shape.objects);
+  const int64_t work = shape.ranges_over_pixels() ? kPixelWork * shape.height * shape.width : shape.cells();
+  torch::stable::parallel_for(0, shape.objects, grain(work), [&](int64_t begin, int64_t end) {
+    RowWriter<Acc> writer(shape, window);
+    std::vector<Acc> pixels(shape.width);
+    const Range<Acc> everything{std::numeric_limits<Acc>::lowest(), std::numeric_limits<Acc>::max()};
+    for (int64_t n = begin; n < end; ++n) {
+      const Acc* map = cells.data() + n * shape.cells();
+      if (shape.ranges_over_pixels()) {
+        writer.open(n, map);
+        ranges[n] = range_of_rows<Acc>(shape.height, shape.width, [&](int64_t y) {
+          writer.write(y, everything.low, everything.high, pixels.data());
+          return pixels.data();
+        });
+      } else {
+        ranges[n] =
+            range_of_rows<Acc>(shape.rows, shape.columns, [&](int64_t y) { return map + y * shape.columns; });
+      }
+      if (shape.normalize == Normalize::kMax) ranges[n].low = 0;
+    }
+  });
+  if (shape.normalize != Normalize::kImage) return ranges;
+
+  std::vector<Range<Acc>> of_image(shape.images);
+  const auto image = [&](int64_t n) { return index.data ? index.data[n * index.strides[0]] : 0; };
+  for (int64_t n = 0; n < shape.objects; ++n) of_image[image(n)].include(ranges[n]);
+  for (int64_t n = 0; n < shape.objects; ++n) ranges[n] = of_image[image(n)];
+  return ranges;
+}
+
+template <typename Acc>
+void normalize_cells(const Shape& shape, const std::vector<Range<Acc>>& ranges, Acc one,
+                     std::vector<Acc>& cells) {
+  torch::stable::parallel_for(0, shape.objects, grain(shape.cells()), [&](int64_t begin, int64_t end) {
+    for (int64_t n = begin; n < end; ++n) {
+      const Acc low = ranges[n].low, span = ranges[n].high - low;
+      const bool usable = span > 0 && std::isfinite(span);
+      Acc* map = cells.data() + n * shape.cells();
+      for (int64_t i = 0; i < shape.cells(); ++i) map[i] = usable ? (map[i] - low) / span * one : Acc(0);
+    }
+  });
+}
+
+// ---- the operator ----------
+
+// A fresh output costs a page fault per 4 KiB, several times the work itself; ask for large pages instead.
+void prefer_large_pages(void* data, int64_t bytes) {
+#if defined(__linux__) && defined(MADV_HUGEPAGE)
+  constexpr uintptr_t kPage = 1 << 21;
+  const uintptr_t begin = (reinterpret_cast<uintptr_t>(data) + kPage - 1) / kPage * kPage;
+  const uintptr_t end = (reinterpret_cast<uintptr_t>(data) + bytes) / kPage * kPage;
+  if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);  // advice: may fail
+#else
+  (void)data, (void)bytes;
+#endif
+}
+
+Tensor cam_maps(const Tensor& acts, const Tensor& weights, const std::optional<Tensor>& index,
+                const std::optional<Tensor>& window, int64_t height, int64_t width,
+                const std::string& normalize, bool relu, ScalarType dtype) {
+  const Shape shape = check_arguments(acts, weights, index, window, height, width, normalize, relu);
+  const std::array<int64_t, 3> sizes{shape.objects, height, width};
+  Tensor maps = torch::stable::new_empty(acts, {sizes.data(), sizes.size()}, dtype);
+  if (shape.objects == 0) return maps;
+  const auto indices = view<int64_t, 1>(index);
+  const auto windows = view<float, 2>(window);
+
+  with_input_type(acts.scalar_type(), [&](auto in) {
+    using In = decltype(in);
+    using Acc = Accumulator<In>;
+    auto cells = weighted_sums<In, Acc>(shape, view<In, 4>(acts), view<In, 2>(weights), indices);
+    with_output_type(dtype, [&](auto out) {
+      using Out = decltype(out);
+      const auto limits = output_limits<Out, Acc>(shape.normalize, relu);
+      if (shape.normalize != Normalize::kNone) {
+        normalize_cells(shape, find_ranges(shape, indices, windows, cells), limits.one, cells);
+      }
+      prefer_large_pages(maps.mutable_data_ptr(), maps.numel() * static_cast<int64_t>(sizeof(Out)));
+      write_maps(shape, windows, cells, limits, static_cast<Out*>(maps.mutable_data_ptr()));
+    });
+  });
+  return maps;
+}
+
+}  // namespace
+}  // namespace detcam
+
+STABLE_TORCH_LIBRARY_IMPL(detcam, CPU, m) { m.impl("cam_maps", TORCH_BOX(&detcam::cam_maps)); }

@@ -1,0 +1,195 @@
+"""Build the optional kernels of `detcam.ops`; everything else about the package is in pyproject.toml.
+
+`DETCAM_BUILD` says what to build:
+    auto (default)  what this machine can; what cannot be built is left out, and the reason recorded
+    cpu, cuda       kernels for the CPU, or for the CPU and CUDA; failing to build them is an error
+    none            nothing: all runs on the PyTorch reference
+`TORCH_CUDA_ARCH_LIST` ("8.0 9.0") overrides the GPU architectures. Install torch first and build with
+`pip install --no-build-isolation`, or pip fetches a second torch to build against.
+
+The kernels use torch's stable ABI alone, so compiling them takes include folders and ninja, and no more.
+"""
+
+import importlib.metadata
+import importlib.util
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).parent
+BUILD = ROOT / "build" / f"kernels-{sysconfig.get_platform()}-{sys.implementation.cache_tag}"
+MODE = os.environ.get("DETCAM_BUILD", "auto").lower()
+WANTED = {"auto": ("cpu", "cuda"), "cpu": ("cpu",), "cuda": ("cpu", "cuda"), "none": ()}
+CUBINS = {"80", "86", "89", "90", "100", "120"}  # and the newest that nvcc knows, which is also kept as PTX
+STABLE_ABI = "-DTORCH_TARGET_VERSION=0x020a000000000000"  # one binary for torch 2.10 and everything after
+RULES = """
+rule cxx
+  command = {cxx} -std=c++17 -O3 -fno-math-errno -fno-trapping-math -fPIC -fvisibility=hidden -Wall -Wextra $
+    $flags -MMD -MF $out.d -c $in -o $out
+  depfile = $out.d
+rule nvcc
+  command = {nvcc} -std=c++17 -O3 --expt-relaxed-constexpr -Xcompiler -fPIC,-fvisibility=hidden -Xptxas -v $
+    --threads 0 $flags -MD -MF $out.d -c $in -o $out > $out.log 2>&1 || {{ cat $out.log; exit 1; }}
+  depfile = $out.d
+rule link
+  command = $linker -shared $in -o $out $libs
+"""
+
+
+class Unavailable(Exception):
+    """Something cannot be built here; the message says why."""
+
+
+class BuildKernels(build_ext):
+    """Builds one binary after the other; in auto mode a failure only leaves that one out."""
+
+    def run(self) -> None:
+        """Build what `DETCAM_BUILD` asks for, and write down what is missing and why."""
+        if MODE not in WANTED:
+            raise SystemExit(f"DETCAM_BUILD: expected {', '.join(WANTED)}, got {MODE!r}")
+        target = (ROOT if self.inplace else Path(self.build_lib)) / "detcam" / "ops"
+        target.mkdir(parents=True, exist_ok=True)
+        facts: dict[str, str] = {}
+        missing: dict[str, str] = {}
+        for name, build in (("cpu", build_cpu), ("cuda", build_cuda), ("C", build_facts)):
+            products: list[Path] = []
+            if name in WANTED[MODE] or (name == "C" and facts):
+                try:
+                    products = build(facts)
+                except Unavailable as reason:
+                    if MODE != "auto":
+                        raise SystemExit(f"detcam: no _{name}, though DETCAM_BUILD={MODE}: {reason}") from None
+                    print(f"detcam: building without _{name}: {reason}", file=sys.stderr)
+                    missing[name] = str(reason)
+            elif name != "C":
+                missing[name] = f"not asked for: built with DETCAM_BUILD={MODE}"
+            for stale in target.glob(f"_{name}[._]*"):
+                stale.unlink()
+            for product in products:
+                shutil.copy2(product, target)
+        (target / "_build.json").write_text(json.dumps({"mode": MODE, "missing": missing}, indent=2) + "\n")
+
+
+def build_cpu(facts: dict[str, str]) -> list[Path]:
+    """The kernels in C++; adds to `facts` what `_C` will tell."""
+    flags, libs, version = torch_build()
+    binary = compile_binary("_cpu.so", "cxx", find_cxx(), sorted(ROOT.glob("csrc/cpu/*.cpp")), flags, libs)
+    facts["TORCH"] = version
+    return [binary]
+
+
+def build_cuda(facts: dict[str, str]) -> list[Path]:
+    """The kernels in CUDA, apart from the others: they need a torch that has CUDA."""
+    flags, libs, version = torch_build()
+    if not (torch_folder() / "lib" / "libtorch_cuda.so").exists():
+        raise Unavailable(f"torch {version} is built without CUDA")
+    nvcc = find_nvcc()
+    known = re.findall(r"compute_(\d+)\b", output(nvcc, "--list-gpu-arch"))
+    asked = re.findall(r"(\d+)\.(\d+)", os.environ.get("TORCH_CUDA_ARCH_LIST", ""))
+    archs = sorted({a + b for a, b in asked} or {*known} & CUBINS | {max(known, key=int)}, key=int)
+    cubins, ptx = [f"sm_{arch}" for arch in archs], f"compute_{archs[-1]}"
+    flags += "".join(f" -gencode arch=compute_{arch},code=sm_{arch}" for arch in archs)
+    flags += f" -gencode arch={ptx},code={ptx} -DUSE_CUDA"
+    sources = sorted(ROOT.glob("csrc/cuda/*.cu"))
+    binary = compile_binary("_cuda.so", "nvcc", nvcc, sources, flags, f"-cudart shared -nodlink {libs} -ltorch_cuda")
+    log = BUILD / "_cuda_ptxas.log"  # registers and spills of every kernel, for the tests
+    log.write_text("".join((BUILD / "_cuda.so.objects" / f"{s.stem}.o.log").read_text() for s in sources))
+    facts["TORCH"] = version
+    facts["CUDA_VERSION"] = "".join(re.findall(r"release ([\d.]+)", output(nvcc, "--version")))
+    facts["ARCHS"] = " ".join([*cubins, ptx])
+    return [binary, log]
+
+
+def build_facts(facts: dict[str, str]) -> list[Path]:
+    """`_C` tells what was built, against what and by which compiler; it needs pybind11 and no torch."""
+    pybind11 = importlib.util.find_spec("pybind11")
+    if pybind11 is None or pybind11.origin is None:
+        raise Unavailable("pybind11 is not installed")
+    include = (Path(pybind11.origin).parent / "include", sysconfig.get_path("include"))
+    flags = [f"-isystem{folder}" for folder in include]
+    flags += [f'-DDETCAM_{key}="{value}"' for key, value in facts.items()]
+    libs = "-undefined dynamic_lookup" if sys.platform == "darwin" else ""
+    name = f"_C{sysconfig.get_config_var('EXT_SUFFIX')}"
+    return [compile_binary(name, "cxx", find_cxx(), [ROOT / "csrc" / "module.cpp"], shlex.join(flags), libs)]
+
+
+def compile_binary(name: str, rule: str, compiler: str, sources: list[Path], flags: str, libs: str) -> Path:
+    """Compile and link with ninja what has changed since the last time."""
+    lines = [RULES.format(cxx=compiler, nvcc=compiler)]
+    objects = [f"{name}.objects/{source.stem}.o" for source in sources]
+    flags = f"-I{shlex.quote(str(ROOT / 'csrc'))} {flags}"
+    for source, compiled in zip(sources, objects, strict=True):
+        escaped = str(source).replace(" ", "$ ")
+        lines.append(f"build {compiled}: {rule} {escaped}\n  flags = {flags}\n")
+    lines.append(f"build {name}: link {' '.join(objects)}\n  linker = {compiler}\n  libs = {libs}\n")
+    script = BUILD / f"{name}.ninja"
+    BUILD.mkdir(parents=True, exist_ok=True)
+    script.write_text("\n".join(lines))
+    command = [sys.executable, "-m", "ninja", "-C", str(BUILD), "-f", script.name]
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    print(done.stdout)
+    if done.returncode:
+        errors = [line for line in done.stdout.splitlines() if "error" in line.lower()]
+        raise Unavailable(f"{compiler} failed: {' | '.join(errors[:3]) or done.stdout.strip()[-500:]}")
+    return BUILD / name
+
+
+def torch_folder() -> Path:
+    """The installed torch, without importing it."""
+    spec = importlib.util.find_spec("torch")
+    if spec is None or spec.origin is None:
+        raise Unavailable("torch is not installed where the build runs; use pip install --no-build-isolation")
+    return Path(spec.origin).parent
+
+
+def torch_build() -> tuple[str, str, str]:
+    """Compiler flags, linker flags and release of the installed torch."""
+    folder, version = torch_folder(), importlib.metadata.version("torch")
+    if not (folder / "include" / "torch" / "csrc" / "stable" / "tensor.h").exists():
+        raise Unavailable(f"torch {version} has no headers of the stable ABI; 2.10 or later has")
+    include, lib = (shlex.quote(str(folder / part)) for part in ("include", "lib"))
+    return f"-isystem {include} {STABLE_ABI}", f"-L{lib} -ltorch_cpu -ltorch -lc10", version
+
+
+def find_cxx() -> str:
+    """The C++ compiler: `CXX`, or what PATH has."""
+    compiler = os.environ.get("CXX") or next(filter(shutil.which, ("c++", "g++", "clang++")), None)
+    if compiler is None:
+        raise Unavailable("no C++ compiler found (c++, g++, clang++, or the variable CXX)")
+    return compiler
+
+
+def find_nvcc() -> str:
+    """The CUDA compiler; it knows where its own toolkit is, also when PATH holds only a wrapper."""
+    folder = f"{os.environ['CUDA_HOME']}/bin" if os.environ.get("CUDA_HOME") else None
+    compiler = shutil.which("nvcc", path=folder)
+    if compiler is None:
+        raise Unavailable(f"nvcc not found {f'in {folder}' if folder else 'on PATH'}")
+    return compiler
+
+
+def output(*command: str) -> str:
+    """What a command prints."""
+    try:
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise Unavailable(f"{' '.join(command)} fails: {error}") from error
+
+
+FILES = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "csrc").rglob("*.*"))
+SOURCES = [name for name in FILES if not name.endswith(".h")]
+HEADERS = [name for name in FILES if name.endswith(".h")]
+# The extension names what a source archive holds; BuildKernels decides what becomes of it.
+setup(
+    ext_modules=[Extension("detcam.ops._C", SOURCES, depends=HEADERS)],
+    cmdclass={"build_ext": BuildKernels},
+)
