@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from detcam import ops, render
 from detcam.geometry import Geometry
@@ -69,7 +70,8 @@ class Explanation:
         if logits is None:
             return None
         height, width = self.geometry.source
-        full = self._upsample(logits, (height, width), normalize="none", relu=False, dtype=torch.float32)
+        shapes = [(logits.shape[1], logits.shape[2])] * len(logits)
+        full = self._upsample(logits, shapes, (height, width), normalize="none", relu=False, dtype=torch.float32)
         x = torch.arange(width, device=full.device) + 0.5
         y = torch.arange(height, device=full.device) + 0.5
         x1, y1, x2, y2 = (side[:, None] for side in self.boxes.unbind(1))
@@ -110,20 +112,22 @@ class Explanation:
         maps = self.maps
         if normalize == "image":
             maps, normalize = _scale_together(maps), "none"
-        result = torch.empty((len(chosen), *size), dtype=dtype, device=self.boxes.device)
-        for shape in {tuple(maps[i].shape) for i in chosen}:
-            places = [place for place, i in enumerate(chosen) if tuple(maps[i].shape) == shape]
-            stack = torch.stack([maps[chosen[place]] for place in places])
-            full = self._upsample(stack, size, normalize=normalize, relu=True, dtype=dtype)
-            if len(places) == len(chosen):
-                return full
-            result[places] = full
-        return result
+        stack, shapes = _common_canvas([maps[i] for i in chosen], self.boxes.device)
+        return self._upsample(stack, shapes, size, normalize=normalize, relu=True, dtype=dtype)
 
-    def _upsample(self, maps: Tensor, size: tuple[int, int], normalize: str, relu: bool, dtype: torch.dtype) -> Tensor:
-        """[N, h, w] maps over the network's input as [N, *size] over the source picture."""
+    def _upsample(
+        self,
+        maps: Tensor,
+        shapes: list[tuple[int, int]],
+        size: tuple[int, int],
+        normalize: str,
+        relu: bool,
+        dtype: torch.dtype,
+    ) -> Tensor:
+        """[N, h, w] maps, each over the network's input with its own (h, w) in `shapes`, as [N, *size] of the source."""
         n = len(maps)
         integer = not dtype.is_floating_point and normalize == "none"
+        windows = [self.geometry.window(shape) for shape in shapes]
         full = ops.cam_maps(
             maps[:, None],
             maps.new_ones(n, 1),
@@ -132,7 +136,7 @@ class Explanation:
             normalize=normalize,
             relu=relu,
             dtype=torch.float32 if integer else dtype,
-            window=self.geometry.window((maps.shape[1], maps.shape[2])),
+            window=torch.tensor(windows, device=maps.device).view(n, 4),
         )
         return full.mul_(255).round_().to(dtype) if integer else full
 
@@ -181,6 +185,24 @@ class Explanation:
                 for i in range(len(self))
             ],
         }
+
+
+def _common_canvas(maps: list[Tensor], device: torch.device) -> tuple[Tensor, list[tuple[int, int]]]:
+    """Maps of several sizes in one tensor [N, h, w], so that one call serves all, and their own sizes.
+
+    Smaller maps are continued by their border cells: that is what a resize assumes beyond the border, and it changes
+    neither the minimum nor the maximum.
+    """
+    shapes = [(m.shape[0], m.shape[1]) for m in maps]
+    height = max((h for h, _ in shapes), default=1)
+    width = max((w for _, w in shapes), default=1)
+    canvas = torch.empty((len(maps), height, width), device=device)
+    for shape in set(shapes):
+        places = [i for i, s in enumerate(shapes) if s == shape]
+        stack = torch.stack([maps[i] for i in places]).float()
+        beyond = (0, width - shape[1], 0, height - shape[0])
+        canvas[places] = pad(stack[:, None], beyond, mode="replicate")[:, 0]
+    return canvas, shapes
 
 
 def _scale_together(maps: list[Tensor]) -> list[Tensor]:

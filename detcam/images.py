@@ -17,7 +17,7 @@ from PIL import Image, UnidentifiedImageError
 
 from detcam.errors import ImageError
 
-MAX_PIXELS = 200_000_000  # about 14,000 x 14,000: larger headers are refused before anything is decoded
+MAX_PIXELS = 178_956_970  # Pillow's limit, about 13,000 x 13,000: larger headers are refused before anything is decoded
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 
 
@@ -37,7 +37,7 @@ def read_image(image: Any) -> np.ndarray:
         return _from_tensor(image)
     if isinstance(image, np.ndarray):
         return _from_array(image)
-    if hasattr(image, "convert") and hasattr(image, "size"):  # a PIL image, without importing PIL
+    if isinstance(image, Image.Image):
         return _from_pil(image)
     raise ImageError(
         f"cannot read a picture from a {type(image).__name__}: give a path, a PIL image, an array [H,W,3] uint8 "
@@ -74,14 +74,12 @@ def _verify(data: bytes, path: Path) -> None:
             picture = _pillow_open()(io.BytesIO(data))
             width, height = picture.size
             if width * height > MAX_PIXELS:
-                raise ImageError(
-                    f"{path} is {width} x {height} pixels, more than the limit of {MAX_PIXELS:,}: shrink it first"
-                )
+                raise Image.DecompressionBombError  # newer versions of Pillow raise it themselves
             picture.load()
     except UnidentifiedImageError:
         raise ImageError(f"{path} is not an image: give one of {' '.join(SUFFIXES)}") from None
-    except ImageError:
-        raise
+    except Image.DecompressionBombError:
+        raise ImageError(f"{path} has more pixels than the limit of {MAX_PIXELS:,}: shrink it first") from None
     except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, struct.error, ...
         raise ImageError(f"{path} is damaged ({error}): save it again or get a whole copy") from None
 
@@ -89,6 +87,14 @@ def _verify(data: bytes, path: Path) -> None:
 def _pillow_open() -> Callable[..., Image.Image]:
     """Pillow's own `open`: Ultralytics replaces it by one that pip-installs a package when a file is no picture."""
     return getattr(sys.modules.get("ultralytics.utils.patches"), "_image_open", Image.open)
+
+
+def _from_pil(image: Image.Image) -> np.ndarray:
+    try:
+        converted = image.convert("RGB")  # decodes, if that was not done yet
+    except Exception as error:
+        raise ImageError(f"PIL image is damaged ({error}): open the whole file again") from None
+    return _from_array(np.asarray(converted))
 
 
 def _from_array(image: np.ndarray) -> np.ndarray:
