@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import Any, overload
 
 import numpy as np
@@ -212,9 +213,9 @@ class Explainer:
                 f"{level} (layers='level' explains it there)"
             )
         if not bool(raw.isfinite().all()):
-            return "cells that are not finite (overflow in the model) count as zero"
+            return "cells that are not finite count as zero: the model or the method's formula overflowed there"
         if not bool((raw > 0).any()):
-            return "zero map: every cell speaks against the object (no positive contribution)"
+            return "zero map: no cell contributes positively"
         return None
 
     def _plan(self, layers: Layers, module: nn.Module) -> LayerPlan:
@@ -246,12 +247,11 @@ def _checked_device(device: str | torch.device) -> torch.device:
 
 
 def _check_options(conf: float, iou: float, max_det: int, imgsz: int | None, target: Target) -> None:
-    for name, value in (("conf", conf), ("iou", iou)):
-        if not 0 <= value <= 1:
-            raise InputError(f"{name}: expected a number in [0, 1], got {value}")
-    if max_det < 1:
-        raise InputError(f"max_det: expected at least 1, got {max_det}")
-    if imgsz is not None and imgsz < 32:
-        raise InputError(f"imgsz: expected at least 32 pixels, got {imgsz}")
+    for name, share in (("conf", conf), ("iou", iou)):
+        if not isinstance(share, Real) or not 0 <= share <= 1:
+            raise InputError(f"{name}: expected a number in [0, 1], got {share!r}")
+    for name, count, least in (("max_det", max_det, 1), ("imgsz", 640 if imgsz is None else imgsz, 32)):
+        if not isinstance(count, Integral) or count < least:
+            raise InputError(f"{name}: expected a whole number of at least {least}, got {count!r}")
     if isinstance(target, str) and target not in TARGETS:
         raise TargetError(f"target {target!r} does not exist: {nearest(target, TARGETS)}")

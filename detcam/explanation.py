@@ -72,8 +72,8 @@ class Explanation:
         height, width = self.geometry.source
         shapes = [(logits.shape[1], logits.shape[2])] * len(logits)
         full = self._upsample(logits, shapes, (height, width), normalize="none", relu=False, dtype=torch.float32)
-        x = torch.arange(width, device=full.device) + 0.5
-        y = torch.arange(height, device=full.device) + 0.5
+        x = torch.arange(width, device=full.device)  # by index, as Ultralytics crops
+        y = torch.arange(height, device=full.device)
         x1, y1, x2, y2 = (side[:, None] for side in self.boxes.unbind(1))
         columns, rows = (x >= x1) & (x < x2), (y >= y1) & (y < y2)
         return (full > 0) & rows[:, :, None] & columns[:, None, :]
@@ -107,6 +107,8 @@ class Explanation:
         """
         if normalize not in NORMALIZE:
             raise ValueError(f"normalize: expected one of {NORMALIZE}, got {normalize!r}")
+        if normalize == "none" and not dtype.is_floating_point:
+            raise ValueError(f"dtype: raw values need a floating dtype, got {dtype}: give another normalize or dtype")
         size = size or self.geometry.source
         chosen = list(range(len(self)) if objects is None else objects)
         maps = self.maps
@@ -124,8 +126,10 @@ class Explanation:
         relu: bool,
         dtype: torch.dtype,
     ) -> Tensor:
-        """[N, h, w] maps, each over the network's input with its own (h, w) in `shapes`, as [N, *size] of the source."""
+        """[N, h, w] maps, each over the network's input with its own (h, w) in `shapes`, as [N, *size]."""
         n = len(maps)
+        if not n:
+            return torch.empty((0, *size), dtype=dtype, device=maps.device)
         integer = not dtype.is_floating_point and normalize == "none"
         windows = [self.geometry.window(shape) for shape in shapes]
         full = ops.cam_maps(
@@ -179,7 +183,7 @@ class Explanation:
                     "score": round(float(self.scores[i]), 6),
                     "box": [round(v, 3) for v in self.boxes[i].tolist()],
                     "map": list(self.maps[i].shape),
-                    "peak": float(self.maps[i].amax()),
+                    "peak": float(self.maps[i].nan_to_num(nan=0.0, posinf=0.0, neginf=0.0).amax()),
                     "note": self.notes[i],
                 }
                 for i in range(len(self))

@@ -36,9 +36,14 @@ def assert_same_maps(ways: list[list[Explanation]]) -> None:
 @pytest.mark.parametrize("target", ["class", "prob", "margin", "box", "top"])
 @pytest.mark.parametrize("method", ["odam", "gradcam", "layercam"])
 def test_windows_equal_the_full_backward(layers: str, target: str, method: str, seed: int) -> None:
-    """Pictures of different odd sizes in one call; objects wherever the random model finds them."""
+    """Pictures of different odd sizes in one call; objects wherever the random model finds them.
+
+    Pooled weights are means of gradients of both signs, which cancel: float32 rounds those by more than the tolerance,
+    whatever the way, so they are compared in float64.
+    """
     pictures = [random_picture(seed, 253, 397), random_picture(seed + 1, 253, 397), random_picture(seed, 61, 320)]
     model = random_yolo("yolov8n.yaml", seed, pictures[0], 320)
+    model = model.double() if method == "gradcam" else model
     assert_same_maps(
         both_ways(model, pictures, layers=layers, target=target, method=method, imgsz=320, conf=0.05, max_det=12)
     )
@@ -59,6 +64,7 @@ def test_every_family_of_yolo(config: str, layers: str, seed: int) -> None:
 def test_objects_in_small_chunks_give_the_same(seed: int) -> None:
     picture = random_picture(seed, 253, 397)
     model = random_yolo("yolov8n.yaml", seed, picture, 320)
+    model = model.double()
     whole = Explainer(model, imgsz=320, method="gradcam")(picture)
     chunked = Explainer(model, imgsz=320, method="gradcam", memory=1)(picture)
     for a, b in zip(whole.maps, chunked.maps, strict=True):

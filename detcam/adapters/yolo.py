@@ -63,7 +63,8 @@ class YoloAdapter(Adapter):
         self.backbone = len(network.yaml["backbone"])  # layers 0 .. backbone - 1; the neck and the head follow
         self.head = self.sequence[-1]
         self.task = "segment" if hasattr(self.head, "proto") else "detect"
-        self.names: dict[int, str] = dict(network.names)
+        names = network.names
+        self.names: dict[int, str] = dict(names) if isinstance(names, dict) else dict(enumerate(names))
         self.stride = max(int(self.head.stride.max()), 32)
         size = (imgsz, imgsz) if isinstance(imgsz, int) else imgsz
         self.size = tuple(-(-side // self.stride) * self.stride for side in size)
@@ -80,7 +81,7 @@ class YoloAdapter(Adapter):
 
     @classmethod
     def serves(cls, model: Any) -> bool:
-        """Whether `model` is an Ultralytics wrapper or module (or derived from one), by its origin; nothing is imported."""
+        """Whether `model` is an Ultralytics wrapper or module, or derived from one, by its origin alone."""
         return any(base.__module__.split(".")[0] == "ultralytics" for base in type(model).__mro__)
 
     @classmethod
@@ -179,9 +180,10 @@ class YoloAdapter(Adapter):
             network_boxes=boxes,
             mask_logits=masks,
         )
-        if masks is None:
-            return objects
-        return objects.select(_with_mask(masks, boxes, geometry.network).nonzero().flatten())
+        keep = boxes.isfinite().all(dim=1)  # a broken model's NaN stays inside
+        if masks is not None:
+            keep &= _with_mask(masks, boxes, geometry.network)
+        return objects.select(keep.nonzero().flatten())
 
     def score(self, outputs: YoloOutputs, objects: list[Objects], target: str) -> Tensor:
         """See `Adapter.score`."""

@@ -29,8 +29,12 @@ class EigenCAM(Method):
         cells = acts.flatten(2).transpose(1, 2).double()  # [n, hw, C]
         cells = cells.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)  # an overflow in the model: eigh takes finite numbers
         centred = cells - cells.mean(dim=1, keepdim=True)
-        _, vectors = torch.linalg.eigh(centred.transpose(1, 2) @ centred)  # ascending eigenvalues
-        projection = (centred @ vectors[:, :, -1:]).squeeze(2)  # [n, hw]
+        if h * w < centred.shape[2]:  # the smaller of the two Gram matrices has the same leading component
+            values, vectors = torch.linalg.eigh(centred @ centred.transpose(1, 2))  # ascending eigenvalues
+            projection = vectors[:, :, -1] * values[:, -1:].clamp(min=0).sqrt()  # [n, hw]
+        else:
+            _, vectors = torch.linalg.eigh(centred.transpose(1, 2) @ centred)
+            projection = (centred @ vectors[:, :, -1:]).squeeze(2)
         strength = cells.abs().sum(dim=2)
         sign = torch.where((projection * strength).sum(dim=1, keepdim=True) < 0, -1.0, 1.0)
         return (projection * sign).to(acts.dtype).view(n, h, w)

@@ -30,7 +30,8 @@ class GradCAMPlusPlus(PooledMethod):
     """Grad-CAM++: positive gradients, weighted so that several instances of a class count alike.
 
     Chattopadhay et al. 2018, "Grad-CAM++: Generalized Gradient-based Visual Explanations", equations 11 and 19; with
-    S = exp(logit) the higher derivatives become powers of g.
+    S = exp(logit) the higher derivatives become powers of g. The formula was made for non-negative activations: behind
+    SiLU, as in YOLO, sum_ij A is often negative, the quotient has poles, and maps can come out blank.
     """
 
     name = "gradcam++"

@@ -30,8 +30,8 @@ def save(explanation: Explanation, folder: Path) -> Path:
         raise OutputError(f"{folder} cannot be written ({error.strerror or error}): choose another --out") from None
     try:
         _write_all(explanation, work)
-        for stale in folder.glob("overlay_*.png"):  # of an earlier run with more objects
-            stale.unlink()
+        for stale in _earlier_overlays(folder):
+            stale.unlink(missing_ok=True)
         for path in sorted(work.iterdir()):
             path.replace(folder / path.name)
     except OSError as error:
@@ -39,6 +39,18 @@ def save(explanation: Explanation, folder: Path) -> Path:
     finally:
         shutil.rmtree(work, ignore_errors=True)
     return folder
+
+
+def _earlier_overlays(folder: Path) -> list[Path]:
+    """The overlays that an earlier run lists in its explanation.json: it may have had more objects."""
+    try:
+        document = json.loads((folder / "explanation.json").read_text(encoding="utf-8"))
+        names = [found["overlay"] for found in document["objects"]]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+    return [
+        folder / name for name in names if isinstance(name, str) and re.fullmatch(r"overlay_\d+_[a-z0-9-]+\.png", name)
+    ]
 
 
 def _write_all(explanation: Explanation, folder: Path) -> None:
@@ -65,7 +77,7 @@ def _overview(explanation: Explanation) -> np.ndarray:
 
 def _slug(label: str) -> str:
     """A label as part of a file name: letters, digits, dash."""
-    return re.sub(r"[^a-z0-9]+", "-", label.lower()).strip("-") or "object"
+    return re.sub(r"[^a-z0-9]+", "-", label.lower()).strip("-")[:60] or "object"
 
 
 def _write_png(path: Path, picture: np.ndarray) -> None:

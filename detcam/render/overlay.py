@@ -65,8 +65,9 @@ def contact_sheet(pictures: Sequence[np.ndarray], width: int = 1600) -> np.ndarr
     """All pictures ([H, W, 3] uint8 RGB, one size) as one sheet of about `width` pixels, in reading order."""
     columns = min(len(pictures), 2 if len(pictures) <= 2 else 3 if len(pictures) <= 9 else 5)
     gap = 8
-    tile_width = (width - gap * (columns + 1)) // columns
     height, source_width = pictures[0].shape[:2]
+    tile_width = (width - gap * (columns + 1)) // columns
+    tile_width = max(min(tile_width, round(2 * tile_width * source_width / height)), 1)  # at most twice as high as wide
     tile_height = max(round(height * tile_width / source_width), 1)
     rows = -(-len(pictures) // columns)
     sheet = np.full((rows * (tile_height + gap) + gap, columns * (tile_width + gap) + gap, 3), 24, np.uint8)

@@ -1,0 +1,182 @@
+"""The gradient methods against loops written from the papers, against CAM, and on hostile input."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from detcam.engine import object_gradients
+from detcam.methods import METHODS, get_method
+
+GRADIENT_METHODS = [name for name, method in METHODS.items() if "gradients" in method.reads]
+
+# One channel of four cells: small enough for a pencil.
+ACTS = torch.tensor([[[[1.0, 2.0], [3.0, 4.0]]]])
+GRADS = torch.tensor([[[[1.0, -1.0], [0.0, 2.0]]]])
+BY_HAND = {
+    "gradcam": 0.5 * ACTS,  # mean of 1, -1, 0, 2
+    "xgradcam": 0.7 * ACTS,  # (1 - 2 + 0 + 8) / 10
+    # a = 1 / (2 + 10) where g = 1, and 4 / (8 + 80) where g = 2: w = 1/12 + 2/22
+    "gradcam++": (1 / 12 + 1 / 11) * ACTS,
+    "hirescam": torch.tensor([[[[1.0, -2.0], [0.0, 8.0]]]]),
+    "odam": torch.tensor([[[[1.0, -2.0], [0.0, 8.0]]]]),
+    "layercam": torch.tensor([[[[1.0, 0.0], [0.0, 8.0]]]]),
+}
+
+
+def test_every_gradient_method_is_covered() -> None:
+    assert set(BY_HAND) == set(GRADIENT_METHODS)
+    assert set(LOOPS) == set(GRADIENT_METHODS)
+
+
+@pytest.mark.parametrize("name", BY_HAND)
+def test_by_hand(name: str) -> None:
+    torch.testing.assert_close(get_method(name).maps(ACTS, GRADS), BY_HAND[name][:, 0], rtol=1e-5, atol=1e-6)
+
+
+def pooled(weight: Callable[[list[float], list[float]], float]) -> Callable[[Tensor, Tensor], Tensor]:
+    """The map of one object, [C, h, w] -> [h, w], from one channel's weight as a function of its cells."""
+
+    def loop(acts: Tensor, grads: Tensor) -> Tensor:
+        result = torch.zeros_like(acts[0])
+        for a, g in zip(acts, grads, strict=True):
+            result += weight(a.flatten().tolist(), g.flatten().tolist()) * a
+        return result
+
+    return loop
+
+
+def cell_by_cell(term: Callable[[float, float], float]) -> Callable[[Tensor, Tensor], Tensor]:
+    """The map of one object, [C, h, w] -> [h, w], as a sum over channels of a function of one cell."""
+
+    def loop(acts: Tensor, grads: Tensor) -> Tensor:
+        result = torch.zeros_like(acts[0])
+        channels, height, width = acts.shape
+        for k in range(channels):
+            for i in range(height):
+                for j in range(width):
+                    result[i, j] += term(float(acts[k, i, j]), float(grads[k, i, j]))
+        return result
+
+    return loop
+
+
+def gradcam_weight(a: list[float], g: list[float]) -> float:
+    return sum(g) / len(g)
+
+
+def gradcam_plus_plus_weight(a: list[float], g: list[float]) -> float:
+    alphas = [0.0 if x == 0 else x**2 / (2 * x**2 + sum(a) * x**3) for x in g]
+    return sum(alpha * max(x, 0.0) for alpha, x in zip(alphas, g, strict=True))
+
+
+def xgradcam_weight(a: list[float], g: list[float]) -> float:
+    return sum(x / sum(a) * y for x, y in zip(a, g, strict=True))
+
+
+LOOPS = {
+    "gradcam": pooled(gradcam_weight),
+    "gradcam++": pooled(gradcam_plus_plus_weight),
+    "xgradcam": pooled(xgradcam_weight),
+    "hirescam": cell_by_cell(lambda a, g: g * a),
+    "odam": cell_by_cell(lambda a, g: g * a),
+    "layercam": cell_by_cell(lambda a, g: max(g, 0.0) * a),
+}
+
+
+def random_sizes() -> tuple[int, int, int, int]:
+    """(objects, channels, height, width), all different from one another more often than not."""
+    objects, channels, height, width = (int(torch.randint(1, high, ())) for high in (4, 6, 6, 8))
+    return objects, channels, height, width
+
+
+@pytest.mark.parametrize("name", LOOPS)
+def test_loops(name: str, seed: int) -> None:
+    sizes = random_sizes()
+    acts, grads = torch.randn(sizes, dtype=torch.float64), torch.randn(sizes, dtype=torch.float64)
+    if name in ("gradcam++", "xgradcam"):  # away from the poles of their quotients, which have epsilons
+        acts, grads = acts.abs() + 0.1, grads + 0.2 * grads.sign()
+    expected = torch.stack([LOOPS[name](a, g) for a, g in zip(acts, grads, strict=True)])
+    torch.testing.assert_close(get_method(name).maps(acts, grads), expected, rtol=1e-4, atol=1e-4)
+    single = get_method(name).maps(acts.float(), grads.float())
+    assert single.dtype == torch.float32
+    torch.testing.assert_close(single.double(), expected, rtol=1e-4, atol=1e-4)
+
+
+class Pooling(nn.Module):
+    """Convolution, ReLU, global average pooling and one linear layer: the network that CAM was written for."""
+
+    def __init__(self, channels: int, classes: int) -> None:
+        super().__init__()
+        self.features = nn.Sequential(nn.Conv2d(3, channels, 3, padding=1), nn.ReLU())
+        self.classify = nn.Linear(channels, classes)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        acts = self.features(x)
+        return acts, self.classify(acts.mean(dim=(2, 3)))
+
+
+@pytest.mark.parametrize("name", ["gradcam", "hirescam", "odam"])
+def test_equals_cam_where_cam_exists(name: str, seed: int) -> None:
+    """Zhou 2016: CAM = sum_k w_k A_k. The gradient of the logit is w_k / (h * w) in every cell."""
+    classes, channels, height, width = 5, *random_sizes()[1:]
+    network = Pooling(channels, classes)
+    acts, logits = network(torch.randn(1, 3, height, width))
+    maps = get_method(name).maps(acts.detach().expand(classes, -1, -1, -1), gradients_of(logits[0], acts))
+    cam = torch.einsum("nc,chw->nhw", network.classify.weight, acts[0]).detach()
+    torch.testing.assert_close(maps * (height * width), cam, rtol=1e-4, atol=1e-5)
+
+
+def gradients_of(scalars: Tensor, acts: Tensor) -> Tensor:
+    """[N, C, h, w]: the gradients of N scalars of one picture, through the engine."""
+    rounds = object_gradients(scalars, torch.zeros(len(scalars), dtype=torch.long), [acts])
+    found = {int(objects): gradients[0] for objects, gradients in rounds}
+    return torch.cat([found[i] for i in range(len(scalars))])
+
+
+@pytest.mark.parametrize("name", GRADIENT_METHODS)
+def test_zero_gradients_give_zero_maps(name: str, seed: int) -> None:
+    acts = torch.randn(random_sizes())
+    assert not get_method(name).maps(acts, torch.zeros_like(acts)).any()
+
+
+@pytest.mark.parametrize("name", [name for name, method in METHODS.items() if method.cellwise])
+def test_cellwise_maps_follow_from_each_cell_alone(name: str, seed: int) -> None:
+    acts, grads = torch.randn(2, 4, 6, 7), torch.randn(2, 4, 6, 7)
+    grads[:, :, 1, 3] = 0
+    whole = get_method(name).maps(acts, grads)
+    crop = (..., slice(1, 4), slice(2, 6))
+    torch.testing.assert_close(get_method(name).maps(acts[crop], grads[crop]), whole[crop])
+    assert not whole[:, 1, 3].any()
+
+
+@pytest.mark.parametrize("name", GRADIENT_METHODS)
+def test_objects_do_not_mix(name: str, seed: int) -> None:
+    """The map of an object is the same alone and among others."""
+    acts, grads = torch.rand(3, 4, 5, 6) + 0.1, torch.randn(3, 4, 5, 6)
+    together = get_method(name).maps(acts, grads)
+    alone = torch.cat([get_method(name).maps(acts[i : i + 1], grads[i : i + 1]) for i in range(3)])
+    torch.testing.assert_close(together, alone)
+    assert get_method(name).maps(acts[:0], grads[:0]).shape == (0, 5, 6)
+
+
+HOSTILE = {
+    "silent channels": lambda a: torch.zeros_like(a),
+    "sums of zero": lambda a: torch.cat([a, -a], dim=2),
+    "tiny": lambda a: a * 1e-30,
+    "subnormal": lambda a: a * 1e-42,
+    "huge": lambda a: a * 1e10,
+    "negative": lambda a: -a.abs(),
+    "one cell": lambda a: a[:, :, :1, :1],
+}
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+@pytest.mark.parametrize("name", GRADIENT_METHODS)
+def test_finite_everywhere(name: str, kind: str, seed: int) -> None:
+    acts = HOSTILE[kind](torch.randn(2, 3, 4, 5))
+    for scale in (1.0, 1e-30, 1e6):
+        grads = scale * torch.randn_like(acts)
+        maps = get_method(name).maps(acts, grads)
+        assert maps.isfinite().all(), f"{kind} activations, gradients times {scale}"

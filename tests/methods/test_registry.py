@@ -1,0 +1,123 @@
+"""The registry of methods, and a user's own method in an Explainer."""
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from detcam import Explainer, Explanation, InputError
+from detcam.errors import MethodError
+from detcam.methods import DEFAULT, METHODS, Method, PooledMethod, get_method
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_describes_itself(name: str) -> None:
+    method = METHODS[name]
+    assert method.name == name == name.lower()
+    assert method.formula
+    assert any(year in method.source for year in map(str, range(2013, 2030))), "the source names the year"
+    assert method.reads in ("activations", "activations, gradients")
+    assert "F" in method.passes
+    assert ("B" in method.passes) == ("gradients" in method.reads)
+    assert method.object_specific == ("gradients" in method.reads)
+    assert method.__doc__
+
+
+def test_names() -> None:
+    assert DEFAULT == "odam"
+    assert type(get_method("auto")) is METHODS[DEFAULT]
+    assert type(get_method("GradCAM++")) is METHODS["gradcam++"]
+    for name, method in METHODS.items():
+        assert type(get_method(name)) is method
+
+
+@pytest.mark.parametrize(
+    ("wrong", "meant"),
+    [("grad-cam", "gradcam"), ("gradcampp", "gradcam++"), ("eigen_cam", "eigencam"), ("oadm", "odam")],
+)
+def test_unknown_name_hints_at_the_nearest(wrong: str, meant: str) -> None:
+    with pytest.raises(MethodError, match="does not exist") as caught:
+        get_method(wrong)
+    assert f"{meant!r}" in str(caught.value)
+    assert repr(wrong) in str(caught.value)
+    assert isinstance(caught.value, InputError)
+
+
+def test_a_name_like_none_lists_the_choices() -> None:
+    with pytest.raises(MethodError, match="choose one of odam"):
+        get_method("zzz")
+
+
+class Strongest(Method):
+    """The largest g * A over the channels."""
+
+    name, formula, source = "strongest", "max_k g_k * A_k", "this test"
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[torch.Size, torch.dtype]] = []
+
+    def maps(self, acts: Tensor, grads: Tensor | None) -> Tensor:
+        assert grads is not None
+        assert grads.shape == acts.shape
+        self.seen.append((acts.shape, grads.dtype))
+        return (acts * grads).amax(dim=1)
+
+
+class Brightness(Method):
+    """The mean activation: no gradients, the same for all objects."""
+
+    name, formula, source = "brightness", "mean_k A_k", "this test"
+    reads, object_specific, passes = "activations", False, "1 F"
+
+    def maps(self, acts: Tensor, grads: Tensor | None) -> Tensor:
+        assert grads is None
+        return acts.mean(dim=1)
+
+
+class FirstChannel(PooledMethod):
+    """Weight 1 for channel 0."""
+
+    name, formula, source = "first", "A_0", "this test"
+
+    def weights(self, acts: Tensor, grads: Tensor) -> Tensor:
+        weights = torch.zeros(acts.shape[:2])
+        weights[:, 0] = 1
+        return weights
+
+
+def explain(model: nn.Module, picture: np.ndarray, method: str | Method, layers: str = "level") -> Explanation:
+    explanation = Explainer(model, method=method, layers=layers, imgsz=160, max_det=4)(picture)
+    assert len(explanation) == 4
+    return explanation
+
+
+def test_a_users_method_explains_objects(detector: nn.Module, picture: np.ndarray) -> None:
+    method = Strongest()
+    assert get_method(method) is method
+    explanation = explain(detector, picture, method)
+    assert explanation.settings["method"] == "strongest"
+    assert {dtype for _, dtype in method.seen} == {torch.float32}
+    assert sum(shape[0] for shape, _ in method.seen) >= 4  # windows may compute a map from crops, never fewer
+    elementwise = explain(detector, picture, "hirescam")
+    for ours, summed in zip(explanation.maps, elementwise.maps, strict=True):
+        assert ours.shape == summed.shape
+        assert ours.any()
+        assert not torch.equal(ours, summed)
+
+
+def test_a_users_activation_method_gives_all_objects_one_map(detector: nn.Module, picture: np.ndarray) -> None:
+    explanation = explain(detector, picture, Brightness(), layers="model.9")
+    for one, note in zip(explanation.maps, explanation.notes, strict=True):
+        torch.testing.assert_close(one, explanation.maps[0], rtol=0, atol=0)
+        assert "same for every object: brightness" in (note or "")
+
+
+def test_a_users_pooled_method_needs_weights_only(detector: nn.Module, picture: np.ndarray) -> None:
+    acts = torch.randn(2, 3, 4, 5)
+    torch.testing.assert_close(FirstChannel().maps(acts, torch.randn_like(acts)), acts[:, 0])
+    assert all(one.any() for one in explain(detector, picture, FirstChannel()).maps)
+
+
+def test_a_method_without_maps_is_no_method() -> None:
+    with pytest.raises(TypeError, match="abstract"):
+        Method()  # type: ignore[abstract]

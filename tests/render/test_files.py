@@ -1,0 +1,138 @@
+"""An explanation on disk: the files that are documented, all of them or none."""
+
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from support import explanation_of, random_picture
+
+from detcam import Explanation
+from detcam.errors import OutputError
+from detcam.render import files
+
+ODD = ("traffic light", "../../etc/passwd", "café ☕", "a/b\\c:d*e?", "", "日本語", "CON", "x" * 40, "-rf")
+
+
+@pytest.fixture
+def picture(seed: int) -> np.ndarray:
+    return random_picture(seed, 40, 60)
+
+
+@pytest.fixture
+def explanation(picture: np.ndarray) -> Explanation:
+    maps = [torch.rand(4, 6) for _ in ODD]
+    return explanation_of(picture, maps, labels=ODD)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def test_the_documented_files(explanation: Explanation, tmp_path: Path) -> None:
+    folder = explanation.save(tmp_path / "deep" / "out")
+    assert folder == tmp_path / "deep" / "out"
+    names = sorted(path.name for path in folder.iterdir())
+    overlays = [name for name in names if name.startswith("overlay_")]
+    assert sorted({*names} - {*overlays}) == ["contact.png", "explanation.json", "heatmaps.npz"]
+    assert [name[:12] for name in overlays] == [f"overlay_{i:03d}_" for i in range(len(ODD))]
+
+    with np.load(folder / "heatmaps.npz") as archive:
+        assert list(archive) == ["heatmaps"]
+        assert archive["heatmaps"].dtype == np.float32
+        assert np.array_equal(archive["heatmaps"], explanation.heatmaps.numpy())
+    document = json.loads((folder / "explanation.json").read_text(encoding="utf-8"))
+    assert [o["label"] for o in document["objects"]] == list(ODD)
+    assert [o["overlay"] for o in document["objects"]] == overlays
+    assert [o["box"] for o in document["objects"]] == [pytest.approx(b) for b in explanation.boxes.tolist()]
+    for i, name in enumerate(overlays):
+        decoded = cv2.imread(str(folder / name))[:, :, ::-1]
+        assert np.array_equal(decoded, explanation.overlay(i))
+    assert cv2.imread(str(folder / "contact.png")).shape[1] == pytest.approx(1600, abs=10)
+
+
+def test_labels_are_safe_in_file_names(explanation: Explanation, tmp_path: Path) -> None:
+    folder = explanation.save(tmp_path / "out")
+    assert {path.parent for path in tmp_path.rglob("*.png")} == {folder}
+    for path in folder.glob("overlay_*"):
+        assert re.fullmatch(r"overlay_\d{3}_[a-z0-9-]+\.png", path.name), path.name
+    assert (folder / "overlay_000_traffic-light.png").exists()
+
+
+def test_a_second_run_replaces_the_first(explanation: Explanation, picture: np.ndarray, tmp_path: Path) -> None:
+    explanation.save(tmp_path)
+    (tmp_path / "notes.txt").write_text("mine")
+    fewer = explanation_of(picture, [torch.rand(4, 6)], labels=("dog",))
+    fewer.save(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "contact.png", "explanation.json", "heatmaps.npz", "notes.txt", "overlay_000_dog.png",
+    ]  # fmt: skip
+
+
+def test_files_of_others_stay(explanation: Explanation, tmp_path: Path) -> None:
+    (tmp_path / "overlay_of_mine.png").write_bytes(b"mine")
+    explanation.save(tmp_path)
+    assert (tmp_path / "overlay_of_mine.png").read_bytes() == b"mine"
+
+
+@pytest.mark.parametrize("writer", ["_write_png", "_write_json", "savez"])
+@pytest.mark.parametrize(
+    "failure", [OSError(28, "No space left on device"), MemoryError(), KeyboardInterrupt()], ids=repr
+)
+def test_a_failure_midway_leaves_nothing(
+    writer: str, failure: BaseException, explanation: Explanation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    earlier = explanation_of(explanation.image, [torch.rand(4, 6)], labels=("dog",))
+    earlier.save(tmp_path / "out")
+    before = contents(tmp_path)
+    calls = 0
+
+    def fail(*args: Any, **kwargs: Any) -> None:
+        nonlocal calls
+        calls += 1
+        if writer != "_write_png" or calls == 3:  # some pictures are written already
+            raise failure
+        original(*args, **kwargs)
+
+    original = files._write_png
+    if writer == "savez":
+        monkeypatch.setattr(np, "savez_compressed", fail)
+    else:
+        monkeypatch.setattr(files, writer, fail)
+    expected: type[BaseException] = OutputError if isinstance(failure, OSError) else type(failure)
+    with pytest.raises(expected) as caught:
+        explanation.save(tmp_path / "out")
+    assert contents(tmp_path) == before
+    assert not list((tmp_path / "out").glob(".*")), "no temporary folder is left"
+    if expected is OutputError:
+        assert str(tmp_path / "out") in str(caught.value)
+        assert "No space left" in str(caught.value)
+        assert "\n" not in str(caught.value)
+
+
+def test_a_file_where_the_folder_should_be(explanation: Explanation, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    for folder in (tmp_path / "file", tmp_path / "file" / "inside", tmp_path / ("n" * 300)):
+        with pytest.raises(OutputError, match="cannot be written"):
+            explanation.save(folder)
+    assert contents(tmp_path) == {"file": b"x"}
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="permissions do not bind this user")
+def test_a_folder_without_permission(explanation: Explanation, tmp_path: Path) -> None:
+    closed = tmp_path / "closed"
+    closed.mkdir(mode=0o500)
+    for folder in (closed, closed / "inside"):
+        with pytest.raises(OutputError, match="Permission denied"):
+            explanation.save(folder)
+    assert not list(closed.iterdir())
+
+
+def test_a_label_longer_than_a_file_name_may_be(picture: np.ndarray, tmp_path: Path) -> None:
+    explanation_of(picture, [torch.rand(4, 6)], labels=("long " * 100,)).save(tmp_path)
+    assert len(list(tmp_path.glob("overlay_000_long*.png"))) == 1
