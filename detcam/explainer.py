@@ -95,7 +95,8 @@ class Explainer:
             )
         self.plan = self._plan(layers, module)
         self._local: LocalMaps | None = None
-        if isinstance(target, str) and isinstance(layers, str) and layers in PRESETS and self.method.object_specific:
+        local = self.plan.cut_all or len(self.plan.names) == 1  # windows treat several layers as all cut
+        if isinstance(target, str) and local and self.method.object_specific:
             self._local = LocalMaps(self.adapter, self.method, self.plan, target, memory)
         self.settings = {
             "model": name,
@@ -176,7 +177,8 @@ class Explainer:
 
     def _modules(self) -> dict[str, nn.Module]:
         named = dict(self.adapter.module.named_modules())
-        return {name: named[name] for name in self.plan.names}
+        beside = self._local.beside if self._local is not None and self._local.exact else ()
+        return {name: named[name] for name in (*self.plan.names, *beside)}
 
     def _maps(
         self, outputs: Any, objects: list[Objects], captured: list[Captured], size: tuple[int, int]

@@ -138,6 +138,7 @@ class LocalMaps:
         self._method, self._plan, self._memory = method, plan, memory
         self._locals = [adapter.local(self._names(level), level, target) for level in range(adapter.levels)]
         self._reach: dict[int, Reach | None] = {}
+        self.beside = tuple({name: None for local in self._locals if local for name in local.beside})
         self.exact = all(local is not None for local in self._locals)
 
     def _names(self, level: int) -> tuple[str, ...]:
@@ -155,9 +156,10 @@ class LocalMaps:
         for level in levels.unique().tolist():
             members = (levels == level).nonzero().flatten()
             local = self._locals[level]
-            tensors = [named[name] for name in self._names(level)]
+            assert local is not None  # see `exact`
+            tensors = [named[name] for name in (*self._names(level), *local.beside)]
             strides = [size[0] // tensor.shape[2] for tensor in tensors]
-            if local is None or not self._checked(level, local, tensors, strides, classes[members]):
+            if not self._checked(level, local, tensors, strides, classes[members]):
                 self.exact = False
                 return None
             windows = window_gradients(
@@ -170,7 +172,8 @@ class LocalMaps:
                 cells[members],
                 self._memory,
             )
-            fused, quiet = self._assembled(windows, tensors, images[members])
+            explained = tensors[: len(self._names(level))]
+            fused, quiet = self._assembled(windows, explained, images[members])
             silent[members] = quiet
             for place, one in zip(members.tolist(), fused, strict=True):
                 maps[place] = one
@@ -202,8 +205,8 @@ class LocalMaps:
             if part.column not in sums:
                 sums[part.column] = [t.new_zeros((n, *t.shape[2:]), dtype=torch.float32) for t in tensors]
             for whole, tensor, acts, grads, corner in zip(
-                sums[part.column], tensors, part.acts, part.grads, part.corners, strict=True
-            ):
+                sums[part.column], tensors, part.acts, part.grads, part.corners, strict=False
+            ):  # what stands beside the explained tensors is left out
                 silent[part.objects] &= ~grads.flatten(1).any(dim=1)
                 if self._method.cellwise:
                     paste(whole, part.objects, self._method.maps(acts.float(), grads.float()), corner)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -49,6 +51,19 @@ def test_windows_equal_the_full_backward(layers: str, target: str, method: str, 
     )
 
 
+@pytest.mark.parametrize("layer", ["model.4", "model.9", "model.12", "model.15", "model.18", "model.21"])
+def test_a_single_layer_by_name(layer: str, seed: int) -> None:
+    """Other tensors that the score reads run before the layer and stand beside it."""
+    picture = random_picture(seed, 200, 320)
+    model = random_yolo("yolov8n.yaml", seed, picture, 320).double()
+    explainer = Explainer(model, layers=[layer], imgsz=320)
+    local = explainer([picture])
+    used = explainer._local is not None and explainer._local.exact
+    assert used == (layer in ("model.4", "model.9", "model.12", "model.15"))  # what every feature level depends on
+    explainer._local = None
+    assert_same_maps([local, explainer([picture])])
+
+
 @pytest.mark.parametrize("layers", ["level", "evidence"])
 @pytest.mark.parametrize(
     "config",
@@ -87,7 +102,7 @@ def test_a_model_whose_crops_differ_goes_the_full_way(seed: int, monkeypatch: py
         def replay(tensors: list[torch.Tensor]) -> torch.Tensor:
             return local.replay([t * (torch.arange(t.shape[3]) + 1.0) for t in tensors])
 
-        return yolo.LocalScore(replay, local.score, local.stride)
+        return dataclasses.replace(local, replay=replay)
 
     monkeypatch.setattr(yolo.YoloAdapter, "local", placed)
     explainer = Explainer(model, imgsz=320)

@@ -42,6 +42,7 @@ def test_a_misspelt_demo_model_names_the_nearest() -> None:
     refuse("something else entirely", "no .pt file and no demo model")
 
 
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 def test_a_checkpoint_that_would_run_code_is_refused(tmp_path: Path) -> None:
     marker = tmp_path / "ran"
 

@@ -38,11 +38,14 @@ class LocalScore:
     """The rest of a model from some captured tensors to one feature level's scores, runnable on crops of them.
 
     Attributes:
-        replay: from the tensors [n, C, h, w], in the order of the captured names, to values [n, K, h, w] per cell.
+        beside: names of further modules that the scores read and that do not depend on the captured ones: their
+            tensors are needed, their gradients are not.
+        replay: from the tensors [n, C, h, w] of the captured names and of `beside`, to values [n, K, h, w] per cell.
         score: from the values [n, K] at the objects' cells and their classes [n] to scalars [n, M].
         stride: network pixels per cell of the values.
     """
 
+    beside: tuple[str, ...]
     replay: Callable[[list[Tensor]], Tensor]
     score: Callable[[Tensor, Tensor], Tensor]
     stride: int
@@ -88,5 +91,5 @@ class Adapter(ABC):
         """The plan behind the preset "level" or "evidence"."""
 
     def local(self, names: tuple[str, ...], level: int, target: str) -> LocalScore | None:
-        """How to run `target` at one feature level from the captured `names` alone; None where that cannot be."""
+        """How to run `target` at one feature level from `names`, the graph cut at each; None where that cannot be."""
         return None

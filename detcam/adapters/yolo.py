@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -227,15 +228,19 @@ class YoloAdapter(Adapter):
 
     def local(self, names: tuple[str, ...], level: int, target: str) -> LocalScore | None:
         """See `Adapter.local`: the layers between the cut and the head's input, then one branch of the head."""
+        if target not in CLASS_TARGETS + BOX_TARGETS or not all(re.fullmatch(r"model\.\d+", n) for n in names):
+            return None
         cut = [int(name.removeprefix("model.")) for name in names]
         door = self._inputs_of(len(self.sequence) - 1)[level]
-        if target not in CLASS_TARGETS + BOX_TARGETS or not self._complete(door, set(cut)):
+        beside = sorted(self._beside(door, set(cut)))
+        if -1 in beside or not any(self._depends(door, layer) for layer in cut):
             return None
+        known = [*cut, *beside]
         branches = self.head.one2one if self.head.end2end else self.head.one2many
         stride = int(self.head.stride[level])
 
         def replay(tensors: list[Tensor]) -> Tensor:
-            features = self._output_of(door, dict(zip(cut, tensors, strict=True)))
+            features = self._output_of(door, dict(zip(known, tensors, strict=True)))
             if target in CLASS_TARGETS:
                 return branches["cls_head"][level](features)
             sides = branches["box_head"][level](features)  # [n, 4 * bins, h, w]
@@ -245,13 +250,19 @@ class YoloAdapter(Adapter):
             scalars = _class_score(values, classes, target) if target in CLASS_TARGETS else _side_score(values, target)
             return scalars if scalars.ndim == 2 else scalars[:, None]
 
-        return LocalScore(replay, score, stride)
+        return LocalScore(tuple(f"model.{i}" for i in beside), replay, score, stride)
 
-    def _complete(self, layer: int, cut: set[int]) -> bool:
-        """Whether everything that `layer` puts out follows from the outputs of the layers in `cut`."""
+    def _beside(self, layer: int, cut: set[int]) -> set[int]:
+        """The layers before the cut whose outputs `layer` needs beside those of the cut; -1 stands for the picture."""
         if layer in cut:
-            return True
-        return layer > 0 and all(self._complete(source, cut) for source in self._inputs_of(layer))
+            return set()
+        if layer < min(cut):  # layers run in order, so it cannot depend on the cut
+            return {layer}
+        return set().union(*(self._beside(source, cut) for source in self._inputs_of(layer)))
+
+    def _depends(self, layer: int, source: int) -> bool:
+        """Whether what `layer` puts out depends on what `source` puts out."""
+        return layer == source or (layer > source and any(self._depends(i, source) for i in self._inputs_of(layer)))
 
     def _output_of(self, layer: int, known: dict[int, Tensor]) -> Tensor:
         """What `layer` puts out, given the outputs of some layers before it; adds what it computes to `known`."""

@@ -123,6 +123,38 @@ def test_a_model_in_training(detector: nn.Module, picture: np.ndarray) -> None:
     assert torch.equal(explanation.heatmaps, expected.heatmaps)
 
 
+def test_objects_with_an_empty_mask_are_dropped_as_predict_drops_them(
+    segmenter: nn.Module, picture: np.ndarray
+) -> None:
+    head: Any = segmenter.model[-1]
+    with torch.no_grad():  # prototypes of nearly one value: the sign of a mask is that of its coefficients' sum
+        head.proto.cv3.bn.weight.fill_(0.01)
+        head.proto.cv3.bn.bias.fill_(0.5)
+        for branch in head.cv4:
+            branch[-1].bias -= 0.05
+    explanation = Explainer(segmenter, imgsz=160, conf=0.1)(picture)
+    kept = predict(segmenter, picture, imgsz=160, conf=0.1)
+    assert_same_objects(explanation, kept)
+    head.proto.cv3.bn.bias.data.fill_(5.0)
+    for branch in head.cv4:
+        nn.init.constant_(branch[-1].weight, 0.0)
+        nn.init.constant_(branch[-1].bias, 1.0)
+    assert len(Explainer(segmenter, imgsz=160, conf=0.1)(picture)) > len(explanation), "some masks were empty"
+
+
+def test_anchors_cached_on_another_device(detector: nn.Module, picture: np.ndarray) -> None:
+    """They are no buffers: `model.to(device)` leaves them behind."""
+    expected = Explainer(detector, imgsz=160)(picture)
+    head: Any = detector.model[-1]
+    with torch.no_grad():
+        detector(torch.zeros(1, 3, 96, 160))
+    assert head.anchors.shape == (2, 12 * 20 + 6 * 10 + 3 * 5)
+    head.anchors, head.strides = head.anchors.to("meta"), head.strides.to("meta")
+    explanation = Explainer(detector, imgsz=160)(picture)
+    assert torch.equal(explanation.boxes, expected.boxes)
+    assert head.anchors.device.type == "meta"
+
+
 def test_class_names_as_a_list(detector: nn.Module, picture: np.ndarray) -> None:
     expected = Explainer(detector, imgsz=160)(picture).labels
     detector.names = list(detector.names.values())
