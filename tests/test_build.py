@@ -15,6 +15,12 @@ from detcam.ops import loading
 
 FOLDER = Path(loading.__file__).parent
 INFO = ops.build_info()
+OPERATORS = ("cam_maps", "elementwise_maps", "overlay")
+KERNELS = {  # entry functions that each CUDA stem compiles
+    "cam_maps": ("sum_cells", "write_maps"),
+    "elementwise_maps": ("sum_channels", "sum_cells"),
+    "overlay": ("paint",),
+}
 
 
 def binary(device: str) -> Path:
@@ -22,6 +28,25 @@ def binary(device: str) -> Path:
     if not path.exists():
         pytest.skip(f"not built for {device}: {INFO['missing'].get(device)}")
     return path
+
+
+def test_every_operator_has_a_stem_everywhere() -> None:
+    """One schema, one test, and where the sources are at hand one file for each device."""
+    root = Path(__file__).parent.parent
+    for op in OPERATORS:
+        assert callable(getattr(ops, op))
+        assert (root / "tests" / "ops" / f"test_{op}.py").exists()
+        assert (root / "csrc" / "cpu" / f"{op}.cpp").exists()
+        assert (root / "csrc" / "cuda" / f"{op}.cu").exists()
+    assert {path.stem for path in (root / "csrc" / "cpu").glob("*.cpp")} == set(OPERATORS)
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize("op", OPERATORS)
+def test_a_loaded_binary_brings_every_kernel(op: str, device: str) -> None:
+    registered = torch._C._dispatch_has_kernel_for_dispatch_key(f"detcam::{op}", device.upper())
+    assert registered == INFO[device]
+    assert torch._C._dispatch_has_kernel_for_dispatch_key(f"detcam::{op}", "CompositeExplicitAutograd")
 
 
 def dynamic_symbols(path: Path, which: str) -> set[str]:
@@ -113,6 +138,10 @@ def test_no_kernel_spills() -> None:
     assert {arch for _, arch in kernels} == {arch for arch in INFO["archs"] if arch.startswith("sm_")}
     assert len(spills) >= len(kernels) > 0
     assert {int(count) for row in spills for count in row[1:]} == {0}
+    for op, names in KERNELS.items():
+        for name in names:
+            found = {arch for entry, arch in kernels if f"_{op}_cu_" in entry and f"{len(name)}{name}I" in entry}
+            assert found == {arch for _, arch in kernels}, f"{name} of {op}"
 
 
 def test_a_broken_binary_is_a_reason_not_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

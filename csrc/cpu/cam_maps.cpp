@@ -10,17 +10,10 @@
 #include <vector>
 
 #include "cam_maps.h"
+#include "cpu/resize.h"
 
 #if defined(__linux__)
 #include <sys/mman.h>
-#endif
-
-// The innermost loops are compiled for several instruction sets; the loader picks one when the binary is
-// loaded.
-#if defined(__x86_64__) && defined(__GLIBC__) && defined(__GNUC__) && !defined(__clang__) && __GNUC__ >= 12
-#define DETCAM_CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default"), noinline))
-#else
-#define DETCAM_CLONES
 #endif
 
 namespace detcam {
@@ -29,9 +22,6 @@ namespace {
 constexpr int kTile = 32;  // cells whose sums are held in registers ...
 constexpr int kGroup = 4;  // ... for this many objects at once
 
-// Items of `work` multiplications each that are worth a thread. Waking threads costs more than it brings for
-// less, above all on a busy machine.
-int64_t grain(int64_t work) { return std::max<int64_t>(1, (1 << 19) / work); }
 constexpr int64_t kPixelWork = 4;  // a pixel is read, blended, confined and stored
 
 // ---- innermost loops ----------
@@ -47,23 +37,6 @@ DETCAM_CLONES void sum_tile(const Acc* __restrict weights,  // [channels, kGroup
     }
   }
   std::copy(&total[0][0], &total[0][0] + kGroup * kTile, sums);
-}
-
-template <typename Acc>
-DETCAM_CLONES void stretch_row(const Acc* __restrict cells, const int32_t* __restrict from,
-                               const Acc* __restrict fraction, int32_t step, int64_t width,
-                               Acc* __restrict out) {
-  for (int64_t x = 0; x < width; ++x) {
-    const Acc left = cells[from[x]];
-    out[x] = left + fraction[x] * (cells[from[x] + step] - left);
-  }
-}
-
-// Comparisons written so that NaN becomes `low`.
-template <typename Acc>
-inline Acc confine(Acc value, Acc low, Acc high) {
-  value = value > low ? value : low;
-  return value < high ? value : high;
 }
 
 template <typename Out, typename Acc>
@@ -101,7 +74,7 @@ struct Group {
 std::vector<Group> group_by_image(const Shape& shape, const View<int64_t, 1>& index) {
   std::vector<std::vector<int64_t>> members(shape.images);
   for (int64_t n = 0; n < shape.objects; ++n) {
-    const int64_t image = index.data ? index.data[n * index.strides[0]] : 0;
+    const int64_t image = image_of(index, n);
     STD_TORCH_CHECK(0 <= image && image < shape.images, "cam_maps: index ", image, " is outside [0, ",
                     shape.images, ")");
     members[image].push_back(n);
@@ -193,74 +166,38 @@ std::vector<Acc> weighted_sums(const Shape& shape, const View<In, 4>& acts, cons
 
 // ---- step 3: resize ----------
 
-// For each pixel of an axis, the two cells that it lies between and how far it is from the first.
-template <typename Acc>
-struct Taps {
-  std::vector<int32_t> from;
-  std::vector<Acc> fraction;
-  int32_t step = 0;  // to the second cell; 0 on an axis of one cell
-
-  void aim(double start, double stop, int64_t cells, int64_t pixels) {
-    from.resize(pixels);
-    fraction.resize(pixels);
-    step = cells > 1;
-    for (int64_t i = 0; i < pixels; ++i) {
-      const double at = confine(start + (i + 0.5) * (stop - start) / pixels - 0.5, 0.0, cells - 1.0);
-      from[i] =
-          static_cast<int32_t>(std::min<int64_t>(static_cast<int64_t>(at), std::max<int64_t>(cells - 2, 0)));
-      fraction[i] = static_cast<Acc>(at - from[i]);
-    }
-  }
-};
-
-// Writes the output rows of one map after another, keeping the two stretched rows of cells that it last
-// needed.
+// Writes the output rows of one map after another.
 template <typename Acc>
 class RowWriter {
  public:
-  RowWriter(const Shape& shape, const View<float, 2>& window)
-      : shape_(shape),
-        window_(window),
-        stretched_{std::vector<Acc>(shape.width), std::vector<Acc>(shape.width)} {}
+  RowWriter(const Shape& shape, const View<float, 2>& window) : shape_(shape), window_(window) {}
 
   void open(int64_t object, const Acc* cells) {
-    cells_ = cells;
-    held_[0] = held_[1] = -1;
     std::array<float, 4> box{0, 0, static_cast<float>(shape_.columns), static_cast<float>(shape_.rows)};
     if (window_.data) {
       for (int i = 0; i < 4; ++i) box[i] = window_.data[object * window_.strides[0] + i * window_.strides[1]];
     }
-    if (box == box_) return;  // the usual case: one window for all
-    across_.aim(box[0], box[2], shape_.columns, shape_.width);
-    down_.aim(box[1], box[3], shape_.rows, shape_.height);
-    box_ = box;
+    if (box != box_) {  // rare: one window for all is the usual case
+      across_.aim(box[0], box[2], shape_.columns, shape_.width);
+      down_.aim(box[1], box[3], shape_.rows, shape_.height);
+      box_ = box;
+    }
+    rows_.open(cells, shape_.columns, across_, 0, shape_.width);
   }
 
   template <typename Out>
   void write(int64_t y, Acc low, Acc high, Out* out) {
-    const Acc* top = stretched(down_.from[y]);
-    const Acc* bottom = stretched(down_.from[y] + down_.step);
+    const Acc* top = rows_[down_.from[y]];
+    const Acc* bottom = rows_[down_.from[y] + down_.step];
     blend_rows(top, bottom, down_.fraction[y], shape_.width, low, high, out);
   }
 
  private:
-  const Acc* stretched(int32_t row) {
-    const int slot = row % 2;  // neighbours never share one
-    if (held_[slot] != row) {
-      stretch_row(cells_ + row * shape_.columns, across_.from.data(), across_.fraction.data(), across_.step,
-                  shape_.width, stretched_[slot].data());
-      held_[slot] = row;
-    }
-    return stretched_[slot].data();
-  }
-
   const Shape& shape_;
   View<float, 2> window_;
-  const Acc* cells_ = nullptr;
   std::array<float, 4> box_{-1, -1, -1, -1};
   Taps<Acc> across_, down_;
-  std::vector<Acc> stretched_[2];
-  int32_t held_[2] = {-1, -1};
+  StretchedRows<Acc> rows_;
 };
 
 template <typename Out, typename Acc>
@@ -327,9 +264,8 @@ std::vector<Range<Acc>> find_ranges(const Shape& shape, const View<int64_t, 1>& 
   if (shape.normalize != Normalize::kImage) return ranges;
 
   std::vector<Range<Acc>> of_image(shape.images);
-  const auto image = [&](int64_t n) { return index.data ? index.data[n * index.strides[0]] : 0; };
-  for (int64_t n = 0; n < shape.objects; ++n) of_image[image(n)].include(ranges[n]);
-  for (int64_t n = 0; n < shape.objects; ++n) ranges[n] = of_image[image(n)];
+  for (int64_t n = 0; n < shape.objects; ++n) of_image[image_of(index, n)].include(ranges[n]);
+  for (int64_t n = 0; n < shape.objects; ++n) ranges[n] = of_image[image_of(index, n)];
   return ranges;
 }
 

@@ -2,20 +2,12 @@
 //   1. sum_cells: weighted sums per cell, and the range of each tile of cells;
 //   2. write_maps: ranges of tiles joined, cells normalised as they are read, 16 bytes of pixels per store.
 // Every sum and every range is taken in a fixed order: the result is the same bit for bit on every run.
-#include <torch/csrc/inductor/aoti_torch/c/shim.h>
-#include <torch/csrc/stable/accelerator.h>
-#include <torch/csrc/stable/macros.h>
-
-#include <cuda_runtime.h>
-
-#include <cassert>
-
 #include "cam_maps.h"
+#include "cuda/device.h"
 
 namespace detcam {
 namespace {
 
-constexpr int kWarp = 32;
 constexpr int kThreads = 256;
 constexpr int kTile = kWarp;              // cells per block of sum_cells: a warp per object finishes the tile
 constexpr int kGroup = kThreads / kTile;  // objects per block of sum_cells
@@ -23,7 +15,6 @@ constexpr int kSlices = kThreads / kTile;  // shares of the channels, summed sid
 constexpr int kChunk = 64;                 // channels whose weights are in shared memory at once
 constexpr int kStrip = 8;                  // rows of pixels that a thread of write_maps writes
 constexpr int kVectorBytes = 16;
-constexpr unsigned kAll = 0xffffffffu;
 
 template <typename Acc>
 struct Range {
@@ -58,12 +49,6 @@ __device__ Range<Acc> join_block(Range<Acc> range) {
   __syncthreads();  // of_warp may be used again
   return range;
 }
-
-__device__ int64_t image_of(const View<int64_t, 1>& index, int64_t object) {
-  return index.data ? index.data[object * index.strides[0]] : 0;
-}
-
-__host__ __device__ inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // ---- launch 1 ----------
 
@@ -133,13 +118,6 @@ __global__ void __launch_bounds__(kThreads)
 
 // ---- launch 2 ----------
 
-// Comparisons written so that NaN becomes `low`.
-template <typename Acc>
-__device__ Acc confine(Acc value, Acc low, Acc high) {
-  value = value > low ? value : low;
-  return value < high ? value : high;
-}
-
 template <typename Out, typename Acc>
 __device__ Out convert(Acc value) {
   if constexpr (std::is_same_v<Out, uint8_t>) {
@@ -148,28 +126,6 @@ __device__ Out convert(Acc value) {
     return static_cast<Out>(value);
   }
 }
-
-template <typename Acc>
-__device__ Acc blend(Acc a, Acc b, Acc fraction) {
-  return a + fraction * (b - a);
-}
-
-// One axis of the resize: where a pixel lies between the cells.
-template <typename Acc>
-struct Axis {
-  Acc start, step, last;
-
-  __device__ Axis(float from, float to, int64_t cells, int64_t pixels)
-      : start(from - Acc(0.5)), step((Acc(to) - from) / pixels), last(cells - 1) {}
-
-  // Splits the place of a pixel into the first of its two cells and the distance from it.
-  __device__ Acc locate(int pixel, int& cell, int& next) const {
-    const Acc at = confine(start + (pixel + Acc(0.5)) * step, Acc(0), last);
-    cell = static_cast<int>(at);
-    next = min(cell + 1, static_cast<int>(last));
-    return at - cell;
-  }
-};
 
 template <typename Acc>
 struct Scale {
@@ -307,13 +263,6 @@ __global__ void __launch_bounds__(kThreads, 1)
 
 // ---- the operator ----------
 
-// Blocks of a launch, and strips of a map, are counted in 32 bits; only the pixels need 64.
-int checked_count(int64_t count) {
-  STD_TORCH_CHECK(count <= std::numeric_limits<int32_t>::max(), "cam_maps: too much for one launch: ", count,
-                  " blocks or strips");
-  return static_cast<int>(count);
-}
-
 template <typename In, typename Acc>
 void launch_sums(const Shape& shape, const Tensor& acts, const Tensor& weights, const View<int64_t, 1>& index,
                  Acc* cells, Range<Acc>* ranges, cudaStream_t stream) {
@@ -334,12 +283,6 @@ void launch_maps(const Shape& shape, const View<int64_t, 1>& index, const View<f
   write_maps<Out, Acc><<<blocks, kThreads, 0, stream>>>(
       shape, index, window, cells, ranges, output_limits<Out, Acc>(shape.normalize, shape.relu), share, maps);
   STD_CUDA_KERNEL_LAUNCH_CHECK();
-}
-
-cudaStream_t current_stream(int32_t device) {
-  void* stream = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &stream));
-  return static_cast<cudaStream_t>(stream);
 }
 
 Tensor cam_maps(const Tensor& acts, const Tensor& weights, const std::optional<Tensor>& index,

@@ -5,7 +5,20 @@ are optional: where one is loaded the dispatcher picks it, where none is the ref
 cannot tell.
 """
 
-from detcam.ops.library import NORMALIZATIONS, cam_maps
-from detcam.ops.loading import build_info, is_compiled
+from detcam.ops.cam_maps import NORMALIZATIONS, cam_maps
+from detcam.ops.elementwise_maps import ELEMENTWISE_MODES, elementwise_maps
+from detcam.ops.loading import build_info, is_compiled, load_kernels
+from detcam.ops.overlay import BLENDS, overlay
 
-__all__ = ["NORMALIZATIONS", "build_info", "cam_maps", "is_compiled"]
+load_kernels()  # after the schemas exist
+
+__all__ = [
+    "BLENDS",
+    "ELEMENTWISE_MODES",
+    "NORMALIZATIONS",
+    "build_info",
+    "cam_maps",
+    "elementwise_maps",
+    "is_compiled",
+    "overlay",
+]

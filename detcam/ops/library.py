@@ -1,164 +1,32 @@
-"""The operators: schema, shape inference, gradients, and the checked Python call.
+"""What the operators share: the library that they are defined in, and the checks of common arguments.
 
-Kernels are found by torch's dispatcher: the reference is registered for every backend, a loaded binary adds a
-faster kernel for its own.
+Each operator has a module with its schema, shape inference and checked Python call, a reference in
+`detcam.ops.reference`, and kernels that torch's dispatcher finds: the reference is registered for every
+backend, a loaded binary adds a faster kernel for its own.
 """
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from detcam.ops import reference
-from detcam.ops.loading import load_kernels
-
-NORMALIZATIONS: dict[str, str] = {
-    "object": "min-max over the cells of each map, before the resize; a constant map becomes 0",
-    "image": "min-max over the cells of all maps of the same image, before the resize: maps can be compared",
-    "object-after": "min-max over the pixels of each map, after the resize (ODAM)",
-    "max": "division by the largest pixel of each map, after the resize (Ultralytics); none above 0 gives 0",
-    "none": "raw values, kept inside the range of the output type",
-}
 INPUT_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
-OUTPUT_DTYPES = (*INPUT_DTYPES, torch.uint8)
 
-_library = torch.library.Library("detcam", "DEF")
-_library.define(
-    "cam_maps(Tensor acts, Tensor weights, Tensor? index, Tensor? window, SymInt height, SymInt width, "
-    "str normalize, bool relu, ScalarType dtype) -> Tensor"
-)
-_library.impl("cam_maps", reference.cam_maps, "CompositeExplicitAutograd")
+library = torch.library.Library("detcam", "DEF")
 
 
-@torch.library.register_fake("detcam::cam_maps", lib=_library)
-def _cam_maps_fake(
-    acts: Tensor,
-    weights: Tensor,
-    index: Tensor | None,
-    window: Tensor | None,
-    height: int,
-    width: int,
-    normalize: str,
-    relu: bool,
-    dtype: torch.dtype,
-) -> Tensor:
-    return acts.new_empty((weights.shape[0], height, width), dtype=dtype)
-
-
-def _cam_maps_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    acts, weights, index, window, *ctx.options = inputs
-    ctx.save_for_backward(acts, weights, index, window)
-
-
-def _cam_maps_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    """Recompute through the reference, which autograd can differentiate, instead of keeping intermediates."""
-    acts, weights, index, window = ctx.saved_tensors
-    twice = torch.is_grad_enabled()  # inside a backward pass that is itself recorded
-    wanted = [x for x, needed in zip((acts, weights), ctx.needs_input_grad[:2], strict=True) if needed]
-    with torch.enable_grad():
-        maps = reference.cam_maps(acts, weights, index, window, *ctx.options)
-        found = iter(torch.autograd.grad(maps, wanted, grad, create_graph=twice))
-    grads = [next(found) if needed else None for needed in ctx.needs_input_grad[:2]]
-    return (*grads, *[None] * 7)
-
-
-torch.library.register_autograd("detcam::cam_maps", _cam_maps_backward, setup_context=_cam_maps_setup, lib=_library)
-load_kernels()
-
-
-def cam_maps(
-    acts: Tensor,  # [C, h, w] or [B, C, h, w]
-    weights: Tensor,  # [N, C]
-    size: tuple[int, int],
-    index: Tensor | None = None,  # [N] int64
-    *,
-    normalize: str = "object",
-    relu: bool = True,
-    dtype: torch.dtype = torch.float32,
-    window: Tensor | tuple[float, float, float, float] | None = None,  # [4] or [N, 4] float32
-) -> Tensor:  # [N, H, W]
-    """Class activation maps of N objects: weighted channel sum, ReLU, normalisation and resize, fused.
-
-    `map_n = normalise(relu(sum_c weights[n, c] * acts[index[n], c]))`, resized like
-    `F.interpolate(mode="bilinear", align_corners=False)`: half-pixel centres, border cells repeated. The
-    order of normalisation and resize is that of `normalize`. Sums are taken in float32 (float64 for float64
-    input). A cell whose sum is NaN or infinite counts as 0, so neither ever leaves. The result is the same
-    bit for bit on every run, and differentiable with respect to `acts` and `weights`.
-
-    Args:
-        acts: Activations [C, h, w] of one image or [B, C, h, w] of several; float32, float16, bfloat16 or
-            float64; any strides.
-        weights: Channel weights [N, C], one row per object; the same dtypes; N may be 0.
-        size: Height and width of the maps in pixels.
-        index: Image of each object, [N] int64 in [0, B). May be left out when there is one image. On a GPU a
-            value out of range fails a device-side assertion, because looking at it would stall the stream.
-        normalize: One of
-            "object": min-max over the cells of each map, before the resize; a constant map becomes 0;
-            "image": min-max over the cells of all maps of the same image, before the resize: maps can be
-                compared;
-            "object-after": min-max over the pixels of each map, after the resize (ODAM);
-            "max": division by the largest pixel of each map, after the resize (Ultralytics); none above 0
-                gives 0;
-            "none": raw values, kept inside the range of the output type.
-        relu: Whether negative sums count as 0.
-        dtype: Output type: float32, float16, bfloat16, float64, or uint8 for round(255 * map), which needs a
-            normalisation.
-        window: Part of the feature map that fills the output, (left, top, right, bottom) in cells: pixel x
-            samples at `left + (x + 0.5) * (right - left) / W - 0.5`. Leave the padding of a letterbox out
-            with it. A tensor [N, 4] gives one per object. The default is (0, 0, w, h). Ranges are still those
-            of the whole map where they are taken over cells.
-
-    Returns:
-        Maps [N, H, W] on the device of `acts`: in [0, 1], or [0, 255] for uint8. With "max" and no ReLU the
-        lower bound is open, with "none" both are.
-
-    Raises:
-        TypeError: A dtype that is not supported, or a tensor expected and something else given.
-        ValueError: Shapes, devices or options that do not fit together.
-        IndexError: An index outside [0, B), when it lies on the CPU.
-    """
-    acts, weights = _check_maps(acts, weights)
-    count, images = weights.shape[0], acts.shape[0]
-    height, width = _check_size(size)
-    _check_index(index, count, images, acts.device)
-    if normalize not in NORMALIZATIONS:
-        raise ValueError(f"normalize: expected one of {', '.join(NORMALIZATIONS)}, got {normalize!r}")
-    if dtype not in OUTPUT_DTYPES:
-        raise TypeError(f"dtype: expected one of {_names(OUTPUT_DTYPES)}, got {dtype}")
-    if dtype == torch.uint8 and normalize == "none":
-        raise ValueError('dtype: uint8 holds normalised maps only, got normalize="none"')
-    bounds = None if window is None else _check_window(window, count, acts.device)
-    return torch.ops.detcam.cam_maps.default(acts, weights, index, bounds, height, width, normalize, relu, dtype)
-
-
-def _check_maps(acts: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:  # [B, C, h, w], [N, C] of one dtype
-    for name, value in (("acts", acts), ("weights", weights)):
-        if not isinstance(value, Tensor):
-            raise TypeError(f"{name}: expected a tensor, got {type(value).__name__}")
-        if value.dtype not in INPUT_DTYPES:
-            raise TypeError(f"{name}: expected dtype {_names(INPUT_DTYPES)}, got {value.dtype}")
-    if acts.ndim not in (3, 4) or 0 in acts.shape:
-        raise ValueError(f"acts: expected a non-empty [C, h, w] or [B, C, h, w], got {list(acts.shape)}")
-    if weights.ndim != 2 or weights.shape[1] != acts.shape[-3]:
-        raise ValueError(f"weights: expected [N, {acts.shape[-3]}] for these acts, got {list(weights.shape)}")
-    if weights.device != acts.device:
-        raise ValueError(f"weights: expected device {acts.device} of acts, got {weights.device}")
-    common = torch.promote_types(acts.dtype, weights.dtype)  # differs under autocast: half beside float
-    acts = acts if acts.ndim == 4 else acts[None]
-    return acts.to(common), weights.to(common)
-
-
-def _check_size(size: tuple[int, int]) -> tuple[int, int]:
+def check_size(size: tuple[int, int]) -> tuple[int, int]:
+    """Height and width of an output."""
     if len(size) != 2 or size[0] < 1 or size[1] < 1:
         raise ValueError(f"size: expected (height, width) of at least 1, got {tuple(size)}")
     return size[0], size[1]
 
 
-def _check_index(index: Tensor | None, count: int, images: int, device: torch.device) -> None:
+def check_index(index: Tensor | None, count: int, images: int, device: torch.device) -> None:
+    """`index` [N] names the image of each object; it may be left out when there is one image."""
     if index is None:
         if images != 1:
-            raise ValueError(f"index: expected the image of each object, as acts hold {images} images; got None")
+            raise ValueError(f"index: expected the image of each object, as there are {images} images; got None")
         return
     if not isinstance(index, Tensor) or index.dtype != torch.int64:
         raise TypeError(f"index: expected an int64 tensor, got {getattr(index, 'dtype', type(index).__name__)}")
@@ -170,9 +38,10 @@ def _check_index(index: Tensor | None, count: int, images: int, device: torch.de
             raise IndexError(f"index: expected values in [0, {images}), got {low} to {high}")
 
 
-def _check_window(
+def check_window(
     window: Tensor | tuple[float, float, float, float], count: int, device: torch.device
 ) -> Tensor:  # [N, 4]
+    """Part of the feature map that fills the output: one for all objects, or one for each."""
     if isinstance(window, Tensor):
         if not window.is_floating_point():
             raise TypeError(f"window: expected a floating-point tensor, got {window.dtype}")
@@ -189,5 +58,6 @@ def _check_window(
     return torch.stack(sides).expand(count, 4)
 
 
-def _names(dtypes: tuple[torch.dtype, ...]) -> str:
+def list_names(dtypes: tuple[torch.dtype, ...]) -> str:
+    """dtypes for an error message."""
     return ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)

@@ -44,13 +44,17 @@ def cam_maps(
 
 def _weighted_sums(acts: Tensor, weights: Tensor, index: Tensor | None) -> Tensor:  # [N, h, w]
     height, width = acts.shape[2:]
-    accumulate = torch.float64 if acts.dtype == torch.float64 else torch.float32
-    acts, weights = acts.to(accumulate).flatten(2), weights.to(accumulate)
+    acts, weights = acts.to(accumulator(acts.dtype)).flatten(2), weights.to(accumulator(acts.dtype))
     if index is None:
         return (weights @ acts[0]).unflatten(1, (height, width))
     every = weights @ acts  # [B, N, h*w]: all pairs, because gathering acts per object would cost C times the memory
     own = index.expand(height * width, -1).T[None]  # gather refuses an index outside [0, B)
     return every.gather(0, own)[0].unflatten(1, (height, width))
+
+
+def accumulator(dtype: torch.dtype) -> torch.dtype:
+    """The type that sums are taken in."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def _extremes(maps: Tensor) -> tuple[Tensor, Tensor]:  # [N, ...] -> two of [N, 1, 1]
@@ -99,3 +103,69 @@ def _convert(maps: Tensor, normalize: str, relu: bool, dtype: torch.dtype) -> Te
     low = -largest if normalize == "none" or (normalize == "max" and not relu) else 0.0
     high = largest if normalize == "none" else 1.0
     return maps.nan_to_num(0).clamp(low, high).to(dtype)
+
+
+def overlay(
+    frames: Tensor,  # [B, H, W, 3] uint8
+    maps: Tensor,  # [N, h, w] float32
+    lut: Tensor,  # [256, 3] uint8
+    index: Tensor | None,  # [N] int64, or None: every object belongs to frame 0
+    window: Tensor | None,  # [N, 4] left, top, right, bottom in cells, or None: the whole map
+    boxes: Tensor | None,  # [N, 4] left, top, right, bottom in pixels, or None: the whole frame
+    opacity: float,
+    blend: str,
+) -> Tensor:  # [B, H, W, 3] uint8
+    """`detcam::overlay` without a kernel; see `detcam.ops.overlay` for the meaning of every argument."""
+    height, width = frames.shape[1:3]
+    canvas = frames.to(torch.float32, memory_format=torch.contiguous_format)
+    owners = torch.zeros(len(maps), dtype=torch.int64, device=maps.device) if index is None else index
+    with torch.autocast(frames.device.type, enabled=False):
+        heat = _resize(maps.nan_to_num(0).clamp(0, 1), window, height, width).nan_to_num(0).clamp(0, 1)
+    if boxes is not None:
+        left, top, right, bottom = boxes.T
+        heat = heat * (_inside(top, bottom, height)[:, :, None] & _inside(left, right, width)[:, None])
+    if blend == "max":
+        own = owners[:, None, None].expand_as(heat)
+        hottest = heat.new_zeros(frames.shape[:3]).scatter_reduce(0, own, heat, "amax")
+        return _lay_colour(canvas, hottest, lut, opacity).round().to(torch.uint8)
+    for own, layer in zip(owners.split(1), heat.split(1), strict=True):
+        canvas = canvas.index_copy(0, own, _lay_colour(canvas[own], layer, lut, opacity))
+    return canvas.round().to(torch.uint8)
+
+
+def _inside(start: Tensor, stop: Tensor, pixels: int) -> Tensor:  # [N] -> [N, pixels]
+    """Which pixels have their centres in [start, stop)."""
+    centres = torch.arange(pixels, dtype=start.dtype, device=start.device) + 0.5
+    return (centres >= start[:, None]) & (centres < stop[:, None])
+
+
+def _lay_colour(canvas: Tensor, heat: Tensor, lut: Tensor, opacity: float) -> Tensor:  # [B, H, W, 3] float32
+    colour = lut[(heat * 255).round().long()].to(canvas.dtype)
+    return torch.lerp(canvas, colour, (opacity * heat.sqrt())[..., None])
+
+
+CELLWISE = ("gradient-times-activation", "layercam")  # modes that give maps; the others give weights
+
+
+def elementwise_maps(
+    acts: Tensor,  # [B, C, h, w]
+    grads: Tensor,  # [N, C, h, w]
+    index: Tensor | None,  # [N] int64, or None: B is 1 or N
+    mode: str,
+) -> Tensor:  # [N, h, w] or [N, C]
+    """`detcam::elementwise_maps` without a kernel; see `detcam.ops.elementwise_maps`."""
+    acts, grads = acts.to(accumulator(acts.dtype)), grads.to(accumulator(grads.dtype))
+    if index is not None:
+        acts = acts.index_select(0, index)
+    if mode in CELLWISE:
+        return (acts * (grads.clamp(min=0) if mode == "layercam" else grads)).sum(1)
+    if mode == "gradcam":
+        return grads.mean((2, 3))
+    total = acts.sum((2, 3), keepdim=True)
+    if mode == "xgradcam":
+        return (acts * grads).sum((2, 3)) / (total[..., 0, 0] + 1e-7)
+    if mode != "gradcam++":
+        raise ValueError(f"elementwise_maps: unknown mode {mode!r}")
+    squared = grads**2
+    alpha = squared / (2 * squared + total * squared * grads + 1e-6)
+    return (alpha * grads.clamp(min=0)).sum((2, 3))

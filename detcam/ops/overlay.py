@@ -1,0 +1,119 @@
+"""The operator `overlay`: schema, shape inference, and the checked Python call."""
+
+import torch
+from torch import Tensor
+
+from detcam.ops import reference
+from detcam.ops.library import INPUT_DTYPES, check_index, check_window, library, list_names
+
+BLENDS: dict[str, str] = {
+    "max": "the hottest object colours the pixel",
+    "alpha": "objects are laid one over the other, in order",
+}
+
+library.define(
+    "overlay(Tensor frames, Tensor maps, Tensor lut, Tensor? index, Tensor? window, Tensor? boxes, float opacity, "
+    "str blend) -> Tensor"
+)
+library.impl("overlay", reference.overlay, "CompositeExplicitAutograd")
+
+
+@torch.library.register_fake("detcam::overlay", lib=library)
+def _overlay_fake(
+    frames: Tensor,
+    maps: Tensor,
+    lut: Tensor,
+    index: Tensor | None,
+    window: Tensor | None,
+    boxes: Tensor | None,
+    opacity: float,
+    blend: str,
+) -> Tensor:
+    return frames.new_empty(frames.shape)
+
+
+def overlay(
+    frame: Tensor,  # [H, W, 3] or [B, H, W, 3] uint8
+    maps: Tensor,  # [N, h, w]
+    lut: Tensor,  # [256, 3] uint8
+    index: Tensor | None = None,  # [N] int64
+    *,
+    opacity: float = 0.75,
+    window: Tensor | tuple[float, float, float, float] | None = None,  # [4] or [N, 4] float32
+    boxes: Tensor | None = None,  # [N, 4]
+    blend: str = "max",
+) -> Tensor:  # like frame
+    """Lay the coarse maps of N objects over one picture or several, in one pass over the pixels.
+
+    Each map is resized as by `detcam.ops.cam_maps`: bilinear, half-pixel centres, border cells repeated. A pixel
+    of heat h takes the colour `lut[round(255 h)]` at the opacity `opacity * sqrt(h)`, as in
+    `detcam.render.overlay.blend`, so cold regions stay clear and weak evidence stays visible. Nothing but the
+    result is ever as large as the picture. The result is the same bit for bit on every run; it has no gradient.
+
+    Args:
+        frame: One picture [H, W, 3] or several [B, H, W, 3], uint8, any strides. The colours mean what those of
+            `lut` mean, usually RGB.
+        maps: Heat [N, h, w] in [0, 1], as `cam_maps` gives; float32, float16, bfloat16 or float64; any strides.
+            Values outside are clamped, NaN counts as 0. N may be 0.
+        lut: Colour table [256, 3] uint8, from cold to hot.
+        index: Picture of each object, [N] int64 in [0, B). May be left out when there is one picture. On a GPU a
+            value out of range fails a device-side assertion, because looking at it would stall the stream.
+        opacity: Opacity at heat 1, in [0, 1].
+        window: Part of the map that fills the picture, (left, top, right, bottom) in cells, as in `cam_maps`.
+        boxes: Corners [N, 4] (x1, y1, x2, y2) in pixels, floating point. The heat of an object counts only at
+            pixels whose centres lie in its box, and only those are visited. Boxes may reach outside the picture; an
+            empty box, or one with NaN, hides its object.
+        blend: How objects meet in a pixel: "max", the hottest colours it; "alpha", they are laid one over the
+            other in the order of `maps`.
+
+    Returns:
+        The painted pictures, uint8, contiguous, in the shape of `frame`; a copy of it when N is 0.
+
+    Raises:
+        TypeError: A dtype that is not supported, or a tensor expected and something else given.
+        ValueError: Shapes, devices or options that do not fit together.
+        IndexError: An index outside [0, B), when it lies on the CPU.
+    """
+    _check_tensors(frame, maps, lut)
+    frames = frame if frame.ndim == 4 else frame[None]
+    count = maps.shape[0]
+    if count or index is not None:
+        check_index(index, count, frames.shape[0], frames.device)
+    if not 0 <= opacity <= 1:
+        raise ValueError(f"opacity: expected a number in [0, 1], got {opacity}")
+    if blend not in BLENDS:
+        raise ValueError(f"blend: expected one of {', '.join(BLENDS)}, got {blend!r}")
+    bounds = None if window is None else check_window(window, count, frames.device)
+    corners = None if boxes is None else _check_boxes(boxes, count, frames.device)
+    heat = maps.detach().float()
+    painted = torch.ops.detcam.overlay.default(frames, heat, lut, index, bounds, corners, float(opacity), blend)
+    return painted.view(frame.shape)
+
+
+def _check_tensors(frame: Tensor, maps: Tensor, lut: Tensor) -> None:
+    for name, value, dtypes in (
+        ("frame", frame, (torch.uint8,)),
+        ("maps", maps, INPUT_DTYPES),
+        ("lut", lut, (torch.uint8,)),
+    ):
+        if not isinstance(value, Tensor):
+            raise TypeError(f"{name}: expected a tensor, got {type(value).__name__}")
+        if value.dtype not in dtypes:
+            raise TypeError(f"{name}: expected dtype {list_names(dtypes)}, got {value.dtype}")
+    if frame.ndim not in (3, 4) or frame.shape[-1] != 3 or 0 in frame.shape[-3:]:
+        raise ValueError(f"frame: expected a non-empty [H, W, 3] or [B, H, W, 3], got {list(frame.shape)}")
+    if maps.ndim != 3 or 0 in maps.shape[1:]:
+        raise ValueError(f"maps: expected [N, h, w] with cells, got {list(maps.shape)}")
+    if lut.shape != (256, 3):
+        raise ValueError(f"lut: expected [256, 3], got {list(lut.shape)}")
+    for name, value in (("maps", maps), ("lut", lut)):
+        if value.device != frame.device:
+            raise ValueError(f"{name}: expected device {frame.device} of frame, got {value.device}")
+
+
+def _check_boxes(boxes: Tensor, count: int, device: torch.device) -> Tensor:  # [N, 4] float32
+    if not isinstance(boxes, Tensor) or not boxes.is_floating_point():
+        raise TypeError(f"boxes: expected a floating-point tensor, got {getattr(boxes, 'dtype', type(boxes).__name__)}")
+    if boxes.shape != (count, 4) or boxes.device != device:
+        raise ValueError(f"boxes: expected [{count}, 4] on {device}, got {list(boxes.shape)} on {boxes.device}")
+    return boxes.detach().float()

@@ -1,0 +1,432 @@
+import os
+import random
+import subprocess
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from oracle import INPUT_DTYPES, fresh_seed
+from oracle import require_device as require
+from torch import Tensor
+
+from detcam import ops
+from detcam.ops import reference
+from detcam.render.overlay import blend as render_blend
+
+DEVICES = ("cpu", "cuda")
+BLENDS = tuple(ops.BLENDS)
+LAYOUTS = ("contiguous", "planar", "strided", "expanded")
+NUDGE = 2e-5  # a heat this close to the middle between two colours may take either
+
+
+@pytest.fixture(params=DEVICES)
+def device(request: pytest.FixtureRequest) -> str:
+    return require(request.param)
+
+
+@dataclass
+class Scene:
+    """Arguments of one call."""
+
+    frames: Tensor  # [B, H, W, 3] uint8
+    maps: Tensor  # [N, h, w]
+    lut: Tensor  # [256, 3] uint8
+    index: Tensor  # [N]
+    boxes: Tensor | None = None  # [N, 4]
+    window: Tensor | None = None  # [N, 4]
+
+    def to(self, device: str) -> "Scene":
+        return Scene(*(None if value is None else value.to(device) for value in vars(self).values()))
+
+    def run(self, **options: object) -> Tensor:
+        options = {"boxes": self.boxes, "window": self.window} | options
+        return ops.overlay(self.frames, self.maps, self.lut, self.index, **options)
+
+    def run_reference(self, opacity: float = 0.75, blend: str = "max") -> Tensor:
+        maps, box, window = self.maps.float(), self.boxes, self.window
+        return reference.overlay(self.frames, maps, self.lut, self.index, window, box, opacity, blend)
+
+
+def random_scene(seed: int, dtype: torch.dtype = torch.float32, layout: str = "contiguous", **fixed: int) -> Scene:
+    """Random shapes and values; boxes from hidden to larger than the frame."""
+    draw = random.Random(seed)
+    torch.manual_seed(seed)
+    bounds = {"images": (1, 3), "rows": (1, 12), "columns": (1, 12), "objects": (1, 9), "height": (1, 60)}
+    images, rows, columns, objects, height = (fixed.get(k, draw.randint(*v)) for k, v in bounds.items())
+    width = fixed.get("width", draw.randint(1, 300))
+    frames = torch.randint(256, (images, height, width, 3), dtype=torch.uint8)
+    maps = torch.rand(objects, rows, columns).to(dtype)
+    lut = torch.randint(256, (256, 3), dtype=torch.uint8)
+    corners = (torch.rand(objects, 2, 2) * 1.4 - 0.2).sort(1).values * torch.tensor([width, height])
+    scene = Scene(frames, maps, lut, torch.randint(images, (objects,)), corners.flatten(1))
+    return lay_out(scene, layout)
+
+
+def lay_out(scene: Scene, layout: str) -> Scene:
+    frames, maps = scene.frames, scene.maps
+    if layout == "planar":  # as a model holds its pictures
+        frames = frames.permute(0, 3, 1, 2).contiguous().permute(0, 2, 3, 1)
+        maps = maps.mT.contiguous().mT
+    if layout == "strided":
+        frames = torch.stack([frames, 255 - frames], -2).flatten(-2)[..., ::2]
+        maps = maps.repeat_interleave(2, 2)[..., ::2]
+        return replace(scene, frames=frames, maps=maps, lut=scene.lut.repeat(1, 2)[:, :3])
+    if layout == "expanded":
+        frames, maps = frames[:1].expand_as(frames), maps[:1].expand_as(maps)
+    return replace(scene, frames=frames, maps=maps)
+
+
+def expected_heat(scene: Scene) -> np.ndarray:  # [N, H, W] float64
+    """Heat of each object by loops over pixels of each axis, apart from the package's own arithmetic."""
+    maps = np.clip(np.nan_to_num(scene.maps.cpu().double().numpy(), nan=0.0, posinf=1, neginf=0), 0, 1)
+    height, width = scene.frames.shape[1:3]
+    rows, columns = maps.shape[1:]
+    result = np.zeros((len(maps), height, width))
+    for n, cells in enumerate(maps):
+        window = (0, 0, columns, rows) if scene.window is None else scene.window[n].tolist()
+        box = (0, 0, width, height) if scene.boxes is None else scene.boxes[n].tolist()
+        across = [interpolate(x, width, window[0], window[2], columns) for x in range(width)]
+        stretched = np.stack([(1 - f) * cells[:, a] + f * cells[:, b] for a, b, f in across], 1)
+        seen = np.array([box[0] <= x + 0.5 < box[2] for x in range(width)])
+        for y in range(height):
+            a, b, f = interpolate(y, height, window[1], window[3], rows)
+            if box[1] <= y + 0.5 < box[3]:
+                result[n, y] = seen * ((1 - f) * stretched[a] + f * stretched[b])
+    return result
+
+
+def interpolate(pixel: int, pixels: int, start: float, stop: float, cells: int) -> tuple[int, int, float]:
+    at = min(max(start + (pixel + 0.5) / pixels * (stop - start) - 0.5, 0), cells - 1)
+    return int(at), min(int(at) + 1, cells - 1), at - int(at)
+
+
+def expected_range(scene: Scene, opacity: float = 0.75, blend: str = "max") -> tuple[np.ndarray, np.ndarray]:
+    """The lowest and highest picture that heats within NUDGE of the true ones may give, before rounding."""
+    heat, owners = expected_heat(scene), scene.index.tolist()
+    lut = scene.lut.cpu().double().numpy()
+    low = scene.frames.cpu().double().numpy().copy()
+    high = low.copy()
+    if blend == "max":
+        frames = range(len(scene.frames))
+        own = [[h for h, owner in zip(heat, owners, strict=True) if owner == b] for b in frames]
+        heat = np.stack([np.max(h, 0) if h else np.zeros(low.shape[1:3]) for h in own])
+        owners = list(frames)
+    for layer, frame in zip(heat, owners, strict=True):
+        cover = opacity * np.sqrt(layer)[..., None]
+        choices = [lut[np.rint(np.clip(layer + d, 0, 1) * 255).astype(int)] for d in (-NUDGE, NUDGE)]
+        low[frame] = low[frame] * (1 - cover) + np.minimum(*choices) * cover
+        high[frame] = high[frame] * (1 - cover) + np.maximum(*choices) * cover
+    return low, high
+
+
+def assert_painted(result: Tensor, scene: Scene, **options: object) -> None:
+    """Within one grey level, and exact where there is no heat."""
+    low, high = expected_range(scene, **options)
+    pixels = result.cpu().double().numpy()
+    assert result.dtype == torch.uint8
+    assert result.shape == scene.frames.shape
+    assert result.is_contiguous()
+    beyond = np.maximum(low - pixels, pixels - high).max(initial=0)
+    assert beyond <= 1, f"{beyond} grey levels beyond the oracle"
+    cold = np.ones(result.shape[:3], bool)
+    for heat, frame in zip(expected_heat(scene), scene.index.tolist(), strict=True):
+        cold[frame] &= heat == 0
+    assert (pixels[cold] == scene.frames.cpu().numpy()[cold]).all()
+
+
+class TestValues:
+    """The operator and its reference against the oracle."""
+
+    @pytest.mark.parametrize("inference", [False, True])
+    @pytest.mark.parametrize("layout", LAYOUTS)
+    @pytest.mark.parametrize("dtype", INPUT_DTYPES, ids=str)
+    def test_inputs(self, device: str, dtype: torch.dtype, layout: str, inference: bool) -> None:
+        scene = random_scene(fresh_seed(), dtype, layout).to(device)
+        with torch.inference_mode(inference):
+            for blend in BLENDS:
+                assert_painted(scene.run(blend=blend), scene, blend=blend)
+                assert_painted(scene.run_reference(blend=blend), scene, blend=blend)
+
+    @pytest.mark.parametrize("blend", BLENDS)
+    @pytest.mark.parametrize("opacity", [0.0, 0.3, 1.0])
+    def test_opacity(self, device: str, blend: str, opacity: float) -> None:
+        scene = random_scene(fresh_seed()).to(device)
+        result = scene.run(opacity=opacity, blend=blend)
+        assert_painted(result, scene, opacity=opacity, blend=blend)
+        assert opacity > 0 or torch.equal(result, scene.frames)
+
+    @pytest.mark.parametrize("blend", BLENDS)
+    def test_window_of_each_object(self, device: str, blend: str) -> None:
+        scene = random_scene(fresh_seed(), rows=7, columns=9)
+        windows = torch.tensor([(0.75, 1.5, 8.25, 6.0), (-1.0, 0.0, 9.0, 8.5), (3.0, 0.25, 8.0, 4.0)])
+        scene = replace(scene, window=windows[torch.arange(len(scene.maps)) % 3]).to(device)
+        assert_painted(scene.run(blend=blend), scene, blend=blend)
+        assert_painted(scene.run_reference(blend=blend), scene, blend=blend)
+
+    def test_one_window_for_all(self, device: str) -> None:
+        scene = random_scene(fresh_seed(), rows=7, columns=9).to(device)
+        window = torch.tensor([0.75, 1.5, 8.25, 6.0], device=device)
+        expected = scene.run(window=window.expand(len(scene.maps), 4))
+        assert torch.equal(scene.run(window=(0.75, 1.5, 8.25, 6.0)), expected)
+        assert torch.equal(scene.run(window=window), expected)
+
+    @pytest.mark.parametrize("blend", BLENDS)
+    @pytest.mark.parametrize("size", [(1, 1), (1, 7), (5, 1), (9, 128), (8, 129), (17, 4), (2, 1023)], ids=str)
+    @pytest.mark.parametrize("cells", [(1, 1), (1, 5), (4, 1)], ids=str)
+    def test_extreme_shapes(self, device: str, cells: tuple[int, int], size: tuple[int, int], blend: str) -> None:
+        fixed = dict(zip(("rows", "columns", "height", "width"), (*cells, *size), strict=True))
+        scene = random_scene(fresh_seed(), **fixed).to(device)
+        assert_painted(scene.run(blend=blend), scene, blend=blend)
+        assert_painted(scene.run(blend=blend, boxes=None), replace(scene, boxes=None), blend=blend)
+
+    @pytest.mark.parametrize("blend", BLENDS)
+    def test_many_objects_of_many_frames(self, device: str, blend: str) -> None:
+        """More objects than a list of the kernel holds, and frames without any."""
+        scene = random_scene(fresh_seed(), images=5, objects=600, height=21, width=35)
+        scene.index[scene.index == 3] = 0
+        scene = scene.to(device)
+        assert_painted(scene.run(blend=blend), scene, blend=blend)
+
+    @pytest.mark.parametrize("name", ["INFERNO", "TURBO", "VIRIDIS"])
+    def test_agrees_with_the_renderer(self, device: str, name: str) -> None:
+        """`detcam.render` paints one finished heatmap; a map as large as the frame is one."""
+        generator = np.random.default_rng(fresh_seed())
+        image = generator.integers(0, 256, (48, 65, 3), np.uint8)
+        heat = generator.random((48, 65), np.float32)
+        table = cv2.applyColorMap(np.arange(256, dtype=np.uint8)[:, None], getattr(cv2, f"COLORMAP_{name}"))
+        lut = torch.from_numpy(cv2.cvtColor(table, cv2.COLOR_BGR2RGB)[:, 0]).to(device)
+        for opacity in (0.5, 0.75, 1.0):
+            expected = render_blend(image, heat, opacity, name.lower()).astype(int)
+            for blend in BLENDS:
+                arguments = (torch.from_numpy(image).to(device), torch.from_numpy(heat)[None].to(device), lut)
+                painted = ops.overlay(*arguments, opacity=opacity, blend=blend)
+                assert np.abs(painted.cpu().numpy() - expected).max() <= 1
+
+    def test_agrees_with_opencv(self, device: str) -> None:
+        """Resize, colour and mix by OpenCV; smooth colours, as a level may round to either side."""
+        generator = np.random.default_rng(fresh_seed())
+        image = generator.integers(0, 256, (90, 130, 3), np.uint8)
+        cells = generator.random((9, 13), np.float32)
+        ramp = np.stack([np.arange(256), 255 - np.arange(256), np.full(256, 40)], 1).astype(np.uint8)
+        heat = cv2.resize(cells, (130, 90), interpolation=cv2.INTER_LINEAR)
+        cover = 0.75 * np.sqrt(heat)[..., None]
+        expected = image * (1 - cover) + ramp[np.rint(heat * 255).astype(int)] * cover
+        arguments = (torch.from_numpy(value).to(device) for value in (image, cells[None], ramp))
+        assert np.abs(ops.overlay(*arguments).cpu().numpy() - expected).max() <= 1.5
+
+
+class TestEdges:
+    """Nothing to paint, nothing finite, nothing inside."""
+
+    @pytest.mark.parametrize("blend", BLENDS)
+    def test_no_objects_is_a_copy(self, device: str, blend: str) -> None:
+        scene = random_scene(fresh_seed(), images=3, layout="planar").to(device)
+        for index in (None, scene.index[:0]):
+            result = ops.overlay(scene.frames, scene.maps[:0], scene.lut, index, boxes=scene.boxes[:0], blend=blend)
+            assert torch.equal(result, scene.frames)
+            assert result.data_ptr() != scene.frames.data_ptr()
+
+    def test_one_frame_without_batch(self, device: str) -> None:
+        scene = random_scene(fresh_seed(), images=1).to(device)
+        single = ops.overlay(scene.frames[0], scene.maps, scene.lut, boxes=scene.boxes)
+        assert torch.equal(single, scene.run()[0])
+
+    def test_no_frames(self, device: str) -> None:
+        scene = random_scene(fresh_seed()).to(device)
+        assert ops.overlay(scene.frames[:0], scene.maps[:0], scene.lut, scene.index[:0]).shape[0] == 0
+
+    def test_the_frame_is_not_changed(self, device: str) -> None:
+        scene = random_scene(fresh_seed()).to(device)
+        before = scene.frames.clone()
+        scene.run()
+        assert torch.equal(scene.frames, before)
+
+    @pytest.mark.parametrize("blend", BLENDS)
+    @pytest.mark.parametrize("value", [0.0, 0.5, 1.0, -2.0, 7.0, float("nan"), float("inf"), -float("inf")])
+    def test_constant(self, device: str, value: float, blend: str) -> None:
+        """Outside [0, 1] is clamped, NaN is 0."""
+        scene = random_scene(fresh_seed(), images=1, objects=1).to(device)
+        scene.maps.fill_(value)
+        assert_painted(scene.run(blend=blend), scene, blend=blend)
+        assert_painted(scene.run_reference(blend=blend), scene, blend=blend)
+        scene = replace(scene, boxes=None)
+        if not value > 0:
+            assert torch.equal(scene.run(blend=blend), scene.frames)
+        if value >= 1:
+            assert (scene.run(blend=blend, opacity=1.0) == scene.lut[255]).all()
+
+    @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+    def test_one_bad_cell(self, device: str, bad: float) -> None:
+        scene = random_scene(fresh_seed(), rows=5, columns=6).to(device)
+        scene.maps[:, 2, 3] = bad
+        for blend in BLENDS:
+            assert_painted(scene.run(blend=blend), scene, blend=blend)
+            assert_painted(scene.run_reference(blend=blend), scene, blend=blend)
+
+    @pytest.mark.parametrize("blend", BLENDS)
+    @pytest.mark.parametrize(
+        "box",
+        [
+            (5.0, 5.0, 5.0, 9.0),
+            (9.0, 3.0, 2.0, 8.0),
+            (-50.0, -50.0, -3.0, -4.0),
+            (500.0, 0.0, 600.0, 10.0),
+            (3.6, 2.0, 4.4, 9.0),
+            (float("nan"), 0.0, 9.0, 9.0),
+            (0.0, 0.0, float("nan"), 9.0),
+        ],
+        ids=["empty", "reversed", "left", "right", "between-pixels", "nan-from", "nan-to"],
+    )
+    def test_hidden_by_its_box(self, device: str, box: tuple[float, ...], blend: str) -> None:
+        scene = random_scene(fresh_seed(), images=1, objects=2, height=20, width=30)
+        scene.boxes[:] = torch.tensor(box)
+        scene = scene.to(device)
+        assert torch.equal(scene.run(blend=blend), scene.frames)
+        assert torch.equal(scene.run_reference(blend=blend), scene.frames)
+
+    @pytest.mark.parametrize("box", [(-1e30, -1e30, 1e30, 1e30), (-float("inf"),) * 2 + (float("inf"),) * 2])
+    def test_box_larger_than_the_frame(self, device: str, box: tuple[float, ...]) -> None:
+        scene = random_scene(fresh_seed()).to(device)
+        boxes = torch.tensor(box, device=device).expand(len(scene.maps), 4)
+        assert torch.equal(scene.run(boxes=boxes), scene.run(boxes=None))
+
+    def test_box_edges_go_by_pixel_centres(self, device: str) -> None:
+        frame = torch.zeros(6, 8, 3, dtype=torch.uint8, device=device)
+        lut = torch.full((256, 3), 200, dtype=torch.uint8, device=device)
+        box = torch.tensor([[1.5, 0.51, 4.5, 3.0]], device=device)
+        painted = ops.overlay(frame, torch.ones(1, 2, 2, device=device), lut, boxes=box, opacity=1.0)[..., 0]
+        expected = torch.zeros(6, 8, dtype=torch.uint8, device=device)
+        expected[1:3, 1:4] = 200
+        assert torch.equal(painted, expected)
+
+    def test_order_matters_to_alpha_only(self, device: str) -> None:
+        scene = random_scene(fresh_seed(), images=1, objects=4, height=16, width=16).to(device)
+        scene = replace(scene, boxes=None)
+        back = replace(scene, maps=scene.maps.flip(0))
+        assert torch.equal(scene.run(), back.run())
+        assert not torch.equal(scene.run(blend="alpha"), back.run(blend="alpha"))
+
+
+class TestContract:
+    """Errors, determinism, and life under torch's tools."""
+
+    @pytest.mark.parametrize(
+        ("change", "error", "message"),
+        [
+            ({"frame": "text"}, TypeError, "frame: expected a tensor, got str"),
+            ({"frame": torch.zeros(2, 8, 9, 3)}, TypeError, "frame: expected dtype uint8, got torch.float32"),
+            ({"frame": torch.zeros(8, 9, 4, dtype=torch.uint8)}, ValueError, r"frame: expected .* got \[8, 9, 4\]"),
+            ({"frame": torch.zeros(0, 9, 3, dtype=torch.uint8)}, ValueError, r"frame: expected .* got \[0, 9, 3\]"),
+            ({"maps": torch.zeros(2, 4, 5, dtype=torch.int32)}, TypeError, "maps: expected dtype .* torch.int32"),
+            ({"maps": torch.zeros(4, 5)}, ValueError, r"maps: expected \[N, h, w\] .* got \[4, 5\]"),
+            ({"maps": torch.zeros(2, 0, 5)}, ValueError, r"maps: expected .* got \[2, 0, 5\]"),
+            ({"maps": torch.zeros(2, 4, 5, device="meta")}, ValueError, "maps: expected device cpu .* got meta"),
+            ({"lut": torch.zeros(255, 3, dtype=torch.uint8)}, ValueError, r"lut: expected .* got \[255, 3\]"),
+            ({"lut": torch.zeros(256, 3)}, TypeError, "lut: expected dtype uint8, got torch.float32"),
+            ({"index": None}, ValueError, "index: expected .* 2 images; got None"),
+            ({"index": torch.zeros(2)}, TypeError, "index: expected an int64 tensor, got torch.float32"),
+            ({"index": torch.tensor([0, 2])}, IndexError, r"index: expected values in \[0, 2\), got 0 to 2"),
+            ({"opacity": 1.5}, ValueError, r"opacity: expected a number in \[0, 1\], got 1.5"),
+            ({"opacity": float("nan")}, ValueError, r"opacity: expected a number in \[0, 1\], got nan"),
+            ({"blend": "add"}, ValueError, "blend: expected one of max, alpha, got 'add'"),
+            ({"boxes": torch.zeros(3, 4)}, ValueError, r"boxes: expected \[2, 4\] .* got \[3, 4\]"),
+            ({"boxes": torch.zeros(2, 4, dtype=torch.int64)}, TypeError, "boxes: expected a floating-point .*int64"),
+            ({"boxes": [0, 0, 1, 1]}, TypeError, "boxes: expected a floating-point tensor, got list"),
+            ({"window": (0, 0, 0, 4)}, ValueError, r"window: expected finite left < right .* got \(0, 0, 0, 4\)"),
+        ],
+    )
+    def test_errors_say_expected_and_actual(self, change: dict, error: type, message: str) -> None:
+        arguments = {
+            "frame": torch.zeros(2, 8, 9, 3, dtype=torch.uint8),
+            "maps": torch.zeros(2, 4, 5),
+            "lut": torch.zeros(256, 3, dtype=torch.uint8),
+            "index": torch.tensor([0, 1]),
+        }
+        with pytest.raises(error, match=message):
+            ops.overlay(**(arguments | change))
+
+    @pytest.mark.parametrize("bad", [2, -1])
+    def test_a_direct_call_stays_inside_its_memory(self, bad: int) -> None:
+        scene = random_scene(fresh_seed(), images=2, objects=1)
+        scene.index[:] = bad
+        for call in (torch.ops.detcam.overlay.default, reference.overlay):
+            for blend in BLENDS:
+                with pytest.raises((RuntimeError, IndexError), match="index"):
+                    call(scene.frames, scene.maps, scene.lut, scene.index, None, None, 0.75, blend)
+
+    def test_maps_that_require_a_gradient(self, device: str) -> None:
+        """They are painted all the same; the picture carries no graph."""
+        scene = random_scene(fresh_seed()).to(device)
+        expected = scene.run()
+        scene.maps.requires_grad_()
+        assert not scene.run().requires_grad
+        assert torch.equal(scene.run(), expected)
+
+    @pytest.mark.parametrize("blend", BLENDS)
+    def test_opcheck(self, device: str, blend: str) -> None:
+        scene = random_scene(fresh_seed()).to(device)
+        window = torch.tensor([[0.0, 0.0, 2.0, 2.0]], device=device).expand(len(scene.maps), 4)
+        planar = lay_out(scene, "planar").frames
+        for frames, bounds, boxes in ((scene.frames, None, scene.boxes), (planar, window, None)):
+            arguments = (frames, scene.maps, scene.lut, scene.index, bounds, boxes, 0.75, blend)
+            torch.library.opcheck(torch.ops.detcam.overlay.default, arguments)
+
+    @pytest.mark.parametrize("dynamic", [False, True])
+    def test_compile(self, device: str, dynamic: bool) -> None:
+        """Traced whole, behind another operator; the trace can break, so no code is generated from it."""
+        torch._dynamo.reset()
+        scene = random_scene(fresh_seed(), rows=3, columns=4).to(device)
+
+        def paint(frames: Tensor, maps: Tensor, index: Tensor) -> Tensor:
+            return ops.overlay(frames, maps.square(), scene.lut, index, boxes=scene.boxes, window=(0, 0, 2, 2)) // 2
+
+        compiled = torch.compile(paint, fullgraph=True, backend="aot_eager", dynamic=dynamic)
+        arguments = (scene.frames, scene.maps, scene.index)
+        assert torch.equal(compiled(*arguments), paint(*arguments))
+
+    @pytest.mark.parametrize("blend", BLENDS)
+    def test_same_bits_every_time(self, device: str, blend: str) -> None:
+        scene = random_scene(fresh_seed(), images=3, objects=40, height=150, width=201).to(device)
+        threads = torch.get_num_threads()
+        try:
+            runs = []
+            for count in (1, 2, 3):
+                torch.set_num_threads(count)
+                runs.append(scene.run(blend=blend))
+        finally:
+            torch.set_num_threads(threads)
+        assert torch.equal(runs[0], runs[1])
+        assert torch.equal(runs[0], runs[2])
+
+    def test_cuda_graph_replays_without_a_sync(self) -> None:
+        require("cuda")
+        scene = random_scene(fresh_seed()).to("cuda")
+        eager = scene.run(window=(0.0, 0.0, 2.0, 2.0))
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            captured = scene.run(window=(0.0, 0.0, 2.0, 2.0))
+        graph.replay()
+        assert torch.equal(captured, eager)
+
+
+def test_fallback_when_disabled(tmp_path: Path) -> None:
+    """A process without binaries paints the same picture."""
+    scene = random_scene(fresh_seed())
+    torch.save(vars(scene), tmp_path / "scene.pt")
+    script = (
+        "import sys, torch; from detcam import ops\n"
+        "scene = torch.load(sys.argv[1] + '/scene.pt')\n"
+        "frames = scene.pop('frames')\n"
+        "torch.save(ops.overlay(frames, **scene), sys.argv[1] + '/painted.pt')\n"
+        "assert not ops.is_compiled('cpu')\n"
+    )
+    environment = os.environ | {"DETCAM_DISABLE_COMPILED": "1"}
+    command = [sys.executable, "-c", script, str(tmp_path)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    assert_painted(torch.load(tmp_path / "painted.pt"), scene)
