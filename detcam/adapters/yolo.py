@@ -235,6 +235,10 @@ class YoloAdapter(Adapter):
         beside = sorted(self._beside(door, set(cut)))
         if -1 in beside or not any(self._depends(door, layer) for layer in cut):
             return None
+        if any(
+            m._forward_hooks or m._forward_pre_hooks for part in self.sequence[min(cut) + 1 :] for m in part.modules()
+        ):
+            return None  # a user's hook expects whole pictures
         known = [*cut, *beside]
         branches = self.head.one2one if self.head.end2end else self.head.one2many
         stride = int(self.head.stride[level])
