@@ -8,8 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from support import random_picture, random_yolo
 from torch import nn
+
+pytest.register_assert_rewrite("support")
+
+from support import random_picture, random_yolo  # noqa: E402
 
 REPOSITORY = Path(__file__).parents[1]
 
