@@ -72,10 +72,11 @@ class BuildKernels(build_ext):
                     missing[name] = str(reason)
             elif name != "C":
                 missing[name] = f"not asked for: built with DETCAM_BUILD={MODE}"
-            for stale in target.glob(f"_{name}[._]*"):
+            for stale in {*target.glob(f"_{name}[._]*")} - {target / product.name for product in products}:
                 stale.unlink()
-            for product in products:
-                shutil.copy2(product, target)
+            for product in products:  # moved into place whole, as a process may be loading the one that is there
+                shutil.copy2(product, target / f"new{product.name}")
+                os.replace(target / f"new{product.name}", target / product.name)
         (target / "_build.json").write_text(json.dumps({"mode": MODE, "missing": missing}, indent=2) + "\n")
 
 

@@ -20,7 +20,7 @@ DETCAM_BUILD=cuda "$PYTHON" setup.py --quiet build_ext --inplace
 
 echo "== tests"
 export FAIL_WITHOUT_CUDA=1
-"$PYTHON" -m pytest -q -o addopts= --confcutdir tests/ops tests/ops tests/test_build.py
+OMP_NUM_THREADS=1 "$PYTHON" -m pytest -q -o addopts= --confcutdir tests/ops tests/ops tests/test_build.py
 
 echo "== compute-sanitizer"
 if command -v compute-sanitizer > /dev/null; then

@@ -4,16 +4,22 @@ python benchmarks/ops.py [--device cuda] [--threads 2] [--rounds 15] [--only ove
 
 Every figure is the median of `--rounds` calls in milliseconds (the JSON has the best too); the variants take
 turns, so that a busy moment of the machine falls on all of them. A column "a/b" is how many times longer `a` took.
+"op" is the operator, "reference" what runs without kernels, "compile" the reference under torch.compile. "GB/s" counts
+the bytes that must be read and written once.
 
-cam_maps          "copy" writes into memory that exists already, "clone" allocates its output as the operator does
+cam_maps          "out" writes into memory that exists already, as "copy" does; "op" and "clone" allocate theirs;
+                  "eager" is what one writes without an operator
+regions           512 x 512 pixels around each of 100 objects in a picture of 3840 x 2160, beside all pixels
 overlay           "opencv" is resize, applyColorMap and addWeighted for each object, over the whole frame as one
                   writes it; it runs on the CPU only, and "eager" in its place on a GPU
 elementwise_maps  "read" only sums acts and grads, each on its own: what reading them costs
 """
 
 import argparse
+import datetime
 import json
 import platform
+import re
 import statistics
 import time
 from collections.abc import Callable
@@ -47,6 +53,12 @@ class CamMaps(NamedTuple):
     def __str__(self) -> str:
         return f"N={self.objects} C={self.channels} {self.side}->{self.size} {self.normalize} {short(self.dtype)}"
 
+    def traffic(self) -> dict[str, int]:
+        """Bytes that must be read and written."""
+        maps = self.objects * self.size**2 * self.dtype.itemsize
+        inputs = 4 * self.channels * (self.side**2 + self.objects)
+        return {"op": inputs + maps, "out": inputs + maps, "copy": 2 * maps}
+
     def calls(self, device: str) -> Calls:
         acts = torch.randn(self.channels, self.side, self.side, device=device)
         weights = torch.randn(self.objects, self.channels, device=device)
@@ -57,6 +69,7 @@ class CamMaps(NamedTuple):
         arguments = (acts[None], weights, None, None, *size, self.normalize, True, self.dtype)
         return {
             "op": lambda: ops.cam_maps(acts, weights, size, normalize=self.normalize, dtype=self.dtype),
+            "out": lambda: ops.cam_maps(acts, weights, size, normalize=self.normalize, dtype=self.dtype, out=target),
             "reference": lambda: reference.cam_maps(*arguments),
             "compile": lambda: compiled(*arguments),
             "eager": lambda: eager_maps(acts, weights, self),
@@ -77,15 +90,41 @@ def eager_maps(acts: Tensor, weights: Tensor, setting: CamMaps) -> Tensor:
     return (maps * 255).round().to(torch.uint8) if setting.dtype == torch.uint8 else maps.to(setting.dtype)
 
 
+class Regions(NamedTuple):
+    objects: int
+    channels: int
+    cells: tuple[int, int]
+    size: tuple[int, int]  # of the whole
+    part: int  # side of a region
+
+    def __str__(self) -> str:
+        height, width = self.size
+        return f"N={self.objects} C={self.channels} {self.part}x{self.part} of {width}x{height} float32"
+
+    def calls(self, device: str) -> Calls:
+        height, width = self.cells
+        acts = torch.randn(self.channels, height, width, device=device)
+        weights = torch.randn(self.objects, self.channels, device=device)
+        corners = (torch.rand(self.objects, 2) * (torch.tensor(self.size[::-1]) - self.part)).round()
+        boxes = torch.cat([corners, corners + self.part], 1).to(device)
+        size, full = (self.part, self.part), (0.0, 0.0, float(width), float(height))
+        return {
+            "op": lambda: ops.cam_maps(acts, weights, size, window=ops.region_windows(boxes, self.size, full)),
+            "whole": lambda: ops.cam_maps(acts, weights, self.size),
+        }
+
+
 class Overlay(NamedTuple):
     objects: int
     side: int  # of the maps, in cells
     size: int  # of the frame, in pixels
     boxed: bool
     blend: str = "max"
+    sparse: bool = False  # heat in a tenth of the cells, as ReLU and the receptive field leave it
 
     def __str__(self) -> str:
         place = "in boxes" if self.boxed else "whole frame"
+        place += ", sparse" if self.sparse else ""
         return f"N={self.objects} {self.side}->{self.size} {place} {self.blend}"
 
     def calls(self, device: str) -> Calls:
@@ -93,6 +132,12 @@ class Overlay(NamedTuple):
         generator = torch.Generator().manual_seed(0)
         frame = torch.randint(256, (self.size, self.size, 3), dtype=torch.uint8, generator=generator)
         maps = torch.rand(self.objects, self.side, self.side, generator=generator)
+        if self.sparse:
+            part = round(self.side * 0.1**0.5)
+            warm = torch.zeros_like(maps)
+            for i, (y, x) in enumerate(torch.randint(self.side - part + 1, (self.objects, 2), generator=generator)):
+                warm[i, y : y + part, x : x + part] = 1
+            maps *= warm
         sides = self.size * (0.1 + 0.23 * torch.rand(self.objects, 2, generator=generator))
         corners = torch.rand(self.objects, 2, generator=generator) * (self.size - sides)
         boxes = torch.cat([corners, corners + sides], 1).to(device) if self.boxed else None
@@ -103,10 +148,12 @@ class Overlay(NamedTuple):
         usual = {"opencv": lambda: opencv_overlay(picture, heats)}
         if device != "cpu":
             usual = {"eager": lambda: eager_overlay(frame, maps, lut)}
-        options = (0.75, self.blend)
+        arguments = (frame[None], maps, lut, None, None, boxes, 0.75, self.blend)
+        compiled = torch.compile(reference.overlay, dynamic=False)
         return {
             "op": lambda: ops.overlay(frame, maps, lut, boxes=boxes, blend=self.blend),
-            "reference": lambda: reference.overlay(frame[None], maps, lut, None, None, boxes, *options),
+            "reference": lambda: reference.overlay(*arguments),
+            "compile": lambda: compiled(*arguments),
             **usual,
             "clone": lambda: frame.clone(),
         }
@@ -143,14 +190,16 @@ class ElementwiseMaps(NamedTuple):
         shape = (self.objects, self.channels, self.side, self.side)
         make = {"device": device, "dtype": self.dtype}
         acts, grads = (torch.randn(shape, **make).contiguous(memory_format=self.layout) for _ in range(2))
+        compiled = torch.compile(reference.elementwise_maps, dynamic=False)
         return {
             "op": lambda: ops.elementwise_maps(acts, grads, self.mode),
             "reference": lambda: reference.elementwise_maps(acts, grads, None, self.mode),
+            "compile": lambda: compiled(acts, grads, None, self.mode),
             "read": lambda: (acts.sum(), grads.sum()),
         }
 
 
-SETTINGS: dict[str, tuple[CamMaps | Overlay | ElementwiseMaps, ...]] = {
+SETTINGS: dict[str, tuple[CamMaps | Regions | Overlay | ElementwiseMaps, ...]] = {
     "cam_maps": (
         CamMaps(100, 256, 20, 640),
         CamMaps(100, 256, 20, 640, dtype=torch.float16),
@@ -161,11 +210,14 @@ SETTINGS: dict[str, tuple[CamMaps | Overlay | ElementwiseMaps, ...]] = {
         CamMaps(1, 256, 20, 640),
         CamMaps(1, 256, 20, 640, dtype=torch.uint8),
     ),
+    "regions": (Regions(100, 256, (68, 120), (2160, 3840), 512),),
     "overlay": (
         Overlay(20, 20, 640, True),
         Overlay(20, 20, 640, False),
         Overlay(20, 20, 640, True, "alpha"),
         Overlay(20, 20, 640, False, "alpha"),
+        Overlay(20, 20, 640, False, "max", sparse=True),
+        Overlay(20, 20, 640, False, "alpha", sparse=True),
         Overlay(100, 80, 1280, True),
         Overlay(1, 20, 640, False),
     ),
@@ -173,17 +225,20 @@ SETTINGS: dict[str, tuple[CamMaps | Overlay | ElementwiseMaps, ...]] = {
         *(ElementwiseMaps(20, 256, 40, mode) for mode in ops.ELEMENTWISE_MODES),
         ElementwiseMaps(20, 256, 40, "layercam", torch.float16),
         ElementwiseMaps(20, 256, 40, "layercam", layout=torch.channels_last),
-        ElementwiseMaps(20, 256, 40, "xgradcam", layout=torch.channels_last),
+        *(ElementwiseMaps(20, 256, 40, mode, layout=torch.channels_last) for mode in list(ops.ELEMENTWISE_MODES)[2:]),
     ),
 }
 RATIOS = {
-    "cam_maps": (("op", "clone"), ("op", "copy")),
-    "overlay": (("opencv", "op"), ("eager", "op"), ("reference", "op")),
-    "elementwise_maps": (("reference", "op"), ("op", "read")),
+    "cam_maps": (("op", "copy"), ("out", "copy"), ("reference", "op"), ("compile", "op")),
+    "regions": (("whole", "op"),),
+    "overlay": (("opencv", "op"), ("eager", "op"), ("reference", "op"), ("compile", "op")),
+    "elementwise_maps": (("reference", "op"), ("compile", "op"), ("op", "read")),
 }
 
 
-def measure(calls: Calls, device: str, rounds: int, ratios: tuple[tuple[str, str], ...]) -> dict[str, Any]:
+def measure(setting: Any, device: str, rounds: int, ratios: tuple[tuple[str, str], ...]) -> dict[str, Any]:
+    calls = setting.calls(device)
+    traffic = setting.traffic() if hasattr(setting, "traffic") else {}
     times: dict[str, list[float]] = {name: [] for name in calls}
     with torch.inference_mode():
         for round_ in range(rounds + 2):  # the first two warm up
@@ -198,7 +253,18 @@ def measure(calls: Calls, device: str, rounds: int, ratios: tuple[tuple[str, str
     for name, of in (("median", statistics.median), ("best", min)):
         row = {variant: of(values) for variant, values in times.items()}
         rows[name] = row | {f"{a}/{b}": row[a] / row[b] for a, b in ratios if a in row and b in row}
+        rows[name] |= {f"{variant} GB/s": count / row[variant] / 1e6 for variant, count in traffic.items()}
     return rows
+
+
+def kernel_resources() -> dict[str, str]:
+    """Registers, shared memory and spills of every CUDA kernel as ptxas reports them for this GPU."""
+    major, minor = torch.cuda.get_device_capability()
+    log = (Path(ops.__file__).parent / "_cuda_ptxas.log").read_text()
+    entries = re.findall(
+        rf"function '(\w+)' for 'sm_{major}{minor}'.*\n(?:.*\n)*? +(.* spill loads)\n.* : (Used .*)", log
+    )
+    return {kernel: f"{used}, {spilled}" for kernel, spilled, used in entries}
 
 
 def main() -> None:
@@ -217,15 +283,18 @@ def main() -> None:
     for op in [options.only] if options.only else SETTINGS:
         rows = results[op] = {}
         for setting in SETTINGS[op]:
-            rows[str(setting)] = measure(setting.calls(options.device), options.device, options.rounds, RATIOS[op])
+            rows[str(setting)] = measure(setting, options.device, options.rounds, RATIOS[op])
             row = rows[str(setting)]["median"]
             if len(rows) == 1:
-                print(f"\n{op + ', milliseconds':44}" + "".join(f"{name:>13}" for name in row))
-            print(f"{setting!s:44}" + "".join(f"{value:13.3f}" for value in row.values()), flush=True)
+                print(f"\n{op + ', milliseconds':52}" + "".join(f"{name:>13}" for name in row))
+            print(f"{setting!s:52}" + "".join(f"{value:13.3f}" for value in row.values()), flush=True)
     if options.out:
         processor = torch.cuda.get_device_name() if options.device != "cpu" else platform.machine()
         facts = {"device": options.device, "processor": processor, "threads": options.threads}
-        facts |= {"rounds": options.rounds, "torch": torch.__version__, "build": ops.build_info()}
+        facts |= {"date": datetime.date.today().isoformat(), "rounds": options.rounds}
+        facts |= {"torch": torch.__version__, "build": ops.build_info()}
+        if options.device != "cpu":
+            facts["kernels"] = kernel_resources()
         options.out.write_text(json.dumps(facts | {"milliseconds": results}, indent=2) + "\n")
 
 

@@ -52,6 +52,13 @@ inline Shape check_arguments(const Tensor& acts, const Tensor& weights, const st
           relu};
 }
 
+// The overload with `out` takes the size and the type of the maps from it.
+inline void check_out(const Tensor& out, const Tensor& acts, const Tensor& weights) {
+  STD_TORCH_CHECK(out.dim() == 3 && out.size(0) == weights.size(0) && out.is_contiguous(),
+                  "cam_maps: out must be a contiguous [N, H, W]");
+  check_beside(out, acts, "cam_maps");
+}
+
 template <typename Run>
 void with_output_type(ScalarType dtype, const Run& run) {
   if (dtype == ScalarType::Byte) return run(uint8_t{});

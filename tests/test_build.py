@@ -42,7 +42,7 @@ def test_every_operator_has_a_stem_everywhere() -> None:
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
-@pytest.mark.parametrize("op", OPERATORS)
+@pytest.mark.parametrize("op", [*OPERATORS, "cam_maps.out"])
 def test_a_loaded_binary_brings_every_kernel(op: str, device: str) -> None:
     registered = torch._C._dispatch_has_kernel_for_dispatch_key(f"detcam::{op}", device.upper())
     assert registered == INFO[device]

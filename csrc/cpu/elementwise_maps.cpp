@@ -13,6 +13,7 @@ namespace {
 constexpr int kTile = 2048;  // cells of a map whose sums stay in the first cache
 constexpr int kLanes = 16;   // partial sums of a channel, added up in a fixed order
 constexpr int kBlock = 16;   // channels that are copied together
+constexpr int kWide = 64;    // channels that are summed together, where they lie one after the other
 
 // ---- innermost loops ----------
 
@@ -39,6 +40,27 @@ DETCAM_CLONES Acc sum_terms(const Acc* __restrict acts, const Acc* __restrict gr
     for (int lane = 0; lane < half; ++lane) lanes[lane] += lanes[lane + half];
   }
   return lanes[0];
+}
+
+// Sums over the cells of one row for each of `count` channels that lie one after the other, added to `sums`.
+template <Term kTerm, typename In, typename Acc>
+DETCAM_CLONES void add_row(const In* __restrict acts, int64_t act_step, const In* __restrict grads,
+                           int64_t grad_step, const Acc* __restrict totals, int64_t cells, int64_t count,
+                           Acc* __restrict sums) {
+  Acc row[kWide] = {};
+  const auto add = [&](int64_t cell, int64_t k) {
+    const Acc act = reads_acts(kTerm) ? static_cast<Acc>(acts[cell * act_step + k]) : Acc(0);
+    const Acc grad = reads_grads(kTerm) ? static_cast<Acc>(grads[cell * grad_step + k]) : Acc(0);
+    row[k] += term<kTerm>(act, grad, kTerm == Term::kPlusPlus ? totals[k] : Acc(0));
+  };
+  for (int64_t cell = 0; cell < cells; ++cell) {
+    if (count == kWide) {
+      for (int64_t k = 0; k < kWide; ++k) add(cell, k);
+    } else {
+      for (int64_t k = 0; k < count; ++k) add(cell, k);
+    }
+  }
+  for (int64_t k = 0; k < count; ++k) sums[k] += row[k];
 }
 
 template <typename In, typename Acc>
@@ -96,12 +118,18 @@ class Reader {
   int64_t image_ = -1, c_ = 0, first_ = 0;  // what the copy holds
 };
 
+// Whether all channels of a cell lie one after the other.
+template <typename In>
+bool are_last(const Gradients& shape, const Cells<In>& acts, const Cells<In>& grads) {
+  return acts.view.strides[1] == 1 && grads.view.strides[1] == 1 && shape.cells() > 1;
+}
+
 template <Term kTerm, typename In, typename Acc>
 void write_maps(const Gradients& shape, const Cells<In>& acts, const Cells<In>& grads,
                 const std::vector<int64_t>& images, Acc* maps) {
   const int64_t tiles = (shape.cells() + kTile - 1) / kTile;
   const int64_t work = shape.channels * std::min<int64_t>(kTile, shape.cells());
-  const bool channels_last = acts.view.strides[1] == 1 && grads.view.strides[1] == 1 && shape.cells() > 1;
+  const bool channels_last = are_last(shape, acts, grads);
   torch::stable::parallel_for(0, shape.objects * tiles, grain(work), [&](int64_t begin, int64_t end) {
     Reader<In, Acc> act_reader(acts, shape.channels), grad_reader(grads, shape.channels);
     for (int64_t job = begin; job < end; ++job) {
@@ -142,6 +170,39 @@ void write_weights(const Gradients& shape, const Cells<In>& acts, const Cells<In
   });
 }
 
+// The same where all channels of a cell lie one after the other: kWide of them at a time.
+template <typename In, typename Acc>
+void write_weights_of_last(const Gradients& shape, const Cells<In>& acts, const Cells<In>& grads,
+                           const std::vector<int64_t>& images, Acc* weights) {
+  const int64_t blocks = (shape.channels + kWide - 1) / kWide;
+  const int64_t jobs = shape.objects * blocks;
+  torch::stable::parallel_for(0, jobs, grain(4 * kWide * shape.cells()), [&](int64_t begin, int64_t end) {
+    for (int64_t job = begin; job < end; ++job) {
+      const int64_t object = job / blocks, first = job % blocks * kWide;
+      const int64_t count = std::min<int64_t>(kWide, shape.channels - first);
+      Acc totals[kWide] = {}, sums[kWide] = {};
+      const auto add = [&](auto kind, Acc* out) {
+        for (int64_t row = 0; row < shape.rows; ++row) {
+          add_row<decltype(kind)::value>(
+              acts.channel(images[object], first) + row * acts.view.strides[2], acts.view.strides[3],
+              grads.channel(object, first) + row * grads.view.strides[2], grads.view.strides[3], totals,
+              shape.columns, count, out);
+        }
+      };
+      if (shape.mode != Mode::kGradCam) add(Kind<Term::kActs>(), totals);
+      if (shape.mode == Mode::kGradCam) add(Kind<Term::kGrads>(), sums);
+      if (shape.mode == Mode::kXGradCam) add(Kind<Term::kProduct>(), sums);
+      if (shape.mode == Mode::kGradCamPlusPlus) add(Kind<Term::kPlusPlus>(), sums);
+      for (int64_t k = 0; k < count; ++k) {
+        const auto sum = [&](auto kind, Acc) {
+          return decltype(kind)::value == Term::kActs ? totals[k] : sums[k];
+        };
+        weights[object * shape.channels + first + k] = channel_weight<Acc>(shape, sum);
+      }
+    }
+  });
+}
+
 // ---- the operator ----------
 
 std::vector<int64_t> find_images(const Gradients& shape, const View<int64_t, 1>& index) {
@@ -167,6 +228,7 @@ Tensor elementwise_maps(const Tensor& acts, const Tensor& grads, const std::opti
     auto* out = static_cast<Acc*>(result.mutable_data_ptr());
     if (shape.mode == Mode::kProduct) return write_maps<Term::kProduct>(shape, a, g, images, out);
     if (shape.mode == Mode::kLayerCam) return write_maps<Term::kPositiveProduct>(shape, a, g, images, out);
+    if (are_last(shape, a, g)) return write_weights_of_last(shape, a, g, images, out);
     write_weights(shape, a, g, images, out);
   });
   return result;

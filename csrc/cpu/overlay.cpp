@@ -1,13 +1,14 @@
 // detcam::overlay on the CPU: every row of the frame is read once, painted while it lies in the first cache,
-// and written once. An object costs the pixels of its box, and with "max" no more than a blend of two rows
-// and a comparison for each; colour is looked up once per pixel, for the hottest.
+// and written once. An object costs the pixels of its box that have heat, and with "max" no more than a blend
+// of two rows and a comparison for each; colour is looked up once per pixel, for the hottest.
 #include <algorithm>
 #include <array>
-#include <cmath>
 #include <cstring>
+#include <iterator>
 #include <memory>
 #include <vector>
 
+#include "cpu/colours.h"
 #include "cpu/resize.h"
 #include "overlay.h"
 
@@ -27,37 +28,6 @@ DETCAM_CLONES void raise_heat(const float* __restrict top, const float* __restri
   }
 }
 
-// Lays the colour of each pixel's heat over the canvas, whose three colours are rows of their own.
-DETCAM_CLONES void lay_colour(const float* __restrict heat, const uint32_t* __restrict colours, float opacity,
-                              int64_t count, float* __restrict red, float* __restrict green,
-                              float* __restrict blue) {
-  for (int64_t x = 0; x < count; ++x) {
-    const float cover = opacity * std::sqrt(heat[x]);
-    const int32_t colour = static_cast<int32_t>(colours[static_cast<int32_t>(std::rint(heat[x] * 255.0f))]);
-    red[x] += cover * (static_cast<float>(colour & 255) - red[x]);
-    green[x] += cover * (static_cast<float>(colour >> 8 & 255) - green[x]);
-    blue[x] += cover * (static_cast<float>(colour >> 16) - blue[x]);
-  }
-}
-
-DETCAM_CLONES void load_pixels(const uint8_t* __restrict pixels, int64_t count, float* __restrict red,
-                               float* __restrict green, float* __restrict blue) {
-  for (int64_t x = 0; x < count; ++x) {
-    red[x] = pixels[kColours * x];
-    green[x] = pixels[kColours * x + 1];
-    blue[x] = pixels[kColours * x + 2];
-  }
-}
-
-DETCAM_CLONES void store_pixels(const float* __restrict red, const float* __restrict green,
-                                const float* __restrict blue, int64_t count, uint8_t* __restrict pixels) {
-  for (int64_t x = 0; x < count; ++x) {
-    pixels[kColours * x] = static_cast<uint8_t>(static_cast<int32_t>(std::rint(red[x])));
-    pixels[kColours * x + 1] = static_cast<uint8_t>(static_cast<int32_t>(std::rint(green[x])));
-    pixels[kColours * x + 2] = static_cast<uint8_t>(static_cast<int32_t>(std::rint(blue[x])));
-  }
-}
-
 // ---- what all threads read ----------
 
 struct Places {
@@ -65,28 +35,58 @@ struct Places {
   Taps<float> across, down;
 };
 
+// The rows and columns of a map that hold all of its heat.
+struct Warm {
+  int32_t top, bottom = -1, left, right = -1;  // the last ones included
+
+  Warm(const float* cells, int64_t rows, int64_t columns)
+      : top(static_cast<int32_t>(rows)), left(static_cast<int32_t>(columns)) {
+    const auto warm = [](float cell) { return cell > 0; };
+    for (int32_t row = 0; row < rows; ++row, cells += columns) {
+      const float* first = std::find_if(cells, cells + columns, warm);
+      if (first == cells + columns) continue;
+      const auto last = std::find_if(std::reverse_iterator(cells + columns), std::reverse_iterator(first), warm);
+      top = std::min(top, row), bottom = row;
+      left = std::min(left, static_cast<int32_t>(first - cells));
+      right = std::max(right, static_cast<int32_t>(last.base() - 1 - cells));
+    }
+  }
+};
+
+// The pixels of a span that lie beside one of the cells [first, last]: elsewhere there is no heat.
+Span reached(const Taps<float>& taps, int32_t first, int32_t last, Span span) {
+  const auto cold = [&](int32_t pixel) {
+    return taps.from[pixel] > last || taps.from[pixel] + taps.step < first;
+  };
+  while (!span.empty() && cold(span.first)) ++span.first;
+  while (!span.empty() && cold(span.end - 1)) --span.end;
+  return span;
+}
+
 // The objects of a call: cells confined to [0, 1], and where the pixels of each lie between them.
 struct Objects {
   std::vector<float> cells;                    // [N, h, w]
   std::vector<std::unique_ptr<Places>> kept;   // one for each run of equal windows
   std::vector<const Places*> places;           // [N]
+  std::vector<Warm> warm;                      // [N]
   std::vector<std::vector<int64_t>> of_frame;  // [B], each in order
 
   Objects(const Picture& picture, const View<float, 3>& maps, const View<int64_t, 1>& index,
           const View<float, 2>& window)
       : cells(picture.objects * picture.rows * picture.columns), of_frame(picture.frames) {
-    float* out = cells.data();
     for (int64_t n = 0; n < picture.objects; ++n) {
       const int64_t frame = image_of(index, n);
       STD_TORCH_CHECK(0 <= frame && frame < picture.frames, "overlay: index ", frame, " is outside [0, ",
                       picture.frames, ")");
       of_frame[frame].push_back(n);
+      float* out = cells.data() + n * picture.rows * picture.columns;
       for (int64_t row = 0; row < picture.rows; ++row) {
         const float* source = maps.data + n * maps.strides[0] + row * maps.strides[1];
         for (int64_t column = 0; column < picture.columns; ++column) {
-          *out++ = confine(source[column * maps.strides[2]], 0.0f, 1.0f);
+          out[row * picture.columns + column] = confine(source[column * maps.strides[2]], 0.0f, 1.0f);
         }
       }
+      warm.emplace_back(out, picture.rows, picture.columns);
       places.push_back(aim(picture, window, n));
     }
   }
@@ -119,23 +119,26 @@ struct Layer {
 class Painter {
  public:
   Painter(const Picture& picture, const Objects& objects, const View<float, 2>& boxes,
-          const std::array<uint32_t, kLevels>& colours)
+          const ColourTable& colours)
       : picture_(picture),
         objects_(objects),
         boxes_(boxes),
         colours_(colours),
         heat_(picture.width),
-        red_(picture.width),
-        green_(picture.width),
-        blue_(picture.width) {}
+        brush_(picture.width) {
+    for (auto& canvas : canvas_) canvas.resize(picture.width);
+  }
 
   // Takes up the objects that reach into these rows of a frame.
   void open(int64_t frame, Span rows) {
     layers_.clear();
     for (const int64_t object : objects_.of_frame[frame]) {
       const Places& places = *objects_.places[object];
-      Layer layer{box_across(boxes_, object, picture_.width),
-                  box_down(boxes_, object, picture_.height),
+      const Warm& warm = objects_.warm[object];
+      const Span across = box_across(boxes_, object, picture_.width);
+      const Span down = box_down(boxes_, object, picture_.height);
+      Layer layer{reached(places.across, warm.left, warm.right, across),
+                  reached(places.down, warm.top, warm.bottom, down),
                   &places.down,
                   {}};
       if (layer.across.empty() || !layer.down.meets(rows)) continue;
@@ -154,32 +157,41 @@ class Painter {
     }
     if (touched.empty()) return;
     const int64_t first = touched.first, count = touched.end - touched.first;
-    load_pixels(pixels + kColours * first, count, &red_[first], &green_[first], &blue_[first]);
-    std::fill_n(&heat_[first], count, 0.0f);
+    load_pixels(pixels + kColours * first, count, &canvas_[0][first], &canvas_[1][first], &canvas_[2][first]);
+    if (!picture_.ordered) std::fill_n(&heat_[first], count, 0.0f);
     for (Layer& layer : layers_) {
       if (!layer.down.holds(y)) continue;
       const int32_t row = layer.rows_at->from[y];
       const float *top = layer.rows[row], *bottom = layer.rows[row + layer.rows_at->step];
       const int64_t left = layer.across.first, width = layer.across.end - layer.across.first;
-      if (picture_.ordered) std::fill_n(&heat_[left], width, 0.0f);
-      raise_heat(top, bottom, layer.rows_at->fraction[y], width, &heat_[left]);
-      if (picture_.ordered) lay(left, width);
+      const float fraction = layer.rows_at->fraction[y];
+      if (picture_.ordered) {
+        lay(top, bottom, fraction, left, width);
+      } else {
+        raise_heat(top, bottom, fraction, width, &heat_[left]);
+      }
     }
-    if (!picture_.ordered) lay(first, count);
-    store_pixels(&red_[first], &green_[first], &blue_[first], count, pixels + kColours * first);
+    if (!picture_.ordered) lay(&heat_[first], &heat_[first], 0, first, count);
+    store_pixels(&canvas_[0][first], &canvas_[1][first], &canvas_[2][first], count,
+                 pixels + kColours * first);
   }
 
  private:
-  void lay(int64_t first, int64_t count) {
-    lay_colour(&heat_[first], colours_.data(), picture_.opacity, count, &red_[first], &green_[first],
-               &blue_[first]);
+  void lay(const float* top, const float* bottom, float fraction, int64_t first, int64_t count) {
+    shade(top, bottom, fraction, picture_.opacity, count, brush_.levels.data(), brush_.cover.data());
+    brush_.look_up(colours_, count);
+    for (int c = 0; c < kColours; ++c) {
+      detcam::lay(brush_.colours[c].data(), brush_.cover.data(), count, &canvas_[c][first]);
+    }
   }
 
   const Picture& picture_;
   const Objects& objects_;
   View<float, 2> boxes_;
-  const std::array<uint32_t, kLevels>& colours_;
-  std::vector<float> heat_, red_, green_, blue_;
+  const ColourTable& colours_;
+  std::vector<float> heat_;
+  std::vector<int16_t> canvas_[kColours];
+  Brush brush_;
   std::vector<Layer> layers_;
 };
 
@@ -195,16 +207,6 @@ void copy_row(const View<uint8_t, 4>& frames, const uint8_t* source, int64_t wid
 
 // ---- the operator ----------
 
-std::array<uint32_t, kLevels> pack_colours(const View<uint8_t, 2>& lut) {
-  std::array<uint32_t, kLevels> colours{};
-  for (int level = 0; level < kLevels; ++level) {
-    for (int c = 0; c < kColours; ++c) {
-      colours[level] |= uint32_t{lut.data[level * lut.strides[0] + c * lut.strides[1]]} << 8 * c;
-    }
-  }
-  return colours;
-}
-
 Tensor overlay(const Tensor& frames, const Tensor& maps, const Tensor& lut,
                const std::optional<Tensor>& index, const std::optional<Tensor>& window,
                const std::optional<Tensor>& boxes, double opacity, const std::string& blend) {
@@ -213,7 +215,7 @@ Tensor overlay(const Tensor& frames, const Tensor& maps, const Tensor& lut,
   Tensor result = torch::stable::new_empty(frames, {sizes.data(), sizes.size()}, ScalarType::Byte);
   const auto source = view<uint8_t, 4>(frames);
   const auto box_view = view<float, 2>(boxes);
-  const auto colours = pack_colours(view<uint8_t, 2>(lut));
+  const ColourTable colours(view<uint8_t, 2>(lut));
   const Objects objects(picture, view<float, 3>(maps), view<int64_t, 1>(index), view<float, 2>(window));
   auto* out = static_cast<uint8_t*>(result.mutable_data_ptr());
 

@@ -239,7 +239,8 @@ __global__ void __launch_bounds__(kThreads, 1)
     const bool usable = span > 0 && isfinite(span);
     scale = {usable ? range.low : Acc(0), usable ? span : Acc(1), usable ? limits.one : Acc(0)};
   }
-  const bool aligned = resizer.width % kVector == 0;
+  const bool aligned =
+      resizer.width % kVector == 0 && reinterpret_cast<uintptr_t>(maps) % sizeof(Packet<Out, kVector>) == 0;
   Out* map = maps + object * shape.height * shape.width;
   for (int strip = first + threadIdx.x; strip < end; strip += kThreads) {
     resizer.walk(strip, scale, [&](int y, int x, const Acc(&values)[kVector]) {
@@ -285,15 +286,15 @@ void launch_maps(const Shape& shape, const View<int64_t, 1>& index, const View<f
   STD_CUDA_KERNEL_LAUNCH_CHECK();
 }
 
-Tensor cam_maps(const Tensor& acts, const Tensor& weights, const std::optional<Tensor>& index,
-                const std::optional<Tensor>& window, int64_t height, int64_t width,
-                const std::string& normalize, bool relu, ScalarType dtype) {
-  const Shape shape = check_arguments(acts, weights, index, window, height, width, normalize, relu);
+void cam_maps_out(const Tensor& acts, const Tensor& weights, const std::optional<Tensor>& index,
+                  const std::optional<Tensor>& window, const std::string& normalize, bool relu,
+                  const Tensor& out) {
+  check_out(out, acts, weights);
+  const Shape shape =
+      check_arguments(acts, weights, index, window, out.size(1), out.size(2), normalize, relu);
+  if (shape.objects == 0) return;
   const torch::stable::accelerator::DeviceGuard guard(acts.get_device_index());
   const cudaStream_t stream = current_stream(acts.get_device_index());
-  const std::array<int64_t, 3> sizes{shape.objects, height, width};
-  Tensor maps = torch::stable::new_empty(acts, {sizes.data(), sizes.size()}, dtype);
-  if (shape.objects == 0) return maps;
   const auto indices = view<int64_t, 1>(index);
 
   with_input_type(acts.scalar_type(), [&](auto in) {
@@ -308,16 +309,27 @@ Tensor cam_maps(const Tensor& acts, const Tensor& weights, const std::optional<T
     auto* ranges = static_cast<Range<Acc>*>(scratch.mutable_data_ptr());
     auto* cells = static_cast<Acc*>(scratch.mutable_data_ptr()) + 2 * range_count;
     launch_sums<In, Acc>(shape, acts, weights, indices, cells, ranges, stream);
-    with_output_type(dtype, [&](auto out) {
-      using Out = decltype(out);
+    with_output_type(out.scalar_type(), [&](auto pixel) {
+      using Out = decltype(pixel);
       launch_maps<Out, Acc>(shape, indices, view<float, 2>(window), cells, ranges,
-                            static_cast<Out*>(maps.mutable_data_ptr()), stream);
+                            static_cast<Out*>(out.mutable_data_ptr()), stream);
     });
   });
+}
+
+Tensor cam_maps(const Tensor& acts, const Tensor& weights, const std::optional<Tensor>& index,
+                const std::optional<Tensor>& window, int64_t height, int64_t width,
+                const std::string& normalize, bool relu, ScalarType dtype) {
+  const std::array<int64_t, 3> sizes{weights.size(0), height, width};
+  const Tensor maps = torch::stable::new_empty(acts, {sizes.data(), sizes.size()}, dtype);
+  cam_maps_out(acts, weights, index, window, normalize, relu, maps);
   return maps;
 }
 
 }  // namespace
 }  // namespace detcam
 
-STABLE_TORCH_LIBRARY_IMPL(detcam, CUDA, m) { m.impl("cam_maps", TORCH_BOX(&detcam::cam_maps)); }
+STABLE_TORCH_LIBRARY_IMPL(detcam, CUDA, m) {
+  m.impl("cam_maps", TORCH_BOX(&detcam::cam_maps));
+  m.impl("cam_maps.out", TORCH_BOX(&detcam::cam_maps_out));
+}

@@ -5,7 +5,7 @@ are optional: where one is loaded the dispatcher picks it, where none is the ref
 cannot tell.
 """
 
-from detcam.ops.cam_maps import NORMALIZATIONS, cam_maps
+from detcam.ops.cam_maps import NORMALIZATIONS, cam_maps, region_windows
 from detcam.ops.elementwise_maps import ELEMENTWISE_MODES, elementwise_maps
 from detcam.ops.loading import build_info, is_compiled, load_kernels
 from detcam.ops.overlay import BLENDS, overlay
@@ -21,4 +21,5 @@ __all__ = [
     "elementwise_maps",
     "is_compiled",
     "overlay",
+    "region_windows",
 ]

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from detcam.ops import reference
-from detcam.ops.library import INPUT_DTYPES, check_index, library, list_names
+from detcam.ops.library import INPUT_DTYPES, check_index, check_tensor, library, recompute_gradients
 
 ELEMENTWISE_MODES: dict[str, str] = {
     "gradient-times-activation": "maps [N, h, w]: sum_c g A (HiResCAM, ODAM)",
@@ -34,14 +34,8 @@ def _elementwise_maps_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -
 
 
 def _elementwise_maps_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    """Recompute through the reference, which autograd can differentiate, instead of keeping intermediates."""
     acts, grads, index = ctx.saved_tensors
-    twice = torch.is_grad_enabled()  # inside a backward pass that is itself recorded
-    wanted = [x for x, needed in zip((acts, grads), ctx.needs_input_grad[:2], strict=True) if needed]
-    with torch.enable_grad():
-        result = reference.elementwise_maps(acts, grads, index, ctx.mode)
-        found = iter(torch.autograd.grad(result, wanted, grad, create_graph=twice, materialize_grads=True))
-    return (*[next(found) if needed else None for needed in ctx.needs_input_grad[:2]], None, None)
+    return (*recompute_gradients(ctx, grad, reference.elementwise_maps, acts, grads, index, ctx.mode), None, None)
 
 
 torch.library.register_autograd(
@@ -86,10 +80,7 @@ def elementwise_maps(
     if mode not in ELEMENTWISE_MODES:
         raise ValueError(f"mode: expected one of {', '.join((*ELEMENTWISE_MODES, *ALIASES))}, got {mode!r}")
     for name, value in (("acts", acts), ("grads", grads)):
-        if not isinstance(value, Tensor):
-            raise TypeError(f"{name}: expected a tensor, got {type(value).__name__}")
-        if value.dtype not in INPUT_DTYPES:
-            raise TypeError(f"{name}: expected dtype {list_names(INPUT_DTYPES)}, got {value.dtype}")
+        check_tensor(name, value, INPUT_DTYPES)
     if acts.ndim != 4 or 0 in acts.shape[1:]:
         raise ValueError(f"acts: expected [B, C, h, w] with cells, got {list(acts.shape)}")
     if grads.ndim != 4 or grads.shape[1:] != acts.shape[1:]:

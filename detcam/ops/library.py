@@ -6,6 +6,8 @@ backend, a loaded binary adds a faster kernel for its own.
 """
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,6 +15,59 @@ from torch import Tensor
 INPUT_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 library = torch.library.Library("detcam", "DEF")
+
+
+def recompute_gradients(
+    ctx: Any, grad: Tensor, reference: Callable[..., Tensor], first: Tensor, second: Tensor, *rest: Any
+) -> list[Tensor | None]:
+    """Gradients of an operator's first two inputs, through its reference, instead of keeping intermediates."""
+    twice = torch.is_grad_enabled()  # inside a backward pass that is itself recorded
+    wanted = [x for x, needed in zip((first, second), ctx.needs_input_grad[:2], strict=True) if needed]
+    with torch.enable_grad():
+        result = reference(first, second, *rest)
+        found = iter(torch.autograd.grad(result, wanted, grad, create_graph=twice, materialize_grads=True))
+    return [next(found) if needed else None for needed in ctx.needs_input_grad[:2]]
+
+
+def check_tensor(name: str, value: Tensor, dtypes: tuple[torch.dtype, ...]) -> None:
+    """That `value` is a tensor of one of `dtypes`."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name}: expected a tensor, got {type(value).__name__}")
+    if value.dtype not in dtypes:
+        raise TypeError(f"{name}: expected dtype {list_names(dtypes)}, got {value.dtype}")
+
+
+def check_out(out: Tensor, shape: tuple[int, ...], dtype: torch.dtype, **inputs: Tensor | None) -> None:
+    """That `out` can be written while `inputs` are read, and autograd does not expect to follow."""
+    check_tensor("out", out, (dtype,))
+    device = next(value.device for value in inputs.values() if value is not None)
+    if out.shape != shape or out.device != device or not out.is_contiguous():
+        actual = f"{list(out.shape)} on {out.device} with strides {out.stride()}"
+        raise ValueError(f"out: expected contiguous {list(shape)} on {device}, got {actual}")
+    if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (out, *inputs.values())):
+        raise ValueError("out: carries no gradient, and something here requires one: use torch.no_grad() or no out")
+    if torch.compiler.is_compiling() or out.is_meta:
+        return  # without memory, there is no overlap to find
+    start, end = _memory(out)
+    for name, value in inputs.items():
+        if value is not None and max(start, _memory(value)[0]) < min(end, _memory(value)[1]):
+            raise ValueError(f"out: expected memory of its own, got some of {name}")
+
+
+def _memory(tensor: Tensor) -> tuple[int, int]:
+    """First and last address, exclusive."""
+    last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    start = tensor.data_ptr()
+    return start, start + (last + 1) * tensor.element_size() if tensor.numel() else start
+
+
+def check_boxes(boxes: Tensor, count: int, device: torch.device) -> Tensor:
+    """Corners of one box per object in pixels, as float32 [N, 4]."""
+    if not isinstance(boxes, Tensor) or not boxes.is_floating_point():
+        raise TypeError(f"boxes: expected a floating-point tensor, got {getattr(boxes, 'dtype', type(boxes).__name__)}")
+    if boxes.shape != (count, 4) or boxes.device != device:
+        raise ValueError(f"boxes: expected [{count}, 4] on {device}, got {list(boxes.shape)} on {boxes.device}")
+    return boxes.detach().float()
 
 
 def check_size(size: tuple[int, int]) -> tuple[int, int]:

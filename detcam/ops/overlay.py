@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from detcam.ops import reference
-from detcam.ops.library import INPUT_DTYPES, check_index, check_window, library, list_names
+from detcam.ops.library import INPUT_DTYPES, check_boxes, check_index, check_tensor, check_window, library
 
 BLENDS: dict[str, str] = {
     "max": "the hottest object colours the pixel",
@@ -49,6 +49,7 @@ def overlay(
     of heat h takes the colour `lut[round(255 h)]` at the opacity `opacity * sqrt(h)`, as in
     `detcam.render.overlay.blend`, so cold regions stay clear and weak evidence stays visible. Nothing but the
     result is ever as large as the picture. The result is the same bit for bit on every run; it has no gradient.
+    Kernels round in their own places: a value may be one grey level from that of the reference.
 
     Args:
         frame: One picture [H, W, 3] or several [B, H, W, 3], uint8, any strides. The colours mean what those of
@@ -84,7 +85,7 @@ def overlay(
     if blend not in BLENDS:
         raise ValueError(f"blend: expected one of {', '.join(BLENDS)}, got {blend!r}")
     bounds = None if window is None else check_window(window, count, frames.device)
-    corners = None if boxes is None else _check_boxes(boxes, count, frames.device)
+    corners = None if boxes is None else check_boxes(boxes, count, frames.device)
     heat = maps.detach().float()
     painted = torch.ops.detcam.overlay.default(frames, heat, lut, index, bounds, corners, float(opacity), blend)
     return painted.view(frame.shape)
@@ -96,10 +97,7 @@ def _check_tensors(frame: Tensor, maps: Tensor, lut: Tensor) -> None:
         ("maps", maps, INPUT_DTYPES),
         ("lut", lut, (torch.uint8,)),
     ):
-        if not isinstance(value, Tensor):
-            raise TypeError(f"{name}: expected a tensor, got {type(value).__name__}")
-        if value.dtype not in dtypes:
-            raise TypeError(f"{name}: expected dtype {list_names(dtypes)}, got {value.dtype}")
+        check_tensor(name, value, dtypes)
     if frame.ndim not in (3, 4) or frame.shape[-1] != 3 or 0 in frame.shape[-3:]:
         raise ValueError(f"frame: expected a non-empty [H, W, 3] or [B, H, W, 3], got {list(frame.shape)}")
     if maps.ndim != 3 or 0 in maps.shape[1:]:
@@ -109,11 +107,3 @@ def _check_tensors(frame: Tensor, maps: Tensor, lut: Tensor) -> None:
     for name, value in (("maps", maps), ("lut", lut)):
         if value.device != frame.device:
             raise ValueError(f"{name}: expected device {frame.device} of frame, got {value.device}")
-
-
-def _check_boxes(boxes: Tensor, count: int, device: torch.device) -> Tensor:  # [N, 4] float32
-    if not isinstance(boxes, Tensor) or not boxes.is_floating_point():
-        raise TypeError(f"boxes: expected a floating-point tensor, got {getattr(boxes, 'dtype', type(boxes).__name__)}")
-    if boxes.shape != (count, 4) or boxes.device != device:
-        raise ValueError(f"boxes: expected [{count}, 4] on {device}, got {list(boxes.shape)} on {boxes.device}")
-    return boxes.detach().float()

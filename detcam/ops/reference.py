@@ -42,6 +42,23 @@ def cam_maps(
         return _convert(maps, normalize, relu, dtype)
 
 
+def cam_maps_out(
+    acts: Tensor,  # [B, C, h, w]
+    weights: Tensor,  # [N, C]
+    index: Tensor | None,  # [N] int64, or None: every object belongs to image 0
+    window: Tensor | None,  # [N, 4] left, top, right, bottom in cells, or None: the whole feature map
+    normalize: str,
+    relu: bool,
+    *,
+    out: Tensor,  # [N, H, W]
+) -> None:
+    """`detcam::cam_maps.out` without a kernel: `out` says which size and type, and is written over."""
+    if out.ndim != 3 or len(out) != len(weights) or not out.is_contiguous():
+        raise RuntimeError("cam_maps: out must be a contiguous [N, H, W]")
+    _, height, width = out.shape
+    out.copy_(cam_maps(acts, weights, index, window, height, width, normalize, relu, out.dtype))
+
+
 def _weighted_sums(acts: Tensor, weights: Tensor, index: Tensor | None) -> Tensor:  # [N, h, w]
     height, width = acts.shape[2:]
     acts, weights = acts.to(accumulator(acts.dtype)).flatten(2), weights.to(accumulator(acts.dtype))

@@ -1,13 +1,7 @@
-from collections.abc import Iterator
-
 import pytest
-import torch
+from oracle import require_device
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """The inputs are too small for threads to help, and on a busy machine each start of them waits."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+@pytest.fixture(params=("cpu", "cuda"))
+def device(request: pytest.FixtureRequest) -> str:
+    return require_device(request.param)

@@ -2,7 +2,12 @@
 
 import os
 import random
+import subprocess
+import sys
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -37,6 +42,39 @@ def fresh_seed() -> int:
     seed = int(os.environ.get("SEED", random.SystemRandom().randrange(2**31)))
     print(f"repeat with SEED={seed}")
     return seed
+
+
+def assert_same_bits(run: Callable[[], Tensor]) -> None:
+    """Whatever the number of threads."""
+    threads = torch.get_num_threads()
+    try:
+        results = []
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            results.append(run())
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(results[0], results[1])
+    assert torch.equal(results[0], results[2])
+
+
+def run_without_kernels(op: str, arguments: dict[str, Any], folder: Path) -> Tensor:
+    """What an operator gives in a process that loads no binary, which must notice nothing but its absence."""
+    torch.save(arguments, folder / "arguments.pt")
+    script = (
+        "import sys, torch; from detcam import ops\n"
+        "arguments = torch.load(sys.argv[1] + '/arguments.pt')\n"
+        "torch.save(getattr(ops, sys.argv[2])(**arguments), sys.argv[1] + '/result.pt')\n"
+        "assert not ops.is_compiled('cpu') and not ops.is_compiled('cuda')\n"
+        "print(ops.build_info()['missing']['cpu'])"
+    )
+    environment = os.environ | {"DETCAM_DISABLE_COMPILED": "1"}
+    command = [sys.executable, "-c", script, str(folder), op]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "disabled by the environment variable DETCAM_DISABLE_COMPILED"
+    assert done.stderr == ""
+    return torch.load(folder / "result.pt")
 
 
 @dataclass

@@ -1,14 +1,11 @@
-import os
 import random
-import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from oracle import INPUT_DTYPES, fresh_seed
+from oracle import INPUT_DTYPES, assert_same_bits, fresh_seed, run_without_kernels
 from oracle import require_device as require
 from torch import Tensor
 
@@ -16,15 +13,9 @@ from detcam import ops
 from detcam.methods import gradient
 from detcam.ops import reference
 
-DEVICES = ("cpu", "cuda")
 MODES = tuple(ops.ELEMENTWISE_MODES)
 LAYOUTS = ("contiguous", "channels-last", "strided", "expanded")
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 2e-5, torch.float16: 2e-5, torch.bfloat16: 2e-5}  # of a sum's terms
-
-
-@pytest.fixture(params=DEVICES)
-def device(request: pytest.FixtureRequest) -> str:
-    return require(request.param)
 
 
 @dataclass
@@ -253,16 +244,7 @@ class TestContract:
     @pytest.mark.parametrize("mode", MODES)
     def test_same_bits_every_time(self, device: str, mode: str) -> None:
         case = random_case(fresh_seed(), objects=9, channels=130, rows=19, columns=21).to(device)
-        threads = torch.get_num_threads()
-        try:
-            runs = []
-            for count in (1, 2, 3):
-                torch.set_num_threads(count)
-                runs.append(case.run(mode))
-        finally:
-            torch.set_num_threads(threads)
-        assert torch.equal(runs[0], runs[1])
-        assert torch.equal(runs[0], runs[2])
+        assert_same_bits(lambda: case.run(mode))
 
     def test_cuda_graph_replays_without_a_sync(self) -> None:
         require("cuda")
@@ -277,18 +259,5 @@ class TestContract:
 
 
 def test_fallback_when_disabled(tmp_path: Path) -> None:
-    """A process without binaries gives the same values."""
     case = random_case(fresh_seed())
-    torch.save(vars(case), tmp_path / "case.pt")
-    script = (
-        "import sys, torch; from detcam import ops\n"
-        "case = torch.load(sys.argv[1] + '/case.pt')\n"
-        "torch.save(ops.elementwise_maps(mode='layercam', **case), sys.argv[1] + '/maps.pt')\n"
-        "assert not ops.is_compiled('cpu')\n"
-    )
-    environment = os.environ | {"DETCAM_DISABLE_COMPILED": "1"}
-    command = [sys.executable, "-c", script, str(tmp_path)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert done.stderr == ""
-    assert_close(torch.load(tmp_path / "maps.pt"), case, "layercam")
+    assert_close(run_without_kernels("elementwise_maps", vars(case) | {"mode": "layercam"}, tmp_path), case, "layercam")
