@@ -124,7 +124,7 @@ def methods(as_json: JsonFlag = False) -> None:
     from detcam.methods import DEFAULT, METHODS
 
     fields = ("name", "formula", "reads", "object_specific", "passes", "source")
-    rows = [{field: getattr(method, field) for field in fields} for method in METHODS.values()]
+    rows = [{**{f: getattr(m, f) for f in fields}, "parameters": m.parameters()} for m in METHODS.values()]
     if as_json:
         print(json.dumps({"default": DEFAULT, "methods": rows}, indent=2))
         return

@@ -14,17 +14,18 @@ from torch import Tensor, nn
 
 from detcam.adapters import TARGETS, LayerPlan, Target, adapter_for
 from detcam.engine import Capture, Captured, shadow
+from detcam.engine.sweeps import Progress
 from detcam.errors import InputError, LayerError, TargetError, nearest
 from detcam.explanation import Explanation
 from detcam.geometry import Geometry
 from detcam.images import read_image
-from detcam.maps import LocalMaps, Maps, full_maps, shared_maps
-from detcam.methods import Method, get_method
+from detcam.maps import Maps, WindowedMaps, full_maps, gained_maps, shared_maps
+from detcam.methods import AnyMethod, Method, SweepMethod, get_method
 from detcam.models import load_model
+from detcam.swept import SweptMaps, swept_target
 from detcam.types import Objects
 
 PRESETS = ("auto", "level", "evidence")
-DEFAULT_PRESET = "level"
 
 Layers = str | Sequence[str | nn.Module]
 
@@ -45,9 +46,10 @@ class Explainer:
     Args:
         model: an nn.Module or the library's own wrapper, a weights path, or a shipped demo model's name. It is never
             changed: the explainer works on a private view that shares its weights.
-        method: a name of `detcam.methods.METHODS`, "auto", or an instance of `detcam.methods.Method`.
+        method: a name of `detcam.methods.METHODS`, "auto", or an instance of a method, e.g. `RISE(masks=4000)`.
         layers: "level" (the feature level that the object was read from), "evidence" (all tensors that enter the
-            neck, cut together), "auto", or names from the module's `named_modules()`, or modules.
+            neck, cut together), "auto" (the method's choice of these), or names from the module's `named_modules()`,
+            or modules.
         target: the scalar that is explained: "class" (logit), "prob", "margin" (logit minus the best other logit),
             "box" (distances to the four sides, combined by element-wise maximum), "left", "top", "right", "bottom",
             "objectness", "mask", or a callable (outputs, list of Objects) -> Tensor [sum N].
@@ -56,7 +58,10 @@ class Explainer:
         max_det: largest number of objects per picture.
         imgsz: longest side of the network's input in pixels; None: what the model's own predict call would use.
         device: where to run; None: where the model is.
-        memory: bytes that the gradients of a chunk of objects may take, roughly; fewer bytes, more chunks.
+        memory: bytes that the gradients of a chunk of objects, or a batch of a sweep's forwards, may take, roughly;
+            fewer bytes, more chunks.
+        processor: the image processor of a transformers model; None: that of its checkpoint or architecture.
+        progress: called during a sweep with (forwards done, forwards in all) of a picture and layer.
 
     Raises:
         InputError: for a model, method, layer, target, option or device that cannot be used.
@@ -65,7 +70,7 @@ class Explainer:
     def __init__(
         self,
         model: Any,
-        method: str | Method = "auto",
+        method: str | AnyMethod = "auto",
         layers: Layers = "auto",
         target: Target = "class",
         conf: float = 0.25,
@@ -74,40 +79,48 @@ class Explainer:
         imgsz: int | None = None,
         device: str | torch.device | None = None,
         memory: int = 256 * 2**20,
+        processor: Any = None,
+        progress: Progress | None = None,
     ) -> None:
         _check_options(conf, iou, max_det, imgsz, target)
         self.method = get_method(method)
         self.target = target
         self.conf, self.iou, self.max_det = conf, iou, max_det
+        self._memory = memory
         name = str(model) if isinstance(model, (str, os.PathLike)) else type(model).__name__
         if isinstance(model, (str, os.PathLike)):
             model = load_model(model)
         adapter = adapter_for(model)
-        module, default_size = adapter.unwrap(model)
+        module = adapter.unwrap(model)
         view = shadow(module)
         if device is not None:
             view.to(_checked_device(device))  # moves the view's tensors only
-        self.adapter = adapter(view, imgsz or default_size)
+        self.adapter = adapter(view, model, imgsz, processor)
         if isinstance(target, str) and target not in self.adapter.available:
             raise TargetError(
                 f"target {target!r} does not exist for this {adapter.family} {self.adapter.task} model: "
                 f"{nearest(target, self.adapter.available)}"
             )
         self.plan = self._plan(layers, module)
-        self._local: LocalMaps | None = None
-        local = self.plan.cut_all or len(self.plan.names) == 1  # windows treat several layers as all cut
-        if isinstance(target, str) and local and self.method.object_specific:
-            self._local = LocalMaps(self.adapter, self.method, self.plan, target, memory)
+        self._swept: SweptMaps | None = None
+        if isinstance(self.method, SweepMethod):
+            self.target = target = swept_target(self.method, target, self.adapter.available)
+            self._swept = SweptMaps(
+                self.adapter, self.method, self.plan, target, self._scalars, max_det, memory, progress
+            )
+        self._windowed: WindowedMaps | None = None
+        if isinstance(target, str) and isinstance(self.method, Method) and self.method.object_specific:
+            self._windowed = WindowedMaps(self.method, self.plan, memory)
         self.settings = {
             "model": name,
             "family": adapter.family,
             "method": self.method.name,
-            "layers": list(self.plan.names),
+            "layers": list(self.plan.names) if self._swept is None or self._swept.reads_layers else [],
             "target": target if isinstance(target, str) else getattr(target, "__name__", "callable"),
             "conf": conf,
             "iou": iou,
             "max_det": max_det,
-            "imgsz": imgsz or default_size,
+            "imgsz": self.adapter.imgsz,
         }
 
     @overload
@@ -145,20 +158,28 @@ class Explainer:
 
     def _explain(self, batch: list[_Placed]) -> list[Explanation]:
         geometries = [picture.geometry for picture in batch]
-        local = self._local is not None and self._local.exact
-        # Leave the caller's no_grad, inference_mode and autocast; windows need no graph of the whole model.
+        size = geometries[0].network
+        named = dict(self.adapter.module.named_modules())
+        modules = {name: named[name] for name in self.plan.names}
+        differentiable = isinstance(self.method, Method) and self.method.object_specific
+        # Leave the caller's no_grad, inference_mode and autocast.
         with torch.inference_mode(False), torch.autocast(self.adapter.device.type, enabled=False):
-            with torch.set_grad_enabled(not local), Capture(self._modules(), self.plan.cut_all) as capture:
-                outputs = self.adapter.forward(torch.stack([picture.tensor for picture in batch]), self.max_det)
+            capture = Capture(modules, self.plan.cut_all, lambda tokens: self.adapter.grids(tokens, size))
+            pixels = torch.stack([picture.tensor for picture in batch])
+            # Convolutions on a CPU run a third faster in this order, and pieces of maps are cut out in longer runs.
+            pixels = pixels.contiguous(memory_format=torch.channels_last)
+            with torch.set_grad_enabled(differentiable), capture:
+                outputs = self.adapter.forward(pixels, self.max_det)
             if capture.missing():
                 raise LayerError(
-                    f"layer {capture.missing()[0]!r} did not run or put out no [B,C,h,w] tensor: `detcam layers` "
+                    f"layer {capture.missing()[0]!r} did not run or put out no map [B,C,h,w]: `detcam layers` "
                     "lists layers that do"
                 )
             objects = self.adapter.detect(outputs, geometries, self.conf, self.iou, self.max_det)
-            made = self._maps(outputs, objects, capture.captured, geometries[0].network)
-        if made is None:  # windows are not exact for this model
-            return self._explain(batch)
+            if self._swept is not None:
+                made = self._swept.maps(pixels, outputs, objects, capture.captured)
+            else:
+                made = self._maps(outputs, objects, capture.captured)
         return self._explanations(batch, objects, made)
 
     def _explanations(self, batch: list[_Placed], objects: list[Objects], made: Maps) -> list[Explanation]:
@@ -175,21 +196,22 @@ class Explainer:
             explanations.append(Explanation(picture.image, found, maps, notes, self.settings, picture.geometry))
         return explanations
 
-    def _modules(self) -> dict[str, nn.Module]:
-        named = dict(self.adapter.module.named_modules())
-        beside = self._local.beside if self._local is not None and self._local.exact else ()
-        return {name: named[name] for name in (*self.plan.names, *beside)}
-
-    def _maps(
-        self, outputs: Any, objects: list[Objects], captured: list[Captured], size: tuple[int, int]
-    ) -> Maps | None:
-        """Raw coarse maps of the objects of all pictures, one after the other; None: do it again without windows."""
+    def _maps(self, outputs: Any, objects: list[Objects], captured: list[Captured]) -> Maps:
+        """Raw coarse maps of the objects of all pictures, one after the other."""
+        assert isinstance(self.method, Method)
         if not sum(len(o) for o in objects):
             return Maps([], [])
         if not self.method.object_specific:
             return shared_maps(self.method, self.plan, captured, objects)
-        if self._local is not None and self._local.exact:
-            return self._local.maps(captured, objects, size)
+        if self._windowed is not None and self._windowed.exact:
+            readouts = self.adapter.readouts(outputs, objects, str(self.target))
+            made = None if readouts is None else self._windowed.maps(captured, objects, readouts)
+            if made is not None:
+                return made
+        if self._windowed is not None and self.method.product and self.plan == self.adapter.layers("level"):
+            made = gained_maps(self.adapter, captured, outputs, objects, str(self.target), self._memory)
+            if made is not None:
+                return made
         scalars = self._scalars(outputs, objects)
         return full_maps(self.method, self.plan, captured, scalars, objects, str(self.settings["target"]))
 
@@ -223,7 +245,7 @@ class Explainer:
     def _plan(self, layers: Layers, module: nn.Module) -> LayerPlan:
         """The layers to capture: a preset's, or the user's by name or as modules of their own model."""
         if isinstance(layers, str) and layers in PRESETS:
-            return self.adapter.layers(DEFAULT_PRESET if layers == "auto" else layers)
+            return self.adapter.layers(self.method.layers if layers == "auto" else layers)
         chosen = [layers] if isinstance(layers, (str, nn.Module)) else list(layers)
         if not chosen:
             raise LayerError("layers is empty: give 'auto', 'level', 'evidence' or names of modules")

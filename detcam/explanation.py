@@ -66,6 +66,8 @@ class Explanation:
     @cached_property
     def masks(self) -> Tensor | None:
         """[N, H, W] bool masks in source pixels, cropped to the boxes; None if the model gives none."""
+        if self.objects.masks is not None:
+            return self.objects.masks
         logits = self.objects.mask_logits
         if logits is None:
             return None

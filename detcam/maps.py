@@ -1,27 +1,30 @@
-"""From captured tensors and scalars to one raw coarse map per object: three ways, one result.
+"""From captured tensors and scalars to one raw coarse map per object: four ways, one result.
 
 - `shared_maps`: methods that do not look at the object.
-- `full_maps`: one backward through everything after the cut, for each object. Works for any model, layer and scalar.
-- `LocalMaps`: all objects in one backward, each in its own window. Exact, where the adapter can run the rest of its
-  model on crops; see `detcam.engine.windows`.
+- `full_maps`: one backward for each object through everything after the cut. Works for any scalar.
+- `gained_maps`: several objects in each backward, for a transformer's decoder and methods that multiply gradient and
+  activation.
+- `WindowedMaps`: one walk back for all objects, each in its own window. Exact, where the adapter knows at which cells
+  the scalars are read.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from detcam.adapters import Adapter, LayerPlan, LocalScore
+from detcam.adapters import Adapter, LayerPlan, Readout, Source
 from detcam.engine import (
-    CHECKED_CELLS,
     Captured,
-    Reach,
-    Windows,
-    measure_reach,
+    Seed,
+    Window,
+    batched_gradients,
+    cut,
     object_gradients,
     window_gradients,
     windows_agree,
@@ -29,6 +32,9 @@ from detcam.engine import (
 from detcam.errors import LayerError
 from detcam.methods import Method
 from detcam.types import Objects, image_index
+
+CHECKED_PLACES = ((0.0, 0.0), (1.0, 1.0), (0.0, 0.5), (0.3, 0.7))  # as shares of the map's height and width
+GAIN_BYTES = 6 * 2**20  # what one object's backward through a decoder of 300 queries and 6 layers takes, roughly
 
 
 @dataclass(frozen=True)
@@ -120,121 +126,148 @@ def _full_column(
     return Maps(maps, silent.tolist())
 
 
-class LocalMaps:
-    """Maps of all objects from windows, for a plan and a target that the adapter can replay on crops.
-
-    The first time a feature level is met, its reach is measured and its windows are checked against whole-map
-    gradients at six cells, corners among them. If they differ, `exact` turns False and the caller goes the full way.
+def gained_maps(
+    adapter: Adapter, captured: list[Captured], outputs: Any, objects: list[Objects], target: str, memory: int
+) -> Maps | None:
+    """Maps of gradient times activation, summed over channels, from one gain per cell; see `Adapter.gained`.
 
     Args:
         adapter: the model.
+        captured: what the layers of the preset "level" put out.
+        outputs: what the model put out, to check the run under gains against.
+        objects: the objects of each picture.
+        target: the scalars' name.
+        memory: bytes that a chunk of objects may take, roughly.
+
+    Returns:
+        None if the model cannot be run under gains, or gives other scalars when it is.
+    """
+    maps: list[Tensor] = []
+    for image, found in enumerate(objects):
+        if not len(found):
+            continue
+        tensors = [layer.tensor[image : image + 1].detach() for layer in captured]
+        run = adapter.gained(tensors)
+        if run is None:
+            return None
+        gains = [t.new_ones((1, *t.shape[2:])).requires_grad_() for t in tensors]
+        with torch.enable_grad():
+            scalars = adapter.score(run(gains), [found], target)
+        alone = [one if i == image else one.select(one.index[:0]) for i, one in enumerate(objects)]
+        if not torch.allclose(scalars, adapter.score(outputs, alone, target), rtol=1e-3, atol=1e-3):
+            return None
+        columns = []
+        for column in (scalars[:, None] if scalars.ndim == 1 else scalars).unbind(1):
+            chunks = [gradients for _, gradients in batched_gradients(column, gains, memory, GAIN_BYTES)]
+            columns.append(add_maps([torch.cat(parts)[:, 0].float() for parts in zip(*chunks, strict=True)]))
+        maps += list(torch.stack(columns).amax(dim=0))
+    return Maps(maps, [not bool(m.any()) for m in maps])
+
+
+class WindowedMaps:
+    """Maps of all objects at once, from gradients in windows; see `detcam.engine.windows`.
+
+    The first time a feature level is met, windows at its corners and inside are checked against plain gradients. If
+    they differ, `exact` turns False and the caller goes the full way.
+
+    Args:
         method: how maps are made of activations and gradients.
-        plan: the layers.
-        target: the name of the scalar.
+        plan: the layers, and how their maps are fused.
         memory: bytes that a chunk of objects may take, roughly.
     """
 
-    def __init__(self, adapter: Adapter, method: Method, plan: LayerPlan, target: str, memory: int) -> None:
+    def __init__(self, method: Method, plan: LayerPlan, memory: int) -> None:
         self._method, self._plan, self._memory = method, plan, memory
-        self._locals = [adapter.local(self._names(level), level, target) for level in range(adapter.levels)]
-        self._reach: dict[int, Reach | None] = {}
-        self.beside = tuple({name: None for local in self._locals if local for name in local.beside})
-        self.exact = all(local is not None for local in self._locals)
+        self._bytes: dict[int, int] = {}  # level -> bytes that one object takes, known once the level is checked
+        self.exact = True
 
-    def _names(self, level: int) -> tuple[str, ...]:
-        return (self._plan.names[level],) if self._plan.fuse == "own" else self._plan.names
+    def maps(self, captured: list[Captured], objects: list[Objects], readouts: list[Readout]) -> Maps | None:
+        """The maps of all objects of a batch; None if the full way must be gone.
 
-    def maps(self, captured: list[Captured], objects: list[Objects], size: tuple[int, int]) -> Maps | None:
-        """The maps of all objects of a batch whose network input has `size`; None if windows proved not exact."""
-        named = {layer.name: layer.tensor.detach() for layer in captured}
-        levels = torch.cat([o.level for o in objects])
-        images = image_index(objects, levels.device)
-        cells = torch.cat([o.cells for o in objects])
-        classes = torch.cat([o.class_ids for o in objects])
-        maps: list[Tensor] = [torch.empty(0)] * len(levels)
-        silent = torch.ones(len(levels), dtype=torch.bool, device=levels.device)
-        for level in levels.unique().tolist():
-            members = (levels == level).nonzero().flatten()
-            local = self._locals[level]
-            assert local is not None  # see `exact`
-            tensors = [named[name] for name in (*self._names(level), *local.beside)]
-            strides = [size[0] // tensor.shape[2] for tensor in tensors]
-            if not self._checked(level, local, tensors, strides, classes[members]):
+        Args:
+            captured: the captured tensors, with the graph to the readouts' sources.
+            objects: the objects of each picture.
+            readouts: where the objects' scalars are read.
+        """
+        chosen = by_name(captured, self._plan) if self._plan.fuse == "own" else captured
+        images = image_index(objects, chosen[0].tensor.device)
+        asked: set[str] = set()
+        reached: set[str] = set()
+        maps: list[Tensor] = [torch.empty(0)] * len(images)
+        silent = [True] * len(images)
+        for readout in readouts:
+            own = [chosen[readout.level]] if self._plan.fuse == "own" else chosen
+            asked |= {layer.name for layer in own}
+            if readout.level not in self._bytes:
+                self._bytes[readout.level] = _checked(readout, [layer.tensor for layer in own])
+            if not self._bytes[readout.level]:
                 self.exact = False
                 return None
-            windows = window_gradients(
-                local.replay,
-                _score_of(local, classes[members]),
-                tensors,
-                strides,
-                self._reach[level],
-                images[members],
-                cells[members],
-                self._memory,
-            )
-            explained = tensors[: len(self._names(level))]
-            fused, quiet = self._assembled(windows, explained, images[members])
-            silent[members] = quiet
-            for place, one in zip(members.tolist(), fused, strict=True):
-                maps[place] = one
-        return Maps(maps, silent.tolist())
+            step = max(self._memory // self._bytes[readout.level], 1)
+            for some in torch.arange(len(readout.objects), device=images.device).split(step):
+                members = readout.objects[some]
+                fused, quiet = self._chunk(readout, some, own, images[members], reached)
+                for place, one, zero in zip(members.tolist(), fused, quiet.tolist(), strict=True):
+                    maps[place], silent[place] = one, zero
+        if not reached or (asked - reached and not self._plan.cut_all):
+            # The full way tells a layer that no score depends on from one that these objects have no use for.
+            return None
+        return Maps(maps, silent)
 
-    def _checked(
-        self, level: int, local: LocalScore, tensors: list[Tensor], strides: list[int], classes: Tensor
-    ) -> bool:
-        """Measure the level's reach and check its windows, once."""
-        if level not in self._reach:
-            reach = measure_reach(local.replay, tensors, strides, local.stride)
-            self._reach[level] = reach
-            if reach is not None:
-                return windows_agree(
-                    local.replay,
-                    _score_of(local, classes[:1].expand(len(CHECKED_CELLS))),
-                    tensors,
-                    strides,
-                    reach,
-                )
-        return True
+    def _chunk(
+        self, readout: Readout, some: Tensor, layers: list[Captured], images: Tensor, reached: set[str]
+    ) -> tuple[Tensor, Tensor]:
+        """Whole maps [n, h, w] of some of a readout's objects, and whether each object's gradient is zero.
 
-    def _assembled(self, windows: Iterator[Windows], tensors: list[Tensor], images: Tensor) -> tuple[Tensor, Tensor]:
-        """Whole maps [n, h, w] from windows, fused over tensors and scalars, and whether each gradient is zero."""
-        n = len(images)
-        sums: dict[int, list[Tensor]] = {}  # column -> one [n, h, w] for each tensor
-        silent = torch.ones(n, dtype=torch.bool, device=images.device)
-        for part in windows:
-            if part.column not in sums:
-                sums[part.column] = [t.new_zeros((n, *t.shape[2:]), dtype=torch.float32) for t in tensors]
-            for whole, tensor, acts, grads, corner in zip(
-                sums[part.column], tensors, part.acts, part.grads, part.corners, strict=False
-            ):  # what stands beside the explained tensors is left out
-                silent[part.objects] &= ~grads.flatten(1).any(dim=1)
-                if self._method.cellwise:
-                    paste(whole, part.objects, self._method.maps(acts.float(), grads.float()), corner)
-                else:
-                    self._paste_pooled(whole, part.objects, tensor[images[part.objects]], grads, corner)
-        columns = [add_maps(parts) for parts in sums.values()]
+        The names of the layers that a gradient reached are added to `reached`.
+        """
+        silent = torch.ones(len(some), dtype=torch.bool, device=images.device)
+        columns = []
+        for column in range(readout.sources[0].gradients.shape[1]):
+            seeds = [_seed(source, some, column) for source in readout.sources]
+            parts = []
+            tensors = [layer.tensor for layer in layers]
+            found = window_gradients(seeds, tensors, images.cpu().numpy())
+            for layer, tensor, window in zip(layers, tensors, found, strict=True):
+                if window is None:
+                    parts.append(tensor.new_zeros((len(some), *tensor.shape[2:]), dtype=torch.float32))
+                    continue
+                reached.add(layer.name)
+                silent &= ~window.values.flatten(1).any(dim=1)
+                parts.append(self._layer_maps(tensor.detach(), window, images))
+            columns.append(add_maps(parts))
         return torch.stack(columns).amax(dim=0), silent
 
-    def _paste_pooled(
-        self, whole: Tensor, objects: Tensor, acts: Tensor, grads: Tensor, corner: tuple[Tensor, ...]
-    ) -> None:
-        """Pooled weights need whole maps: spread each window over one, a few objects at a time."""
-        step = max(self._memory // (acts[0].numel() * 4 * 4), 1)  # float32; about four tensors of this size are alive
-        for some in torch.arange(len(objects), device=objects.device).split(step):
-            spread = torch.zeros((len(some), *acts.shape[1:]), device=grads.device)
-            here = (corner[0][some], corner[1][some])
-            paste(spread, torch.arange(len(some)), grads[some].float(), here)
-            whole[objects[some]] = self._method.maps(acts[some].float(), spread)
+    def _layer_maps(self, layer: Tensor, window: Window, images: Tensor) -> Tensor:
+        """[n, h, w] maps at one layer."""
+        size = (layer.shape[2], layer.shape[3])
+        if self._method.cellwise:
+            acts = cut(layer, images.cpu().numpy(), window.start, window.extent)
+            small = self._method.maps(acts.float(), window.values.float())
+            return Window(small[:, None], window.start).moved(np.zeros_like(window.start), size).values[:, 0]
+        # Pooled weights need whole maps, a few objects at a time; about four tensors of this size are alive.
+        step = max(self._memory // (layer[0].numel() * 4 * 4), 1)
+        parts = []
+        for first in range(0, len(images), step):
+            few = window.rows(slice(first, first + step))
+            whole = few.moved(np.zeros_like(few.start), size).values
+            parts.append(self._method.maps(layer[images[first : first + step]].float(), whole.float()))
+        return torch.cat(parts)
 
 
-def _score_of(local: LocalScore, classes: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
-    """The scalars of some of the objects whose classes [N] are given."""
-    return lambda values, which: local.score(values, classes[which])
+def _seed(source: Source, some: Tensor, column: int) -> Seed:
+    return Seed(source.tensor, Window(source.gradients[some, column], source.start[some].cpu().numpy()))
 
 
-def paste(whole: Tensor, rows: Tensor, parts: Tensor, corner: tuple[Tensor, ...]) -> None:
-    """Write parts [n, ..., kh, kw] into whole [N, ..., h, w] at `rows`, with their first cells at `corner`."""
-    height, width = parts.shape[-2:]
-    places = zip(rows.tolist(), corner[0].tolist(), corner[1].tolist(), parts, strict=True)
-    for row, y, x, part in places:
-        whole[row, ..., y : y + height, x : x + width] = part
+def _checked(readout: Readout, layers: list[Tensor]) -> int:
+    """The bytes that one object's windows take; 0 if they do not hold the gradients that autograd gives.
+
+    The first object's gradient is moved to corners and inner cells of the first picture and followed from there.
+    """
+    count = len(CHECKED_PLACES)
+    seeds = []
+    for source in readout.sources:
+        values = source.gradients[:1, 0].expand(count, -1, -1, -1)
+        room = np.subtract(source.tensor.shape[2:], values.shape[2:])
+        seeds.append(Seed(source.tensor, Window(values, np.rint(np.array(CHECKED_PLACES) * room).astype(np.int64))))
+    return -(-windows_agree(seeds, layers, np.zeros(count, np.int64)) // count)

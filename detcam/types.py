@@ -22,6 +22,8 @@ class Objects:
         cells: [N, 2] int64, its (row, column) on that level's score map; zeros where there is no such map.
         network_boxes: [N, 4] float32, the boxes in pixels of the network's input.
         mask_logits: [N, h, w] float32 at the model's own mask resolution, or None.
+        masks: [N, H, W] bool in source pixels, where the library's own post-processing makes them, or None.
+        regions: [N, 4] float32 xyxy in pixels of the network's input, the proposals of a two-stage model, or None.
 
     Raises:
         ValueError: if a shape does not fit N.
@@ -36,6 +38,8 @@ class Objects:
     cells: Tensor
     network_boxes: Tensor
     mask_logits: Tensor | None = field(default=None, repr=False)
+    masks: Tensor | None = field(default=None, repr=False)
+    regions: Tensor | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         n = len(self.labels)
@@ -52,8 +56,9 @@ class Objects:
             actual = tuple(getattr(self, name).shape)
             if actual != shape:
                 raise ValueError(f"Objects.{name}: expected shape {shape}, got {actual}")
-        if self.mask_logits is not None and (self.mask_logits.ndim != 3 or len(self.mask_logits) != n):
-            raise ValueError(f"Objects.mask_logits: expected shape ({n}, h, w), got {tuple(self.mask_logits.shape)}")
+        for name, masks in (("mask_logits", self.mask_logits), ("masks", self.masks)):
+            if masks is not None and (masks.ndim != 3 or len(masks) != n):
+                raise ValueError(f"Objects.{name}: expected shape ({n}, h, w), got {tuple(masks.shape)}")
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -71,6 +76,8 @@ class Objects:
             cells=self.cells[keep],
             network_boxes=self.network_boxes[keep],
             mask_logits=None if self.mask_logits is None else self.mask_logits[keep],
+            masks=None if self.masks is None else self.masks[keep],
+            regions=None if self.regions is None else self.regions[keep],
         )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,25 +11,27 @@ from support import random_picture, random_yolo
 from torch import nn
 
 from detcam import Explainer, Explanation
-from detcam.adapters import yolo
+from detcam.engine import rules
+from detcam.errors import LayerError
 
 TOLERANCE = 1e-5  # of the maximum
 
 
 def both_ways(model: nn.Module, pictures: list[np.ndarray], **options: object) -> list[list[Explanation]]:
     explainer = Explainer(model, **options)  # type: ignore[arg-type]
-    local = explainer(pictures)
-    assert explainer._local is not None
-    assert explainer._local.exact
-    explainer._local = None
-    return [local, explainer(pictures)]
+    windowed = explainer(pictures)
+    assert explainer._windowed is not None
+    assert explainer._windowed.exact
+    explainer._windowed = None
+    return [windowed, explainer(pictures)]
 
 
 def assert_same_maps(ways: list[list[Explanation]]) -> None:
-    for local, full in zip(*ways, strict=True):
-        assert len(local) == len(full) > 0
-        assert local.notes == full.notes
-        for ours, plain in zip(local.maps, full.maps, strict=True):
+    assert len(ways[0][0]) > 0, "the model was made to find objects in the first picture"
+    for windowed, full in zip(*ways, strict=True):
+        assert len(windowed) == len(full)
+        assert windowed.notes == full.notes
+        for ours, plain in zip(windowed.maps, full.maps, strict=True):
             assert ours.shape == plain.shape
             assert (ours - plain).abs().max() <= TOLERANCE * plain.abs().max()
 
@@ -51,17 +53,24 @@ def test_windows_equal_the_full_backward(layers: str, target: str, method: str, 
     )
 
 
-@pytest.mark.parametrize("layer", ["model.4", "model.9", "model.12", "model.15", "model.18", "model.21"])
-def test_a_single_layer_by_name(layer: str, seed: int) -> None:
-    """Other tensors that the score reads run before the layer and stand beside it."""
+@pytest.mark.parametrize(
+    "layers",
+    [["model.2"], ["model.4"], ["model.9"], ["model.12"], ["model.15"], ["model.18"], ["model.21"],
+     ["model.4", "model.9"], ["model.9", "model.15", "model.22.cv3.0.0"]],
+)  # fmt: skip
+def test_layers_by_name(layers: list[str], seed: int) -> None:
+    """Through the backbone, past other layers, several behind one another; levels that a layer does not reach."""
     picture = random_picture(seed, 200, 320)
     model = random_yolo("yolov8n.yaml", seed, picture, 320).double()
-    explainer = Explainer(model, layers=[layer], imgsz=320)
-    local = explainer([picture])
-    used = explainer._local is not None and explainer._local.exact
-    assert used == (layer in ("model.4", "model.9", "model.12", "model.15"))  # what every feature level depends on
-    explainer._local = None
-    assert_same_maps([local, explainer([picture])])
+    assert_same_maps(both_ways(model, [picture], layers=layers, imgsz=320))
+
+
+@pytest.mark.parametrize("layers", ["level", "evidence"])
+@pytest.mark.parametrize("config", ["yolov8n-seg.yaml", "yolo26n-seg.yaml"])
+def test_masks_are_read_at_coefficients_and_prototypes(config: str, layers: str, seed: int) -> None:
+    pictures = [random_picture(seed, 200, 320), random_picture(seed + 1, 200, 320)]
+    model = random_yolo(config, seed, pictures[0], 320).double()
+    assert_same_maps(both_ways(model, pictures, layers=layers, target="mask", imgsz=320, max_det=10))
 
 
 @pytest.mark.parametrize("layers", ["level", "evidence"])
@@ -86,28 +95,41 @@ def test_objects_in_small_chunks_give_the_same(seed: int) -> None:
         assert (a - b).abs().max() <= TOLERANCE * a.abs().max()
 
 
-def test_a_model_whose_crops_differ_goes_the_full_way(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_whose_windows_differ_goes_the_full_way(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     picture = random_picture(seed, 253, 397)
     model = random_yolo("yolov8n.yaml", seed, picture, 320)
     expected = Explainer(model, imgsz=320)
-    expected._local = None
+    expected._windowed = None
     plain = expected(picture)
-
-    original = yolo.YoloAdapter.local
-
-    def placed(self: yolo.YoloAdapter, names: tuple[str, ...], level: int, target: str) -> yolo.LocalScore | None:
-        local = original(self, names, level, target)
-        assert local is not None
-
-        def replay(tensors: list[torch.Tensor]) -> torch.Tensor:
-            return local.replay([t * (torch.arange(t.shape[3]) + 1.0) for t in tensors])
-
-        return dataclasses.replace(local, replay=replay)
-
-    monkeypatch.setattr(yolo.YoloAdapter, "local", placed)
+    monkeypatch.setitem(rules.RULES, "SiluBackward0", rules.RULES["CloneBackward0"])
     explainer = Explainer(model, imgsz=320)
     explanation = explainer(picture)
-    assert explainer._local is not None
-    assert not explainer._local.exact
+    assert explainer._windowed is not None
+    assert not explainer._windowed.exact
     for a, b in zip(explanation.maps, plain.maps, strict=True):
         torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("layers", [["model.21"], ["model.9", "model.21"]])
+def test_a_layer_that_no_object_of_this_picture_reaches(layers: list[str], seed: int) -> None:
+    """Not an error, for objects of other pictures do: maps of zero that say why, or those of the other layer."""
+    picture = random_picture(seed, 200, 320)
+    model = random_yolo("yolov8n.yaml", seed, picture, 320)
+    head: Any = model.model[-1]  # type: ignore[index]
+    for branch in head.cv3[1:]:
+        branch[-1].bias.data -= 100
+    explainer = Explainer(model, layers=layers, imgsz=320)
+    explanation = explainer(picture)
+    assert set(explanation.objects.level.tolist()) == {0}
+    if len(layers) == 1:
+        assert all(note and "no gradient at model.21" in note for note in explanation.notes)
+        assert not any(m.any() for m in explanation.maps)
+    else:
+        assert all(m.any() for m in explanation.maps)
+
+
+def test_a_layer_that_no_score_depends_on(seed: int) -> None:
+    picture = random_picture(seed, 200, 320)
+    model = random_yolo("yolov8n.yaml", seed, picture, 320)
+    with pytest.raises(LayerError, match=r"model\.22\.cv2\.0\.0"):
+        Explainer(model, layers=["model.9", "model.22.cv2.0.0"], imgsz=320)(picture)

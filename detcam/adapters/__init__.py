@@ -4,14 +4,26 @@ from __future__ import annotations
 
 from typing import Any
 
-from detcam.adapters.base import TARGETS, Adapter, LayerPlan, LocalScore, Target
+from detcam.adapters.base import TARGETS, Adapter, LayerPlan, Readout, Source, Target
+from detcam.adapters.dense import FcosAdapter, RetinaNetAdapter, SsdAdapter
+from detcam.adapters.detr import DetrAdapter
+from detcam.adapters.rcnn import RcnnAdapter
+from detcam.adapters.rtdetr import RtdetrAdapter
 from detcam.adapters.yolo import YoloAdapter
 from detcam.errors import ModelError
 
-ADAPTERS: tuple[type[YoloAdapter], ...] = (YoloAdapter,)
+ADAPTERS: tuple[type[Adapter], ...] = (
+    RtdetrAdapter,
+    YoloAdapter,
+    DetrAdapter,
+    RcnnAdapter,
+    RetinaNetAdapter,
+    FcosAdapter,
+    SsdAdapter,
+)
 
 
-def adapter_for(model: Any) -> type[YoloAdapter]:
+def adapter_for(model: Any) -> type[Adapter]:
     """The adapter class that serves `model`.
 
     Raises:
@@ -26,4 +38,4 @@ def adapter_for(model: Any) -> type[YoloAdapter]:
     )
 
 
-__all__ = ["ADAPTERS", "TARGETS", "Adapter", "LayerPlan", "LocalScore", "Target", "YoloAdapter", "adapter_for"]
+__all__ = ["ADAPTERS", "TARGETS", "Adapter", "LayerPlan", "Readout", "Source", "Target", "YoloAdapter", "adapter_for"]

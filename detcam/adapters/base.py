@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
+from detcam.errors import MethodError
 from detcam.geometry import Geometry
 from detcam.types import Objects
 
@@ -34,21 +36,33 @@ class LayerPlan:
 
 
 @dataclass(frozen=True)
-class LocalScore:
-    """The rest of a model from some captured tensors to one feature level's scores, runnable on crops of them.
+class Source:
+    """A raw output map that scores are read from, and the gradient of n objects' scalars there.
 
     Attributes:
-        beside: names of further modules that the scores read and that do not depend on the captured ones: their
-            tensors are needed, their gradients are not.
-        replay: from the tensors [n, C, h, w] of the captured names and of `beside`, to values [n, K, h, w] per cell.
-        score: from the values [n, K] at the objects' cells and their classes [n] to scalars [n, M].
-        stride: network pixels per cell of the values.
+        tensor: [B, C, h, w] with the graph that leads back from it.
+        gradients: [n, M, C, kh, kw], for M scalars per object; zero outside a window of the map.
+        start: [n, 2] int64 (row, column) of each window's first cell.
     """
 
-    beside: tuple[str, ...]
-    replay: Callable[[list[Tensor]], Tensor]
-    score: Callable[[Tensor, Tensor], Tensor]
-    stride: int
+    tensor: Tensor
+    gradients: Tensor
+    start: Tensor
+
+
+@dataclass(frozen=True)
+class Readout:
+    """Where the scalars of some objects are read; their gradients at several sources add up.
+
+    Attributes:
+        objects: [n] int64, positions among the objects of all pictures.
+        level: the objects' feature level.
+        sources: the output maps that they are read from.
+    """
+
+    objects: Tensor
+    level: int
+    sources: tuple[Source, ...]
 
 
 class Adapter(ABC):
@@ -56,6 +70,12 @@ class Adapter(ABC):
 
     An adapter works on a private view of the user's module (see `detcam.engine.shadow`), so it may set that view's
     flags and caches freely.
+
+    Args:
+        module: a private view of what `unwrap` returned.
+        model: what the user gave, to read its settings from.
+        imgsz: the network's input size that the user asked for, in pixels; None: that of the model's own predict call.
+        processor: the library's own pre- and post-processing, for libraries that keep it apart from the model.
     """
 
     family: ClassVar[str]
@@ -65,7 +85,26 @@ class Adapter(ABC):
     available: tuple[str, ...]  # the targets that this model has
     levels: int  # feature levels that objects are read from
     module: nn.Module  # the private view
+    device: torch.device
+    imgsz: Any  # what the network's input size follows, for people to read
     task: str
+
+    @abstractmethod
+    def __init__(self, module: nn.Module, model: Any, imgsz: int | None = None, processor: Any = None) -> None: ...
+
+    @classmethod
+    @abstractmethod
+    def serves(cls, model: Any) -> bool:
+        """Whether `model` belongs to the family, by its origin alone: no library is imported to find out."""
+
+    @classmethod
+    @abstractmethod
+    def unwrap(cls, model: Any) -> nn.Module:
+        """The nn.Module inside what the user gave.
+
+        Raises:
+            ModelError: for a model of the family that cannot be explained.
+        """
 
     @abstractmethod
     def prepare(self, image: np.ndarray) -> tuple[Tensor, Geometry]:
@@ -90,6 +129,40 @@ class Adapter(ABC):
     def layers(self, preset: str) -> LayerPlan:
         """The plan behind the preset "level" or "evidence"."""
 
-    def local(self, names: tuple[str, ...], level: int, target: str) -> LocalScore | None:
-        """How to run `target` at one feature level from `names`, the graph cut at each; None where that cannot be."""
+    def candidates(self, outputs: Any) -> tuple[Tensor, Tensor, Tensor]:
+        """All that the model considered for a batch, before any threshold or suppression: what D-RISE searches.
+
+        Returns:
+            (boxes, probabilities, confidence), float32, detached, on the model's device, A candidates a picture:
+            boxes [B, A, 4] xyxy in pixels of the network's input, as `Objects.network_boxes` has them;
+            probabilities [B, A, K] over the foreground classes, in the order of `Objects.class_ids` (sigmoids, or a
+            softmax without its background column); confidence [B, A] in [0, 1], that there is any object: the model's
+            own objectness where it has one, else the largest probability.
+
+        Raises:
+            MethodError: if the family has none.
+        """
+        raise MethodError(f"{self.family} models list no candidates: use a method that needs none, e.g. 'rise'")
+
+    def grids(self, tokens: int, size: tuple[int, int]) -> list[tuple[int, int, int]]:
+        """The maps inside a sequence of `tokens` tokens, for an input of `size`: (first token, rows, columns) of each.
+
+        An empty list: the sequence holds no map.
+        """
+        return []
+
+    def gained(self, maps: list[Tensor]) -> Callable[[list[Tensor]], Any] | None:
+        """The rest of the model under gains: d score / d gain[cell] is the sum over channels of gradient x activation.
+
+        Args:
+            maps: what the layers of the preset "level" put out for one picture, [1, C, h, w] each.
+
+        Returns:
+            From one gain [1, h, w] of value 1 for each cell of each map, to the same outputs as those of `forward`;
+            None if that is no cheaper than gradients of the maps.
+        """
+        return None
+
+    def readouts(self, outputs: Any, objects: list[Objects], target: str) -> list[Readout] | None:
+        """Where the scalars of `score` are read, if each is read at a small window of raw output maps; None if not."""
         return None

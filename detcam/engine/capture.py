@@ -26,7 +26,8 @@ class Capture:
     there. With `cut_all` every captured tensor becomes a leaf: the gradient at each is then the local one, which does
     not pass through the others. Outputs may be tensors or nested tuples, lists and dicts; of these, all
     floating-point tensors of four dimensions are captured, as `name[key]`. A module that runs several times gives
-    `name`, `name#1`, ...
+    `name`, `name#1`, ... Maps that lie in a sequence of tokens [B, L, C] are captured as maps, and the model goes on
+    with a sequence made of them.
 
     The forward must run on a model whose parameters do not require grad, see `detcam.engine.shadow`: then nothing
     is recorded before the first cut, and the backbone costs what it costs without gradients.
@@ -34,11 +35,18 @@ class Capture:
     Args:
         modules: name -> module.
         cut_all: cut at every module rather than at the earliest ones.
+        grids: from a number of tokens to the (first token, rows, columns) of each map among them.
     """
 
-    def __init__(self, modules: Mapping[str, nn.Module], cut_all: bool = True) -> None:
+    def __init__(
+        self,
+        modules: Mapping[str, nn.Module],
+        cut_all: bool = True,
+        grids: Callable[[int], list[tuple[int, int, int]]] = lambda tokens: [],
+    ) -> None:
         self._modules = dict(modules)
         self._cut_all = cut_all
+        self._grids = grids
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
         self._runs: dict[str, int] = {}
         self.captured: list[Captured] = []
@@ -70,13 +78,9 @@ class Capture:
 
     def _cut(self, output: Any, name: str) -> Any:
         if isinstance(output, Tensor):
-            if output.ndim != 4 or not output.is_floating_point():
+            if output.ndim not in (3, 4) or not output.is_floating_point():
                 return output
-            cut = self._cut_all or not output.requires_grad
-            leaf = output.detach().requires_grad_() if cut else output
-            self.captured.append(Captured(name, leaf))
-            # The model goes on with a copy: an operation in place may change that, never the captured values.
-            return leaf.clone()
+            return self._cut_map(output, name) if output.ndim == 4 else self._cut_tokens(output, name)
         if isinstance(output, Mapping):
             changed = {key: self._cut(value, f"{name}[{key}]") for key, value in output.items()}
             return _rebuild_mapping(output, changed)
@@ -84,6 +88,25 @@ class Capture:
             values = [self._cut(value, f"{name}[{i}]") for i, value in enumerate(output)]
             return type(output)(*values) if hasattr(output, "_fields") else type(output)(values)
         return output
+
+    def _cut_map(self, output: Tensor, name: str) -> Tensor:
+        cut = self._cut_all or not output.requires_grad
+        leaf = output.detach().requires_grad_() if cut else output
+        self.captured.append(Captured(name, leaf))
+        # The model goes on with a copy: an operation in place may change that, never the captured values.
+        return leaf.clone()
+
+    def _cut_tokens(self, output: Tensor, name: str) -> Tensor:
+        """Cut at each map inside a sequence [B, L, C]; tokens that belong to no map stay as they are."""
+        grids = self._grids(output.shape[1])
+        parts, end = [], 0
+        for i, (start, rows, columns) in enumerate(grids):
+            tokens = output[:, start : start + rows * columns]
+            grid = tokens.transpose(1, 2).unflatten(2, (rows, columns))  # [B, C, h, w]
+            grid = self._cut_map(grid, f"{name}[{i}]" if len(grids) > 1 else name)
+            parts += [output[:, end:start], grid.flatten(2).transpose(1, 2)]
+            end = start + rows * columns
+        return torch.cat([*parts, output[:, end:]], dim=1) if grids else output
 
 
 def _rebuild_mapping(output: Mapping[Any, Any], changed: dict[Any, Any]) -> Any:

@@ -1,269 +1,203 @@
-"""Exact gradients from small windows: each object's score reads a small part of the feature maps, so only that is run.
+"""Exact gradients of many objects from one forward: each object's gradient lives in a small window of every map.
 
-The score of an object is read at one cell of a score map, and that cell depends on a limited stretch of the captured
-feature maps: 5 x 5 cells for a head of two 3 x 3 convolutions. So instead of a backward through whole maps for each
-object, the stretch around each object is cut out, the crops of all objects run through the rest of the model as one
-batch, and one backward gives every gradient:
+An object's score is read at one cell of the head's output. What that cell depends on is a limited stretch of every
+feature map before it: 3 x 3 cells before a 3 x 3 convolution, 5 x 5 before two of them, and so on, until somewhere in
+the neck the stretch covers a good part of the picture. An ordinary backward fills whole maps with zeros around that
+stretch, and does so again for every object. Here the backward carries only the stretch, for all objects at once:
 
-    captured map             crops of one size, one batch       score maps        one cell each
-    +----------------+        +----+
-    | +----+         |        | a  | --+
-    | | a  |  +----+ |        +----+   |    head or neck         +----+
-    | +----+  | b  | |  ->    +----+   +--> and head    -->      |  x | ...  -->  sum  -->  backward
-    |         +----+ |        | b  | --+    (the model's own     +----+
-    +----------------+        +----+        modules)
+    captured map            the head's layers, backwards             score map
+    +----------------+      +--------+    +------+    +----+         +----------------+
+    | +----+         |      |        |    |      |    | a  |         |    a           |
+    | | a  |  +----+ |  <-- |  a     | <- | a    | <- +----+ <--     |          b     |
+    | +----+  | b  | |      +--------+    +------+    | b  |         |                |
+    |         +----+ |      | b      |    | b    |    +----+         |                |
+    +----------------+      +--------+    +------+     1 x 1         +----------------+
+                              5 x 5         3 x 3
 
-This is exact, not approximate, for three reasons. A crop is never padded: near the border of the map it is shifted
-inwards, so that its edge is the map's edge and the convolutions pad there just as they do in the full run. On its
-other sides it reaches so far that nothing wrong at its edge gets to the cell that is read (`measure_reach`). And crops
-start at multiples of the largest stride, so that strided convolutions and upsampling fall on the same cells.
+The forward runs once, as it would anyway, and leaves autograd's graph. `window_gradients` walks that graph from the
+score map back to the captured tensors. At each node the windows [n, C, kh, kw] of n objects are one small batch, each
+with its own place on the map; a rule for the kind of node (`detcam.engine.rules`) says how the window grows and
+computes it from the values that the forward saved, cut out at the objects' places. So nothing is run twice, and kernel
+sizes, strides, upsampling and skips are read off the graph: no layer's name or type matters, and hooks or changes that
+a user made to the model are in it. A node without a rule (attention, global pooling, group normalisation) gets whole
+maps for one object after the other and is called as autograd would call it: slower, equally exact.
+
+`windows_agree` compares the walk with `torch.autograd.grad`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
-# From crops of the captured tensors, each [n, C, h, w], to a map of values [n, K, h, w] for every cell of one level.
-Replay = Callable[[list[Tensor]], Tensor]
-# From the values [n, K] at the objects' cells, and the objects' positions [n], to scalars [n, M].
-Score = Callable[[Tensor, Tensor], Tensor]
-
-_STRIP = (16, 32, 64)  # lengths tried for the probe, in blocks
-CHECKED_CELLS = ((0, 0), (1, 1), (0, 0.5), (0.5, 1), (0.5, 0.5), (0.3, 0.7))  # as shares of height and width
-_BYTES_PER_BYTE = 24  # memory that a replay and its backward take for each byte of crop: measured on YOLOv8, rounded up
+from detcam.engine.graph import Edge, Graph, Node, edge_of, shape_of
+from detcam.engine.rules import RULES, NoRule
+from detcam.engine.window import Window, union
 
 
 @dataclass(frozen=True)
-class Reach:
-    """How far a score map's cells look beyond a block boundary, in network pixels, and the grid that both lie on.
+class Seed:
+    """Where the gradients of n objects start: dS/d(tensor), zero but in a window per object.
 
     Attributes:
-        block: the largest stride of the captured tensors: crops start at its multiples.
-        cell: the stride of the score map.
-        before: (vertical, horizontal) cells that start at least so far after a boundary read nothing before it.
-        after: (vertical, horizontal) cells that end at least so far before a boundary read nothing after it.
+        tensor: [B, C, h, w] with the graph that leads back from it.
+        window: the gradients, [n, C, kh, kw], and their places.
     """
 
-    block: int
-    cell: int
-    before: tuple[int, int]
-    after: tuple[int, int]
-
-    def crops(self, cells: Tensor, size: tuple[int, int]) -> tuple[Tensor, tuple[int, int]]:
-        """Where to crop for each object, in blocks.
-
-        Args:
-            cells: [n, 2] int64 (row, column) on the score map.
-            size: (height, width) of the network's input in pixels.
-
-        Returns:
-            [n, 2] first block of each crop, and the (height, width) that all crops share.
-        """
-        starts, extents = [], []
-        for axis in (0, 1):
-            blocks = size[axis] // self.block
-            low = cells[:, axis] * self.cell
-            first = torch.div(low - self.before[axis], self.block, rounding_mode="floor")
-            last = torch.div(low + self.cell + self.after[axis] + self.block - 1, self.block, rounding_mode="floor")
-            extent = min(int((last - first).max()), blocks)
-            starts.append(first.clamp(0, blocks - extent))
-            extents.append(extent)
-        return torch.stack(starts, dim=1), (extents[0], extents[1])
+    tensor: Tensor
+    window: Window
 
 
-@torch.no_grad()
-def measure_reach(replay: Replay, tensors: list[Tensor], strides: list[int], cell: int) -> Reach | None:
-    """Measure how far one level's scores see, by letting NaN spread from one half of a strip to the other.
+# The gradients of n objects at one edge: windows of a map, or a whole tensor for each where it is no map.
+Gradients = Window | list[Tensor]
 
-    NaN survives every operation, so the cells that stay free of it are those that truly read nothing from the other
-    half, whatever modules lie between: kernels, strides, dilation, pooling and upsampling need no table. Anything that
-    looks everywhere (attention, global pooling) spreads NaN over the whole strip.
+
+def window_gradients(seeds: Sequence[Seed], targets: Sequence[Tensor], images: np.ndarray) -> list[Window | None]:
+    """The gradient of each object's scalar at each target.
 
     Args:
-        replay: the rest of the model, from the tensors to the level's score map.
-        tensors: the captured tensors [B, C, h, w], for their channels, dtype and device.
-        strides: network pixels per cell of each tensor.
-        cell: network pixels per cell of the score map.
+        seeds: where the gradients of the n objects start; those of several seeds add up.
+        targets: the captured tensors, each [B, C, h, w]; the graph stays as it is.
+        images: [n] int64, the picture of each object.
 
     Returns:
-        The reach, or None if the scores look everywhere.
+        For each target the windows outside which the gradients are zero, or None if no seed depends on it.
     """
-    block = max(strides)
-    for length in _STRIP:
-        margins = [_margin(replay, tensors, strides, cell, length, axis, flip) for flip in (0, 1) for axis in (0, 1)]
-        if all(margin is not None for margin in margins):
-            top, left, bottom, right = (int(m) for m in margins if m is not None)
-            return Reach(block, cell, (top, left), (bottom, right))
-    return None
+    return _Walk(seeds, targets, images).run()
 
 
-def _margin(
-    replay: Replay, tensors: list[Tensor], strides: list[int], cell: int, length: int, axis: int, flip: int
-) -> int | None:
-    """How far, in pixels, NaN spreads into a strip of `length` blocks from the half before (flip: after) its middle."""
-    block, across = max(strides), 4
-    poisoned = []
-    for tensor, stride in zip(tensors, strides, strict=True):
-        scale = block // stride
-        shape = [across * scale, across * scale]
-        shape[axis] = length * scale
-        strip = torch.zeros((1, tensor.shape[1], *shape), dtype=tensor.dtype, device=tensor.device)
-        half = length * scale // 2
-        strip.narrow(axis + 2, half if flip else 0, half).fill_(float("nan"))
-        poisoned.append(strip)
-    spread = replay(poisoned).isnan().any(dim=1)[0].any(dim=1 - axis)  # [cells along the axis]
-    half = len(spread) // 2
-    clean_half = spread[:half].flip(0) if flip else spread[half:]
-    reached = clean_half.nonzero()
-    margin = int(reached.max()) + 1 if len(reached) else 0
-    return None if margin >= half else margin * cell
+class _Walk:
+    """One walk back through the graph, for n objects together."""
 
+    def __init__(self, seeds: Sequence[Seed], targets: Sequence[Tensor], images: np.ndarray) -> None:
+        live = [seed for seed in seeds if seed.tensor.requires_grad]
+        self._graph = Graph([seed.tensor for seed in live], targets)
+        self._images, self._batch = images, targets[0].shape[0]
+        self._arriving: dict[Edge, list[Gradients]] = defaultdict(list)
+        for seed in live:
+            self._arriving[edge_of(seed.tensor)].append(seed.window)
+        self.peak = 0  # bytes of gradients held at once
 
-@dataclass(frozen=True)
-class Windows:
-    """The gradients of some objects at each captured tensor, each within a window of it.
-
-    Attributes:
-        objects: [n] int64 positions of the objects.
-        column: which of the objects' scalars.
-        acts: for each tensor the activations in the windows, [n, C, kh, kw].
-        grads: for each tensor the gradients in the windows, [n, C, kh, kw]; zero everywhere else.
-        corners: for each tensor the (row, column) of the windows' first cells, [n] each.
-        values: [n, K] what the replay gave at the objects' cells.
-    """
-
-    objects: Tensor
-    column: int
-    acts: list[Tensor]
-    grads: list[Tensor]
-    corners: list[tuple[Tensor, ...]]
-    values: Tensor
-
-
-def window_gradients(
-    replay: Replay,
-    score: Score,
-    tensors: list[Tensor],  # each [B, C, h, w]
-    strides: list[int],
-    reach: Reach | None,
-    images: Tensor,  # [N] int64
-    cells: Tensor,  # [N, 2] int64
-    memory: int,
-) -> Iterator[Windows]:
-    """Gradients of N objects of one level, each in its own window; whole maps where windows would not pay.
-
-    Args:
-        replay: the rest of the model.
-        score: from values at the objects' cells to their scalars.
-        tensors: the captured tensors.
-        strides: network pixels per cell of each.
-        reach: how far the level's scores see; None: everywhere.
-        images: [N] the picture of each object.
-        cells: [N, 2] (row, column) of each object on the score map.
-        memory: bytes that a chunk of objects may take, roughly; at least one object is taken.
-    """
-    size = (tensors[0].shape[2] * strides[0], tensors[0].shape[3] * strides[0])
-    if reach is not None:
-        starts, extent = reach.crops(cells, size)
-        share = extent[0] * extent[1] * reach.block**2 / (size[0] * size[1])
-        # In units of one run of whole maps: a crop costs a run and a backward (2) of its share; whole maps cost one
-        # run for all objects, and a backward each.
-        if 3 * share * len(cells) < 1 + 2 * len(cells):
-            yield from _cropped(replay, score, tensors, strides, reach, images, cells, (starts, extent), memory)
-            return
-    yield from _whole(replay, score, tensors, images, cells)
-
-
-def windows_agree(
-    replay: Replay, score: Score, tensors: list[Tensor], strides: list[int], reach: Reach, tolerance: float = 1e-4
-) -> bool:
-    """Whether windows give the gradients of whole maps, at corners, edges and inner cells of the first picture.
-
-    Args:
-        replay, score, tensors, strides, reach: as for `window_gradients`.
-        tolerance: largest difference, as a share of the largest gradient.
-    """
-    size = (tensors[0].shape[2] * strides[0], tensors[0].shape[3] * strides[0])
-    last = torch.tensor([size[0] // reach.cell - 1, size[1] // reach.cell - 1])
-    cells = (torch.tensor(CHECKED_CELLS) * last).round().long().to(tensors[0].device)
-    images = torch.zeros(len(cells), dtype=torch.int64, device=cells.device)
-    crops_at = reach.crops(cells, size)
-    wholes = _whole(replay, score, tensors, images, cells)
-    for part in _cropped(replay, score, tensors, strides, reach, images, cells, crops_at, memory=1):
-        whole = next(wholes)
-        for small, corner, full in zip(part.grads, part.corners, whole.grads, strict=True):
-            y, x = int(corner[0]), int(corner[1])
-            height, width = small.shape[2:]
-            difference = full[0].clone()
-            difference[:, y : y + height, x : x + width] -= small[0]
-            if not bool(difference.abs().amax() <= tolerance * full.abs().amax()):
-                return False
-    return True
-
-
-def _cropped(
-    replay: Replay,
-    score: Score,
-    tensors: list[Tensor],
-    strides: list[int],
-    reach: Reach,
-    images: Tensor,
-    cells: Tensor,
-    crops_at: tuple[Tensor, tuple[int, int]],
-    memory: int,
-) -> Iterator[Windows]:
-    starts, extent = crops_at
-    pixels = extent[0] * extent[1] * reach.block**2
-    crop_bytes = sum(t.element_size() * t.shape[1] * pixels // s**2 for t, s in zip(tensors, strides, strict=True))
-    step = max(memory // (crop_bytes * _BYTES_PER_BYTE), 1)
-    for objects in torch.arange(len(cells), device=cells.device).split(step):
-        corners = [(starts[objects] * (reach.block // stride)).unbind(1) for stride in strides]
-        crops = [
-            _crop(tensor, images[objects], corner, (extent[0] * reach.block // s, extent[1] * reach.block // s))
-            for tensor, s, corner in zip(tensors, strides, corners, strict=True)
+    @torch.no_grad()
+    def run(self) -> list[Window | None]:
+        found: dict[Edge, Gradients] = {}
+        for node in self._graph.order:
+            outputs = [self._arrived((node, number)) for number in range(len(node._input_metadata))]
+            for number, output in enumerate(outputs):
+                if output is not None and (node, number) in self._graph.targets:
+                    found[(node, number)] = output
+            sources = self._graph.sources(node)
+            if any(sources) and any(output is not None for output in outputs):
+                steps = _step(node, outputs, self._images, self._batch)
+                for source, gradients in zip(sources, steps, strict=True):
+                    if source is not None and gradients is not None:
+                        self._arriving[source].append(gradients)
+                held = [part for parts in self._arriving.values() for part in parts] + [o for o in outputs if o]
+                self.peak = max(self.peak, sum(map(_bytes, held)))
+        return [
+            _as_window(found[edge], edge, self._images, self._batch) if edge in found else None
+            for edge in self._graph.targets
         ]
-        inside = cells[objects] - starts[objects] * (reach.block // reach.cell)
-        rows = torch.arange(len(objects), device=cells.device)
-        values, scalars = _run(replay, score, crops, objects, rows, inside)
-        for column in range(scalars.shape[1]):
-            gradients = _gradients(scalars[:, column].sum(), crops, keep=column + 1 < scalars.shape[1])
-            yield Windows(objects, column, [c.detach() for c in crops], gradients, corners, values)
+
+    def _arrived(self, edge: Edge) -> Gradients | None:
+        arrived = self._arriving.pop(edge, None)
+        return _sum(arrived, edge, self._images) if arrived else None
 
 
-def _whole(replay: Replay, score: Score, tensors: list[Tensor], images: Tensor, cells: Tensor) -> Iterator[Windows]:
-    for image in images.unique().tolist():
-        objects = (images == image).nonzero().flatten()
-        maps = [tensor[image : image + 1].detach() for tensor in tensors]
-        values, scalars = _run(replay, score, maps, objects, torch.zeros_like(objects), cells[objects])
-        corner = (torch.zeros(1, dtype=torch.int64, device=cells.device),) * 2
-        for position in range(len(objects)):
-            for column in range(scalars.shape[1]):
-                gradients = _gradients(scalars[position, column], maps, keep=True)
-                one = slice(position, position + 1)
-                acts = [m.detach() for m in maps]
-                yield Windows(objects[one], column, acts, gradients, [corner] * len(maps), values[one])
+def _bytes(gradients: Gradients) -> int:
+    tensors = [gradients.values] if isinstance(gradients, Window) else gradients
+    return sum(tensor.nbytes for tensor in tensors)
 
 
-def _run(
-    replay: Replay, score: Score, inputs: list[Tensor], objects: Tensor, rows: Tensor, cells: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Replay with a graph that starts at `inputs`: the values at the objects' cells, and the objects' scalars."""
-    for tensor in inputs:
-        tensor.requires_grad_()
-    with torch.enable_grad():
-        values = replay(inputs)[rows, :, cells[:, 0], cells[:, 1]]  # [n, K]
-        return values.detach(), score(values, objects)
+def _step(node: Node, outputs: list[Gradients | None], images: np.ndarray, batch: int) -> Sequence[Gradients | None]:
+    """From the gradients at a node's outputs to those at its inputs."""
+    rule = RULES.get(node.name())
+    if rule is not None:
+        windows = [
+            None if output is None else _as_window(output, (node, number), images, batch)
+            for number, output in enumerate(outputs)
+        ]
+        if all(window is not None or output is None for window, output in zip(windows, outputs, strict=True)):
+            try:
+                return rule(node, windows, images)
+            except NoRule:
+                pass
+    return _whole_step(node, outputs, images, batch)
 
 
-def _gradients(scalar: Tensor, inputs: list[Tensor], keep: bool) -> list[Tensor]:
-    return list(torch.autograd.grad(scalar, inputs, retain_graph=keep, allow_unused=True, materialize_grads=True))
+def _whole_step(node: Node, outputs: list[Gradients | None], images: np.ndarray, batch: int) -> list[Gradients | None]:
+    """Call the node itself, for one object after the other."""
+    whole = [None if o is None else _as_tensors(o, (node, i), images) for i, o in enumerate(outputs)]
+    rows: list[list[Tensor | None]] = []
+    for position in range(len(images)):
+        returned = node(*[None if o is None else o[position] for o in whole])
+        rows.append(list(returned) if isinstance(returned, tuple) else [returned])
+    gathered: list[Gradients | None] = []
+    for edge, column in zip(node.next_functions, zip(*rows, strict=True), strict=True):
+        if edge[0] is None or any(tensor is None for tensor in column):
+            gathered.append(None)
+            continue
+        # What was broadcast is summed by autograd's engine, not by the node.
+        tensors = [tensor.sum_to_size(shape_of(edge)) for tensor in column if tensor is not None]
+        gathered.append(_as_window(tensors, edge, images, batch) or tensors)
+    return gathered
 
 
-def _crop(tensor: Tensor, images: Tensor, corner: tuple[Tensor, ...], extent: tuple[int, int]) -> Tensor:
-    """[n, C, *extent] crops of `tensor`, one per object, from its picture and its corner."""
-    places = zip(images.tolist(), corner[0].tolist(), corner[1].tolist(), strict=True)
-    return torch.stack([tensor[b, :, y : y + extent[0], x : x + extent[1]] for b, y, x in places])
+def _sum(arrived: list[Gradients], edge: Edge, images: np.ndarray) -> Gradients:
+    if len(arrived) == 1:
+        return arrived[0]
+    windows = [part for part in arrived if isinstance(part, Window)]
+    if len(windows) == len(arrived):
+        return union(windows, (shape_of(edge)[2], shape_of(edge)[3]))
+    parts = [_as_tensors(part, edge, images) for part in arrived]
+    return [torch.stack(versions).sum(dim=0) for versions in zip(*parts, strict=True)]
+
+
+def _as_window(gradients: Gradients, edge: Edge, images: np.ndarray, batch: int) -> Window | None:
+    """Whole tensors [B, C, h, w] as windows as large as the map; None if they are no maps of the pictures."""
+    if isinstance(gradients, Window):
+        return gradients
+    shape = shape_of(edge)
+    if len(shape) != 4 or shape[0] != batch:
+        return None
+    rows = [tensor[image] for tensor, image in zip(gradients, images.tolist(), strict=True)]
+    return Window(torch.stack(rows), np.zeros((len(rows), 2), np.int64))
+
+
+def _as_tensors(gradients: Gradients, edge: Edge, images: np.ndarray) -> list[Tensor]:
+    """Windows as one whole tensor [B, C, h, w] for each object."""
+    return gradients.spread(shape_of(edge), images) if isinstance(gradients, Window) else gradients
+
+
+def windows_agree(seeds: Sequence[Seed], targets: Sequence[Tensor], images: np.ndarray, tolerance: float = 1e-4) -> int:
+    """Whether the windows of the seeds' objects hold the gradients that `torch.autograd.grad` gives.
+
+    Args:
+        seeds, targets, images: as for `window_gradients`.
+        tolerance: largest difference, as a share of the largest gradient.
+
+    Returns:
+        0 if they differ, else the largest number of bytes that the walk held at once.
+    """
+    walk = _Walk(seeds, targets, images)
+    windows = walk.run()
+    starts = [seed for seed in seeds if seed.tensor.requires_grad]
+    for position in range(len(images)):
+        one, image = slice(position, position + 1), images[position : position + 1]
+        dense = [seed.window.rows(one).spread(tuple(seed.tensor.shape), image)[0] for seed in starts]
+        outputs = [seed.tensor for seed in starts]
+        expected: Sequence[Tensor | None] = [None] * len(targets)
+        if starts:
+            expected = torch.autograd.grad(outputs, targets, dense, retain_graph=True, allow_unused=True)
+        for window, whole, target in zip(windows, expected, targets, strict=True):
+            zero = torch.zeros_like(target)
+            found = zero if window is None else window.rows(one).spread(tuple(target.shape), image)[0]
+            truth = zero if whole is None else whole
+            if not bool((truth - found).abs().amax() <= tolerance * truth.abs().amax()):
+                return 0
+    return max(walk.peak, 1)

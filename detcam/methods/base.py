@@ -1,30 +1,68 @@
-"""What every method is: a small class that turns activations and gradients into coarse maps."""
+"""What every method is: a small class that describes itself and turns what the model computed into coarse maps."""
 
 from __future__ import annotations
 
+import dataclasses
 from abc import ABC, abstractmethod
-from typing import ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
+from detcam.engine.sweeps import Probe
+from detcam.errors import MethodError
 
-class Method(ABC):
-    """A way to turn what the model computed at a layer into one coarse map per object.
+Scalar = Literal["target", "prob", "similarity"]
 
-    Class attributes describe the method: `name`, `formula`, `source` (the paper), `reads` ("activations" or
-    "activations, gradients"), `cellwise` (whether the map at a cell follows from the activations and gradients of that
-    cell alone, and is zero where the gradient is), `object_specific` (whether two objects of one picture get different
-    maps) and `passes` (what N objects cost by the plain way, in forwards F and partial backwards B).
+
+class AnyMethod(ABC):
+    """What a method of any kind says about itself, and its parameters.
+
+    Class attributes: `name`, `formula`, `source` (the paper), `reads` (what of the model, with commas between),
+    `cellwise` (whether the map at a cell follows from the activations and gradients of that cell alone, and is zero
+    where the gradient is), `object_specific` (whether two objects of one picture get different maps), `passes` (what N
+    objects cost by the plain way, in whole forwards F, partial backwards B and forwards T of the model after the
+    layer) and `layers` (the preset behind layers="auto").
+
+    Parameters are the fields of a frozen dataclass, made with `parameter`.
     """
 
     name: ClassVar[str]
     formula: ClassVar[str]
     source: ClassVar[str]
-    reads: ClassVar[str] = "activations, gradients"
+    reads: ClassVar[str]
     cellwise: ClassVar[bool] = False
     object_specific: ClassVar[bool] = True
-    passes: ClassVar[str] = "1 F + N B"
+    passes: ClassVar[str]
+    layers: ClassVar[str] = "level"
+
+    def __post_init__(self) -> None:
+        for name, facts in self.parameters().items():
+            low, high = facts["range"]
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, type(facts["default"])) or not low <= value <= high:
+                kind = "a whole number" if isinstance(facts["default"], int) else "a number with a decimal point"
+                raise MethodError(f"method {self.name}: {name}: expected {kind} in [{low}, {high}], got {value!r}")
+
+    @classmethod
+    def parameters(cls) -> dict[str, dict[str, Any]]:
+        """Name -> {"default": ..., "range": [low, high]} of every parameter."""
+        if not dataclasses.is_dataclass(cls):
+            return {}
+        return {f.name: {"default": f.default, "range": f.metadata["range"]} for f in dataclasses.fields(cls)}
+
+
+def parameter(default: Any, low: float, high: float) -> Any:
+    """A parameter of a method: a field of its dataclass with a default and the range that it may lie in."""
+    return dataclasses.field(default=default, metadata={"range": [low, high]})
+
+
+class Method(AnyMethod):
+    """A way to turn activations, and gradients of each object's score, at a layer into one coarse map per object."""
+
+    reads = "activations, gradients"
+    passes = "1 F + N B"
+    product: ClassVar[bool] = False  # whether the map is the sum over channels of gradient times activation
 
     @abstractmethod
     def maps(self, acts: Tensor, grads: Tensor | None) -> Tensor:
@@ -50,3 +88,28 @@ class PooledMethod(Method):
         """See `Method.maps`."""
         assert grads is not None
         return torch.einsum("nc,nchw->nhw", self.weights(acts, grads), acts)
+
+
+class SweepMethod(AnyMethod):
+    """A way to get the maps of all objects of a picture from one sweep of forwards, without gradients.
+
+    `scalar` is what a forward is asked for: "target" (the scalar that the user chose, of the very anchor that the
+    object was read from), "prob" (the same, and the class score as a probability rather than a logit, for sums of
+    scores over masks) or "similarity" (how like the object the most similar prediction is, see
+    `detcam.methods.similarity`).
+    """
+
+    scalar: ClassVar[Scalar] = "target"
+
+    @abstractmethod
+    def sweep(self, probe: Probe, layer: str) -> Tensor:
+        """Raw coarse maps over the network's input, before ReLU and normalisation.
+
+        Args:
+            probe: the picture, its objects, and the model to ask.
+            layer: a name of `probe.layers`, for methods that read activations: they are called once for each layer.
+
+        Returns:
+            [M, h, w] float32: a map for each of the M scores, or for each of the N objects. The cells cover the
+            network's input evenly.
+        """

@@ -71,6 +71,7 @@ class HiResCAM(Method):
     name = "hirescam"
     formula = "ReLU(sum_k g_k * A_k)"
     source = "Draelos & Carin 2020, arXiv:2011.08891, eq. 3"
+    product = True
     cellwise = True
 
     def maps(self, acts: Tensor, grads: Tensor | None) -> Tensor:

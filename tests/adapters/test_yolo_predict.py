@@ -186,7 +186,6 @@ EXCLUDED = {
     "yolov8n-worldv2.yaml": ("WorldDetect", "WorldModel"),
     "yoloe-11n.yaml": ("YOLOEDetect", "YOLOEModel"),
     "yoloe-v8n-seg.yaml": ("YOLOESegment", "YOLOESegModel"),
-    "yolov8n-rtdetr.yaml": ("RTDETRDecoder", "RTDETRDetectionModel"),
     "yolo26n-pose.yaml": ("Pose26", "PoseModel"),
 }
 

@@ -22,7 +22,7 @@ class Setup:
     def __init__(self, config: str, seed: int) -> None:
         self.pictures = [random_picture(seed + i, 120, 200) for i in range(2)]
         self.model = random_yolo(config, seed, self.pictures[0], 160, found=3).double()
-        self.adapter = YoloAdapter(shadow(self.model), 160)
+        self.adapter = YoloAdapter(shadow(self.model), self.model, 160)
         prepared = [self.adapter.prepare(picture) for picture in self.pictures]
         self.batch = torch.stack([pixels for pixels, _ in prepared])
         self.geometries = [geometry for _, geometry in prepared]
@@ -184,7 +184,7 @@ def test_no_objects_give_no_scores(setup: Setup) -> None:
 def test_presets_name_the_right_layers(config: str, seed: int) -> None:
     """ "level": what the head reads, finest first; "evidence": what the neck reads of the backbone."""
     model = random_yolo(config, seed, np.zeros((64, 64, 3), np.uint8), 64)
-    adapter = YoloAdapter(shadow(model), 64)
+    adapter = YoloAdapter(shadow(model), model, 64)
     shapes: dict[str, Any] = {}
     for name, module in adapter.module.named_modules():
         if name.count(".") == 1:

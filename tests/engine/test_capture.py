@@ -261,3 +261,41 @@ def test_hooks_are_removed_also_after_an_exception(batch: Tensor) -> None:
         view(batch[:, :2])
     assert not view.stem._forward_hooks
     assert list(view.late._forward_hooks) == [other.id]
+
+
+class Tokens(nn.Module):
+    """A class token and two maps of 2 x 3 and 1 x 2 cells in one sequence, changed in place after the layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+        self.last = nn.Linear(4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.layer(x).mul_(2).tanh()).sum(dim=(1, 2))
+
+
+def test_maps_inside_a_sequence_of_tokens(seed: int) -> None:
+    """The gradients at the maps are those of plain autograd at the sequence, token by token."""
+    model, x = shadow(Tokens().double()), torch.randn(2, 1 + 6 + 2, 4).double()
+    with Capture({"layer": model.layer}, grids=lambda tokens: [(1, 2, 3), (7, 1, 2)]) as capture:
+        out = model(x)
+    assert [c.name for c in capture.captured] == ["layer[0]", "layer[1]"]
+    assert not capture.missing()
+    torch.testing.assert_close(out, model(x), msg="the model goes on with what it would have had")
+    sequence = model.layer(x).detach().requires_grad_()
+    expected = torch.autograd.grad(model.last((sequence * 2).tanh()).sum(), sequence)[0]
+    found = torch.autograd.grad(out.sum(), [c.tensor for c in capture.captured])
+    for grid, (start, rows, columns) in zip(found, [(1, 2, 3), (7, 1, 2)], strict=True):
+        assert grid.shape == (2, 4, rows, columns)
+        for row in range(rows):
+            for column in range(columns):
+                token = expected[:, start + row * columns + column]
+                torch.testing.assert_close(grid[:, :, row, column], token)
+
+
+def test_a_sequence_without_maps_is_left_alone(seed: int) -> None:
+    model = shadow(Tokens())
+    with Capture({"layer": model.layer}) as capture:
+        model(torch.randn(1, 3, 4))
+    assert capture.missing() == ["layer"]

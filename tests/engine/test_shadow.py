@@ -153,3 +153,17 @@ def test_parametrised_layers(wrap: Any, seed: int, batch: Tensor) -> None:
     torch.testing.assert_close(view(batch), model(batch))
     assert all(p.requires_grad for p in model.parameters())
     assert not any(p.requires_grad for p in view.parameters())
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize("order", [torch.contiguous_format, torch.channels_last])
+def test_gradients_of_batch_norm_behind_tokens(batch: int, order: torch.memory_format, seed: int) -> None:
+    """torch's own are wrong for one contiguous picture whose map is flattened to tokens: the formula is the judge."""
+    norm = nn.BatchNorm2d(4)
+    nn.init.uniform_(norm.weight, 0.5, 2)
+    nn.init.uniform_(norm.running_var, 0.5, 2)
+    x = torch.randn(batch, 4, 5, 6).contiguous(memory_format=order).requires_grad_()
+    gradient = torch.randn(batch, 30, 4).transpose(1, 2).unflatten(2, (5, 6))  # as it comes from a sequence
+    found = torch.autograd.grad(shadow(norm)(x), x, gradient)[0]
+    scale = norm.weight.detach() * (norm.running_var + norm.eps).rsqrt()
+    torch.testing.assert_close(found, gradient * scale.view(-1, 1, 1))

@@ -1,21 +1,24 @@
-"""Windows: how far scores see, and gradients from crops that equal those of whole maps."""
+"""Gradients in windows: equal to autograd's for every kind of node, and as small as the kernels allow."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import interpolate
+from torch.nn.functional import interpolate, max_pool2d, pad
 
-from detcam.engine import measure_reach, window_gradients, windows_agree
+from detcam.engine import Seed, Window, rules, window_gradients, windows, windows_agree
+
+Tail = Callable[[list[Tensor]], Tensor]
 
 
 def conv(channels: int, out: int, kernel: int = 3, stride: int = 1, dilation: int = 1) -> nn.Sequential:
     padding = dilation * (kernel // 2)
     layer = nn.Conv2d(channels, out, kernel, stride, padding, dilation)
-    return nn.Sequential(layer, nn.BatchNorm2d(out), nn.SiLU()).eval()
+    return nn.Sequential(layer, nn.BatchNorm2d(out), nn.SiLU()).double().eval().requires_grad_(False)
 
 
 class Neck(nn.Module):
@@ -27,7 +30,7 @@ class Neck(nn.Module):
         self.up16, self.up8 = conv(5 + 4, 6), conv(6 + 3, 6)
         self.down16, self.out16 = conv(6, 6, stride=2), conv(12, 6)
         self.down32, self.out32 = conv(6, 6, stride=2), conv(11, 6)
-        self.head = nn.Sequential(conv(6, 6), nn.Conv2d(6, 2, 1))
+        self.head = nn.Sequential(conv(6, 6), nn.Conv2d(6, 2, 1).double())
 
     def forward(self, tensors: list[Tensor]) -> Tensor:
         p3, p4, p5 = tensors
@@ -39,130 +42,203 @@ class Neck(nn.Module):
         return self.head(n16 if self.stride == 16 else self.out32(torch.cat([self.down32(n16), p5], 1)))
 
 
-class Attention(nn.Module):
-    def forward(self, tensors: list[Tensor]) -> Tensor:
-        flat = tensors[0].flatten(2)
-        weights = (flat.transpose(1, 2) @ flat).softmax(dim=-1)
-        return (flat @ weights).view_as(tensors[0])
+class Bottleneck(nn.Module):
+    """Split, a residual path and a concatenation with a part that needs no gradient, as in C2f."""
+
+    def __init__(self, residual: float) -> None:
+        super().__init__()
+        self.inner, self.residual = conv(2, 2), residual
+        self.fixed = torch.randn(1, 3, 1, 1).double()
+
+    def forward(self, x: Tensor) -> Tensor:
+        a, b = x.chunk(2, 1)
+        c = torch.add(self.inner(b), b, alpha=self.residual)
+        fixed = self.fixed.expand(len(x), 3, *x.shape[2:])
+        return torch.cat([a * c, fixed, c, b], dim=-3)
 
 
-@pytest.mark.parametrize(
-    ("module", "expected"),
-    [
-        (conv(4, 2, 1), 0),
-        (conv(4, 2, 3), 1),
-        (nn.Sequential(conv(4, 4), conv(4, 4), nn.Conv2d(4, 2, 1)), 2),  # the class branch of YOLOv8
-        (conv(4, 2, 3, dilation=4), 4),
-        (nn.MaxPool2d(5, 1, 2), 2),
-        (nn.Sequential(nn.ReLU(), conv(4, 2, 7)), 3),
-    ],
-    ids=["1x1", "3x3", "3x3 3x3 1x1", "dilated", "max-pool", "relu 7x7"],
-)
-def test_reach_is_that_of_the_kernels(module: nn.Module, expected: int, seed: int) -> None:
-    reach = measure_reach(lambda tensors: module(tensors[0]), [torch.randn(1, 4, 9, 9)], [8], 8)
-    assert reach is not None
-    assert reach.before == reach.after == (expected * 8, expected * 8)
+class OneOfThree(nn.Module):
+    """Two of three parts of a split lead nowhere."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.split([1, 2, 1], dim=1)[1]
 
 
-def test_reach_differs_per_axis_and_side() -> None:
-    class Shifted(nn.Module):
-        def forward(self, tensors: list[Tensor]) -> Tensor:
-            padded = nn.functional.pad(tensors[0], (3, 0, 0, 1))  # reads three cells to the left, one below
-            return padded[:, :, 1:, :-3] + tensors[0]
+class Pixelwise(nn.Module):
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function = function
 
-    reach = measure_reach(Shifted(), [torch.randn(1, 2, 9, 9)], [4], 4)
-    assert reach is not None
-    assert reach.before == (0, 12)
-    assert reach.after == (4, 0)
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x)
 
 
-@pytest.mark.parametrize(
-    "module",
-    [Attention(), nn.Sequential(nn.Identity())],
-    ids=["attention", "global pooling"],
-)
-def test_what_looks_everywhere_has_no_reach(module: nn.Module) -> None:
-    def replay(tensors: list[Tensor]) -> Tensor:
-        if isinstance(module, Attention):
-            return module(tensors)
-        return tensors[0] * tensors[0].mean(dim=(2, 3), keepdim=True)
-
-    assert measure_reach(replay, [torch.randn(1, 4, 9, 9)], [16], 16) is None
+def attention(x: Tensor) -> Tensor:
+    flat = x.flatten(2)
+    return (flat @ (flat.transpose(1, 2) @ flat).softmax(dim=-1)).view_as(x)
 
 
-def direct(
-    replay: Callable[[list[Tensor]], Tensor], tensors: list[Tensor], image: int, cell: list[int]
-) -> list[Tensor]:
-    """The gradient of one object's first value by plain autograd on the whole maps."""
-    leaves = [t[image : image + 1].clone().requires_grad_() for t in tensors]
-    grads = torch.autograd.grad(replay(leaves)[0, 0, cell[0], cell[1]], leaves, allow_unused=True)
-    return [torch.zeros_like(leaf) if g is None else g for g, leaf in zip(grads, leaves, strict=True)]
+BY_RULES: dict[str, Callable[[], nn.Module]] = {
+    "1x1": lambda: nn.Conv2d(4, 3, 1),
+    "3x3": lambda: nn.Conv2d(4, 3, 3, padding=1),
+    "two 3x3": lambda: nn.Sequential(conv(4, 4), conv(4, 4), nn.Conv2d(4, 2, 1)),
+    "no padding": lambda: nn.Conv2d(4, 3, 3),
+    "more padding than kernel": lambda: nn.Conv2d(4, 3, 3, padding=3),
+    "stride 2": lambda: nn.Conv2d(4, 3, 3, stride=2, padding=1),
+    "stride 3, even kernel": lambda: nn.Conv2d(4, 3, 4, stride=3, padding=1),
+    "stride beyond kernel": lambda: nn.Conv2d(4, 3, 1, stride=2),
+    "uneven": lambda: nn.Conv2d(4, 3, (1, 5), stride=(1, 2), padding=(0, 2)),
+    "dilated": lambda: nn.Conv2d(4, 3, 3, padding=4, dilation=4),
+    "depthwise": lambda: nn.Conv2d(4, 8, 3, padding=1, groups=4),
+    "transposed": lambda: nn.ConvTranspose2d(4, 3, 2, stride=2),
+    "batch norm": lambda: nn.BatchNorm2d(4),
+    "batch norm without scale": lambda: nn.BatchNorm2d(4, affine=False),
+    "bottleneck": lambda: Bottleneck(1.0),
+    "weighted residual": lambda: Bottleneck(0.3),
+    "one of three parts": OneOfThree,
+    "upsample": lambda: nn.Upsample(scale_factor=2),
+    "upsample 3 x 2": lambda: nn.Upsample(scale_factor=(3, 2)),
+    "upsample, then 3x3": lambda: nn.Sequential(nn.Upsample(scale_factor=2), nn.Conv2d(4, 3, 3, padding=1)),
+    "max-pool": lambda: nn.MaxPool2d(5, 1, 2),
+    "max-pool with stride": lambda: nn.MaxPool2d(3, 2, 1),
+    "relu": nn.ReLU,
+    "relu6": nn.ReLU6,
+    "hardswish": nn.Hardswish,
+    "sigmoid": nn.Sigmoid,
+}
+WITHOUT_RULES: dict[str, Callable[[], nn.Module]] = {
+    "attention": lambda: Pixelwise(attention),
+    "attention between convolutions": lambda: nn.Sequential(conv(4, 4), Pixelwise(attention), conv(4, 4)),
+    "global pooling": lambda: Pixelwise(lambda x: x * x.mean(dim=(2, 3), keepdim=True)),
+    "group norm": lambda: nn.GroupNorm(2, 4),
+    "bilinear": lambda: nn.Upsample(scale_factor=2, mode="bilinear"),
+    "odd resize": lambda: Pixelwise(lambda x: interpolate(x, (23, 31))),
+    "padding": lambda: Pixelwise(lambda x: pad(x, (3, 0, 0, 1))[:, :, 1:, :-3] + x),
+    "transposed, overlapping": lambda: nn.ConvTranspose2d(4, 3, 3, stride=2, padding=1),
+    "dilated max-pool": lambda: Pixelwise(lambda x: max_pool2d(x, 3, 1, 1, dilation=2)),
+    "position": lambda: Pixelwise(lambda x: x * torch.arange(x.shape[3])),
+}
 
 
-@pytest.mark.parametrize("memory", [1, 2**30], ids=["one at a time", "all at once"])
+def objects_at(size: tuple[int, int], count: int, extent: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """Pictures [n] of two, and places [n, 2] of windows of `extent`: all corners and random ones."""
+    room = np.subtract(size, extent)
+    corners = room * np.array([[0, 0], [0, 1], [1, 0], [1, 1]])
+    inner = np.stack([torch.randint(int(r) + 1, (count,)).numpy() for r in room], axis=1)
+    places = np.concatenate([corners, inner])
+    return torch.randint(2, (len(places),)).numpy(), places
+
+
+def assert_equal_to_autograd(tail: Tail, tensors: list[Tensor], extent: tuple[int, int] = (1, 1)) -> list[Window]:
+    """Random gradients that start at random windows, against `torch.autograd.grad` for one object after the other."""
+    leaves = [t.clone().requires_grad_() for t in tensors]
+    out = tail(leaves)
+    size = (out.shape[2], out.shape[3])
+    images, places = objects_at(size, 9, extent)
+    seeds = torch.randn(len(images), out.shape[1], *extent).double()
+    found = window_gradients([Seed(out, Window(seeds, places))], leaves, images)
+    for i, (image, (y, x)) in enumerate(zip(images, places, strict=True)):
+        start = torch.zeros_like(out)
+        start[image, :, y : y + extent[0], x : x + extent[1]] = seeds[i]
+        expected = torch.autograd.grad(out, leaves, start, retain_graph=True, allow_unused=True)
+        for window, truth in zip(found, expected, strict=True):
+            if truth is None:
+                assert window is None
+                continue
+            assert window is not None
+            whole = window.rows(slice(i, i + 1)).spread(tuple(truth.shape), images[i : i + 1])[0]
+            torch.testing.assert_close(whole, truth, rtol=1e-9, atol=1e-12)
+    assert windows_agree([Seed(out, Window(seeds, places))], leaves, images) > 0
+    return [window for window in found if window is not None]
+
+
+@pytest.mark.parametrize("name", [*BY_RULES, *WITHOUT_RULES])
+@pytest.mark.parametrize("extent", [(1, 1), (2, 3)])
+def test_gradients_of_every_kind_of_node(
+    name: str, extent: tuple[int, int], seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two pictures of an odd size; nodes with a rule never need whole maps."""
+    module = (BY_RULES | WITHOUT_RULES)[name]().double().eval().requires_grad_(False)
+    for norm in (m for m in module.modules() if isinstance(m, nn.BatchNorm2d)):
+        nn.init.uniform_(norm.running_var, 0.5, 2)
+    if name in BY_RULES:
+        monkeypatch.setattr(windows, "_whole_step", lambda node, *rest: pytest.fail(f"no rule for {node.name()}"))
+    assert_equal_to_autograd(lambda tensors: module(tensors[0]), [torch.randn(2, 4, 11, 14).double()], extent)
+
+
+def test_every_rule_is_tested() -> None:
+    """Each kind of node in the table comes up in the modules above."""
+    seen = set()
+    for make in BY_RULES.values():
+        stack = [
+            make().double().eval().requires_grad_(False)(torch.randn(2, 4, 11, 14).double().requires_grad_()).grad_fn
+        ]
+        while stack:
+            node = stack.pop()
+            if node is not None:
+                seen.add(node.name())
+                stack += [child for child, _ in node.next_functions]
+    once_more = {
+        "CloneBackward0",
+        "UpsampleNearest2DBackward0",
+        "UpsampleNearest2DBackward1",
+        "SplitWithSizesBackward0",
+    }
+    assert set(rules.RULES) - once_more <= seen
+
+
 @pytest.mark.parametrize("stride", [8, 16, 32])
 @pytest.mark.parametrize("blocks", [(7, 12), (3, 17), (1, 1), (13, 13)])
-def test_window_gradients_are_those_of_whole_maps(blocks: tuple[int, int], stride: int, memory: int, seed: int) -> None:
-    """Random objects, and those at every corner, on two pictures of odd sizes."""
-    strides = [8, 16, 32]
-    neck = Neck(stride).double().eval()
+def test_gradients_through_a_neck(blocks: tuple[int, int], stride: int, seed: int) -> None:
+    """Random objects, and those at every corner, on two pictures of odd sizes; three tensors, several ways to each."""
     tensors = [
         torch.randn(2, channels, blocks[0] * 32 // s, blocks[1] * 32 // s).double()
-        for channels, s in zip((3, 4, 5), strides, strict=True)
+        for channels, s in zip((3, 4, 5), (8, 16, 32), strict=True)
     ]
-    h, w = blocks[0] * 32 // stride, blocks[1] * 32 // stride
-    corners = torch.tensor([[0, 0], [0, w - 1], [h - 1, 0], [h - 1, w - 1]])
-    cells = torch.cat([corners, torch.stack([torch.randint(h, (9,)), torch.randint(w, (9,))], dim=1)])
-    images = torch.randint(2, (len(cells),))
-    reach = measure_reach(neck, tensors, strides, stride)
-    assert reach is not None
-
-    seen = []
-    for part in window_gradients(neck, lambda values, _: values[:, :1], tensors, strides, reach, images, cells, memory):
-        for row, position in enumerate(part.objects.tolist()):
-            seen.append(position)
-            whole = direct(neck, tensors, int(images[position]), cells[position].tolist())
-            for expected, grads, acts, corner, tensor in zip(
-                whole, part.grads, part.acts, part.corners, tensors, strict=True
-            ):
-                y, x = int(corner[0][row]), int(corner[1][row])
-                kh, kw = grads.shape[2:]
-                pasted = torch.zeros_like(expected[0])
-                pasted[:, y : y + kh, x : x + kw] = grads[row]
-                torch.testing.assert_close(pasted, expected[0], rtol=1e-9, atol=1e-12)
-                assert torch.equal(acts[row], tensor[images[position], :, y : y + kh, x : x + kw])
-    assert sorted(seen) == list(range(len(cells)))
+    assert_equal_to_autograd(Neck(stride), tensors)
 
 
-def test_windows_are_small_where_they_can_be(seed: int) -> None:
-    """Two 3x3 convolutions: 5x5 windows, whatever the map's size."""
-    branch = nn.Sequential(conv(4, 4), conv(4, 4), nn.Conv2d(4, 2, 1))
-    tensors = [torch.randn(1, 4, 80, 80)]
-    reach = measure_reach(lambda t: branch(t[0]), tensors, [8], 8)
-    assert reach is not None
-    cells = torch.randint(80, (20, 2))
-    parts = list(
-        window_gradients(
-            lambda t: branch(t[0]), lambda v, _: v[:, :1], tensors, [8], reach, torch.zeros(20).long(), cells, 2**30
-        )
-    )
-    assert len(parts) == 1, "one backward for all objects"
-    assert parts[0].grads[0].shape == (20, 4, 5, 5)
+@pytest.mark.parametrize("cut_all", [True, False])
+def test_one_target_behind_another(cut_all: bool, seed: int) -> None:
+    """A captured tensor that is no leaf gets the gradient that passes through it on to the next."""
+    first, second, head = conv(4, 4), conv(4, 4), conv(4, 2)
+    x = torch.randn(2, 4, 12, 15).double().requires_grad_()
+    middle = first(x)
+    middle = middle.detach().requires_grad_() if cut_all else middle
+    out = head(second(middle) + middle)
+    images, places = objects_at((12, 15), 6, (1, 1))
+    seeds = [Seed(out, Window(torch.randn(len(images), 2, 1, 1).double(), places))]
+    assert windows_agree(seeds, [x, middle], images)
+    found = window_gradients(seeds, [x, middle], images)
+    assert (found[0] is None) == cut_all
+    assert found[1] is not None
+    assert found[1].extent == (5, 5)
 
 
-def test_the_check_finds_models_whose_crops_are_not_exact(seed: int) -> None:
-    """A model that knows where it is: cells see only themselves, yet a crop of it is another function."""
-    branch = conv(4, 2)
+def test_seeds_at_several_tensors_add_up(seed: int) -> None:
+    x = torch.randn(1, 4, 16, 16).double().requires_grad_()
+    near, far = conv(4, 3)(x), conv(4, 2, stride=2)(x)
+    places = np.array([[3, 3], [10, 0]])
+    seeds = [
+        Seed(near, Window(torch.randn(2, 3, 2, 2).double(), places)),
+        Seed(far, Window(torch.randn(2, 2, 1, 1).double(), places // 2)),
+        Seed(x.detach(), Window(torch.randn(2, 4, 1, 1).double(), places)),  # leads nowhere
+    ]
+    assert windows_agree(seeds, [x], np.zeros(2, np.int64))
 
-    def honest(tensors: list[Tensor]) -> Tensor:
-        return branch(tensors[0])
 
-    def placed(tensors: list[Tensor]) -> Tensor:
-        columns = torch.arange(tensors[0].shape[3]) + 1.0
-        return branch(tensors[0] * columns)
+def test_windows_are_as_small_as_the_kernels(seed: int) -> None:
+    """Two 3x3 convolutions: 5x5 cells, whatever the map's size; at most the whole map."""
+    branch = nn.Sequential(conv(4, 4), conv(4, 4), nn.Conv2d(4, 2, 1).double()).requires_grad_(False)
+    for size, expected in ((80, (5, 5)), (4, (4, 4))):
+        tensors = [torch.randn(2, 4, size, size).double()]
+        assert [w.extent for w in assert_equal_to_autograd(lambda t: branch(t[0]), tensors)] == [expected]
 
-    tensors = [torch.randn(1, 4, 20, 20)]
-    for replay, expected in ((honest, True), (placed, False)):
-        reach = measure_reach(replay, tensors, [8], 8)
-        assert reach is not None
-        assert windows_agree(replay, lambda values, _: values[:, :1], tensors, [8], reach) is expected
+
+def test_the_check_finds_a_wrong_rule(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    x = torch.randn(1, 4, 20, 20).double().requires_grad_()
+    out = conv(4, 2)(x)
+    seeds = [Seed(out, Window(torch.ones(2, 2, 1, 1).double(), np.array([[0, 0], [7, 9]])))]
+    assert windows_agree(seeds, [x], np.zeros(2, np.int64)) > 0
+    monkeypatch.setitem(rules.RULES, "SiluBackward0", rules.RULES["CloneBackward0"])
+    assert windows_agree(seeds, [x], np.zeros(2, np.int64)) == 0

@@ -6,8 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from detcam import Explainer, Explanation, InputError
+from detcam.engine.sweeps import Probe
 from detcam.errors import MethodError
-from detcam.methods import DEFAULT, METHODS, Method, PooledMethod, get_method
+from detcam.methods import DEFAULT, METHODS, Method, PooledMethod, SweepMethod, get_method
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -15,11 +16,13 @@ def test_every_method_describes_itself(name: str) -> None:
     method = METHODS[name]
     assert method.name == name == name.lower()
     assert method.formula
-    assert any(year in method.source for year in map(str, range(2013, 2030))), "the source names the year"
-    assert method.reads in ("activations", "activations, gradients")
+    years = map(str, range(2013, 2030))
+    assert method.source == "a baseline" or any(year in method.source for year in years), "the source names the year"
+    assert set(method.reads.split(", ")) <= {"activations", "gradients", "forwards", "boxes", "nothing"}
     assert "F" in method.passes
     assert ("B" in method.passes) == ("gradients" in method.reads)
-    assert method.object_specific == ("gradients" in method.reads)
+    assert method.object_specific == (method.reads != "activations")
+    assert method.layers in ("level", "evidence")
     assert method.__doc__
 
 
@@ -33,7 +36,14 @@ def test_names() -> None:
 
 @pytest.mark.parametrize(
     ("wrong", "meant"),
-    [("grad-cam", "gradcam"), ("gradcampp", "gradcam++"), ("eigen_cam", "eigencam"), ("oadm", "odam")],
+    [
+        ("grad-cam", "gradcam"),
+        ("d-rise", "drise"),
+        ("score_cam", "scorecam"),
+        ("gradcampp", "gradcam++"),
+        ("eigen_cam", "eigencam"),
+        ("oadm", "odam"),
+    ],
 )
 def test_unknown_name_hints_at_the_nearest(wrong: str, meant: str) -> None:
     with pytest.raises(MethodError, match="does not exist") as caught:
@@ -44,7 +54,7 @@ def test_unknown_name_hints_at_the_nearest(wrong: str, meant: str) -> None:
 
 
 def test_a_name_like_none_lists_the_choices() -> None:
-    with pytest.raises(MethodError, match="choose one of odam"):
+    with pytest.raises(MethodError, match="choose one of odam, hirescam"):
         get_method("zzz")
 
 
@@ -85,6 +95,20 @@ class FirstChannel(PooledMethod):
         return weights
 
 
+class Darkness(SweepMethod):
+    """How far each score falls when the left or the right half is black."""
+
+    name, formula, source = "darkness", "S - S without the half", "this test"
+    reads, passes = "forwards", "4 F"
+
+    def sweep(self, probe: Probe, layer: str) -> Tensor:
+        assert layer == ""
+        halves = probe.picture.repeat(2, 1, 1, 1)
+        middle = probe.size[1] // 2
+        halves[0, ..., :middle], halves[1, ..., middle:] = 0, 0
+        return (probe.unchanged - probe.scores(halves)).T[:, None, :]  # [N, 1, 2]
+
+
 def explain(model: nn.Module, picture: np.ndarray, method: str | Method, layers: str = "level") -> Explanation:
     explanation = Explainer(model, method=method, layers=layers, imgsz=160, max_det=4)(picture)
     assert len(explanation) == 4
@@ -118,6 +142,24 @@ def test_a_users_pooled_method_needs_weights_only(detector: nn.Module, picture: 
     assert all(one.any() for one in explain(detector, picture, FirstChannel()).maps)
 
 
+def test_a_users_sweep_explains_objects(detector: nn.Module, picture: np.ndarray) -> None:
+    explanation = explain(detector, picture, Darkness())
+    assert explanation.settings["method"] == "darkness"
+    assert explanation.heatmaps.shape == (4, *picture.shape[:2])
+    adapter = Explainer(detector, imgsz=160).adapter
+    pixels = adapter.prepare(picture)[0]
+    dark = pixels.clone()
+    dark[..., pixels.shape[2] // 2 :] = 0
+    with torch.no_grad():
+        before, after = (
+            adapter.score(adapter.forward(x[None], 4), [explanation.objects], "class") for x in (pixels, dark)
+        )
+    for i, one in enumerate(explanation.maps):
+        torch.testing.assert_close(one[0, 1], before[i] - after[i], rtol=1e-3, atol=1e-5)
+
+
 def test_a_method_without_maps_is_no_method() -> None:
     with pytest.raises(TypeError, match="abstract"):
         Method()  # type: ignore[abstract]
+    with pytest.raises(TypeError, match="abstract"):
+        SweepMethod()  # type: ignore[abstract]

@@ -1,0 +1,46 @@
+"""How like an object the predictions for a changed picture are: the scalar of D-RISE."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+LEAST = 1e-3  # predictions with less confidence count as none: they are most of them, and change s by less than this
+
+
+def box_iou(a: Tensor, b: Tensor) -> Tensor:
+    """[N, A] intersection over union of boxes a [N, 4] and b [A, 4], xyxy; 0 for empty boxes."""
+    low, high = torch.maximum(a[:, None, :2], b[:, :2]), torch.minimum(a[:, None, 2:], b[:, 2:])
+    both = (high - low).clamp(min=0).prod(dim=2)
+    areas = [(boxes[:, 2:] - boxes[:, :2]).clamp(min=0).prod(dim=1) for boxes in (a, b)]
+    return both / (areas[0][:, None] + areas[1] - both).clamp(min=torch.finfo(both.dtype).tiny)
+
+
+def own_distributions(
+    boxes: Tensor,  # [N, 4] xyxy of the objects, in network pixels
+    class_ids: Tensor,  # [N] int64
+    candidates: Tensor,  # [A, 4] xyxy of all predictions for the unchanged picture
+    probabilities: Tensor,  # [A, K]
+) -> Tensor:
+    """[N, K] class probabilities of the objects: those of the prediction with the largest IoU * p_class."""
+    fit = box_iou(boxes, candidates) * probabilities[:, class_ids].T  # [N, A]
+    return probabilities[fit.argmax(dim=1)]
+
+
+def similarity(
+    boxes: Tensor,  # [N, 4] xyxy of the objects, in network pixels
+    distributions: Tensor,  # [N, K] their class probabilities
+    candidates: Tensor,  # [A, 4] xyxy of all predictions for a changed picture
+    probabilities: Tensor,  # [A, K]
+    confidence: Tensor,  # [A] in [0, 1]
+) -> Tensor:
+    """[N] s = max over predictions of IoU * cosine of the class probabilities * confidence, in [0, 1].
+
+    Petsiuk et al. 2021, "Black-box Explanation of Object Detectors via Saliency Maps", equations 4 to 7.
+    """
+    kept = confidence > LEAST
+    if not bool(kept.any()):
+        return boxes.new_zeros(len(boxes))
+    cosine = normalize(distributions, dim=1) @ normalize(probabilities[kept], dim=1).T
+    return (box_iou(boxes, candidates[kept]) * cosine * confidence[kept]).amax(dim=1)

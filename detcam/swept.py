@@ -1,0 +1,106 @@
+"""From objects and a sweep of forwards to one raw coarse map per object: the fourth way beside those of `maps`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from detcam.adapters import Adapter, LayerPlan, Target
+from detcam.engine import Captured
+from detcam.engine.sweeps import Probe, Progress
+from detcam.maps import Maps, add_maps
+from detcam.methods import SweepMethod
+from detcam.methods.similarity import own_distributions, similarity
+from detcam.types import Objects
+
+
+def swept_target(method: SweepMethod, target: Target, available: tuple[str, ...]) -> Target:
+    """What a method's forwards are asked for, given the scalar that the user chose and those that the model has."""
+    if method.scalar == "similarity":
+        return "similarity"
+    return "prob" if (method.scalar, target) == ("prob", "class") and "prob" in available else target
+
+
+class SweptMaps:
+    """Maps of a method that sweeps, for all objects of a batch; each picture has a sweep of its own.
+
+    Args:
+        adapter: the model.
+        method: how maps are made of forwards.
+        plan: the layers, for methods that read activations.
+        target: what `swept_target` gave.
+        score: from raw outputs and the objects of each picture to scalars [sum N, K].
+        max_det: see `Explainer`.
+        memory: bytes that a batch of forwards may take, roughly.
+        progress: called after every batch with the forwards done and the forwards in all, of a picture and layer.
+    """
+
+    def __init__(
+        self,
+        adapter: Adapter,
+        method: SweepMethod,
+        plan: LayerPlan,
+        target: Target,
+        score: Callable[[Any, list[Objects]], Tensor],
+        max_det: int,
+        memory: int,
+        progress: Progress | None,
+    ) -> None:
+        self._adapter, self._method, self._plan, self._target, self._score = adapter, method, plan, target, score
+        self._max_det, self._memory, self._progress = max_det, memory, progress
+        self.reads_layers = "activations" in method.reads
+
+    @torch.no_grad()
+    def maps(self, batch: Tensor, outputs: Any, objects: list[Objects], captured: list[Captured]) -> Maps:
+        """The maps of the objects of pictures [B, 3, H, W], whose raw outputs and captured tensors are given."""
+        size = (batch.shape[2], batch.shape[3])
+        maps: list[Tensor] = []
+        for image, found in enumerate(objects):
+            if not len(found):
+                continue
+            probe = Probe(
+                module=self._adapter.module,
+                forward=lambda pictures: self._adapter.forward(pictures, self._max_det),
+                score=self._scorer(outputs, image, found),
+                picture=batch[image],
+                objects=found,
+                layers={c.name: c.tensor[image].float() for c in captured} if self.reads_layers else {},
+                cut_all=self._plan.cut_all,
+                grids=lambda tokens: self._adapter.grids(tokens, size),
+                memory=self._memory,
+                progress=self._progress,
+            )
+            maps += self._picture(probe)
+        return Maps(maps, [False] * len(maps))
+
+    def _scorer(self, outputs: Any, image: int, found: Objects) -> Callable[[Any, int], Tensor]:
+        """From raw outputs of b changed versions of a picture to scores [b, N * K] of its objects."""
+        if self._target != "similarity":
+            return lambda changed, count: self._score(changed, [found] * count).reshape(count, -1)
+        boxes, probabilities, _ = self._adapter.candidates(outputs)
+        own = own_distributions(found.network_boxes, found.class_ids, boxes[image], probabilities[image])
+
+        def similarities(changed: Any, count: int) -> Tensor:
+            rows = zip(*self._adapter.candidates(changed), strict=True)
+            return torch.stack([similarity(found.network_boxes, own, *row) for row in rows])
+
+        return similarities
+
+    def _picture(self, probe: Probe) -> list[Tensor]:
+        """One map [h, w] for each object of a picture."""
+        n = len(probe.objects)
+        if not self.reads_layers:
+            return list(_strongest(self._method.sweep(probe, ""), n))
+        if self._plan.fuse == "sum":
+            return list(_strongest(add_maps([self._method.sweep(probe, layer) for layer in probe.layers]), n))
+        levels = probe.objects.level.tolist()
+        swept = {i: _strongest(self._method.sweep(probe, self._plan.names[i]), n) for i in sorted(set(levels))}
+        return [swept[level][i] for i, level in enumerate(levels)]
+
+
+def _strongest(maps: Tensor, n: int) -> Tensor:
+    """[n, h, w] from [n * K, h, w]: the element-wise maximum over each object's K scalars."""
+    return maps.unflatten(0, (n, -1)).amax(dim=1)

@@ -1,0 +1,291 @@
+"""Detection transformers of the transformers library: its own detections, a sound map for each, exact gradients."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from detr_models import KINDS, detections, image_processor, middle, random_detr
+from support import assert_same_objects, fingerprint, random_picture
+from torch import Tensor, nn
+
+from detcam import Explainer
+from detcam.adapters.detr import DetrAdapter
+from detcam.engine import Capture, object_gradients, shadow
+from detcam.errors import ModelError
+
+pytest.importorskip("transformers")
+
+
+def as_result(found: dict[str, Tensor]) -> Any:
+    return SimpleNamespace(
+        boxes=SimpleNamespace(xyxy=found["boxes"], conf=found["scores"], cls=found["labels"]),
+    )
+
+
+def outputs_of(model: nn.Module, processor: Any, picture: np.ndarray) -> Any:
+    with torch.no_grad():
+        return model(**processor(images=picture, return_tensors="pt"))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_librarys_objects_each_get_a_map(kind: str, seed: int) -> None:
+    picture = random_picture(seed, 120, 160)
+    model, processor = random_detr(kind, seed)
+    conf = middle(detections(model, processor, picture, 0.0)["scores"])
+    found = detections(model, processor, picture, conf)
+    raw = outputs_of(model, processor, picture)
+    before = fingerprint(model)
+    level = Explainer(model, processor=processor, conf=conf)(picture)
+    evidence = Explainer(model, processor=processor, conf=conf, layers="evidence")(picture)
+    assert fingerprint(model) == before
+
+    assert len(level) >= 3
+    assert_same_objects(level, as_result(found), score=1e-4)
+    assert level.labels == [model.config.id2label[c] for c in level.class_ids.tolist()]
+    # The index is the query: its logits and its box are those of the object.
+    logits, boxes = raw.logits[0, level.objects.index], raw.pred_boxes[0, level.objects.index]
+    shared = logits.shape[1] > model.config.num_labels
+    scores = (logits.softmax(1) if shared else logits.sigmoid()).gather(1, level.class_ids[:, None])[:, 0]
+    torch.testing.assert_close(scores, level.scores, rtol=0, atol=1e-4)
+    centers = (level.boxes[:, :2] + level.boxes[:, 2:]) / 2
+    torch.testing.assert_close(centers, boxes[:, :2] * torch.tensor([160.0, 120.0]), rtol=0, atol=1e-2)
+    for each in (level, evidence):
+        assert all(bool(m.isfinite().all()) and bool(m.any()) for m in each.maps), each.notes
+        assert each.heatmaps.shape == (len(each), 120, 160)
+        assert not torch.equal(each.maps[0], each.maps[1])
+
+
+@pytest.fixture
+def double(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Models that are in float64 throughout: some make tensors of the default type, DAB-DETR asks for float32."""
+    softmax = nn.functional.softmax
+    monkeypatch.setattr(nn.functional, "softmax", lambda scores, dim, dtype=None: softmax(scores, dim))
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.parametrize("kind", ["detr", "deformable_detr-two-stage", "rt_detr", "d_fine", "yolos"])
+def test_a_list_of_pictures_equals_one_by_one(kind: str, seed: int, double: None) -> None:
+    pictures = [random_picture(seed + i, *size) for i, size in enumerate([(120, 160), (90, 120), (130, 100)])]
+    model, processor = random_detr(kind, seed)
+    explainer = Explainer(model.double(), processor=processor, conf=0.0, max_det=5)
+    for together, picture in zip(explainer(pictures), pictures, strict=True):
+        alone = explainer(picture)
+        torch.testing.assert_close(together.scores, alone.scores, rtol=0, atol=1e-5)
+        assert together.geometry.source == picture.shape[:2]
+        for one, other in zip(together.maps, alone.maps, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4 * float(other.abs().max()))
+
+
+class Replay(Capture):
+    """A forward in which the captured maps take given values."""
+
+    def __init__(self, modules: Any, grids: Any, values: dict[str, Tensor]) -> None:
+        super().__init__(modules, grids=grids)
+        self.values = values
+
+    def _cut_map(self, output: Tensor, name: str) -> Tensor:
+        output.detach()  # as often as the base class
+        return self.values[name]
+
+
+@contextmanager
+def detached(log: list[Tensor], replay: bool) -> Iterator[None]:
+    """Record what the models detach (reference points, contents of queries), or have it keep the recorded values."""
+    original = Tensor.detach
+    recorded = iter(list(log))
+
+    def detach(self: Tensor) -> Tensor:
+        if not replay:
+            log.append(original(self))
+            return log[-1]
+        return next(recorded)
+
+    Tensor.detach = detach  # type: ignore[method-assign,assignment]
+    try:
+        yield
+    finally:
+        Tensor.detach = original  # type: ignore[method-assign]
+
+
+@pytest.mark.parametrize("preset", ["level", "evidence"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_gradients_match_finite_differences(kind: str, preset: str, seed: int, double: None) -> None:
+    picture = random_picture(seed, 120, 160)
+    model, processor = random_detr(kind, seed)
+    view = shadow(model.double())
+    adapter = DetrAdapter(view, model, None, processor)
+    pixels, geometry = adapter.prepare(picture)
+    plan = adapter.layers(preset)
+    modules = {name: view.get_submodule(name) for name in plan.names}
+
+    def grids(tokens: int) -> list[tuple[int, int, int]]:
+        return adapter.grids(tokens, geometry.network)
+
+    log: list[Tensor] = []
+
+    def run(capture: Capture, replay: bool = False) -> Any:
+        with detached(log, replay), capture:
+            return adapter.forward(pixels[None], 300)
+
+    capture = Capture(modules, plan.cut_all, grids)
+    outputs = run(capture)
+    assert not capture.missing()
+    objects = [adapter.detect(outputs, [geometry], 0.0, 0.7, 300)[0].select(torch.tensor([1]))]
+    images = torch.zeros(1, dtype=torch.int64)
+    tensors = [captured.tensor for captured in capture.captured]
+    directions = [torch.randn_like(tensor) for tensor in tensors]
+    step = 1e-8  # so small that hardly ever a sample or an activation crosses a kink
+    sides = []
+    for sign in (1, -1):
+        values = {
+            captured.name: captured.tensor.detach() + sign * step * direction
+            for captured, direction in zip(capture.captured, directions, strict=True)
+        }
+        with torch.no_grad():
+            sides.append(run(Replay(modules, grids, values), replay=True))
+    for target in ("class", "prob", "margin", "left", "bottom"):
+        scalars = adapter.score(outputs, objects, target)
+        _, gradients = next(iter(object_gradients(scalars, images, tensors)))
+        slope = sum(float((g * d).sum()) for g, d in zip(gradients, directions, strict=True) if g is not None)
+        plus, minus = (float(adapter.score(side, objects, target)) for side in sides)
+        assert slope == pytest.approx((plus - minus) / (2 * step), rel=1e-3, abs=1e-4), target
+        if target == "class":
+            assert all(g is not None and bool(g.any()) for g in gradients)
+
+
+@pytest.mark.parametrize("kind", ["detr", "conditional_detr", "rt_detr", "yolos"])
+def test_scalars_by_hand(kind: str, seed: int) -> None:
+    picture = random_picture(seed, 120, 160)
+    model, processor = random_detr(kind, seed)
+    adapter = DetrAdapter(shadow(model), model, None, processor)
+    pixels, geometry = adapter.prepare(picture)
+    outputs = adapter.forward(pixels[None], 300)
+    objects = adapter.detect(outputs, [geometry], 0.0, 0.7, 300)
+    raw = outputs_of(model, processor, picture)
+    shared = raw.logits.shape[2] > model.config.num_labels
+    scalars = {t: adapter.score(outputs, objects, t) for t in ("class", "prob", "margin", "box", "left", "right")}
+    for i, (query, label) in enumerate(zip(objects[0].index.tolist(), objects[0].class_ids.tolist(), strict=True)):
+        logits = raw.logits[0, query]
+        cx, cy, w, h = (raw.pred_boxes[0, query] * torch.tensor([128.0, 96.0, 128.0, 96.0])).tolist()
+        expected = {
+            "class": logits[label],
+            "prob": logits.softmax(0)[label] if shared else logits[label].sigmoid(),
+            "margin": logits[label] - torch.cat([logits[:label], logits[label + 1 :]]).max(),
+            "box": torch.tensor([w / 2 - cx, h / 2 - cy, cx + w / 2, cy + h / 2]),
+            "left": torch.tensor(w / 2 - cx),
+            "right": torch.tensor(cx + w / 2),
+        }
+        for target, value in expected.items():
+            torch.testing.assert_close(scalars[target][i].detach(), value, rtol=1e-4, atol=1e-3)
+
+
+def test_padding_of_a_processor_is_no_part_of_the_picture(seed: int) -> None:
+    picture = random_picture(seed, 120, 160)
+    model, processor = random_detr("detr", seed)
+    processor.pad_size = {"height": 160, "width": 192}
+    inputs = processor(images=picture, return_tensors="pt")
+    assert inputs["pixel_values"].shape == (1, 3, 160, 192)
+    assert not inputs["pixel_mask"].all()
+    found = detections(model, processor, picture, 0.0)
+    explanation = Explainer(model, processor=processor, conf=0.0)(picture)
+    assert_same_objects(explanation, as_result(found), score=1e-4)
+    geometry = explanation.geometry
+    assert (geometry.resized, geometry.network) == ((96, 128), (160, 192))
+    torch.testing.assert_close(explanation.objects.network_boxes, found["boxes"] * 0.8, rtol=0, atol=1e-2)
+    assert explanation.maps[0].shape == (5, 6)
+    # The last two rows and columns of the map lie on the padding.
+    assert explanation.heatmaps.shape == (12, 120, 160)
+
+
+def test_the_best_objects_stay_in_the_librarys_order(seed: int) -> None:
+    picture = random_picture(seed, 120, 160)
+    model, processor = random_detr("detr", seed)
+    found = detections(model, processor, picture, 0.0)
+    best = sorted(found["scores"].topk(4).indices.tolist())
+    explanation = Explainer(model, processor=processor, conf=0.0, max_det=4)(picture)
+    torch.testing.assert_close(explanation.scores, found["scores"][best])
+    assert explanation.objects.index.tolist() == best
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_architectures_own_processor_is_the_default(kind: str, seed: int) -> None:
+    picture = random_picture(seed, 60, 80)
+    model, processor = random_detr(kind, seed)
+    explainer = Explainer(model, imgsz=128, conf=0.0)
+    assert type(explainer.adapter.processor) is type(processor)  # type: ignore[attr-defined]
+    stretched = "height" in dict(processor.size) and dict(processor.size)["height"] is not None
+    same = type(processor)(
+        size={"height": 128, "width": 128} if stretched else {"shortest_edge": 96, "longest_edge": 128}
+    )
+    explanation = explainer(picture)
+    assert explanation.settings["imgsz"] == 128
+    assert_same_objects(explanation, as_result(detections(model, same, picture, 0.0)), score=1e-4)
+
+
+def test_a_checkpoints_own_processor(seed: int, tmp_path: Path) -> None:
+    from transformers import AutoImageProcessor, AutoModelForObjectDetection
+
+    picture = random_picture(seed, 120, 160)
+    model, _ = random_detr("detr", seed)
+    processor = image_processor("DetrImageProcessor")
+    processor.image_mean = [0.1, 0.2, 0.3]
+    model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    loaded = AutoModelForObjectDetection.from_pretrained(tmp_path)
+    processor = AutoImageProcessor.from_pretrained(tmp_path)
+    assert list(processor.image_mean) == [0.1, 0.2, 0.3]
+    explanation = Explainer(loaded, conf=0.0)(picture)
+    assert_same_objects(explanation, as_result(detections(model, processor, picture, 0.0)), score=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["detr", "deformable_detr", "rt_detr", "d_fine", "yolos"])
+def test_caches_made_in_inference_mode(kind: str, seed: int) -> None:
+    """The library caches anchors and position embeddings by size, for all models of a process."""
+    picture = random_picture(seed, 120, 160)
+    model, processor = random_detr(kind, seed)
+    with torch.inference_mode():
+        model(**processor(images=picture, return_tensors="pt"))
+    explanation = Explainer(model, processor=processor, conf=0.0, max_det=3)(picture)
+    assert len(explanation) == 3
+    assert all(bool(m.any()) for m in explanation.maps)
+
+
+def test_settings_of_the_model_do_not_matter(seed: int) -> None:
+    picture = random_picture(seed, 120, 160)
+    model, processor = random_detr("dab-detr", seed)
+    expected = Explainer(model, processor=processor, conf=0.0, max_det=3)(picture)
+    model.config.output_hidden_states = True
+    model.config.return_dict = False
+    model.train()
+    before = fingerprint(model)
+    explanation = Explainer(model, processor=processor, conf=0.0, max_det=3)(picture)
+    assert fingerprint(model) == before
+    assert torch.equal(explanation.boxes, expected.boxes)
+    assert torch.equal(explanation.heatmaps, expected.heatmaps)
+
+
+def test_a_broken_models_nan_stays_inside(seed: int) -> None:
+    picture = random_picture(seed, 120, 160)
+    model, processor = random_detr("detr", seed)
+    nn.init.constant_(model.bbox_predictor.layers[-1].bias, float("nan"))
+    assert len(Explainer(model, processor=processor, conf=0.0)(picture)) == 0
+
+
+def test_other_architectures_are_refused_by_name() -> None:
+    from transformers import OwlViTConfig, OwlViTForObjectDetection
+
+    small = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    model = OwlViTForObjectDetection(
+        OwlViTConfig(
+            text_config={**small, "vocab_size": 10}, vision_config={**small, "image_size": 32, "patch_size": 16}
+        )
+    )
+    with pytest.raises(ModelError, match=r"OwlViTForObjectDetection: 'owlvit' is none of the architectures detr"):
+        Explainer(model)
