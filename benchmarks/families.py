@@ -19,7 +19,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from objects import REPOSITORY, THREADS, difference, picture, scaled, seconds, surroundings
+from objects import REPOSITORY, THREADS, difference, picture, seconds, surroundings
+from peers import scaled
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import ctypes
 import datetime
 import importlib.metadata
 import json
@@ -25,6 +26,7 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
+from peers import Anchor, ClassLogits, Run, captum_run, grad_cam_run, scaled
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
@@ -38,19 +40,10 @@ from detcam.models import load_model
 REPOSITORY = Path(__file__).parents[1]
 WEIGHTS = REPOSITORY.parent / "shared" / "weights" / "yolov8n.pt"
 LAYER = "model.9"
+STAGE = "model.4"  # inside the backbone: everything after it, both ways, lies behind an object's score
 THREADS = 2
+WARM_SECONDS = 2  # contenders that take less run once before each timing
 TIMED_CALLS = 5  # contenders that take one object a call are timed on this many and extrapolated
-
-
-class ClassLogits(nn.Module):
-    """The model as a classifier of its anchors, for libraries that expect one: [1, 3, H, W] -> [1, nc, A]."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.model(x)[1]["scores"]
 
 
 @dataclass(frozen=True)
@@ -61,14 +54,14 @@ class Task:
     x: Tensor  # [1, 3, H, W]
     conf: float
     iou: float
-    objects: list[tuple[int, int, int]]  # (class, anchor, level)
+    objects: list[Anchor]
 
 
 @dataclass(frozen=True)
 class Contender:
     name: str
-    run: Callable[[int], Tensor]  # how many of the task's objects -> [that many, H, W]
-    truth: Callable[[int], Tensor]  # the plain loop with the same formula at the same layers
+    run: Run
+    truth: Run  # the plain loop with the same formula at the same layers
     one_by_one: bool = False
 
 
@@ -114,37 +107,6 @@ def plain_loop(model: nn.Module, task: Task, plan: LayerPlan, formula: str = "hi
     return run
 
 
-def grad_cam_run(kind: Any, model: ClassLogits, task: Task) -> Callable[[int], Tensor]:
-    cam = kind(model=model, target_layers=[model.model.get_submodule(LAYER)])
-
-    def run(count: int) -> Tensor:
-        def one(class_id: int, anchor: int) -> Tensor:
-            return torch.from_numpy(cam(task.x, [lambda logits: logits[class_id, anchor]])[0])
-
-        return torch.stack([one(class_id, anchor) for class_id, anchor, _ in task.objects[:count]])
-
-    return run
-
-
-def captum_run(model: ClassLogits, task: Task) -> Callable[[int], Tensor]:
-    from captum.attr import LayerGradCam
-
-    cam = LayerGradCam(model, model.model.get_submodule(LAYER))
-
-    def run(count: int) -> Tensor:
-        maps = [cam.attribute(task.x, (c, a), relu_attributions=True).detach() for c, a, _ in task.objects[:count]]
-        size = task.x.shape[2:]
-        return torch.cat([interpolate(scaled(m), size, mode="bilinear")[0] for m in maps])
-
-    return run
-
-
-def scaled(maps: Tensor) -> Tensor:
-    """Each map min-max to [0, 1]; over the last two dimensions."""
-    low, high = maps.amin((-2, -1), keepdim=True), maps.amax((-2, -1), keepdim=True)
-    return (maps - low) / (high - low).clamp(min=torch.finfo(maps.dtype).tiny)
-
-
 def difference(ours: Tensor, truth: Tensor) -> float:
     """Largest difference between heatmaps with maximum 1.
 
@@ -159,21 +121,34 @@ def contenders(model: nn.Module, task: Task) -> list[Contender]:
 
     adapter = Explainer(model).adapter
     level, evidence = adapter.layers("level"), adapter.layers("evidence")
-    single = LayerPlan((LAYER,), cut_all=False, fuse="sum")
+    single, stage = (LayerPlan((name,), cut_all=False, fuse="sum") for name in (LAYER, STAGE))
     at_level, at_evidence = plain_loop(model, task, level), plain_loop(model, task, evidence)
     at_layer, pooled = plain_loop(model, task, single), plain_loop(model, task, single, "gradcam")
+    at_stage = plain_loop(model, task, stage)
     trainable = ClassLogits(copy.deepcopy(model).requires_grad_(True)).eval()  # as both libraries need it
     peers = pytorch_grad_cam.GradCAM, pytorch_grad_cam.HiResCAM
     return [
         Contender("detcam odam, level", detcam_run(model, task, "odam", "level"), at_level),
         Contender("detcam odam, evidence", detcam_run(model, task, "odam", "evidence"), at_evidence),
         Contender(f"detcam hirescam, {LAYER}", detcam_run(model, task, "hirescam", [LAYER]), at_layer),
+        Contender(f"detcam hirescam, {STAGE}", detcam_run(model, task, "hirescam", [STAGE]), at_stage),
         Contender("plain loop hirescam, level", at_level, at_level),
         Contender("plain loop hirescam, evidence", at_evidence, at_evidence),
         Contender(f"plain loop hirescam, {LAYER}", at_layer, at_layer),
-        Contender(f"pytorch-grad-cam GradCAM, {LAYER}", grad_cam_run(peers[0], trainable, task), pooled, True),
-        Contender(f"pytorch-grad-cam HiResCAM, {LAYER}", grad_cam_run(peers[1], trainable, task), at_layer, True),
-        Contender(f"captum LayerGradCam, {LAYER}", captum_run(trainable, task), pooled, True),
+        Contender(f"plain loop hirescam, {STAGE}", at_stage, at_stage),
+        Contender(
+            f"pytorch-grad-cam GradCAM, {LAYER}",
+            grad_cam_run(peers[0], trainable, task.x, task.objects, LAYER),
+            pooled,
+            True,
+        ),
+        Contender(
+            f"pytorch-grad-cam HiResCAM, {LAYER}",
+            grad_cam_run(peers[1], trainable, task.x, task.objects, LAYER),
+            at_layer,
+            True,
+        ),
+        Contender(f"captum LayerGradCam, {LAYER}", captum_run(trainable, task.x, task.objects, LAYER), pooled, True),
     ]
 
 
@@ -220,8 +195,10 @@ def measure(model: nn.Module, task: Task, repeats: int) -> list[dict[str, Any]]:
     times: dict[str, list[float]] = {c.name: [] for c in field}
     for _ in range(repeats):
         for contender in field:
-            forwards.append(seconds(bare, device))
             count = timed[contender.name]
+            if max(times[contender.name], default=0.0) < WARM_SECONDS:
+                contender.run(count)  # not timed: what ran before leaves caches and memory in another state
+            forwards.append(seconds(bare, device))
             times[contender.name].append(seconds(lambda c=contender, k=count: c.run(k), device) * n / count)  # type: ignore[misc]
     forward = statistics.median(forwards)
     rows: list[dict[str, Any]] = [{"objects": n, "contender": "bare forward", "seconds": forward, "ratio": 1.0}]
@@ -230,18 +207,44 @@ def measure(model: nn.Module, task: Task, repeats: int) -> list[dict[str, Any]]:
         rows.append({"objects": n, "contender": c.name, "seconds": median, "ratio": median / forward})
         rows[-1]["difference"] = differences[c.name]
         rows[-1]["extrapolated_from"] = timed[c.name] if timed[c.name] < n else None
+        rows[-1]["peak_mib"] = peak_mib(lambda c=c: c.run(timed[c.name]), device)  # type: ignore[misc]
     return rows
+
+
+def peak_mib(run: Callable[[], Any], device: torch.device) -> float | None:
+    """How many MiB more than before are in use at most while `run` runs, its result included; None if unknown."""
+    status, reset = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        run()
+        return (torch.cuda.max_memory_allocated(device) - before) / 2**20
+    if not reset.exists():
+        return None
+    ctypes.CDLL(None).malloc_trim(
+        0
+    )  # what earlier runs freed goes back to the system, or it would hide what this takes
+    reset.write_text("5")  # the peak starts over at what is resident now
+    before = resident(status, "VmHWM")
+    run()
+    return (resident(status, "VmHWM") - before) / 2**10
+
+
+def resident(status: Path, field: str) -> int:
+    """A field of /proc/self/status in KiB."""
+    return next(int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith(field))
 
 
 def show(rows: list[dict[str, Any]], console: Console) -> None:
     table = Table(title=f"{rows[0]['objects']} objects", title_justify="left")
     table.add_column("contender")
-    for heading in ("seconds", "x bare forward", "maps equal to the plain loop to", "extrapolated"):
+    for heading in ("seconds", "x bare forward", "peak MiB", "maps equal to the plain loop to", "extrapolated"):
         table.add_column(heading, justify="right")
     for row in rows:
         equal = f"{row['difference']:.0e} of max" if row.get("difference") is not None else ""
         note = f"from {row['extrapolated_from']} calls" if row.get("extrapolated_from") else ""
-        table.add_row(row["contender"], f"{row['seconds']:.3f}", f"{row['ratio']:.2f}", equal, note)
+        peak = f"{row['peak_mib']:.0f}" if row.get("peak_mib") is not None else ""
+        table.add_row(row["contender"], f"{row['seconds']:.3f}", f"{row['ratio']:.2f}", peak, equal, note)
     console.print(table)
 
 
