@@ -9,14 +9,15 @@ import json
 import os
 import sys
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.progress import track
-from rich.table import Table
+from rich.progress import Progress
+from rich.table import Column, Table
 from rich.text import Text
 
 from detcam.errors import DetcamError, InputError, OutputError
@@ -43,6 +44,8 @@ Examples:
 `detcam explain a.jpg b.jpg --model yolov8n-seg.pt --target mask --out maps`
 
 `detcam explain street.jpg --model yolov8n.pt --method gradcam --layers model.9`
+
+`detcam explain street.jpg --model yolov8n.pt --ask 10,20,80,160:person`
 """
 
 
@@ -66,6 +69,10 @@ def explain(
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1. [default: the model's]")] = None,
     out_dir: Annotated[Path, typer.Option("--out", help="Folder for the results.")] = Path("detcam-out"),
     config: Annotated[Path | None, typer.Option(help="A YAML preset, see configs/; flags win over it.")] = None,
+    ask: Annotated[
+        list[str] | None,
+        typer.Option(help="x1,y1,x2,y2:class of an object that was missed: explain its best candidate. Repeatable."),
+    ] = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Explain every object in one or more pictures.
@@ -74,22 +81,28 @@ def explain(
     folder for each.
     """
     from detcam.config import Preset, read_preset
+    from detcam.options import parse_pair
 
     preset = read_preset(config) if config else Preset()
     preset = preset.updated(
         model=model, method=method, layers=_split(layers), target=target, conf=conf, iou=iou, max_det=max_det,
         imgsz=imgsz, device=device,
     )  # fmt: skip
+    pairs = [parse_pair(text) for text in ask or ()]
     _require_files(images)
     _require_writable(out_dir)
-    explainer = _explainer(preset.model_dump())
     documents = []
-    for path, folder in _progress(list(zip(images, _folders(images, out_dir), strict=True)), quiet=as_json):
-        explanation = explainer(path)
-        explanation.save(folder)
-        documents.append({"source": str(path), "folder": str(folder), **explanation.to_dict()})
-        if not as_json:
-            out.print(f"{path}: {_count(explanation.labels)} -> {folder}", markup=False)
+    with _progress(len(images), quiet=as_json) as (advance, swept):
+        explainer = _explainer({**preset.model_dump(), "progress": swept})
+        for path, folder in zip(images, _folders(images, out_dir), strict=True):
+            explanation = explainer(path, ask=pairs) if pairs else explainer(path)
+            explanation.save(folder)
+            documents.append({"source": str(path), "folder": str(folder), **explanation.to_dict()})
+            advance()
+            if not as_json:
+                out.print(f"{path}: {_count(explanation.labels)} -> {folder}", markup=False)
+                for note in explanation.notes if pairs else []:
+                    out.print(f"  {note}", markup=False)
     if as_json:
         print(json.dumps(documents, indent=2, ensure_ascii=False))
 
@@ -137,34 +150,39 @@ def methods(as_json: JsonFlag = False) -> None:
 
 @app.command(epilog="Example: `detcam families`")
 def families(as_json: JsonFlag = False) -> None:
-    """List the families of models that can be explained."""
-    from detcam.adapters import ADAPTERS
+    """List the families of models that can be explained, and the versions that were tested."""
+    from detcam.families import family_rows
 
-    rows: list[dict[str, Any]] = [
-        {"family": a.family, "models": a.models, "targets": list(a.targets), "install": a.install} for a in ADAPTERS
-    ]
+    rows = family_rows()
     if as_json:
         print(json.dumps(rows, indent=2))
         return
-    table = Table("family", "models", "targets", "install")
+    table = Table("family and models", "targets", "tested; here; how to get it", width=100, show_lines=True)
     for row in rows:
-        table.add_row(row["family"], row["models"], ", ".join(row["targets"]), row["install"])
+        library = f"{row['tested'] or 'any'}; {row['installed'] or 'not installed'}\n{row['install']}"
+        table.add_row(f"{row['family']}\n{row['models']}", ", ".join(row["targets"]), Text(library))
     out.print(table, markup=False)
 
 
-@app.command(epilog="Example: `detcam layers yolov8n.pt`")
-def layers(model: ModelArgument, as_json: JsonFlag = False) -> None:
-    """List the layers of MODEL that can carry a heatmap, and which ones the presets use."""
+@app.command(epilog="Example: `detcam layers yolov8n.pt --image street.jpg`")
+def layers(
+    model: ModelArgument,
+    image: Annotated[Path | None, typer.Option(help="A picture to follow objects back in. [default: a scene]")] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """List the layers of MODEL that can carry a heatmap, the objects that reach them, and what the presets use."""
     from detcam.layers import candidate_layers
 
-    rows = candidate_layers(_explainer({"model": model}))
+    _require_files([] if image is None else [image])
+    rows = candidate_layers(_explainer({"model": model}), image)
     if as_json:
         print(json.dumps([row.to_dict() for row in rows], indent=2))
         return
-    table = Table("layer", "module", "channels", "cells", "stride", "presets")
+    table = Table(Column("layer", overflow="fold"), "module", "channels", "cells", "stride", "objects", "presets")
     for row in rows:
-        cells = f"{row.height} x {row.width}"
-        table.add_row(row.name, row.kind, str(row.channels), cells, f"{row.stride:g}", ", ".join(row.presets))
+        cells, share = f"{row.height} x {row.width}", "-" if row.gradient is None else f"{row.gradient:.0%}"
+        name = Text(f"{row.name} {row.output}".strip())
+        table.add_row(name, row.kind, str(row.channels), cells, f"{row.stride:g}", share, ", ".join(row.presets))
     out.print(table, markup=False)
 
 
@@ -220,11 +238,19 @@ def _folders(images: Sequence[Path], folder: Path) -> list[Path]:
     return folders
 
 
-def _progress(items: list[Any], quiet: bool) -> Iterator[Any]:
-    """A progress bar on a terminal, for more than one item; plain otherwise."""
-    if quiet or len(items) < 2 or not out.is_terminal:
-        return iter(items)
-    return iter(track(items, description="explaining", console=out, transient=True))
+@contextmanager
+def _progress(pictures: int, quiet: bool) -> Iterator[tuple[Callable[[], None], Callable[[int, int], None]]]:
+    """Bars on a terminal, one for several pictures and one for a method that sweeps; nothing elsewhere.
+
+    Yields a function to call after each picture, and one that takes (forwards done, forwards in all).
+    """
+    with Progress(console=out, transient=True, disable=quiet or not out.is_terminal) as bar:
+        explained = bar.add_task("explaining", total=pictures, visible=pictures > 1)
+        sweep = bar.add_task("sweeping", visible=False)
+        yield (
+            lambda: bar.advance(explained),
+            lambda done, total: bar.update(sweep, completed=done, total=total, visible=done < total),
+        )
 
 
 def _count(labels: Sequence[str]) -> str:

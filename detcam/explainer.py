@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from numbers import Integral, Real
 from typing import Any, overload
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from detcam.adapters import TARGETS, LayerPlan, Target, adapter_for
+from detcam.adapters import Adapter, CallableAdapter, LayerPlan, Target, adapter_for
+from detcam.ask import Answer, AskedExplanation, answers
 from detcam.engine import Capture, Captured, shadow
 from detcam.engine.sweeps import Progress
 from detcam.errors import InputError, LayerError, TargetError, nearest
@@ -22,6 +22,7 @@ from detcam.images import read_image
 from detcam.maps import Maps, WindowedMaps, full_maps, gained_maps, shared_maps
 from detcam.methods import AnyMethod, Method, SweepMethod, get_method
 from detcam.models import load_model
+from detcam.options import Pair, check_options, check_target, checked_device, checked_pairs, set_regions
 from detcam.swept import SweptMaps, swept_target
 from detcam.types import Objects
 
@@ -62,6 +63,9 @@ class Explainer:
             fewer bytes, more chunks.
         processor: the image processor of a transformers model; None: that of its checkpoint or architecture.
         progress: called during a sweep with (forwards done, forwards in all) of a picture and layer.
+        regions: what an object of a semantic segmenter is: all pixels of a "class", or one connected "component".
+        adapter: for a model of your own, see `detcam.adapters.CallableAdapter`; or an `Adapter` class. None: the one
+            that serves the model.
 
     Raises:
         InputError: for a model, method, layer, target, option or device that cannot be used.
@@ -81,8 +85,10 @@ class Explainer:
         memory: int = 256 * 2**20,
         processor: Any = None,
         progress: Progress | None = None,
+        regions: str = "class",
+        adapter: type[Adapter] | CallableAdapter | None = None,
     ) -> None:
-        _check_options(conf, iou, max_det, imgsz, target)
+        check_options(conf, iou, max_det, imgsz, target)
         self.method = get_method(method)
         self.target = target
         self.conf, self.iou, self.max_det = conf, iou, max_det
@@ -90,21 +96,18 @@ class Explainer:
         name = str(model) if isinstance(model, (str, os.PathLike)) else type(model).__name__
         if isinstance(model, (str, os.PathLike)):
             model = load_model(model)
-        adapter = adapter_for(model)
+        adapter = adapter or adapter_for(model)
         module = adapter.unwrap(model)
         view = shadow(module)
         if device is not None:
-            view.to(_checked_device(device))  # moves the view's tensors only
+            view.to(checked_device(device))  # moves the view's tensors only
         self.adapter = adapter(view, model, imgsz, processor)
-        if isinstance(target, str) and target not in self.adapter.available:
-            raise TargetError(
-                f"target {target!r} does not exist for this {adapter.family} {self.adapter.task} model: "
-                f"{nearest(target, self.adapter.available)}"
-            )
+        check_target(target, self.adapter)
+        set_regions(self.adapter, regions)
         self.plan = self._plan(layers, module)
         self._swept: SweptMaps | None = None
         if isinstance(self.method, SweepMethod):
-            self.target = target = swept_target(self.method, target, self.adapter.available)
+            self.target = target = swept_target(self.method, target, self.adapter)
             self._swept = SweptMaps(
                 self.adapter, self.method, self.plan, target, self._scalars, max_det, memory, progress
             )
@@ -124,39 +127,57 @@ class Explainer:
         }
 
     @overload
-    def __call__(self, images: list[Any]) -> list[Explanation]: ...
+    def __call__(self, images: Any, ask: Sequence[Pair]) -> AskedExplanation: ...
     @overload
-    def __call__(self, images: Any) -> Explanation: ...
-    def __call__(self, images: Any) -> Explanation | list[Explanation]:
-        """Explain every object of one picture, or of a list of pictures.
+    def __call__(self, images: list[Any], ask: None = None) -> list[Explanation]: ...
+    @overload
+    def __call__(self, images: Any, ask: None = None) -> Explanation: ...
+    def __call__(self, images: Any, ask: Sequence[Pair] | None = None) -> Explanation | list[Explanation]:
+        """Explain every object of one picture, or of a list of pictures; or what became of objects that were missed.
 
         Args:
             images: a path, PIL image, array [H, W, 3] uint8 RGB or tensor [3, H, W] in [0, 1]; or a list of these.
                 Pictures of a list that have the same network size share one forward; results do not depend on it.
+            ask: objects that the model should have found in one picture, as pairs of a box (x1, y1, x2, y2) in source
+                pixels and a class by name or number, e.g. `[((10, 20, 80, 160), "person")]`.
 
         Returns:
-            An Explanation, or a list of them in the order of the list.
+            An Explanation, or a list of them in the order of the list. With `ask` an AskedExplanation, whose objects
+            are the candidates that fit best: each as the asked class and, if another class won there, as that one too.
 
         Raises:
             ImageError: if a picture cannot be read.
             LayerError: if a layer does not run, or no score depends on it.
+            InputError: if `ask` holds anything but boxes in the picture and classes of the model, or the family cannot
+                be asked.
         """
+        if ask is not None:
+            return self._asked(images, ask)
         several = isinstance(images, (list, tuple))
-        placed = []
-        for position, source in enumerate(images if several else [images]):
-            image = read_image(source)
-            placed.append(_Placed(position, image, *self.adapter.prepare(image)))
+        placed = [self._placed(source, position) for position, source in enumerate(images if several else [images])]
         batches: dict[tuple[int, ...], list[_Placed]] = {}
         for picture in placed:
             batches.setdefault(tuple(picture.tensor.shape), []).append(picture)
         explanations: dict[int, Explanation] = {}
         for batch in batches.values():
-            for picture, explanation in zip(batch, self._explain(batch), strict=True):
+            for picture, explanation in zip(batch, self._explain(batch)[0], strict=True):
                 explanations[picture.position] = explanation
         ordered = [explanations[i] for i in range(len(placed))]
         return ordered if several else ordered[0]
 
-    def _explain(self, batch: list[_Placed]) -> list[Explanation]:
+    def _placed(self, source: Any, position: int = 0) -> _Placed:
+        image = read_image(source)
+        return _Placed(position, image, *self.adapter.prepare(image))
+
+    def _asked(self, source: Any, ask: Sequence[Pair]) -> AskedExplanation:
+        if isinstance(source, (list, tuple)):
+            raise InputError(f"ask: expected one picture, got a list of {len(source)}: ask about each by itself")
+        picture = self._placed(source)
+        (explanation,), answered = self._explain([picture], checked_pairs(ask, picture.geometry.source))
+        return AskedExplanation.of(explanation, answered)
+
+    def _explain(self, batch: list[_Placed], pairs: list[Pair] | None = None) -> tuple[list[Explanation], list[Answer]]:
+        """The explanations of a batch; with `pairs` of its one picture those of the candidates that fit them best."""
         geometries = [picture.geometry for picture in batch]
         size = geometries[0].network
         named = dict(self.adapter.module.named_modules())
@@ -176,11 +197,16 @@ class Explainer:
                     "lists layers that do"
                 )
             objects = self.adapter.detect(outputs, geometries, self.conf, self.iou, self.max_det)
+            answered: list[Answer] = []
+            if pairs is not None:
+                objects[0], answered = answers(
+                    self.adapter, outputs, objects[0], pairs, geometries[0], self.conf, self.iou
+                )
             if self._swept is not None:
                 made = self._swept.maps(pixels, outputs, objects, capture.captured)
             else:
                 made = self._maps(outputs, objects, capture.captured)
-        return self._explanations(batch, objects, made)
+        return self._explanations(batch, objects, made), answered
 
     def _explanations(self, batch: list[_Placed], objects: list[Objects], made: Maps) -> list[Explanation]:
         explanations = []
@@ -240,7 +266,7 @@ class Explainer:
             return "cells that are not finite count as zero: the model or the method's formula overflowed there"
         if not bool((raw > 0).any()):
             return "zero map: no cell contributes positively"
-        return None
+        return self.method.caution
 
     def _plan(self, layers: Layers, module: nn.Module) -> LayerPlan:
         """The layers to capture: a preset's, or the user's by name or as modules of their own model."""
@@ -258,24 +284,3 @@ class Explainer:
                 raise LayerError(f"layer {layer!r} does not exist: {nearest(layer, [*PRESETS, *named])}")
             names.append(layer)
         return LayerPlan(tuple(dict.fromkeys(names)), cut_all=False, fuse="sum")
-
-
-def _checked_device(device: str | torch.device) -> torch.device:
-    try:
-        checked = torch.device(device)
-        torch.empty(0, device=checked)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f"device {str(device)!r} cannot be used ({reason}): use device 'cpu'") from None
-    return checked
-
-
-def _check_options(conf: float, iou: float, max_det: int, imgsz: int | None, target: Target) -> None:
-    for name, share in (("conf", conf), ("iou", iou)):
-        if not isinstance(share, Real) or not 0 <= share <= 1:
-            raise InputError(f"{name}: expected a number in [0, 1], got {share!r}")
-    for name, count, least in (("max_det", max_det, 1), ("imgsz", 640 if imgsz is None else imgsz, 32)):
-        if not isinstance(count, Integral) or count < least:
-            raise InputError(f"{name}: expected a whole number of at least {least}, got {count!r}")
-    if isinstance(target, str) and target not in TARGETS:
-        raise TargetError(f"target {target!r} does not exist: {nearest(target, TARGETS)}")

@@ -1,27 +1,48 @@
-"""Which layers of a model can carry a heatmap: what they put out, at which stride, and which the presets use."""
+"""Which layers of a model can carry a heatmap: what they put out, how many objects reach them, and the presets."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from detcam.adapters import Adapter
+from detcam.engine import Capture, object_gradients
 from detcam.explainer import Explainer
+from detcam.scenes import HELD_OUT_SEED, draw_scene
+from detcam.types import Objects, image_index
+
+OBJECTS = 10  # of a picture with more, the first ones are followed back
+PRESETS = ("level", "evidence")
+CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
 
 @dataclass(frozen=True)
 class Layer:
-    """One candidate layer: a module that puts out a map [B, channels, height, width]."""
+    """One map [channels, height, width] that a module puts out.
+
+    Attributes:
+        name: what `Explainer(layers=[...])` takes.
+        output: which of the module's outputs, e.g. "[0]"; "" if it has one.
+        kind: the module's class.
+        stride: pixels of the network's input for each cell.
+        gradient: the share of the picture's objects whose score has a gradient there; None if there was no object.
+        presets: which of "level" and "evidence" use it.
+    """
 
     name: str
+    output: str
     kind: str
     channels: int
     height: int
     width: int
     stride: float
+    gradient: float | None
     presets: tuple[str, ...]
 
     def to_dict(self) -> dict[str, Any]:
@@ -29,39 +50,155 @@ class Layer:
         return asdict(self)
 
 
-def candidate_layers(explainer: Explainer) -> list[Layer]:
-    """The main layers of the explainer's model, in the order they run, from one forward on a grey square.
+@dataclass(frozen=True)
+class _Output:
+    """A module's output: a map, or a sequence of tokens that holds one or more."""
 
-    Returns:
-        The modules down to one level below the model's main sequence that put out a map; the same names are taken by
-        `Explainer(layers=[...])`, as are those of any module inside them.
+    name: str
+    suffix: str  # as `detcam.engine.Capture` names it
+    tensor: Tensor
+    shape: tuple[int, int, int]
+    grid: int  # which of the maps in a sequence
+    alone: bool  # whether the module puts out nothing else
+
+
+def candidate_layers(explainer: Explainer, image: Any = None) -> list[Layer]:
+    """The layers of the explainer's model that can carry a heatmap, in the order they run.
+
+    These are the layers of both presets, and the steps of the model's trunk: the children of the model itself and of
+    its lists of modules, where these put out maps of several sizes or are blocks of a transformer, up to where objects
+    are read. `Explainer` takes the names of modules inside them too.
+
+    Args:
+        explainer: its model is run, its target is followed back.
+        image: what `Explainer` takes; default a drawn scene. If nothing is found in it above the explainer's `conf`,
+            what scores best is followed back.
+
+    Raises:
+        ImageError: if the picture cannot be read.
     """
+    from detcam.images import read_image
+
     adapter = explainer.adapter
-    plans = {preset: adapter.layers(preset).names for preset in ("level", "evidence")}
-    side = int(explainer.settings["imgsz"]) if isinstance(explainer.settings["imgsz"], int) else 640
-    batch, _ = adapter.prepare(np.full((side, side, 3), 114, np.uint8))
-    found: list[Layer] = []
+    picture = draw_scene(HELD_OUT_SEED).image if image is None else read_image(image)
+    plans = {preset: adapter.layers(preset).names for preset in PRESETS}
+    with torch.inference_mode(False), torch.autocast(adapter.device.type, enabled=False):
+        pixels, geometry = adapter.prepare(picture)
+        size = geometry.network
+        names = {name for plan in plans.values() for name in plan}
+        outputs = _chosen(_outputs(explainer, pixels[None], size), adapter.module, names)
+        shares = _shares(explainer, pixels[None], geometry, [output.name for output in outputs])
+    found = []
+    for output in outputs:
+        channels, height, width = output.shape
+        presets = tuple(preset for preset, names in plans.items() if output.name in names)
+        share = None if shares is None else shares.get(output.name + output.suffix, 0.0)
+        kind = type(adapter.module.get_submodule(output.name)).__name__
+        found.append(Layer(output.name, output.suffix, kind, channels, height, width, size[0] / height, share, presets))
+    return found
 
-    def record(name: str) -> Any:
-        def hook(module: nn.Module, args: Any, output: Any) -> None:
-            if not isinstance(output, Tensor) or output.ndim != 4:
-                return
-            _, channels, height, width = output.shape
-            presets = tuple(preset for preset, names in plans.items() if name in names)
-            stride = batch.shape[1] / height
-            found.append(Layer(name, type(module).__name__, channels, height, width, stride, presets))
 
-        return hook
+@torch.no_grad()
+def _outputs(explainer: Explainer, batch: Tensor, size: tuple[int, int]) -> list[_Output]:
+    """All maps that modules put out, but for modules that run several times and do not stand for one place."""
+    runs: dict[str, list[list[_Output]]] = {}
 
-    handles = [
-        module.register_forward_hook(record(name))
-        for name, module in adapter.module.named_modules()
-        if name.count(".") == 1
-    ]
+    def record(name: str, module: nn.Module, args: Any, output: Any) -> None:
+        alone = isinstance(output, Tensor)
+        made = [_Output(name, *part, alone) for part in _maps(output, "", explainer.adapter, size)]
+        runs.setdefault(name, []).append([m for m in made if len(m.tensor) == len(batch)])
+
+    named = explainer.adapter.module.named_modules()
+    handles = [module.register_forward_hook(partial(record, name)) for name, module in named if name]
     try:
-        with torch.no_grad():
-            adapter.forward(batch[None], explainer.max_det)
+        explainer.adapter.forward(batch, explainer.max_det)
     finally:
         for handle in handles:
             handle.remove()
-    return found
+    return [output for times in runs.values() if len(times) == 1 for output in times[0]]
+
+
+def _maps(
+    output: Any, suffix: str, adapter: Adapter, size: tuple[int, int]
+) -> Iterator[tuple[str, Tensor, tuple[int, int, int], int]]:
+    """(suffix, tensor, (channels, height, width), grid) of each map in what a module put out; see `_Output`."""
+    if isinstance(output, Tensor) and output.is_floating_point():
+        if output.ndim == 4:
+            yield suffix, output, (output.shape[1], output.shape[2], output.shape[3]), 0
+        elif output.ndim == 3:
+            grids = adapter.grids(output.shape[1], size)
+            for i, (_, rows, columns) in enumerate(grids):
+                yield suffix + (f"[{i}]" if len(grids) > 1 else ""), output, (output.shape[2], rows, columns), i
+    elif isinstance(output, (Mapping, tuple, list)):
+        items = output.items() if isinstance(output, Mapping) else enumerate(output)
+        for key, value in items:
+            yield from _maps(value, f"{suffix}[{key}]", adapter, size)
+
+
+def _chosen(outputs: list[_Output], module: nn.Module, presets: set[str]) -> list[_Output]:
+    """The maps of the presets and of the trunk's steps, each once: under the preset's name, or the outermost."""
+    steps = presets | _steps(outputs, module)
+    ranked: dict[tuple[int, int], _Output] = {}
+    for output in outputs:
+        if output.name not in steps:
+            continue
+        key = (id(output.tensor), output.grid)
+        other = ranked.get(key)
+        if other is None or _rank(output, presets) < _rank(other, presets):
+            ranked[key] = output
+    kept = {id(output) for output in ranked.values()}
+    end = max(place for place, output in enumerate(outputs) if output.name in presets)
+    return [output for output in outputs[: end + 1] if id(output) in kept or output.name in presets]
+
+
+def _rank(output: _Output, presets: set[str]) -> tuple[bool, int]:
+    return output.name not in presets, output.name.count(".")
+
+
+def _steps(outputs: list[_Output], module: nn.Module) -> set[str]:
+    """The names of the trunk's steps, see `candidate_layers`."""
+    families: dict[str, list[_Output]] = {}
+    for output in outputs:
+        families.setdefault(output.name.rpartition(".")[0], []).append(output)
+    blocks = {o.name for o in outputs if o.alone and not isinstance(module.get_submodule(o.name), CONTAINERS)}
+    steps: set[str] = set()
+    for parent, children in families.items():
+        if parent and not isinstance(module.get_submodule(parent), CONTAINERS):
+            continue
+        path = parent.split(".")
+        if any(".".join(path[:i]) in blocks for i in range(1, len(path) + 1)):
+            continue  # inside a block that puts out one map of its own
+        names = {child.name for child in children}
+        transformer = len(names) > 1 and all(child.tensor.ndim == 3 for child in children)
+        if transformer or len({child.shape[1:] for child in children}) > 1:
+            steps |= names
+    return steps
+
+
+def _shares(explainer: Explainer, batch: Tensor, geometry: Any, names: list[str]) -> dict[str, float] | None:
+    """For each captured map the share of objects whose score has a gradient there; None without objects."""
+    adapter = explainer.adapter
+    modules = {name: adapter.module.get_submodule(name) for name in dict.fromkeys(names)}
+    capture = Capture(modules, cut_all=False, grids=lambda tokens: adapter.grids(tokens, geometry.network))
+    with torch.enable_grad(), capture:
+        outputs = adapter.forward(batch, explainer.max_det)
+    found = adapter.detect(outputs, [geometry], explainer.conf, explainer.iou, OBJECTS)[0]
+    if not len(found):
+        found = adapter.detect(outputs, [geometry], 0.0, explainer.iou, OBJECTS)[0]
+    if not len(found):
+        return None
+    found = found.select(torch.arange(min(len(found), OBJECTS), device=found.index.device))
+    reached = _reached(adapter, outputs, found, explainer.target, [c.tensor for c in capture.captured])
+    return {c.name: float(np.mean(flags)) for c, flags in zip(capture.captured, reached, strict=True)}
+
+
+def _reached(adapter: Adapter, outputs: Any, found: Objects, target: Any, tensors: list[Tensor]) -> list[list[bool]]:
+    """For each tensor and object whether the object's scalar has a gradient there."""
+    with torch.enable_grad():
+        scalars = adapter.score(outputs, [found], target if isinstance(target, str) else adapter.available[0])
+    scalars = scalars if scalars.ndim == 1 else scalars.sum(dim=1)
+    reached: list[list[bool]] = [[] for _ in tensors]
+    for _, gradients in object_gradients(scalars, image_index([found], scalars.device), tensors):
+        for flags, gradient in zip(reached, gradients, strict=True):
+            flags.append(gradient is not None and bool(gradient.any()))
+    return reached

@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,6 +32,7 @@ from detcam.engine import (
 )
 from detcam.errors import LayerError
 from detcam.methods import Method
+from detcam.methods.shapley import curved_gradients
 from detcam.types import Objects, image_index
 
 CHECKED_PLACES = ((0.0, 0.0), (1.0, 1.0), (0.0, 0.5), (0.3, 0.7))  # as shares of the map's height and width
@@ -62,8 +64,9 @@ def shared_maps(method: Method, plan: LayerPlan, captured: list[Captured], objec
     """Maps of a method that reads activations only: made once per picture and layer, the same for all its objects."""
     own = plan.fuse == "own"
     layers = by_name(captured, plan) if own else captured
-    per_layer = [method.maps(layer.tensor.detach().float(), None) for layer in layers]
-    fused = None if own else add_maps(per_layer)
+    used = set(torch.cat([found.level for found in objects]).tolist()) if own else set(range(len(layers)))
+    per_layer = {i: method.maps(layers[i].tensor.detach().float(), None) for i in sorted(used)}
+    fused = None if own else add_maps(list(per_layer.values()))
     maps = []
     for image, found in enumerate(objects):
         for level in found.level.tolist():
@@ -105,7 +108,8 @@ def _full_column(
         groups = [((levels == i).nonzero().flatten(), [layer]) for i, layer in enumerate(by_name(captured, plan))]
     for members, layers in groups:
         reached: set[str] = set()
-        for turn, gradients in object_gradients(scalars[members], images[members], [x.tensor for x in layers]):
+        walk = curved_gradients if method.curved else object_gradients
+        for turn, gradients in walk(scalars[members], images[members], [x.tensor for x in layers]):
             places = members[turn]
             parts = []
             for layer, gradient in zip(layers, gradients, strict=True):
@@ -179,7 +183,7 @@ class WindowedMaps:
     def __init__(self, method: Method, plan: LayerPlan, memory: int) -> None:
         self._method, self._plan, self._memory = method, plan, memory
         self._bytes: dict[int, int] = {}  # level -> bytes that one object takes, known once the level is checked
-        self.exact = True
+        self.exact = not method.curved
 
     def maps(self, captured: list[Captured], objects: list[Objects], readouts: list[Readout]) -> Maps | None:
         """The maps of all objects of a batch; None if the full way must be gone.
@@ -202,6 +206,11 @@ class WindowedMaps:
                 self._bytes[readout.level] = _checked(readout, [layer.tensor for layer in own])
             if not self._bytes[readout.level]:
                 self.exact = False
+                warnings.warn(
+                    "gradients in windows differ from plain ones for this model: every object gets a backward of its "
+                    "own from now on, which is exact and slower",
+                    stacklevel=2,
+                )
                 return None
             step = max(self._memory // self._bytes[readout.level], 1)
             for some in torch.arange(len(readout.objects), device=images.device).split(step):
@@ -233,8 +242,9 @@ class WindowedMaps:
                     parts.append(tensor.new_zeros((len(some), *tensor.shape[2:]), dtype=torch.float32))
                     continue
                 reached.add(layer.name)
-                silent &= ~window.values.flatten(1).any(dim=1)
                 parts.append(self._layer_maps(tensor.detach(), window, images))
+                blank = silent & ~parts[-1].flatten(1).any(dim=1)  # a map shows sooner that its gradient is not zero
+                silent = blank.masked_scatter(blank, ~window.values[blank].flatten(1).any(dim=1))
             columns.append(add_maps(parts))
         return torch.stack(columns).amax(dim=0), silent
 

@@ -50,8 +50,6 @@ def _load_checkpoint(path: Path) -> Any:
         module = (checkpoint.get("ema") or checkpoint["model"]).float()
     except Exception as error:  # unpickling raises anything; the reason's first line is what a user can act on
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ModelError(
-            f"model {path} cannot be loaded ({reason}): give an Ultralytics detect or segment .pt"
-        ) from None
+        raise ModelError(f"model {path} cannot be loaded ({reason}): give a .pt that Ultralytics saved") from None
     module.args = checkpoint.get("train_args") or getattr(module, "args", {})
     return module.eval()

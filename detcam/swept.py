@@ -11,17 +11,32 @@ from torch import Tensor
 from detcam.adapters import Adapter, LayerPlan, Target
 from detcam.engine import Captured
 from detcam.engine.sweeps import Probe, Progress
+from detcam.errors import TargetError
 from detcam.maps import Maps, add_maps
 from detcam.methods import SweepMethod
 from detcam.methods.similarity import own_distributions, similarity
 from detcam.types import Objects
 
 
-def swept_target(method: SweepMethod, target: Target, available: tuple[str, ...]) -> Target:
-    """What a method's forwards are asked for, given the scalar that the user chose and those that the model has."""
+def swept_target(method: SweepMethod, target: Target, adapter: Adapter) -> Target:
+    """What a method's forwards are asked for, given the scalar that the user chose.
+
+    Where the model chooses its queries from the picture, the kept one is another in a changed picture; so what is
+    asked for is how like the object the most similar query is.
+
+    Raises:
+        TargetError: for a scalar that only the kept query has, where it cannot be found again.
+    """
     if method.scalar == "similarity":
         return "similarity"
-    return "prob" if (method.scalar, target) == ("prob", "class") and "prob" in available else target
+    if not adapter.stable and isinstance(target, str) and "forwards" in method.reads:
+        if target not in ("class", "prob"):
+            raise TargetError(
+                f"target {target!r} with method {method.name!r}: {adapter.family} models choose other queries for a "
+                "changed picture: use target 'class', or a method that reads gradients, e.g. 'odam'"
+            )
+        return "similarity"
+    return "prob" if (method.scalar, target) == ("prob", "class") and "prob" in adapter.available else target
 
 
 class SweptMaps:

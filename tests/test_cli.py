@@ -182,8 +182,44 @@ def test_lists_are_json_on_demand(capsys: pytest.CaptureFixture[str]) -> None:
     presets = {preset for layer in answers["layers"] for preset in layer["presets"]}
     assert presets == {"level", "evidence"}
     sides = {layer["stride"] * layer["height"] for layer in answers["layers"]}
-    assert sides == {320}  # the demo model's input
+    assert sides == {256}  # the height of the demo model's input for a scene
+    assert {layer["gradient"] == 0 for layer in answers["layers"]} == {True, False}
     assert answers["doctor"]["packages"]["torch"]
+
+
+def test_layers_of_a_picture(scene: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["layers", "scenes", "--image", str(scene), "--json"]) == 0
+    named = {layer["name"]: layer for layer in json.loads(capsys.readouterr().out)}
+    assert (named["model.9"]["kind"], named["model.9"]["gradient"]) == ("SPPF", 1.0)
+    assert cli.run(["layers", "scenes", "--image", str(tmp_path / "gone.png")]) == 2
+    assert "gone.png does not exist" in capsys.readouterr().err
+
+
+def test_families_say_what_was_tested_and_what_is_here(capsys: pytest.CaptureFixture[str]) -> None:
+    from importlib.metadata import version
+
+    from detcam.adapters import ADAPTERS
+
+    assert cli.run(["families", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert [row["family"] for row in rows] == [*(adapter.family for adapter in ADAPTERS), "own"]
+    for row in rows:
+        library = row["family"].split()[0]
+        assert row["models"]
+        assert row["targets"]
+        assert row["install"]
+        if library == "own":
+            assert row["tested"] is None
+            continue
+        assert row["tested"], f"{library}: say which version was tested, in detcam/families.py"
+        assert row["tested"].startswith(f"{library} ")
+        if row["installed"] is not None:
+            assert row["installed"] == version(library)
+    assert {row["tested"] for row in rows if row["family"] == "ultralytics"} == {"ultralytics 8.4.190"}
+    assert cli.run(["families"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert all(len(line) <= 100 for line in lines)
+    assert any("ultralytics 8.4.190" in line for line in lines)
 
 
 def test_demo_explains_held_out_scenes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

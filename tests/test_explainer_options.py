@@ -13,6 +13,7 @@ from support import predict, random_picture, wrapped
 from torch import Tensor, nn
 
 from detcam import DetcamError, Explainer, InputError
+from detcam.adapters import YoloAdapter
 from detcam.errors import ImageError, LayerError, MethodError, ModelError, TargetError
 
 
@@ -56,6 +57,24 @@ def test_a_gpu_that_is_not_there(detector: nn.Module) -> None:
 )
 def test_options_of_another_type(options: dict[str, Any], detector: nn.Module) -> None:
     refuse(InputError, next(iter(options)), lambda: Explainer(detector, **options))
+
+
+def test_regions_are_for_semantic_segmenters(detector: nn.Module) -> None:
+    refuse(
+        InputError, "regions: 'clas' does not exist: did you mean 'class'", lambda: Explainer(detector, regions="clas")
+    )
+    component = "regions: 'component' is for semantic segmenters.*ultralytics detect model.*leave regions out"
+    refuse(InputError, component, lambda: Explainer(detector, regions="component"))
+    Explainer(detector, regions="class")
+
+    class Semantic(YoloAdapter):
+        regions = "class"
+
+    for regions in ("class", "component"):
+        explainer = Explainer(detector, regions=regions, adapter=Semantic)
+        assert isinstance(explainer.adapter, Semantic)
+        assert explainer.adapter.regions == regions
+    assert Semantic.regions == "class"
 
 
 def test_unknown_names_come_with_the_nearest(detector: nn.Module) -> None:
@@ -105,13 +124,9 @@ class MyDetector(nn.Module):
 
 
 def test_models_that_are_no_detectors() -> None:
-    torchvision = pytest.importorskip("torchvision")
     tasks = pytest.importorskip("ultralytics.nn.tasks")
     refuse(ModelError, "Linear is no detector", lambda: Explainer(nn.Linear(2, 2)))
-    refuse(ModelError, "ResNet is no detector", lambda: Explainer(torchvision.models.resnet18()))
     refuse(ModelError, "MyDetector is no detector", lambda: Explainer(MyDetector()))
-    classifier = tasks.ClassificationModel("yolov8n-cls.yaml", verbose=False)
-    refuse(ModelError, "Classify", lambda: Explainer(classifier))
     refuse(ModelError, "NoneType|head", lambda: Explainer(tasks.DetectionModel("yolov8n.yaml", verbose=False).model[0]))
     for nothing in (None, 3, {"a": 1}, lambda x: x):
         refuse(ModelError, "is no detector", lambda n=nothing: Explainer(n))

@@ -4,22 +4,35 @@ from __future__ import annotations
 
 from typing import Any
 
-from detcam.adapters.base import TARGETS, Adapter, LayerPlan, Readout, Source, Target
+from detcam.adapters.base import TARGETS, Adapter, LayerPlan, Readout, Selection, Source, Target
+from detcam.adapters.classify import TimmClassifier, TorchvisionClassifier, UltralyticsClassifier
+from detcam.adapters.classify_transformers import TransformersClassifier
 from detcam.adapters.dense import FcosAdapter, RetinaNetAdapter, SsdAdapter
 from detcam.adapters.detr import DetrAdapter
+from detcam.adapters.own import CallableAdapter
 from detcam.adapters.rcnn import RcnnAdapter
 from detcam.adapters.rtdetr import RtdetrAdapter
+from detcam.adapters.semantic import TorchvisionSegmenterAdapter
+from detcam.adapters.semantic_smp import SmpAdapter
+from detcam.adapters.semantic_transformers import TransformersSegmenterAdapter
 from detcam.adapters.yolo import YoloAdapter
 from detcam.errors import ModelError
 
 ADAPTERS: tuple[type[Adapter], ...] = (
     RtdetrAdapter,
+    UltralyticsClassifier,
     YoloAdapter,
     DetrAdapter,
     RcnnAdapter,
     RetinaNetAdapter,
     FcosAdapter,
     SsdAdapter,
+    TorchvisionSegmenterAdapter,
+    TransformersSegmenterAdapter,
+    SmpAdapter,
+    TorchvisionClassifier,
+    TimmClassifier,
+    TransformersClassifier,
 )
 
 
@@ -38,4 +51,16 @@ def adapter_for(model: Any) -> type[Adapter]:
     )
 
 
-__all__ = ["ADAPTERS", "TARGETS", "Adapter", "LayerPlan", "Readout", "Source", "Target", "YoloAdapter", "adapter_for"]
+__all__ = [
+    "ADAPTERS",
+    "TARGETS",
+    "Adapter",
+    "CallableAdapter",
+    "LayerPlan",
+    "Readout",
+    "Selection",
+    "Source",
+    "Target",
+    "YoloAdapter",
+    "adapter_for",
+]

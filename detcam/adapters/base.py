@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from detcam.errors import MethodError
+from detcam.errors import InputError, MethodError
 from detcam.geometry import Geometry
 from detcam.types import Objects
 
@@ -65,6 +65,19 @@ class Readout:
     sources: tuple[Source, ...]
 
 
+@dataclass(frozen=True)
+class Selection:
+    """How a family turns candidates into objects, beside the least score and the largest number.
+
+    Attributes:
+        one_class: each candidate counts as its best class only.
+        overlap: the IoU above which a weaker box of the same class is suppressed; None: no box suppresses another.
+    """
+
+    one_class: bool = False
+    overlap: float | None = None
+
+
 class Adapter(ABC):
     """One family of models, seen as: prepare, forward, detect, score.
 
@@ -88,6 +101,7 @@ class Adapter(ABC):
     device: torch.device
     imgsz: Any  # what the network's input size follows, for people to read
     task: str
+    stable: bool = True  # whether an object's index names the same anchor or query in a changed picture
 
     @abstractmethod
     def __init__(self, module: nn.Module, model: Any, imgsz: int | None = None, processor: Any = None) -> None: ...
@@ -142,7 +156,37 @@ class Adapter(ABC):
         Raises:
             MethodError: if the family has none.
         """
-        raise MethodError(f"{self.family} models list no candidates: use a method that needs none, e.g. 'rise'")
+        raise MethodError(
+            f"{self.family} models list no candidates, which drise and ask need: use another method, e.g. 'rise', and "
+            "leave ask out"
+        )
+
+    def considered(self, outputs: Any, geometry: Geometry) -> tuple[Tensor, Tensor]:
+        """The candidates of one picture, numbered as `Objects.index` does.
+
+        Returns:
+            (boxes, probabilities): as `candidates` has them, but boxes [A, 4], or [A, K, 4] where each class has a box
+            of its own, and probabilities [A, K].
+        """
+        boxes, probabilities, _ = self.candidates(outputs)
+        return boxes[0], probabilities[0]
+
+    def objects_at(self, outputs: Any, candidates: Tensor, class_ids: Tensor, geometry: Geometry) -> Objects:
+        """Candidates [n] of one picture, each taken for the class in `class_ids` [n], whether it was kept or not.
+
+        Raises:
+            InputError: if the family cannot.
+        """
+        raise InputError(f"ask: {self.family} models cannot be asked about what they missed: leave ask out")
+
+    def selection(self, iou: float) -> Selection:
+        """How candidates become objects, if the user chose the overlap `iou`."""
+        return Selection()
+
+    def class_names(self, count: int) -> dict[int, str]:
+        """The classes of the `count` columns of `candidates`, by number."""
+        names: dict[int, str] = getattr(self, "names", {})
+        return {i: names.get(i, f"class {i}") for i in range(count)}
 
     def grids(self, tokens: int, size: tuple[int, int]) -> list[tuple[int, int, int]]:
         """The maps inside a sequence of `tokens` tokens, for an input of `size`: (first token, rows, columns) of each.

@@ -11,12 +11,13 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from detcam.adapters.base import Readout, Source
+from detcam.adapters.base import Readout, Selection, Source
 from detcam.adapters.torchvision import (
     BOX_TARGETS,
     CLASS_TARGETS,
     Found,
     TorchvisionAdapter,
+    class_names,
     columns,
     image_list,
     map_names,
@@ -217,6 +218,25 @@ class DenseAdapter(TorchvisionAdapter):
         scores = self._scores(outputs.logits, outputs.centreness).float()
         boxes = torch.stack([self._decode(deltas, outputs.anchors) for deltas in outputs.deltas]).float()
         return boxes, scores, scores.amax(dim=2)
+
+    @torch.no_grad()
+    def objects_at(self, outputs: DenseOutputs, candidates: Tensor, class_ids: Tensor, geometry: Geometry) -> Objects:
+        """See `Adapter.objects_at`: anchors."""
+        from torchvision.ops import clip_boxes_to_image
+
+        boxes = self._decode(outputs.deltas[0, candidates], outputs.anchors[candidates])
+        scores = self._scores(outputs.logits, outputs.centreness)[0, candidates, class_ids]
+        found = Found(clip_boxes_to_image(boxes, geometry.resized), scores, class_ids, candidates)
+        level, _, cells = self._places(outputs, candidates)
+        return self._objects(found, geometry, outputs.logits.shape[2], level, cells)
+
+    def selection(self, iou: float) -> Selection:
+        """See `Adapter.selection`: the model's own overlap."""
+        return Selection(overlap=self.network.nms_thresh)
+
+    def class_names(self, count: int) -> dict[int, str]:
+        """See `Adapter.class_names`."""
+        return dict(enumerate(class_names(list(range(count)), count)))
 
 
 class RetinaNetAdapter(DenseAdapter):

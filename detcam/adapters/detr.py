@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from detcam.adapters.base import Adapter, LayerPlan
-from detcam.adapters.queries import BOX_TARGETS, CLASS_TARGETS, class_score, query_objects, side_score
+from detcam.adapters.base import Adapter, LayerPlan, Selection
+from detcam.adapters.queries import BOX_TARGETS, CLASS_TARGETS, class_score, corners, query_objects, side_score
 from detcam.errors import ModelError
 from detcam.geometry import Geometry
 from detcam.types import Objects, image_index
@@ -31,12 +31,14 @@ class _Kind:
             activation summed over channels is what it is at the backbone's own output, but for the bias.
         processor: the class of its image processor.
         softmax: whether the classes share a softmax with a last one that stands for "no object".
+        chosen: whether queries are chosen from the picture, so that a number means another query in another picture.
     """
 
     level: str
     doors: str
     processor: str
     softmax: bool = False
+    chosen: bool = False
 
 
 _KINDS = {
@@ -45,9 +47,9 @@ _KINDS = {
     "conditional_detr": _Kind("model.encoder", "model.input_projection", "ConditionalDetrImageProcessor"),
     "dab-detr": _Kind("model.encoder", "model.input_projection", "ConditionalDetrImageProcessor"),
     "deformable_detr": _Kind("model.encoder", "model.input_proj", "DeformableDetrImageProcessor"),
-    "rt_detr": _Kind("model.encoder", "model.encoder_input_proj", "RTDetrImageProcessor"),
-    "rt_detr_v2": _Kind("model.encoder", "model.encoder_input_proj", "RTDetrImageProcessor"),
-    "d_fine": _Kind("model.encoder", "model.encoder_input_proj", "RTDetrImageProcessor"),
+    "rt_detr": _Kind("model.encoder", "model.encoder_input_proj", "RTDetrImageProcessor", chosen=True),
+    "rt_detr_v2": _Kind("model.encoder", "model.encoder_input_proj", "RTDetrImageProcessor", chosen=True),
+    "d_fine": _Kind("model.encoder", "model.encoder_input_proj", "RTDetrImageProcessor", chosen=True),
     # Detection tokens read the patches up to the last block, and nothing reads the patches that the last one puts out.
     "yolos": _Kind(
         "vit.encoder.layer.-2", "vit.embeddings.patch_embeddings.projection", "YolosImageProcessor", softmax=True
@@ -99,6 +101,7 @@ class DetrAdapter(Adapter):
         # Of one class there is no other to compare with, unless there is "no object".
         several = len(self.names) > 1 or self.kind.softmax
         self.available = tuple(target for target in self.targets if target != "margin" or several)
+        self.stable = not (self.kind.chosen or getattr(network.config, "two_stage", False))
         self.masked = "pixel_mask" in inspect.signature(module.forward).parameters
         parameter = next(module.parameters())
         self.device, self.dtype = parameter.device, parameter.dtype
@@ -187,6 +190,27 @@ class DetrAdapter(Adapter):
             return side_score(outputs.boxes[image, query] * sizes, target)
         classes = torch.cat([o.class_ids for o in objects])
         return class_score(outputs.logits[image, query], classes, target, self.kind.softmax)
+
+    @torch.no_grad()
+    def candidates(self, outputs: DetrOutputs) -> tuple[Tensor, Tensor, Tensor]:
+        """See `Adapter.candidates`: one for every query."""
+        logits = outputs.logits.float()
+        probabilities = logits.softmax(dim=2)[..., :-1] if self.kind.softmax else logits.sigmoid()
+        boxes = outputs.boxes.float() * outputs.sizes.flip(1).repeat(1, 2)[:, None]
+        return corners(boxes.flatten(0, 1)).view_as(boxes), probabilities, probabilities.amax(dim=2)
+
+    @torch.no_grad()
+    def objects_at(self, outputs: DetrOutputs, candidates: Tensor, class_ids: Tensor, geometry: Geometry) -> Objects:
+        """See `Adapter.objects_at`: queries."""
+        height, width = geometry.source
+        shares = outputs.boxes[0, candidates].float()
+        scores = self.candidates(outputs)[1][0, candidates, class_ids]
+        boxes = corners(shares) * shares.new_tensor([width, height] * 2)
+        return query_objects(boxes, scores, class_ids, candidates, self.names, geometry)
+
+    def selection(self, iou: float) -> Selection:
+        """See `Adapter.selection`: with a shared softmax each query counts once."""
+        return Selection(one_class=self.kind.softmax)
 
     def layers(self, preset: str) -> LayerPlan:
         """See `Adapter.layers`: every query reads all of the maps, so those of one plan are added."""

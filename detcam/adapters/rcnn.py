@@ -9,13 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from detcam.adapters.base import LayerPlan, Readout, Source
+from detcam.adapters.base import LayerPlan, Readout, Selection, Source
 from detcam.adapters.regions import region_gradients, row_gradients
 from detcam.adapters.torchvision import (
     BOX_TARGETS,
     CLASS_TARGETS,
     Found,
     TorchvisionAdapter,
+    class_names,
     columns,
     image_list,
     map_names,
@@ -229,6 +230,37 @@ class RcnnAdapter(TorchvisionAdapter):
             rows.append((pad(own, missing), pad(scores, missing), pad(confidence, missing[2:])))
         first, second, third = (torch.stack(column) for column in zip(*rows, strict=True))
         return first, second, third
+
+    @torch.no_grad()
+    def considered(self, outputs: RcnnOutputs, geometry: Geometry) -> tuple[Tensor, Tensor]:
+        """See `Adapter.considered`: each proposal with a box for each class; the background's column is zero."""
+        _, logits, boxes = self._second_stage(outputs, [geometry.resized])
+        scores = logits[0].float().softmax(dim=1)
+        scores[:, 0] = 0
+        return boxes[0].float(), scores
+
+    @torch.no_grad()
+    def objects_at(self, outputs: RcnnOutputs, candidates: Tensor, class_ids: Tensor, geometry: Geometry) -> Objects:
+        """See `Adapter.objects_at`: proposals."""
+        from torchvision.ops import clip_boxes_to_image
+
+        proposals, logits, boxes = self._second_stage(outputs, [geometry.resized])
+        scores = logits[0].softmax(dim=1)[candidates, class_ids]
+        own = clip_boxes_to_image(boxes[0][candidates, class_ids], geometry.resized)
+        regions = proposals[0][candidates]
+        level = self._levels(self.heads.box_roi_pool, [regions])[0]
+        cells = candidates.new_zeros((len(candidates), 2))
+        found = Found(own, scores, class_ids, candidates)
+        objects = self._objects(found, geometry, logits[0].shape[1], level, cells, regions=regions.float())
+        return self._with_masks(outputs, [objects], [geometry])[0] if self.task == "segment" else objects
+
+    def selection(self, iou: float) -> Selection:
+        """See `Adapter.selection`: the model's own overlap."""
+        return Selection(overlap=self.heads.nms_thresh)
+
+    def class_names(self, count: int) -> dict[int, str]:
+        """See `Adapter.class_names`; the background cannot be asked for."""
+        return dict(enumerate(class_names(list(range(1, count)), count, self.person), 1))
 
     def layers(self, preset: str) -> LayerPlan:
         """See `Adapter.layers`; of the pyramid's maps, those that regions are pooled from."""

@@ -23,7 +23,7 @@ from detcam.adapters.queries import (
     query_objects,
     side_score,
 )
-from detcam.adapters.yolo import _module_of, _predict_size
+from detcam.adapters.yolo import module_of, predict_size
 from detcam.geometry import Geometry
 from detcam.types import Objects, image_index
 
@@ -61,10 +61,11 @@ class RtdetrAdapter(Adapter):
     targets = (*CLASS_TARGETS, *BOX_TARGETS)
     levels = 1
     task = "detect"
+    stable = False  # the encoder chooses the queries
 
     def __init__(self, module: nn.Module, model: Any, imgsz: int | None = None, processor: Any = None) -> None:
         self.module = module
-        self.imgsz = imgsz or _predict_size(model)
+        self.imgsz = imgsz or predict_size(model)
         network: Any = module
         self.sequence = network.model  # the nn.Sequential of numbered layers
         self.backbone = len(network.yaml["backbone"])  # layers 0 .. backbone - 1; the encoder and the decoder follow
@@ -86,13 +87,13 @@ class RtdetrAdapter(Adapter):
         """See `Adapter.serves`: an Ultralytics wrapper or module whose last layer is RT-DETR's decoder."""
         if not any(base.__module__.split(".")[0] == "ultralytics" for base in type(model).__mro__):
             return False
-        layers = getattr(_module_of(model), "model", None)
+        layers = getattr(module_of(model), "model", None)
         return isinstance(layers, nn.Sequential) and type(layers[-1]).__name__ == HEAD
 
     @classmethod
     def unwrap(cls, model: Any) -> nn.Module:
         """See `Adapter.unwrap`."""
-        module: nn.Module = _module_of(model)
+        module: nn.Module = module_of(model)
         return module
 
     def prepare(self, image: np.ndarray) -> tuple[Tensor, Geometry]:
@@ -135,6 +136,24 @@ class RtdetrAdapter(Adapter):
             boxes = outputs.boxes[image, query]
             return side_score(boxes * boxes.new_tensor([width, height] * 2), target)
         return class_score(outputs.logits[image, query], torch.cat([o.class_ids for o in objects]), target)
+
+    @torch.no_grad()
+    def candidates(self, outputs: RtdetrOutputs) -> tuple[Tensor, Tensor, Tensor]:
+        """See `Adapter.candidates`: one for every query."""
+        height, width = outputs.size
+        boxes = outputs.boxes.float()
+        boxes = corners(boxes.flatten(0, 1)).view_as(boxes) * boxes.new_tensor([width, height] * 2)
+        probabilities = outputs.logits.float().sigmoid()
+        return boxes, probabilities, probabilities.amax(dim=2)
+
+    @torch.no_grad()
+    def objects_at(self, outputs: RtdetrOutputs, candidates: Tensor, class_ids: Tensor, geometry: Geometry) -> Objects:
+        """See `Adapter.objects_at`: queries."""
+        height, width = geometry.source
+        shares = outputs.boxes[0, candidates].float()
+        boxes = corners(shares) * shares.new_tensor([width, height] * 2)
+        scores = outputs.logits[0, candidates, class_ids].float().sigmoid()
+        return query_objects(boxes, scores, class_ids, candidates, self.names, geometry)
 
     def layers(self, preset: str) -> LayerPlan:
         """See `Adapter.layers`: "level" are the maps that enter the decoder, all of which every query reads."""

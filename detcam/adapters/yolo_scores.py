@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -29,6 +31,8 @@ class YoloOutputs:
         coefficients: [B, K, A] mask coefficients, or None.
         prototypes: [B, K, h, w] mask prototypes, or None.
         maps: what each branch of the head put out, by its name: [B, C, h, w] for each feature level.
+        texts: [B, nc, D] embeddings of the classes' texts, or None. Then the class branch puts out embeddings too.
+        angles: [B, 1, A] how far boxes are turned, in radians, or None.
     """
 
     logits: Tensor
@@ -38,6 +42,8 @@ class YoloOutputs:
     coefficients: Tensor | None
     prototypes: Tensor | None
     maps: dict[str, list[Tensor]]
+    texts: Tensor | None = None
+    angles: Tensor | None = None
 
 
 def scores(outputs: YoloOutputs, objects: list[Objects], target: str, head: Any) -> Tensor:
@@ -71,8 +77,13 @@ def side_score(sides: Tensor, target: str) -> Tensor:
     return sides if target == "box" else sides[:, SIDES.index(target)]
 
 
-def readouts(outputs: YoloOutputs, objects: list[Objects], target: str, head: Any) -> list[Readout]:
-    """See `Adapter.readouts`: one cell of a branch's last convolution; for masks the prototypes beside it."""
+def readouts(
+    outputs: YoloOutputs, objects: list[Objects], target: str, head: Any, contrast: Any = None
+) -> list[Readout]:
+    """See `Adapter.readouts`: one cell of a branch's last convolution; for masks the prototypes beside it.
+
+    `contrast` are the modules that compare embeddings with texts, one for each feature level, or None.
+    """
     branch = "mask_head" if target == "mask" else "cls_head" if target in CLASS_TARGETS else "box_head"
     levels = torch.cat([found.level for found in objects])
     cells = torch.cat([found.cells for found in objects])
@@ -86,7 +97,8 @@ def readouts(outputs: YoloOutputs, objects: list[Objects], target: str, head: An
             tensor, place, image = outputs.maps[branch][level], cells[some], images[some]
             values = tensor.detach()[image, :, place[:, 0], place[:, 1]]  # [n, C]
             if shares is None:
-                gradients = _cell_gradients(values, classes[some], target, head, level)
+                logits = partial(_contrasted, contrast, outputs.texts, image, level)
+                gradients = _cell_gradients(values, classes[some], target, head, level, logits)
                 sources = [Source(tensor, gradients[..., None, None], place)]
             else:
                 assert outputs.prototypes is not None
@@ -107,12 +119,27 @@ def _by_size(members: Tensor, shares: Tensor) -> list[Tensor]:
     return list(members[torch.maximum(*sides).argsort(stable=True)].split(TOGETHER))
 
 
-def _cell_gradients(values: Tensor, classes: Tensor, target: str, head: Any, level: int) -> Tensor:
+def _contrasted(contrast: Any, texts: Tensor | None, image: Tensor, level: int, values: Tensor) -> Tensor:
+    """[n, nc] class logits from what the class branch put out at cells, [n, C]: these themselves, or embeddings."""
+    if contrast is None or texts is None:
+        return values
+    logits: Tensor = contrast[level](values[:, :, None, None], texts[image])
+    return logits[:, :, 0, 0]
+
+
+def _cell_gradients(
+    values: Tensor,  # [n, C]
+    classes: Tensor,  # [n] int64
+    target: str,
+    head: Any,
+    level: int,
+    logits: Callable[[Tensor], Tensor],
+) -> Tensor:
     """[n, M, C] gradients of M scalars with respect to what a branch put out at the objects' cells, [n, C]."""
     with torch.enable_grad():
         values = values.requires_grad_()
         if target in CLASS_TARGETS:
-            scalars = class_score(values, classes, target)
+            scalars = class_score(logits(values), classes, target)
         else:
             scalars = side_score(head.dfl(values[..., None]).squeeze(2) * head.stride[level], target)
         columns = scalars[:, None] if scalars.ndim == 1 else scalars

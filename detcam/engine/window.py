@@ -39,6 +39,8 @@ class Window:
 
     def spread(self, shape: tuple[int, ...], images: np.ndarray) -> list[Tensor]:
         """One whole tensor of `shape` [B, C, h, w] for each object, zero outside its piece of its picture."""
+        if shape == (1, *self.values.shape[1:]):
+            return list(self.values.split(1))
         height, width = self.extent
         whole = []
         for values, (y, x), image in zip(self.values, self.start.tolist(), images.tolist(), strict=True):

@@ -174,16 +174,21 @@ def _as_tensors(gradients: Gradients, edge: Edge, images: np.ndarray) -> list[Te
     return gradients.spread(shape_of(edge), images) if isinstance(gradients, Window) else gradients
 
 
-def windows_agree(seeds: Sequence[Seed], targets: Sequence[Tensor], images: np.ndarray, tolerance: float = 1e-4) -> int:
+def windows_agree(
+    seeds: Sequence[Seed], targets: Sequence[Tensor], images: np.ndarray, tolerance: float | None = None
+) -> int:
     """Whether the windows of the seeds' objects hold the gradients that `torch.autograd.grad` gives.
 
     Args:
         seeds, targets, images: as for `window_gradients`.
-        tolerance: largest difference, as a share of the largest gradient.
+        tolerance: largest difference, as a share of the largest gradient; None: what rounding in the tensors' precision
+            explains, and at least 1e-4.
 
     Returns:
         0 if they differ, else the largest number of bytes that the walk held at once.
     """
+    if tolerance is None:
+        tolerance = max(1e-4, 32 * torch.finfo(targets[0].dtype).eps)
     walk = _Walk(seeds, targets, images)
     windows = walk.run()
     starts = [seed for seed in seeds if seed.tensor.requires_grad]

@@ -22,7 +22,7 @@ class AnyMethod(ABC):
     `cellwise` (whether the map at a cell follows from the activations and gradients of that cell alone, and is zero
     where the gradient is), `object_specific` (whether two objects of one picture get different maps), `passes` (what N
     objects cost by the plain way, in whole forwards F, partial backwards B and forwards T of the model after the
-    layer) and `layers` (the preset behind layers="auto").
+    layer), `layers` (the preset behind layers="auto") and `caution` (what a reader of its maps must know, or None).
 
     Parameters are the fields of a frozen dataclass, made with `parameter`.
     """
@@ -35,6 +35,7 @@ class AnyMethod(ABC):
     object_specific: ClassVar[bool] = True
     passes: ClassVar[str]
     layers: ClassVar[str] = "level"
+    caution: ClassVar[str | None] = None
 
     def __post_init__(self) -> None:
         for name, facts in self.parameters().items():
@@ -62,6 +63,7 @@ class Method(AnyMethod):
 
     reads = "activations, gradients"
     passes = "1 F + N B"
+    curved: ClassVar[bool] = False  # whether the gradient is corrected by second derivatives (see ShapleyCAM)
     product: ClassVar[bool] = False  # whether the map is the sum over channels of gradient times activation
 
     @abstractmethod
@@ -71,6 +73,7 @@ class Method(AnyMethod):
         Args:
             acts: [n, C, h, w] float32, the activations A at the layer, one slice per object.
             grads: [n, C, h, w] float32, g = dS/dA of each object's scalar S; None for methods that read no gradients.
+                For methods that read second derivatives: g - H A / 2, with the Hessian H of S (see ShapleyCAM).
 
         Returns:
             [n, h, w] float32.
@@ -91,7 +94,9 @@ class PooledMethod(Method):
 
 
 class SweepMethod(AnyMethod):
-    """A way to get the maps of all objects of a picture from one sweep of forwards, without gradients.
+    """A way to get the maps of all objects of a picture from one sweep of forwards that they share.
+
+    Gradients are off while it runs; the methods of `detcam.methods.pixel` turn them on for their own forwards.
 
     `scalar` is what a forward is asked for: "target" (the scalar that the user chose, of the very anchor that the
     object was read from), "prob" (the same, and the class score as a probability rather than a logit, for sums of

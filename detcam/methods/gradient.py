@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from detcam.errors import LayerError
+from detcam.methods.activation import vectors_of
 from detcam.methods.base import Method, PooledMethod
+from detcam.methods.components import first_component
 
+UNEVEN = 1e-4  # how much a gradient that is the same in all cells may differ by rounding
 EPSILON = 1e-6  # keeps quotients finite where a channel is silent; pytorch-grad-cam uses 1e-6 and 1e-7
 
 
@@ -15,6 +19,9 @@ class GradCAM(PooledMethod):
     Selvaraju et al. 2017, "Grad-CAM: Visual Explanations from Deep Networks via Gradient-based Localization",
     equations 1 and 2. The mean runs over the whole map, so at a detector's head the weights of one object light up
     every object of its class.
+
+    With target "margin" it is Finer-CAM (Zhang et al. 2025, arXiv:2501.11309) against the one most similar
+    class and strength 1: that is a scalar, and goes with any method.
     """
 
     name = "gradcam"
@@ -24,6 +31,31 @@ class GradCAM(PooledMethod):
     def weights(self, acts: Tensor, grads: Tensor) -> Tensor:
         """See `PooledMethod.weights`."""
         return grads.mean(dim=(2, 3))
+
+
+class CAM(PooledMethod):
+    """CAM: the weights of the linear layer that follows a global average pooling of the layer.
+
+    Zhou et al. 2016, "Learning Deep Features for Discriminative Localization", equation 2. There, and only there, the
+    gradient of a logit is the same in all h * w cells, w_k / (h * w), so the weights are read off it.
+
+    Raises:
+        LayerError: if the gradient is not the same in all cells.
+    """
+
+    name = "cam"
+    formula = "ReLU(sum_k w_k A_k), w of the linear layer behind global average pooling"
+    source = "Zhou et al. 2016, CVPR, eq. 2"
+
+    def weights(self, acts: Tensor, grads: Tensor) -> Tensor:
+        """See `PooledMethod.weights`."""
+        low, high = grads.amin(dim=(2, 3)), grads.amax(dim=(2, 3))
+        if grads.numel() and float((high - low).amax()) > UNEVEN * float(grads.abs().amax()):
+            raise LayerError(
+                "method cam: no global average pooling and linear layer follow this layer, for the gradient differs "
+                "from cell to cell: use 'gradcam', or 'hirescam' for one map per object"
+            )
+        return grads.sum(dim=(2, 3))
 
 
 class GradCAMPlusPlus(PooledMethod):
@@ -106,3 +138,21 @@ class LayerCAM(Method):
         """See `Method.maps`."""
         assert grads is not None
         return (acts * grads.clamp(min=0)).sum(dim=1)
+
+
+class EigenGradCAM(Method):
+    """Eigen-Grad-CAM: gradient times activation, projected on its first principal component.
+
+    As in pytorch-grad-cam: Eigen-CAM (Muhammad & Yeasin 2020, equation 4) of g * A in place of A, which makes it
+    the object's own. The sign is the one whose projection grows with sum_k g_k * A_k.
+    """
+
+    name = "eigengradcam"
+    formula = "ReLU(+-(g * A - mean_ij(g * A)) v), v = first principal component of g * A"
+    source = "Muhammad & Yeasin 2020, arXiv:2008.00299, eq. 4, on g * A as in pytorch-grad-cam"
+
+    def maps(self, acts: Tensor, grads: Tensor | None) -> Tensor:
+        """See `Method.maps`."""
+        assert grads is not None
+        cells = vectors_of(acts) * vectors_of(grads)  # in double precision a product of small numbers stays one
+        return first_component(cells, cells.sum(dim=2)).to(acts.dtype).view(len(acts), *acts.shape[2:])

@@ -180,13 +180,8 @@ def test_agnostic_suppression_of_an_earlier_predict_call_does_not_stick(seed: in
 
 
 EXCLUDED = {
-    "yolov8n-pose.yaml": ("Pose", "PoseModel"),
-    "yolo11n-obb.yaml": ("OBB", "OBBModel"),
-    "yolov8n-cls.yaml": ("Classify", "ClassificationModel"),
-    "yolov8n-worldv2.yaml": ("WorldDetect", "WorldModel"),
-    "yoloe-11n.yaml": ("YOLOEDetect", "YOLOEModel"),
-    "yoloe-v8n-seg.yaml": ("YOLOESegment", "YOLOESegModel"),
-    "yolo26n-pose.yaml": ("Pose26", "PoseModel"),
+    "yolo26n-sem.yaml": ("SemanticSegment", "SemanticSegmentationModel"),
+    "yolo26n-depth.yaml": ("Depth", "DepthModel"),
 }
 
 

@@ -6,7 +6,13 @@ from pathlib import Path
 import pytest
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-SHORT = ["explain_one_image.py", "explain_one_mask.py", "own_layer_and_method.py"]
+SHORT = [
+    "explain_one_image.py",
+    "explain_one_mask.py",
+    "own_layer_and_method.py",
+    "own_model.py",
+    "why_missed.py",
+]
 
 
 @pytest.mark.parametrize("name", SHORT)

@@ -14,10 +14,39 @@ from torch import Tensor, nn
 
 from detcam import Explainer, Explanation
 from detcam.methods import SweepMethod
-from detcam.methods.perturbation import RandomMasks
+from detcam.methods.baseline import BoxGaussian, FilledBox, Noise
+from detcam.methods.captum_attribution import Captum
+from detcam.methods.channels import AblationCAM, ReciproCAM
+from detcam.methods.layered import FullGrad, GuidedGradCAM, SmoothGradCAMPlusPlus
+from detcam.methods.perturbation import DRISE, ISCAM, RISE, SSCAM, Occlusion, RandomMasks, ScoreCAM
+from detcam.methods.pixel import Gradient, GradientXInput, GuidedBackprop, IntegratedGradients, SmoothGrad
 
 LAYER = "model.15"  # 64 channels
 SIZE = 96  # of the network's input
+
+# Every sweeping method, with as few forwards as show what it does.
+FEW: dict[str, SweepMethod] = {
+    "rise": RISE(masks=6),
+    "drise": DRISE(masks=6),
+    "occlusion": Occlusion(cells=3),
+    "scorecam": ScoreCAM(),
+    "sscam": SSCAM(samples=1),
+    "iscam": ISCAM(samples=1),
+    "ablationcam": AblationCAM(),
+    "reciprocam": ReciproCAM(cells=2),
+    "smoothgradcam++": SmoothGradCAMPlusPlus(samples=2),
+    "gradient": Gradient(),
+    "gradientxinput": GradientXInput(),
+    "smoothgrad": SmoothGrad(samples=2),
+    "integratedgradients": IntegratedGradients(steps=2),
+    "fullgrad": FullGrad(),
+    "guidedbackprop": GuidedBackprop(),
+    "guidedgradcam": GuidedGradCAM(),
+    "captum": Captum("InputXGradient"),
+    "noise": Noise(),
+    "gaussian": BoxGaussian(),
+    "box": FilledBox(),
+}
 
 
 class Setting:

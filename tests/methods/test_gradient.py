@@ -1,33 +1,51 @@
 """The gradient methods against loops written from the papers, against CAM, and on hostile input."""
 
+import math
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 from detcam.engine import object_gradients
-from detcam.methods import METHODS, get_method
+from detcam.errors import LayerError
+from detcam.methods import METHODS, Method, get_method
+from detcam.methods.spatial import GCAME
 
-GRADIENT_METHODS = [name for name, method in METHODS.items() if "gradients" in method.reads]
+# CAM takes gradients of one kind only, and has its own tests.
+GRADIENT_METHODS = [
+    name
+    for name, method in METHODS.items()
+    if issubclass(method, Method) and "gradients" in method.reads and name != "cam"
+]
 
 # One channel of four cells: small enough for a pencil.
 ACTS = torch.tensor([[[[1.0, 2.0], [3.0, 4.0]]]])
 GRADS = torch.tensor([[[[1.0, -1.0], [0.0, 2.0]]]])
 BY_HAND = {
     "gradcam": 0.5 * ACTS,  # mean of 1, -1, 0, 2
+    "shapleycam": 0.5 * ACTS,  # the same: its gradients come corrected
     "xgradcam": 0.7 * ACTS,  # (1 - 2 + 0 + 8) / 10
     # a = 1 / (2 + 10) where g = 1, and 4 / (8 + 80) where g = 2: w = 1/12 + 2/22
     "gradcam++": (1 / 12 + 1 / 11) * ACTS,
     "hirescam": torch.tensor([[[[1.0, -2.0], [0.0, 8.0]]]]),
     "odam": torch.tensor([[[[1.0, -2.0], [0.0, 8.0]]]]),
     "layercam": torch.tensor([[[[1.0, 0.0], [0.0, 8.0]]]]),
+    "elementwise": torch.tensor([[[[1.0, 0.0], [0.0, 8.0]]]]),
+    "eigengradcam": torch.tensor([[[[-0.75, -3.75], [-1.75, 6.25]]]]),  # 1, -2, 0, 8 less their mean
+    "ssgradcam": torch.tensor([[[[0.25, 0.5], [0.0, 2.0]]]]),  # |g| / 2 is 1/2, 1/2, 0, 1
+    "ssgradcam++": (1 / 12 + 1 / 11) * torch.tensor([[[[0.5, 1.0], [0.0, 4.0]]]]),
+    # around the last cell, where |g| is largest, with sigma = 3 log(2) log(16)
+    "gcame": 0.5
+    * ACTS
+    * torch.exp(torch.tensor([[2.0, 1.0], [1.0, 0.0]]) / -2 / (3 * math.log(2) * math.log(16)) ** 2),
 }
 
 
 def test_every_gradient_method_is_covered() -> None:
     assert set(BY_HAND) == set(GRADIENT_METHODS)
-    assert set(LOOPS) == set(GRADIENT_METHODS)
+    assert set(LOOPS) == set(GRADIENT_METHODS) - {"eigengradcam"}
 
 
 @pytest.mark.parametrize("name", BY_HAND)
@@ -75,7 +93,40 @@ def xgradcam_weight(a: list[float], g: list[float]) -> float:
     return sum(x / sum(a) * y for x, y in zip(a, g, strict=True))
 
 
+def spatial(weight: Callable[[list[float], list[float]], float]) -> Callable[[Tensor, Tensor], Tensor]:
+    """Like `pooled`, with each cell weighed by the size of its gradient as a share of the channel's largest."""
+
+    def loop(acts: Tensor, grads: Tensor) -> Tensor:
+        result = torch.zeros_like(acts[0])
+        for a, g in zip(acts, grads, strict=True):
+            result += weight(a.flatten().tolist(), g.flatten().tolist()) * a * g.abs() / g.abs().max()
+        return result
+
+    return loop
+
+
+def gcame_loop(acts: Tensor, grads: Tensor, stride: float = 16.0) -> Tensor:
+    channels, height, width = acts.shape
+    total = grads.abs().sum(dim=0)
+    row, column = divmod(int(total.argmax()), width)
+    result = torch.zeros_like(acts[0])
+    for k in range(channels):
+        weight = float(grads[k].mean())
+        reach = max(math.floor((math.sqrt(height * width) - 1) / 2), 1)
+        sigma = max(abs(math.log(abs(weight))) * math.log(stride) * 3 / reach, 1)
+        for i in range(height):
+            for j in range(width):
+                gaussian = math.exp(-((i - row) ** 2 + (j - column) ** 2) / (2 * sigma**2))
+                result[i, j] += weight * gaussian * acts[k, i, j]
+    return result
+
+
 LOOPS = {
+    "shapleycam": pooled(gradcam_weight),
+    "elementwise": cell_by_cell(lambda a, g: max(g * a, 0.0)),
+    "ssgradcam": spatial(gradcam_weight),
+    "ssgradcam++": spatial(gradcam_plus_plus_weight),
+    "gcame": gcame_loop,
     "gradcam": pooled(gradcam_weight),
     "gradcam++": pooled(gradcam_plus_plus_weight),
     "xgradcam": pooled(xgradcam_weight),
@@ -95,7 +146,7 @@ def random_sizes() -> tuple[int, int, int, int]:
 def test_loops(name: str, seed: int) -> None:
     sizes = random_sizes()
     acts, grads = torch.randn(sizes, dtype=torch.float64), torch.randn(sizes, dtype=torch.float64)
-    if name in ("gradcam++", "xgradcam"):  # away from the poles of their quotients, which have epsilons
+    if name in ("gradcam++", "ssgradcam++", "xgradcam"):  # away from the poles of their quotients, which have epsilons
         acts, grads = acts.abs() + 0.1, grads + 0.2 * grads.sign()
     expected = torch.stack([LOOPS[name](a, g) for a, g in zip(acts, grads, strict=True)])
     torch.testing.assert_close(get_method(name).maps(acts, grads), expected, rtol=1e-4, atol=1e-4)
@@ -117,7 +168,7 @@ class Pooling(nn.Module):
         return acts, self.classify(acts.mean(dim=(2, 3)))
 
 
-@pytest.mark.parametrize("name", ["gradcam", "hirescam", "odam"])
+@pytest.mark.parametrize("name", ["cam", "gradcam", "hirescam", "odam"])
 def test_equals_cam_where_cam_exists(name: str, seed: int) -> None:
     """Zhou 2016: CAM = sum_k w_k A_k. The gradient of the logit is w_k / (h * w) in every cell."""
     classes, channels, height, width = 5, *random_sizes()[1:]
@@ -125,7 +176,54 @@ def test_equals_cam_where_cam_exists(name: str, seed: int) -> None:
     acts, logits = network(torch.randn(1, 3, height, width))
     maps = get_method(name).maps(acts.detach().expand(classes, -1, -1, -1), gradients_of(logits[0], acts))
     cam = torch.einsum("nc,chw->nhw", network.classify.weight, acts[0]).detach()
-    torch.testing.assert_close(maps * (height * width), cam, rtol=1e-4, atol=1e-5)
+    cells = 1 if name == "cam" else height * width
+    torch.testing.assert_close(maps * cells, cam, rtol=1e-4, atol=1e-5)
+
+
+def test_cam_says_where_it_does_not_exist(seed: int) -> None:
+    acts = torch.randn(2, 3, 4, 5)
+    with pytest.raises(LayerError, match="no global average pooling and linear layer"):
+        get_method("cam").maps(acts, torch.randn_like(acts))
+    assert not get_method("cam").maps(acts, torch.zeros_like(acts)).any()
+    assert get_method("cam").maps(acts[:0], acts[:0]).shape == (0, 4, 5)
+
+
+@pytest.mark.parametrize("shape", [(3, 6, 7), (40, 4, 5), (12, 3, 4)])
+def test_eigengradcam_equals_svd(shape: tuple[int, ...], seed: int) -> None:
+    acts, grads = torch.randn(2, *shape), torch.randn(2, *shape)
+    acts[:, 0] *= 10  # one direction that leads
+    for ours, a, g in zip(get_method("eigengradcam").maps(acts, grads).double(), acts, grads, strict=True):
+        products = (a.double() * g.double()).flatten(1).T.numpy()
+        centred = products - products.mean(axis=0)
+        expected = torch.from_numpy(centred @ np.linalg.svd(centred, full_matrices=False)[2][0]).view(shape[1:])
+        sign = 1 if float((expected * (a * g).sum(dim=0)).sum()) > 0 else -1
+        torch.testing.assert_close(ours, sign * expected, rtol=1e-4, atol=1e-4)
+
+
+def test_gcame_does_not_swap_rows_and_columns() -> None:
+    """One cell of a map that is wider than high: as far right as rows do not reach."""
+    acts, grads = torch.ones(1, 2, 5, 30), torch.zeros(1, 2, 5, 30)
+    grads[0, :, 1, 24] = 15.0  # a weight of 0.1
+    found = get_method("gcame").maps(acts, grads)[0]
+    assert divmod(int(found.argmax()), 30) == (1, 24)
+    torch.testing.assert_close(found[1, 23], found[1, 25])
+    torch.testing.assert_close(found[0, 24], found[2, 24])
+    wider = GCAME(stride=32.0).maps(acts, grads)[0]
+    assert wider[1, 10] > found[1, 10]
+
+
+@pytest.mark.parametrize("name", ["ssgradcam", "gcame", "elementwise"])
+def test_two_objects_of_one_class_keep_their_own_places(name: str, seed: int) -> None:
+    """The same gradient at two places of one picture, where Grad-CAM's maps are equal."""
+    acts = torch.rand(1, 8, 20, 20).expand(2, -1, -1, -1) + 0.5
+    patch, grads = torch.randn(8, 3, 3) + 0.5, torch.zeros(2, 8, 20, 20)
+    grads[0, :, 2:5, 3:6] = patch
+    grads[1, :, 14:17, 12:15] = patch
+    pooled_maps = get_method("gradcam").maps(acts, grads)
+    torch.testing.assert_close(pooled_maps[0], pooled_maps[1])
+    first, second = get_method(name).maps(acts, grads)
+    assert not torch.allclose(first, second)
+    assert first[3, 4] / first.abs().max() > second[3, 4] / second.abs().max()
 
 
 def gradients_of(scalars: Tensor, acts: Tensor) -> Tensor:

@@ -10,6 +10,10 @@ from detcam.engine.sweeps import Probe
 from detcam.errors import MethodError
 from detcam.methods import DEFAULT, METHODS, Method, PooledMethod, SweepMethod, get_method
 
+READABLE = {
+    "activations", "gradients", "second derivatives", "input gradients", "biases", "forwards", "boxes", "nothing",
+}  # fmt: skip
+
 
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_describes_itself(name: str) -> None:
@@ -18,10 +22,11 @@ def test_every_method_describes_itself(name: str) -> None:
     assert method.formula
     years = map(str, range(2013, 2030))
     assert method.source == "a baseline" or any(year in method.source for year in years), "the source names the year"
-    assert set(method.reads.split(", ")) <= {"activations", "gradients", "forwards", "boxes", "nothing"}
+    assert set(method.reads.split(", ")) <= READABLE
     assert "F" in method.passes
     assert ("B" in method.passes) == ("gradients" in method.reads)
     assert method.object_specific == (method.reads != "activations")
+    assert all(set(facts) == {"default", "range"} for facts in method.parameters().values())
     assert method.layers in ("level", "evidence")
     assert method.__doc__
 
@@ -43,6 +48,9 @@ def test_names() -> None:
         ("gradcampp", "gradcam++"),
         ("eigen_cam", "eigencam"),
         ("oadm", "odam"),
+        ("shapley-cam", "shapleycam"),
+        ("smooth-grad", "smoothgrad"),
+        ("fullgradcam", "fullgrad"),
     ],
 )
 def test_unknown_name_hints_at_the_nearest(wrong: str, meant: str) -> None:

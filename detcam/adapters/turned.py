@@ -1,0 +1,42 @@
+"""Turned boxes: a centre, a size, and an angle in radians (clockwise as pictures are seen)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from detcam.geometry import Geometry
+
+
+def turned_boxes(sides: Tensor, angles: Tensor, centre: Tensor) -> Tensor:
+    """[B, 5, A] centre, size and angle of turned boxes.
+
+    Args:
+        sides: [B, 4, A] distances from the anchors to the sides, along the box's own axes.
+        angles: [B, 1, A] in radians.
+        centre: [2, A] where the anchors lie.
+    """
+    first, last = sides.split(2, dim=1)
+    x, y = ((last - first) / 2).split(1, dim=1)
+    cos, sin = angles.cos(), angles.sin()
+    offset = torch.cat([x * cos - y * sin, x * sin + y * cos], dim=1)
+    return torch.cat([centre + offset, first + last, angles], dim=1)
+
+
+def hulls(boxes: Tensor) -> Tensor:
+    """[N, 4] (x1, y1, x2, y2) of the axis-aligned hulls of turned boxes [N, 5] (centre, width, height, radians)."""
+    cos, sin = boxes[:, 4].cos().abs(), boxes[:, 4].sin().abs()
+    width, height = boxes[:, 2].abs(), boxes[:, 3].abs()
+    reach = torch.stack([width * cos + height * sin, width * sin + height * cos], dim=1) / 2
+    return torch.cat([boxes[:, :2] - reach, boxes[:, :2] + reach], dim=1)
+
+
+def turned_to_source(boxes: Tensor, geometry: Geometry) -> Tensor:
+    """[N, 5] turned boxes (centre, size, angle) of the network's input in source pixels, as Ultralytics scales them.
+
+    Each size is divided by the gain of one axis, whatever the angle: the gains differ by less than a pixel's rounding.
+    """
+    gain_y, gain_x = (new / old for new, old in zip(geometry.resized, geometry.source, strict=True))
+    top, left = geometry.pad
+    shift, gain = boxes.new_tensor([left, top, 0, 0, 0]), boxes.new_tensor([gain_x, gain_y, gain_x, gain_y, 1])
+    return (boxes - shift) / gain

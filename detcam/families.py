@@ -1,0 +1,53 @@
+"""The families of models as a table: what they serve, how to get their library, and which version was tested."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from typing import Any
+
+from detcam.adapters import ADAPTERS, Adapter, CallableAdapter
+
+# The version of each library that the tests of its families ran with, by the first word of the family's name.
+TESTED: dict[str, str] = {
+    "ultralytics": "8.4.190",
+    "torchvision": "0.29.2",
+    "transformers": "5.23.0",
+    "timm": "1.0.31",
+    "segmentation-models-pytorch": "0.6.0",
+}
+
+
+def family_rows() -> list[dict[str, Any]]:
+    """One row a family.
+
+    Keys: family, models (for people to read), targets, install (a command, or what to do), tested (the library with
+    the version that the tests ran with, or None), installed (the version on this machine, or None).
+    """
+    served: tuple[type[Adapter], ...] = (*ADAPTERS, CallableAdapter)
+    return [
+        {
+            "family": adapter.family,
+            "models": adapter.models,
+            "targets": list(adapter.targets),
+            "install": adapter.install,
+            "tested": _tested(adapter.family),
+            "installed": _installed(adapter.family),
+        }
+        for adapter in served
+    ]
+
+
+def _library(family: str) -> str:
+    return family.split()[0]
+
+
+def _tested(family: str) -> str | None:
+    version = TESTED.get(_library(family))
+    return f"{_library(family)} {version}" if version else None
+
+
+def _installed(family: str) -> str | None:
+    try:
+        return importlib.metadata.version(_library(family))
+    except importlib.metadata.PackageNotFoundError:
+        return None

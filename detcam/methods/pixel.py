@@ -1,0 +1,201 @@
+"""Methods that read gradients at the network's input: one value for every pixel.
+
+Each is a sweep over changed versions of the picture: one forward serves all objects, and each object's score has a
+backward of its own through the whole model. Colours count as the network sees them, after its own normalisation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from detcam.engine.sweeps import Probe
+from detcam.errors import MethodError, TargetError
+from detcam.methods.base import SweepMethod, parameter
+
+MOST = 2**62
+RECTIFIERS = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Mish, nn.Hardswish)
+
+
+class PixelMethod(SweepMethod):
+    """A method that reads gradients at the network's input."""
+
+    reads = "input gradients"
+    passes = "2 F + N B"
+
+
+def gradients_at(scores: Tensor, tensors: list[Tensor]) -> Iterator[list[Tensor]]:
+    """For each of the scores [M] of one picture its gradients at `tensors`, each [1, ...], as float32 [...].
+
+    Raises:
+        TargetError: if no score depends on any of them in a way that has a gradient.
+    """
+    if not scores.requires_grad:
+        raise TargetError("the scores have no gradient at the network's input: use a method that needs none")
+    with torch.enable_grad():
+        rows = scores.unbind()
+    for score in rows:
+        found = torch.autograd.grad(score, tensors, retain_graph=True, allow_unused=True, materialize_grads=True)
+        yield [gradient[0].float() for gradient in found]
+
+
+def input_gradients(probe: Probe, picture: Tensor) -> Tensor:
+    """[M, 3, H, W] float32: the gradient of each score at a version [3, H, W] of the probe's picture."""
+    with torch.enable_grad():
+        leaf = picture.detach().clone()[None].requires_grad_()
+        return torch.stack([gradients[0] for gradients in gradients_at(probe.scores(leaf)[0], [leaf])])
+
+
+def noisy_versions(probe: Probe, samples: int, deviation: float, seed: int) -> Iterator[Tensor]:
+    """The picture [3, H, W] with Gaussian noise, `deviation` times its range of values strong, `samples` times.
+
+    Reports progress after each.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    picture = probe.picture
+    strength = deviation * float(picture.max() - picture.min())
+    for done in range(1, samples + 1):
+        noise = torch.randn(picture.shape, generator=generator)
+        yield picture + (strength * noise).to(picture)
+        report(probe, done, samples)
+
+
+def report(probe: Probe, done: int, total: int) -> None:
+    """Tell whoever waits how far the sweep is."""
+    if probe.progress is not None:
+        probe.progress(done, total)
+
+
+class Gradient(PixelMethod):
+    """Vanilla gradient: how steeply the score changes with each pixel, whatever the direction.
+
+    Simonyan et al. 2013, "Deep Inside Convolutional Networks: Visualising Image Classification Models and Saliency
+    Maps", section 3.1: the largest size over the colours.
+    """
+
+    name = "gradient"
+    formula = "max_colour |dS/dx|"
+    source = "Simonyan et al. 2013, arXiv:1312.6034, sec. 3.1"
+
+    def sweep(self, probe: Probe, layer: str) -> Tensor:
+        """See `SweepMethod.sweep`."""
+        return input_gradients(probe, probe.picture).abs().amax(dim=1)
+
+
+class GradientXInput(PixelMethod):
+    """Gradient times input: what each pixel adds to a score that is linear around it.
+
+    Shrikumar et al. 2016, "Not Just a Black Box: Learning Important Features Through Propagating Activation
+    Differences", section 2; signed, summed over the colours.
+    """
+
+    name = "gradientxinput"
+    formula = "ReLU(sum_colour x dS/dx)"
+    source = "Shrikumar et al. 2016, arXiv:1605.01713"
+
+    def sweep(self, probe: Probe, layer: str) -> Tensor:
+        """See `SweepMethod.sweep`."""
+        return (input_gradients(probe, probe.picture) * probe.picture.float()).sum(dim=1)
+
+
+@dataclass(frozen=True)
+class SmoothGrad(PixelMethod):
+    """SmoothGrad: the gradient averaged over noisy versions of the picture.
+
+    Smilkov et al. 2017, "SmoothGrad: removing noise by adding noise", section 2: the largest size of the mean over the
+    colours, as for the vanilla gradient. `deviation` is a share of the range of the input's values; the paper takes 10
+    to 20 % and 50 samples.
+    """
+
+    samples: int = parameter(25, 1, MOST)
+    deviation: float = parameter(0.15, 0.0, 100.0)
+    seed: int = parameter(0, 0, MOST)
+
+    name = "smoothgrad"
+    formula = "max_colour |mean_i dS/dx (x + noise_i)|"
+    source = "Smilkov et al. 2017, arXiv:1706.03825"
+    passes = "(1 + samples) F + N samples B"
+
+    def sweep(self, probe: Probe, layer: str) -> Tensor:
+        """See `SweepMethod.sweep`."""
+        total = torch.zeros((), device=probe.picture.device)
+        for version in noisy_versions(probe, self.samples, self.deviation, self.seed):
+            total = total + input_gradients(probe, version)
+        return (total / self.samples).abs().amax(dim=1)
+
+
+@dataclass(frozen=True)
+class IntegratedGradients(PixelMethod):
+    """Integrated Gradients: the gradient averaged on the way from a blank picture, times the way.
+
+    Sundararajan et al. 2017, "Axiomatic Attribution for Deep Networks", equation 1, with the picture of zeros as the
+    baseline (black, or the mean colour where the model normalises its input) and the integral by Gauss and Legendre's
+    rule of `steps` points. Signed, summed over the colours: all cells together give the score's difference.
+    """
+
+    steps: int = parameter(24, 1, 10_000)
+
+    name = "integratedgradients"
+    formula = "ReLU(sum_colour x int_0^1 dS/dx (a x) da)"
+    source = "Sundararajan et al. 2017, arXiv:1703.01365, eq. 1"
+    passes = "(1 + steps) F + N steps B"
+
+    def sweep(self, probe: Probe, layer: str) -> Tensor:
+        """See `SweepMethod.sweep`."""
+        nodes, weights = np.polynomial.legendre.leggauss(self.steps)  # on [-1, 1], the weights add up to 2
+        total = torch.zeros((), device=probe.picture.device)
+        for done, (node, weight) in enumerate(zip(nodes.tolist(), weights.tolist(), strict=True), start=1):
+            total = total + weight / 2 * input_gradients(probe, (1 + node) / 2 * probe.picture)
+            report(probe, done, self.steps)
+        return (total * probe.picture.float()).sum(dim=1)
+
+
+@contextmanager
+def guided(model: nn.Module) -> Iterator[None]:
+    """Within, only positive gradients pass back through the model's rectifiers.
+
+    Raises:
+        MethodError: if the model has none.
+    """
+    rectifiers = [module for module in model.modules() if isinstance(module, RECTIFIERS)]
+    if not rectifiers:
+        raise MethodError("the model has no rectifier modules (ReLU, SiLU, GELU, ...) to guide: use 'gradient'")
+    handles = [module.register_forward_hook(_guide) for module in rectifiers]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _guide(module: nn.Module, args: Any, output: Tensor) -> None:
+    if output.requires_grad:
+        output.register_hook(lambda gradient: gradient.clamp(min=0))
+
+
+class GuidedBackprop(PixelMethod):
+    """Guided backpropagation: the gradient with its negative parts dropped at every rectifier.
+
+    Springenberg et al. 2014, "Striving for Simplicity: The All Convolutional Net", section 3.4, written for ReLU; at
+    smooth rectifiers such as SiLU ours drops the negative part of what arrives, and their own slope stays. Rectifiers
+    that a model calls as functions rather than modules are passed as they are.
+    """
+
+    name = "guidedbackprop"
+    formula = "max_colour |dS/dx|, gradients clamped to >= 0 behind every rectifier"
+    source = "Springenberg et al. 2014, arXiv:1412.6806, sec. 3.4"
+    caution = (
+        "guided backpropagation fails the parameter randomisation check (Adebayo et al. 2018): it shows edges of the "
+        "picture, hardly what this model learned"
+    )
+
+    def sweep(self, probe: Probe, layer: str) -> Tensor:
+        """See `SweepMethod.sweep`."""
+        with guided(probe.module):
+            return input_gradients(probe, probe.picture).abs().amax(dim=1)

@@ -1,0 +1,72 @@
+"""Shapley-CAM, and the second derivatives that it reads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from detcam.errors import MethodError
+from detcam.methods.gradient import GradCAM
+
+
+class ShapleyCAM(GradCAM):
+    """Shapley-CAM: Grad-CAM with the gradient corrected by the curvature of the score.
+
+    Cai 2025, "CAMs as Shapley Value-based Explainers", the closed form of its second-order expansion:
+    w = mean_ij(g - H A / 2), H the Hessian of the score with respect to this layer alone. The scalar is the target
+    that the user chose; the paper's residual softmax (ReST) supposes classes that exclude one another.
+    """
+
+    name = "shapleycam"
+    formula = "ReLU(sum_k w_k A_k), w = mean_ij(g_k - (H A)_k / 2)"
+    source = "Cai 2025, arXiv:2501.06261"
+    reads = "activations, gradients, second derivatives"
+    curved = True
+    passes = "1 F + N (1 + L) B, those of the L layers through the first"
+
+
+def curved_gradients(
+    scalars: Tensor,  # [N]
+    images: Tensor,  # [N] int64
+    tensors: list[Tensor],  # each [B, C, h, w]
+) -> Iterator[tuple[Tensor, list[Tensor | None]]]:
+    """Like `object_gradients`, with g - H A / 2 in place of g: H the scalar's Hessian with respect to that tensor A.
+
+    One object at a time, with one more backward for each tensor, through the first. It yields what
+    `object_gradients` yields.
+
+    Raises:
+        MethodError: if torch has no second derivatives of one of the model's operations.
+    """
+    for position, image in enumerate(images.tolist()):
+        found: list[Tensor | None] = [None] * len(tensors)
+        with torch.enable_grad():
+            if scalars.requires_grad:
+                options: dict[str, Any] = {"create_graph": True, "allow_unused": True}
+                found = list(torch.autograd.grad(scalars[position], tensors, **options))
+        curved: list[Tensor | None] = []
+        for tensor, gradient in zip(tensors, found, strict=True):
+            product = None
+            if gradient is not None and gradient.requires_grad:
+                start = tensor.detach()
+                product = _second(gradient, tensor, start)
+            if gradient is not None:
+                gradient = (gradient.detach() if product is None else gradient.detach() - product / 2)[image][None]
+            curved.append(gradient)
+        yield torch.tensor([position], device=images.device), curved
+
+
+def _second(gradient: Tensor, tensor: Tensor, start: Tensor) -> Tensor | None:
+    """The gradient of <gradient, start> at `tensor`; None if it does not depend on it."""
+    try:
+        return torch.autograd.grad(gradient, tensor, start, retain_graph=True, allow_unused=True)[0]
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:  # fused attention on a CPU, functions that can be differentiated once
+        raise MethodError(
+            f"method shapleycam: torch has no second derivative of an operation of this model ({error}): load it with "
+            "attn_implementation='eager' if that is its attention, or use 'gradcam'"
+        ) from error
