@@ -169,7 +169,15 @@ class Explanation:
         Raises:
             OutputError: if the folder cannot be written.
         """
-        return render.save(self, Path(folder))
+        overlays = [self.overlay(i) for i in range(len(self))]
+        return render.save(Path(folder), self.to_dict(), self.heatmaps.cpu().numpy(), self._overview(), overlays)
+
+    def _overview(self) -> np.ndarray:
+        """[H, W, 3] uint8 RGB: the picture with every box."""
+        picture = self.image
+        for i in range(len(self)):
+            picture = render.draw_box(picture, self.boxes[i].tolist(), self._title(i))
+        return picture
 
     def to_dict(self) -> dict[str, Any]:
         """Everything but the pixels, as plain numbers and strings: what `explanation.json` holds."""

@@ -7,29 +7,39 @@ import re
 import shutil
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import cv2
 import numpy as np
 
 from detcam.errors import OutputError
-from detcam.render.overlay import contact_sheet, draw_box
-
-if TYPE_CHECKING:
-    from detcam.explanation import Explanation
+from detcam.render.overlay import contact_sheet
 
 CONTACT_LIMIT = 24  # tiles on a contact sheet; the strongest objects come first
 
 
-def save(explanation: Explanation, folder: Path) -> Path:
-    """Write an explanation into `folder`; see `Explanation.save`."""
+def save(
+    folder: Path, document: dict[str, Any], heatmaps: np.ndarray, overview: np.ndarray, overlays: list[np.ndarray]
+) -> Path:
+    """Write an explanation into `folder`; see `Explanation.save`.
+
+    Args:
+        folder: made if it does not exist.
+        document: what `explanation.json` holds; the names of the overlays are added to its objects.
+        heatmaps: [N, H, W] float32.
+        overview: [H, W, 3] uint8 RGB, the picture with every box.
+        overlays: N pictures [H, W, 3] uint8 RGB.
+
+    Raises:
+        OutputError: if the folder cannot be written.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         work = Path(tempfile.mkdtemp(prefix=".detcam-", dir=folder))
     except OSError as error:
         raise OutputError(f"{folder} cannot be written ({error.strerror or error}): choose another --out") from None
     try:
-        _write_all(explanation, work)
+        _write_all(work, document, heatmaps, overview, overlays)
         for stale in _earlier_overlays(folder):
             stale.unlink(missing_ok=True)
         for path in sorted(work.iterdir()):
@@ -53,26 +63,15 @@ def _earlier_overlays(folder: Path) -> list[Path]:
     ]
 
 
-def _write_all(explanation: Explanation, folder: Path) -> None:
-    document = explanation.to_dict()
-    titles = explanation.labels
-    overlays = [explanation.overlay(i) for i in range(len(explanation))]
-    for i, overlay in enumerate(overlays):
-        name = f"overlay_{i:03d}_{_slug(titles[i])}.png"
-        _write_png(folder / name, overlay)
-        document["objects"][i]["overlay"] = name
-    _write_png(folder / "contact.png", contact_sheet([_overview(explanation), *overlays[:CONTACT_LIMIT]]))
-    np.savez_compressed(folder / "heatmaps.npz", heatmaps=explanation.heatmaps.cpu().numpy())
+def _write_all(
+    folder: Path, document: dict[str, Any], heatmaps: np.ndarray, overview: np.ndarray, overlays: list[np.ndarray]
+) -> None:
+    for i, (overlay, found) in enumerate(zip(overlays, document["objects"], strict=True)):
+        found["overlay"] = f"overlay_{i:03d}_{_slug(found['label'])}.png"
+        _write_png(folder / found["overlay"], overlay)
+    _write_png(folder / "contact.png", contact_sheet([overview, *overlays[:CONTACT_LIMIT]]))
+    np.savez_compressed(folder / "heatmaps.npz", heatmaps=heatmaps)
     _write_json(folder / "explanation.json", document)
-
-
-def _overview(explanation: Explanation) -> np.ndarray:
-    """The picture with every box."""
-    picture = explanation.image
-    for i in range(len(explanation)):
-        title = f"{explanation.labels[i]} {float(explanation.scores[i]):.2f}"
-        picture = draw_box(picture, explanation.boxes[i].tolist(), title)
-    return picture
 
 
 def _slug(label: str) -> str:
