@@ -180,8 +180,7 @@ class Explainer:
         """The explanations of a batch; with `pairs` of its one picture those of the candidates that fit them best."""
         geometries = [picture.geometry for picture in batch]
         size = geometries[0].network
-        named = dict(self.adapter.module.named_modules())
-        modules = {name: named[name] for name in self.plan.names}
+        modules = {name: self.adapter.module.get_submodule(name) for name in self.plan.names}
         differentiable = isinstance(self.method, Method) and self.method.object_specific
         # Leave the caller's no_grad, inference_mode and autocast.
         with torch.inference_mode(False), torch.autocast(self.adapter.device.type, enabled=False):

@@ -117,7 +117,12 @@ class Explanation:
         if normalize == "image":
             maps, normalize = _scale_together(maps), "none"
         stack, shapes = _common_canvas([maps[i] for i in chosen], self.boxes.device)
-        return self._upsample(stack, shapes, size, normalize=normalize, relu=True, dtype=dtype)
+        heat = self._upsample(stack, shapes, size, normalize=normalize, relu=True, dtype=dtype)
+        rows, columns = self.geometry.seen(size)
+        if (rows, columns) != (slice(0, size[0]), slice(0, size[1])):
+            inside = heat[:, rows, columns].clone()  # beyond a processor's crop nothing was seen
+            heat.zero_()[:, rows, columns] = inside
+        return heat
 
     def _upsample(
         self,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import cv2
@@ -47,6 +48,18 @@ class Geometry:
         top, left = self.pad
         height, width = self.resized
         return left * scale_x, top * scale_y, (left + width) * scale_x, (top + height) * scale_y
+
+    def seen(self, size: tuple[int, int]) -> tuple[slice, slice]:
+        """The (rows, columns) of the picture, drawn at `size`, whose centres lie in the network's input.
+
+        All, but where a processor cut something off: there a pad is below zero.
+        """
+        spans = []
+        for pixels, resized, pad, network in zip(size, self.resized, self.pad, self.network, strict=True):
+            gain = resized / pixels
+            first, last = (math.ceil(edge / gain - 0.5) for edge in (-pad, network - pad))
+            spans.append(slice(min(max(first, 0), pixels), min(max(last, 0), pixels)))
+        return spans[0], spans[1]
 
 
 def letterbox(image: np.ndarray, size: tuple[int, int], stride: int) -> tuple[np.ndarray, Geometry]:

@@ -1,5 +1,6 @@
 """Heatmaps of hand-made maps against a plain interpolation, masks against Ultralytics' own, plain facts as JSON."""
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -150,6 +151,19 @@ def test_padding_of_the_letterbox_is_left_out(picture: np.ndarray) -> None:
     row, column = divmod(int(heat[1].argmax()), 90)
     assert 22 <= row <= 30
     assert column < 8
+
+
+@pytest.mark.parametrize("normalize", ["object", "image", "none"])
+def test_no_heat_where_a_crop_left_the_network_blind(normalize: str, picture: np.ndarray) -> None:
+    """The network saw the middle 60 x 60 of 60 x 90: beside it nothing, in it what the map says."""
+    cropped = Geometry(source=(60, 90), resized=(60, 90), pad=(0, -15), network=(60, 60))
+    explanation = dataclasses.replace(explanation_of(picture, [torch.rand(6, 6) + 1] * 2), geometry=cropped)
+    heat = explanation.render(dtype=torch.float32, normalize=normalize)
+    assert not heat[:, :, :15].any()
+    assert not heat[:, :, 75:].any()
+    raw = explanation.maps[0]
+    expected = raw if normalize == "none" else scaled(raw)
+    torch.testing.assert_close(heat[0][:, 15:75], resized(expected, (60, 60)), rtol=0, atol=2e-6)
 
 
 def test_masks_are_the_logits_at_each_pixel_s_own_place(segmenter: nn.Module, seed: int) -> None:

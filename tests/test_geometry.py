@@ -92,3 +92,14 @@ def test_window_is_the_picture_s_part_of_the_cells() -> None:
     geometry = Geometry(source=(50, 100), resized=(160, 320), pad=(16, 0), network=(192, 320))
     assert geometry.window((6, 10)) == (0.0, 0.5, 10.0, 5.5)
     assert geometry.window((192, 320)) == (0, 16, 320, 176)
+
+
+def test_what_a_crop_leaves_unseen() -> None:
+    """A picture of 4 x 8 becomes 8 x 16, of which the network sees the middle 8 x 8: source columns 2 to 6."""
+    crop = Geometry((4, 8), (8, 16), (0, -4), (8, 8))
+    assert crop.seen((4, 8)) == (slice(0, 4), slice(2, 6))
+    assert crop.seen((40, 80)) == (slice(0, 40), slice(20, 60))
+    assert Geometry((4, 8), (8, 16), (-2, 0), (5, 16)).seen((4, 8)) == (slice(1, 3), slice(0, 8))  # rows 2 to 7 of 8
+    padded = Geometry((37, 90), (43, 104), (10, 12), (64, 128))
+    for size in ((37, 90), (5, 7), (400, 900)):
+        assert padded.seen(size) == (slice(0, size[0]), slice(0, size[1]))

@@ -8,6 +8,7 @@ import numpy as np
 from torch import Tensor
 
 from detcam.adapters.classify import ClassifierAdapter
+from detcam.adapters.transformers import checkpoint_processor, made_for, size_of, sized
 from detcam.geometry import Geometry
 
 WARPED = 384  # a processor with `crop_pct` crops below this size, and warps from it on
@@ -27,20 +28,17 @@ class TransformersClassifier(ClassifierAdapter):
     @classmethod
     def serves(cls, model: Any) -> bool:
         """See `Adapter.serves`: a model of transformers for image classification, or derived from one."""
-        return any(
-            base.__module__.split(".")[0] == "transformers" and base.__name__.endswith("ForImageClassification")
-            for base in type(model).__mro__
-        )
+        return made_for(model, "ImageClassification")
 
     def _set_up(self, module: Any, model: Any, imgsz: int | None, processor: Any) -> None:
         config = module.config
-        self.processor = processor or _checkpoint_processor(config)
+        self.processor = processor or checkpoint_processor(config)
         if self.processor is None:
             self.processor = _architecture_processor(config)
             built = getattr(getattr(config, "vision_config", config), "image_size", None)
             imgsz = imgsz or (built if isinstance(built, int) else None)
-        self.options = {} if imgsz is None else _sized(self.processor, imgsz)
-        self.imgsz = imgsz or {k: int(v) for k, v in dict(self.processor.size).items() if v is not None}
+        self.options = {} if imgsz is None else sized(self.processor, imgsz)
+        self.imgsz = imgsz or size_of(self.processor)
         self.classes = config.num_labels
         self.names = {int(i): name for i, name in config.id2label.items()}
 
@@ -75,26 +73,6 @@ class TransformersClassifier(ClassifierAdapter):
             long = int(short * max(height, width) / min(height, width))
             return (short, long) if height <= width else (long, short)
         return network
-
-
-def _sized(processor: Any, imgsz: int) -> dict[str, Any]:
-    """The processor's own options, with an input of `imgsz` pixels."""
-    square = {"height": imgsz, "width": imgsz}
-    by_edge = dict(processor.size).get("shortest_edge") is not None
-    options: dict[str, Any] = {"size": {"shortest_edge": imgsz} if by_edge else square}
-    return {**options, "crop_size": square} if getattr(processor, "do_center_crop", False) else options
-
-
-def _checkpoint_processor(config: Any) -> Any:
-    """The image processor of the checkpoint if it lies on this machine, or None."""
-    if not config._name_or_path:
-        return None
-    import transformers
-
-    try:
-        return transformers.AutoImageProcessor.from_pretrained(config._name_or_path, local_files_only=True)
-    except (OSError, ValueError):
-        return None
 
 
 def _architecture_processor(config: Any) -> Any:

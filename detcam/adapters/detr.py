@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from detcam.adapters.base import Adapter, LayerPlan, Selection
 from detcam.adapters.queries import BOX_TARGETS, CLASS_TARGETS, class_score, corners, query_objects, side_score
-from detcam.errors import ModelError
+from detcam.adapters.transformers import checkpoint_processor, made_for, require_architecture, size_of
 from detcam.geometry import Geometry
 from detcam.types import Objects, image_index
 
@@ -96,7 +96,7 @@ class DetrAdapter(Adapter):
         self.kind = _KINDS[network.config.model_type]
         self.processor = processor or _processor(network.config, self.kind)
         self.resize = {} if imgsz is None else {"size": _sized(self.processor.size, imgsz)}
-        self.imgsz = imgsz or {k: int(v) for k, v in dict(self.processor.size).items() if v is not None}
+        self.imgsz = imgsz or size_of(self.processor)
         self.names: dict[int, str] = {int(i): name for i, name in network.config.id2label.items()}
         # Of one class there is no other to compare with, unless there is "no object".
         several = len(self.names) > 1 or self.kind.softmax
@@ -122,17 +122,12 @@ class DetrAdapter(Adapter):
     @classmethod
     def serves(cls, model: Any) -> bool:
         """See `Adapter.serves`: a model of transformers for object detection, or derived from one."""
-        return any(
-            base.__module__.split(".")[0] == "transformers" and base.__name__.endswith("ForObjectDetection")
-            for base in type(model).__mro__
-        )
+        return made_for(model, "ObjectDetection")
 
     @classmethod
     def unwrap(cls, model: Any) -> nn.Module:
         """See `Adapter.unwrap`: an error for architectures that are not in the table."""
-        kind = model.config.model_type
-        if kind not in _KINDS:
-            raise ModelError(f"{type(model).__name__}: {kind!r} is none of the architectures {', '.join(_KINDS)}")
+        require_architecture(model, _KINDS)
         module: nn.Module = model
         return module
 
@@ -245,12 +240,7 @@ def _processor(config: Any, kind: _Kind) -> Any:
     """The image processor of the checkpoint if it lies on this machine, else the default one of the architecture."""
     import transformers
 
-    if config._name_or_path:
-        try:
-            return transformers.AutoImageProcessor.from_pretrained(config._name_or_path, local_files_only=True)
-        except (OSError, ValueError):
-            pass
-    return getattr(transformers, kind.processor)()
+    return checkpoint_processor(config) or getattr(transformers, kind.processor)()
 
 
 def _sized(size: Any, imgsz: int) -> dict[str, int]:

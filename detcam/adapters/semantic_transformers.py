@@ -10,7 +10,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from detcam.adapters.semantic import SemanticAdapter
-from detcam.errors import ModelError
+from detcam.adapters.transformers import checkpoint_processor, made_for, require_architecture, size_of, sized
 from detcam.geometry import Geometry
 
 STRIDE = 32  # what a side is rounded up to a multiple of
@@ -96,8 +96,8 @@ class TransformersSegmenterAdapter(SemanticAdapter):
         self.config = network.config
         kind = _KINDS[self.config.model_type]
         self.processor = processor or _processor(self.config, kind)
-        self.resize = {} if imgsz is None else _sized(self.processor, -(-imgsz // STRIDE) * STRIDE)
-        self.imgsz = imgsz or {k: int(v) for k, v in dict(self.processor.size).items() if v is not None}
+        self.resize = {} if imgsz is None else sized(self.processor, -(-imgsz // STRIDE) * STRIDE)
+        self.imgsz = imgsz or size_of(self.processor)
         for part in module.modules():
             config: Any = getattr(part, "config", None)
             if hasattr(config, "return_dict"):
@@ -110,17 +110,12 @@ class TransformersSegmenterAdapter(SemanticAdapter):
     @classmethod
     def serves(cls, model: Any) -> bool:
         """See `Adapter.serves`: a model of transformers for semantic segmentation, or derived from one."""
-        return any(
-            base.__module__.split(".")[0] == "transformers" and base.__name__.endswith("ForSemanticSegmentation")
-            for base in type(model).__mro__
-        )
+        return made_for(model, "SemanticSegmentation")
 
     @classmethod
     def unwrap(cls, model: Any) -> nn.Module:
         """See `Adapter.unwrap`: an error for architectures that are not in the table."""
-        kind = model.config.model_type
-        if kind not in _KINDS:
-            raise ModelError(f"{type(model).__name__}: {kind!r} is none of the architectures {', '.join(_KINDS)}")
+        require_architecture(model, _KINDS)
         module: nn.Module = model
         return module
 
@@ -175,20 +170,10 @@ def _processor(config: Any, kind: _Kind) -> Any:
     """The image processor of the checkpoint if it lies on this machine, else the default one of the architecture."""
     import transformers
 
-    if config._name_or_path:
-        try:
-            return transformers.AutoImageProcessor.from_pretrained(config._name_or_path, local_files_only=True)
-        except (OSError, ValueError):
-            pass
+    found = checkpoint_processor(config)
+    if found is not None:
+        return found
     processor = getattr(transformers, kind.processor)()
     if config.model_type in ("beit", "dpt") and isinstance(config.image_size, int):  # made for one size
-        return type(processor)(**_sized(processor, config.image_size))
+        return type(processor)(**sized(processor, config.image_size))
     return processor
-
-
-def _sized(processor: Any, imgsz: int) -> dict[str, dict[str, int]]:
-    """The processor's kinds of size, of `imgsz` pixels."""
-    square = {"height": imgsz, "width": imgsz}
-    keeps_aspect = dict(processor.size).get("shortest_edge") is not None
-    sizes = {"size": {"shortest_edge": imgsz} if keeps_aspect else square}
-    return sizes | ({"crop_size": square} if getattr(processor, "do_center_crop", None) else {})

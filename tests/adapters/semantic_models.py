@@ -12,6 +12,8 @@ from support import random_picture
 from torch import Tensor, nn
 from torch.nn.functional import interpolate, pad
 
+from detcam import Explainer
+
 CLASSES = 5
 RECTANGLE = {"height": 96, "width": 128}
 SQUARE = {"height": 96, "width": 96}
@@ -309,3 +311,7 @@ def classifiers(model: Any, kind: str) -> list[Any]:
         return [model.head.head[4]]
     head = model.segmentation_head if kind.startswith("mobilevit") else model.decode_head
     return [getattr(head.classifier, "convolution", head.classifier)]
+
+
+def explain(kind: str, model: nn.Module, picture: np.ndarray, **more: Any) -> Any:
+    return Explainer(model, **{"conf": 0.0, **options(kind), **more})(picture)

@@ -35,7 +35,10 @@ def built(family: str, seed: int, picture: np.ndarray) -> tuple[nn.Module, dict[
     if kind == "ssdlite":
         return torchvision_model("ssdlite320_mobilenet_v3_large", ".detection"), {}
     if kind == "lraspp":
-        return torchvision_model("lraspp_mobilenet_v3_large", ".segmentation"), {"imgsz": 96}
+        model = torchvision_model("lraspp_mobilenet_v3_large", ".segmentation")
+        with torch.no_grad():
+            model.classifier.low_classifier.bias[0] -= 100  # not all of it background, which is no object
+        return model, {"imgsz": 96}
     if kind == "smp":
         smp = pytest.importorskip("segmentation_models_pytorch")
         return smp.Unet("resnet18", encoder_weights=None, classes=5).eval(), {"imgsz": 96}

@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from detcam import ops
+
 # Largest difference from the float64 oracle, absolute and relative alike, for each output type. float32 is
 # set by the position of a pixel, which float32 knows to about 1e-5 of a cell; the smaller types by their own
 # rounding.
@@ -26,6 +28,13 @@ TOLERANCE = {
 }
 INPUT_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 LAYOUTS = ("contiguous", "channels-last", "strided", "expanded")
+NORMALIZATIONS = tuple(ops.NORMALIZATIONS)
+ACCEPTED = [  # uint8 holds normalised maps only
+    pytest.param(normalize, dtype, id=f"{normalize}-{dtype}")
+    for normalize in NORMALIZATIONS
+    for dtype in TOLERANCE
+    if (normalize, dtype) != ("none", torch.uint8)
+]
 
 
 def require_device(device: str) -> str:
@@ -115,6 +124,11 @@ def _lay_out(acts: Tensor, weights: Tensor, layout: str) -> tuple[Tensor, Tensor
     if layout == "expanded":
         return acts[:1].expand(acts.shape[0], -1, -1, -1), weights[:1].expand(weights.shape[0], -1)
     return acts, weights
+
+
+def run(case: Case, **options: Any) -> Tensor:
+    """What the operator makes of a case."""
+    return ops.cam_maps(case.acts, case.weights, case.size, case.index, **options)
 
 
 def expected_maps(

@@ -1,0 +1,47 @@
+"""What the adapters of the transformers library share: whose model it is, and its image processor."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from detcam.errors import ModelError
+
+
+def made_for(model: Any, task: str) -> bool:
+    """Whether `model` is one of transformers whose class is named `...For<task>`, or derived from one."""
+    return any(
+        base.__module__.split(".")[0] == "transformers" and base.__name__.endswith(f"For{task}")
+        for base in type(model).__mro__
+    )
+
+
+def require_architecture(model: Any, served: Iterable[str]) -> None:
+    """Raise a ModelError for a model whose architecture is none of `served`."""
+    kind = model.config.model_type
+    if kind not in served:
+        raise ModelError(f"{type(model).__name__}: {kind!r} is none of the architectures {', '.join(served)}")
+
+
+def checkpoint_processor(config: Any) -> Any:
+    """The image processor of the checkpoint that a model came from, if it lies on this machine, or None."""
+    if not config._name_or_path:
+        return None
+    import transformers
+
+    try:
+        return transformers.AutoImageProcessor.from_pretrained(config._name_or_path, local_files_only=True)
+    except (OSError, ValueError):
+        return None
+
+
+def size_of(processor: Any) -> dict[str, int]:
+    """The size that a processor resizes to, without the entries that it leaves open."""
+    return {name: int(pixels) for name, pixels in dict(processor.size).items() if pixels is not None}
+
+
+def sized(processor: Any, imgsz: int) -> dict[str, dict[str, int]]:
+    """A processor's own options for an input of `imgsz` pixels: the shorter side where it keeps the aspect."""
+    square = {"height": imgsz, "width": imgsz}
+    sizes = {"size": {"shortest_edge": imgsz} if "shortest_edge" in size_of(processor) else square}
+    return sizes | ({"crop_size": square} if getattr(processor, "do_center_crop", None) else {})
