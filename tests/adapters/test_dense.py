@@ -14,7 +14,9 @@ from torchvision.models.detection.ssd import SSD, SSDHead
 from torchvision_models import (
     DENSE,
     Bright,
+    Setup,
     architecture,
+    assert_a_list_gives_what_single_pictures_give,
     assert_hot_on_the_square,
     assert_readouts_agree,
     assert_same_objects,
@@ -26,10 +28,9 @@ from torchvision_models import (
 )
 
 from detcam import Explainer
-from detcam.adapters import adapter_for
-from detcam.engine import Capture, object_gradients, shadow
+from detcam.engine import object_gradients
 from detcam.errors import TargetError
-from detcam.types import Objects, image_index
+from detcam.types import image_index
 
 SCALARS = ("class", "prob", "margin", "box", "left", "top", "right", "bottom")
 KINDS = ["retinanet", "fcos", "ssdlite320_mobilenet_v3_large"]
@@ -106,46 +107,24 @@ def test_imgsz(picture: np.ndarray, seed: int) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_list_gives_what_single_pictures_give(kind: str, seed: int) -> None:
-    """In float64: in random networks, rounding makes a few units near zero jump, and their gradients with them."""
     shapes = [(120, 170), (120, 172), (170, 120)]
     pictures = [random_picture(seed + i, *shape) for i, shape in enumerate(shapes)]
-    model = built(kind, seed, pictures[0]).double()
-    explainer = Explainer(model, conf=0.5, max_det=3)
-    together = explainer(pictures)
-    assert sum(len(e) for e in together) > 4
-    for picture, one in zip(pictures, together, strict=True):
-        assert_same_objects(one, predict(model, picture), 0.5, max_det=3)
-        alone = explainer(picture)
-        for ours, theirs in zip(one.maps, alone.maps, strict=True):
-            torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-4 * float(theirs.abs().max()))
+    assert_a_list_gives_what_single_pictures_give(built(kind, seed, pictures[0]), pictures, conf=0.5, max_det=3)
 
 
-class Setup:
-    """A model's adapter, its outputs for two pictures of one size, and the objects found."""
+def set_up(kind: str, seed: int, dtype: torch.dtype = torch.float32) -> Setup:
+    pictures = [random_picture(seed + i, 120, 170) for i in range(2)]
+    return Setup(built(kind, seed, pictures[0]).to(dtype), pictures, conf=0.3)
 
-    def __init__(self, kind: str, seed: int, dtype: torch.dtype = torch.float32) -> None:
-        self.pictures = [random_picture(seed + i, 120, 170) for i in range(2)]
-        self.model: Any = built(kind, seed, self.pictures[0]).to(dtype)
-        self.adapter: Any = adapter_for(self.model)(shadow(self.model), self.model)
-        prepared = [self.adapter.prepare(picture) for picture in self.pictures]
-        self.batch = torch.stack([pixels for pixels, _ in prepared])
-        self.geometries = [geometry for _, geometry in prepared]
-        self.targets = [t for t in (*SCALARS, "objectness") if t in self.adapter.available]
 
-    def run(self, layers: tuple[str, ...] = (), max_det: int = 14) -> tuple[Any, list[Objects], list[Tensor]]:
-        named = dict(self.adapter.module.named_modules())
-        with Capture({name: named[name] for name in layers}) as capture:
-            outputs = self.adapter.forward(self.batch, 300)
-        objects = self.adapter.detect(outputs, self.geometries, 0.3, 0.7, max_det)
-        assert len(objects[0]) > 1
-        by_name = {c.name: c.tensor for c in capture.captured}
-        return outputs, objects, [by_name[name] for name in layers]
+def targets(setup: Setup) -> list[str]:
+    return [target for target in (*SCALARS, "objectness") if target in setup.adapter.available]
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_scores_are_those_of_the_kept_anchor(kind: str, seed: int) -> None:
     """Against what hooks see while torchvision predicts, with no code of ours in between."""
-    setup = Setup(kind, seed)
+    setup = set_up(kind, seed)
     outputs, objects, _ = setup.run()
     softmax = kind.startswith("ssd")
     for image, found in enumerate(objects):
@@ -159,7 +138,7 @@ def test_scores_are_those_of_the_kept_anchor(kind: str, seed: int) -> None:
             handle.remove()
         logits, anchors = seen["cls_logits"][0, found.index], seen["anchors"][found.index]
         one = [found if i == image else o.select(torch.zeros(0, dtype=torch.int64)) for i, o in enumerate(objects)]
-        scores = {target: setup.adapter.score(outputs, one, target) for target in setup.targets}
+        scores = {target: setup.adapter.score(outputs, one, target) for target in targets(setup)}
         own = logits[torch.arange(len(found)), found.class_ids]
         torch.testing.assert_close(scores["class"], own, rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(scores["prob"], found.scores, rtol=1e-4, atol=1e-4)
@@ -194,7 +173,7 @@ def test_scores_are_those_of_the_kept_anchor(kind: str, seed: int) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_gradients_agree_with_finite_differences(kind: str, seed: int) -> None:
     """In float64, along a random direction at all feature maps: from `score`, and from the library's own head."""
-    setup = Setup(kind, seed, torch.float64)
+    setup = set_up(kind, seed, torch.float64)
     names = setup.adapter.layers("level").names
     outputs, objects, tensors = setup.run(names, max_det=2)
     image = image_index(objects, torch.device("cpu"))
@@ -208,10 +187,10 @@ def test_gradients_agree_with_finite_differences(kind: str, seed: int) -> None:
         ]
         with torch.no_grad():
             moved = setup.adapter.forward(setup.batch, 300)
-            values[sign] = {target: setup.adapter.score(moved, objects, target) for target in setup.targets}
+            values[sign] = {target: setup.adapter.score(moved, objects, target) for target in targets(setup)}
         for handle in handles:
             handle.remove()
-    for target in set(setup.targets) & {"class", "prob", "margin", "left", "objectness"}:
+    for target in set(targets(setup)) & {"class", "prob", "margin", "left", "objectness"}:
         slope = (values[1e-6][target] - values[-1e-6][target]) / 2e-6
         scalars = setup.adapter.score(outputs, objects, target)
         for turn, gradients in object_gradients(scalars, image, tensors):
@@ -224,28 +203,20 @@ def test_gradients_agree_with_finite_differences(kind: str, seed: int) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_gradient_lives_at_the_objects_own_level(kind: str, seed: int) -> None:
-    setup = Setup(kind, seed)
-    outputs, objects, tensors = setup.run(setup.adapter.layers("level").names)
-    levels = torch.cat([o.level for o in objects])
-    image = image_index(objects, torch.device("cpu"))
-    for turn, gradients in object_gradients(setup.adapter.score(outputs, objects, "class"), image, tensors):
-        for level, gradient in enumerate(gradients):
-            assert gradient is not None
-            assert gradient.flatten(1).any(dim=1).tolist() == (levels[turn] == level).tolist()
-    assert len(levels.unique()) > 1
+    set_up(kind, seed).assert_the_gradient_lives_at_the_objects_own_level()
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(("preset", "target"), [("level", "class"), ("level", "box"), ("evidence", "prob")])
 def test_readouts_give_the_gradients_of_the_plain_backward(kind: str, preset: str, target: str, seed: int) -> None:
-    setup = Setup(kind, seed)
+    setup = set_up(kind, seed)
     outputs, objects, tensors = setup.run(setup.adapter.layers(preset).names, max_det=4)
     assert_readouts_agree(setup.adapter, outputs, objects, tensors, target)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_candidates_hold_every_object(kind: str, seed: int) -> None:
-    setup = Setup(kind, seed)
+    setup = set_up(kind, seed)
     outputs, objects, _ = setup.run()
     boxes, probabilities, confidence = setup.adapter.candidates(outputs)
     assert boxes.shape == (2, len(outputs.anchors), 4)

@@ -16,7 +16,9 @@ from torchvision.models.detection.mask_rcnn import MaskRCNNPredictor
 from torchvision.ops import MultiScaleRoIAlign
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
-from detcam.engine import Seed, Window, object_gradients, window_gradients
+from detcam import Explainer
+from detcam.adapters import adapter_for
+from detcam.engine import Capture, Seed, Window, object_gradients, shadow, window_gradients
 from detcam.types import Objects, image_index
 
 TWO_STAGE = (
@@ -235,6 +237,52 @@ def assert_hot_on_the_square(
             weights = heat.sum(dim=1 - axis)
             centre = float((weights * torch.arange(len(weights))).sum() / weights.sum())
             assert abs(centre - (first + last - 1) / 2) <= cell / scale, (axis, centre, planted)
+
+
+def assert_a_list_gives_what_single_pictures_give(
+    model: nn.Module, pictures: list[np.ndarray], conf: float, max_det: int
+) -> None:
+    """In float64: in random networks, rounding makes a few units near zero jump, and their gradients with them."""
+    model = model.double()
+    explainer = Explainer(model, conf=conf, max_det=max_det)
+    together = explainer(pictures)
+    assert sum(len(e) for e in together) > 4
+    for picture, one in zip(pictures, together, strict=True):
+        assert_same_objects(one, predict(model, picture), conf, max_det=max_det)
+        alone = explainer(picture)
+        for ours, theirs in zip(one.maps, alone.maps, strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-4 * float(theirs.abs().max()))
+
+
+class Setup:
+    """A model's adapter, its outputs for pictures of one size, and the objects found above `conf`."""
+
+    def __init__(self, model: nn.Module, pictures: list[np.ndarray], conf: float) -> None:
+        self.model: Any = model
+        self.pictures, self.conf = pictures, conf
+        self.adapter: Any = adapter_for(model)(shadow(model), model)
+        prepared = [self.adapter.prepare(picture) for picture in pictures]
+        self.batch = torch.stack([pixels for pixels, _ in prepared])
+        self.geometries = [geometry for _, geometry in prepared]
+
+    def run(self, layers: tuple[str, ...] = (), max_det: int = 14) -> tuple[Any, list[Objects], list[Tensor]]:
+        """The outputs, the objects of each picture, and what the layers put out."""
+        with Capture({name: self.adapter.module.get_submodule(name) for name in layers}) as capture:
+            outputs = self.adapter.forward(self.batch, 300)
+        objects = self.adapter.detect(outputs, self.geometries, self.conf, 0.7, max_det)
+        assert len(objects[0]) > 1
+        by_name = {c.name: c.tensor for c in capture.captured}
+        return outputs, objects, [by_name[name] for name in layers]
+
+    def assert_the_gradient_lives_at_the_objects_own_level(self) -> None:
+        outputs, objects, tensors = self.run(self.adapter.layers("level").names)
+        levels = torch.cat([o.level for o in objects])
+        image = image_index(objects, torch.device("cpu"))
+        for turn, gradients in object_gradients(self.adapter.score(outputs, objects, "class"), image, tensors):
+            for level, gradient in enumerate(gradients):
+                assert gradient is not None
+                assert gradient.flatten(1).any(dim=1).tolist() == (levels[turn] == level).tolist()
+        assert len(levels.unique()) > 1
 
 
 def assert_readouts_agree(
