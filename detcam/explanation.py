@@ -147,7 +147,7 @@ class Explanation:
             normalize=normalize,
             relu=relu,
             dtype=torch.float32 if integer else dtype,
-            window=torch.tensor(windows, device=maps.device).view(n, 4),
+            window=torch.tensor(windows, dtype=torch.float32, device=maps.device).view(n, 4),
         )
         return full.mul_(255).round_().to(dtype) if integer else full
 
@@ -215,7 +215,7 @@ def _common_canvas(maps: list[Tensor], device: torch.device) -> tuple[Tensor, li
     shapes = [(m.shape[0], m.shape[1]) for m in maps]
     height = max((h for h, _ in shapes), default=1)
     width = max((w for _, w in shapes), default=1)
-    canvas = torch.empty((len(maps), height, width), device=device)
+    canvas = torch.empty((len(maps), height, width), dtype=torch.float32, device=device)
     for shape in set(shapes):
         places = [i for i, s in enumerate(shapes) if s == shape]
         stack = torch.stack([maps[i] for i in places]).float()

@@ -166,6 +166,18 @@ def test_no_heat_where_a_crop_left_the_network_blind(normalize: str, picture: np
     torch.testing.assert_close(heat[0][:, 15:75], resized(expected, (60, 60)), rtol=0, atol=2e-6)
 
 
+def test_torchs_default_dtype_changes_nothing(picture: np.ndarray) -> None:
+    maps = [torch.rand(6, 6), torch.rand(3, 3)]
+    expected = explanation_of(picture, maps).heatmaps
+    torch.set_default_dtype(torch.float64)
+    try:
+        heatmaps = explanation_of(picture, maps).heatmaps
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert heatmaps.dtype == torch.float32
+    assert torch.equal(heatmaps, expected)
+
+
 def test_masks_are_the_logits_at_each_pixel_s_own_place(segmenter: nn.Module, seed: int) -> None:
     """Independent reference: the logits, sampled where the source pixel's centre lies in the network's input."""
     picture = random_picture(seed, 117, 203)
