@@ -1,4 +1,4 @@
-"""How well heatmaps keep to their own object, on pictures with YOLO-seg polygon labels.
+"""How well heatmaps keep to their own object, on labelled pictures; `detcam evaluate` judges much more.
 
 An explained object counts if it matches a labelled one: same class, box IoU over 0.5, best score first, each label
 once. Energies are shares of the heatmap's sum (normalised per object, at source resolution). ODI is the energy in the
@@ -20,29 +20,21 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-import cv2
-import numpy as np
 import torch
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
 from detcam import Explainer, Explanation
+from detcam.evaluate.labels import Label, read_labels
+from detcam.evaluate.matching import IOU, match
+from detcam.evaluate.metrics import energy_in_box, energy_in_mask, object_discrimination, pointing_box, pointing_mask
 from detcam.images import SUFFIXES
 
 REPOSITORY = Path(__file__).parents[1]
-IOU = 0.5
 CONFIDENCES = (0.25, 0.5)
 STRONGEST = 3
-
-
-@dataclass(frozen=True)
-class Label:
-    """One labelled object in source pixels."""
-
-    class_id: int
-    box: np.ndarray  # [4] xyxy
-    mask: np.ndarray  # [H, W] bool
+JUDGED = (energy_in_box, energy_in_mask, object_discrimination, pointing_box, pointing_mask)
 
 
 @dataclass(frozen=True)
@@ -63,58 +55,14 @@ class Matched:
     scores: Scores
 
 
-def read_labels(path: Path, height: int, width: int) -> list[Label]:
-    """The polygons `class x1 y1 x2 y2 ...` of a file, coordinates as shares of the picture; no file: no objects."""
-    labels = []
-    for line in path.read_text().splitlines() if path.exists() else []:
-        class_id, *numbers = line.split()
-        polygon = np.array(numbers, dtype=float).reshape(-1, 2) * (width, height)
-        mask = np.zeros((height, width), np.uint8)
-        # A pixel belongs to the polygon by its centre, at half-integers; fillPoly counts centres from 0.
-        cv2.fillPoly(mask, [np.round(polygon - 0.5).astype(np.int32)], 1)
-        labels.append(Label(int(class_id), np.concatenate([polygon.min(axis=0), polygon.max(axis=0)]), mask > 0))
-    return labels
-
-
-def box_iou(a: np.ndarray, b: np.ndarray) -> float:
-    sides = np.minimum(a[2:], b[2:]) - np.maximum(a[:2], b[:2])
-    shared = float(np.prod(sides.clip(min=0)))
-    return shared / (float(np.prod(a[2:] - a[:2]) + np.prod(b[2:] - b[:2])) - shared + 1e-9)
-
-
-def match(explanation: Explanation, labels: Sequence[Label]) -> list[tuple[int, int]]:
-    """(object, label) pairs, best score first."""
-    free, pairs = set(range(len(labels))), []
-    boxes, classes = explanation.boxes.cpu().numpy(), explanation.class_ids.tolist()
-    for i in explanation.scores.argsort(descending=True).tolist():
-        overlaps = {j: box_iou(boxes[i], labels[j].box) for j in free if labels[j].class_id == classes[i]}
-        best = max(overlaps, key=overlaps.__getitem__, default=None)
-        if best is not None and overlaps[best] > IOU:
-            free.remove(best)
-            pairs.append((i, best))
-    return pairs
-
-
-def score(heatmap: np.ndarray, own: Label, labels: Sequence[Label]) -> Scores:
-    """Judge one heatmap [H, W]."""
-    total = float(heatmap.sum())
-    if total <= 0:
-        return Scores(0.0, 0.0, math.nan, 0.0, 0.0)
-    everything = np.any([label.mask for label in labels], axis=0)
-    in_masks = float(heatmap[everything].sum())
-    in_others = float(heatmap[everything & ~own.mask].sum())
-    y, x = np.unravel_index(heatmap.argmax(), heatmap.shape)
-    x1, y1, x2, y2 = own.box
-    height, width = heatmap.shape
-    columns, rows = np.arange(width) + 0.5, np.arange(height) + 0.5
-    inside = ((rows >= y1) & (rows < y2))[:, None] & ((columns >= x1) & (columns < x2))
-    return Scores(
-        energy_in_box=float(heatmap[inside].sum()) / total,
-        energy_in_mask=float(heatmap[own.mask].sum()) / total,
-        odi=in_others / in_masks if in_masks > 0 else math.nan,
-        pointing_box=float(inside[y, x]),
-        pointing_mask=float(own.mask[y, x]),
-    )
+def judged(explanation: Explanation, labels: Sequence[Label]) -> list[tuple[int, Scores]]:
+    """(object, scores) of those that match a label, best score first."""
+    found = match(explanation, labels)
+    if not found.objects:
+        return []
+    case = found.case(explanation.render(found.objects, dtype=torch.float32))
+    columns = [function(case).tolist() for function in JUDGED]
+    return [(i, Scores(*values)) for i, values in zip(found.objects, zip(*columns, strict=True), strict=True)]
 
 
 def mean(scores: Iterable[Scores]) -> Scores:
@@ -170,15 +118,12 @@ def main() -> None:
     args = parser.parse_args()
     layers = args.layers[0] if len(args.layers) == 1 else args.layers
     explainer = Explainer(args.weights, args.method, layers, args.target, conf=min(CONFIDENCES), device=args.device)
-    console, matched = Console(width=120), []
+    console, matched, labels = Console(width=120), [], read_labels(args.labels)
     images = sorted(p for p in args.images.iterdir() if p.suffix.lower() in SUFFIXES)[: args.limit]
     for path in track(images, "explaining", console=console):
         explanation = explainer(path)
-        labels = read_labels(args.labels / f"{path.stem}.txt", *explanation.image.shape[:2])
-        for i, j in match(explanation, labels):
-            heatmap = explanation.render([i], dtype=torch.float32)[0].double().cpu().numpy()
-            result = score(heatmap, labels[j], labels)
-            matched.append(Matched(path.stem, float(explanation.scores[i]), result))
+        for i, scores in judged(explanation, labels.of(path, *explanation.image.shape[:2])):
+            matched.append(Matched(path.stem, float(explanation.scores[i]), scores))
     rows = [summarise(matched, confidence) for confidence in CONFIDENCES]
     weights, settings = Path(args.weights).name, explainer.settings
     console.print()

@@ -15,11 +15,12 @@ import torch
 from torch import Tensor
 
 from detcam.adapters import Adapter, Selection
-from detcam.errors import InputError, nearest
+from detcam.errors import InputError
 from detcam.explanation import Explanation
 from detcam.geometry import Geometry
 from detcam.methods.similarity import box_iou
 from detcam.options import Pair
+from detcam.regions import class_number
 from detcam.types import Objects
 
 Reason = Literal["returned", "confidence", "suppressed", "another class won", "max_det", "own limit", "no overlap"]
@@ -165,7 +166,7 @@ def answers(
     """
     boxes, scores = adapter.considered(outputs, geometry)
     names = adapter.class_names(scores.shape[1])
-    class_ids = [_class_id(kind, names, f"ask[{i}]") for i, (_, kind) in enumerate(pairs)]
+    class_ids = [class_number(kind, names, f"ask[{i}]") for i, (_, kind) in enumerate(pairs)]
     best = [_best(geometry.to_source(boxes), scores, box, own) for (box, _), own in zip(pairs, class_ids, strict=True)]
     rows = []  # for each pair the candidate as the asked class, and who may have won
     for (box, _), one, own in zip(pairs, best, class_ids, strict=True):
@@ -200,17 +201,6 @@ def answers(
         made.append(answer)
         kept += mine
     return both.select(kinds.new_tensor(kept)), made
-
-
-def _class_id(kind: str | int, names: dict[int, str], where: str) -> int:
-    if not isinstance(kind, str):
-        if kind not in names:
-            raise InputError(f"{where}: class {kind} does not exist: the model has {min(names)} to {max(names)}")
-        return int(kind)
-    number = next((i for i, name in names.items() if name == kind), None)
-    if number is None:
-        raise InputError(f"{where}: class {kind!r} does not exist: {nearest(kind, names.values())}")
-    return number
 
 
 def _best(boxes: Tensor, scores: Tensor, box: Sequence[float], class_id: int) -> int:

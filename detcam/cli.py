@@ -21,6 +21,9 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from detcam.errors import DetcamError, InputError, OutputError
+from detcam.evaluate.command import register as register_evaluate
+from detcam.report.command import register as register_report
+from detcam.video.command import register as register_video
 
 app = typer.Typer(
     name="detcam",
@@ -73,6 +76,11 @@ def explain(
         list[str] | None,
         typer.Option(help="x1,y1,x2,y2:class of an object that was missed: explain its best candidate. Repeatable."),
     ] = None,
+    region: Annotated[
+        list[str] | None,
+        typer.Option(help="x,y or x1,y1,x2,y2 in a segmenter's picture: explain what is there. Repeatable."),
+    ] = None,
+    report: Annotated[bool, typer.Option("--report", help="Write pages to look at, as detcam report does.")] = False,
     as_json: JsonFlag = False,
 ) -> None:
     """Explain every object in one or more pictures.
@@ -82,27 +90,34 @@ def explain(
     """
     from detcam.config import Preset, read_preset
     from detcam.options import parse_pair
+    from detcam.regions import parse_region
+    from detcam.report import write_report
 
     preset = read_preset(config) if config else Preset()
     preset = preset.updated(
         model=model, method=method, layers=_split(layers), target=target, conf=conf, iou=iou, max_det=max_det,
         imgsz=imgsz, device=device,
     )  # fmt: skip
-    pairs = [parse_pair(text) for text in ask or ()]
+    pairs = [parse_pair(text) for text in ask or ()] or None
+    regions = [parse_region(text) for text in region or ()] or None
     _require_files(images)
     _require_writable(out_dir)
     documents = []
     with _progress(len(images), quiet=as_json) as (advance, swept):
         explainer = _explainer({**preset.model_dump(), "progress": swept})
         for path, folder in zip(images, _folders(images, out_dir), strict=True):
-            explanation = explainer(path, ask=pairs) if pairs else explainer(path)
-            explanation.save(folder)
+            explanation = explainer(path, ask=pairs, regions=regions)
+            explanation.save(folder, path)
             documents.append({"source": str(path), "folder": str(folder), **explanation.to_dict()})
             advance()
             if not as_json:
                 out.print(f"{path}: {_count(explanation.labels)} -> {folder}", markup=False)
                 for note in explanation.notes if pairs else []:
                     out.print(f"  {note}", markup=False)
+    if report:
+        page = write_report(out_dir, _folders(images, out_dir))
+        if not as_json:
+            out.print(f"Open {page}", markup=False)
     if as_json:
         print(json.dumps(documents, indent=2, ensure_ascii=False))
 
@@ -134,10 +149,11 @@ DEMO_SEEDS = (4, 0, 3)  # the first scenes of the held-out seeds that a newcomer
 @app.command(epilog="Example: `detcam methods --json`")
 def methods(as_json: JsonFlag = False) -> None:
     """List the methods: what each reads, what it costs, and its paper."""
-    from detcam.methods import DEFAULT, METHODS
+    from detcam.methods import DEFAULT, METHODS, WRAPPERS, AnyMethod, Combination, plugins
 
+    every: list[type[AnyMethod]] = [*METHODS.values(), *plugins().values(), Combination, *WRAPPERS.values()]
     fields = ("name", "formula", "reads", "object_specific", "passes", "source")
-    rows = [{**{f: getattr(m, f) for f in fields}, "parameters": m.parameters()} for m in METHODS.values()]
+    rows = [{**{f: getattr(m, f) for f in fields}, "parameters": m.parameters()} for m in every]
     if as_json:
         print(json.dumps({"default": DEFAULT, "methods": rows}, indent=2))
         return
@@ -157,9 +173,11 @@ def families(as_json: JsonFlag = False) -> None:
     if as_json:
         print(json.dumps(rows, indent=2))
         return
-    table = Table("family and models", "targets", "tested; here; how to get it", width=100, show_lines=True)
+    table = Table("family and models", "targets", "tested; how to get it", width=100, show_lines=True)
     for row in rows:
-        library = f"{row['tested'] or 'any'}; {row['installed'] or 'not installed'}\n{row['install']}"
+        since = f"oldest {row['oldest'].split()[-1]}, " if row["oldest"] else ""
+        here = f"here {row['installed']}" if row["installed"] else "not installed"
+        library = f"{row['tested'] or 'any'}\n{since}{here}\n{row['install']}"
         table.add_row(f"{row['family']}\n{row['models']}", ", ".join(row["targets"]), Text(library))
     out.print(table, markup=False)
 
@@ -197,6 +215,11 @@ def doctor(as_json: JsonFlag = False) -> None:
         return
     for line in summary(facts):
         out.print(line, markup=False)
+
+
+register_report(app)
+register_video(app)
+register_evaluate(app)
 
 
 def _explainer(options: dict[str, Any]) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, overload
 
 import numpy as np
@@ -12,19 +13,20 @@ import torch
 from torch import Tensor, nn
 
 from detcam.adapters import Adapter, CallableAdapter, LayerPlan, Target, adapter_for
-from detcam.ask import Answer, AskedExplanation, answers
+from detcam.ask import AskedExplanation
 from detcam.engine import Capture, Captured, shadow
 from detcam.engine.sweeps import Progress
-from detcam.errors import InputError, LayerError, TargetError, nearest
+from detcam.errors import InputError, LayerError, nearest
 from detcam.explanation import Explanation
 from detcam.geometry import Geometry
 from detcam.images import read_image
-from detcam.maps import Maps, WindowedMaps, full_maps, gained_maps, shared_maps
-from detcam.methods import AnyMethod, Method, SweepMethod, get_method
+from detcam.maps import Maps
+from detcam.methods import AnyMethod, get_method
 from detcam.models import load_model
-from detcam.options import Pair, check_options, check_target, checked_device, checked_pairs, set_regions
-from detcam.swept import SweptMaps, swept_target
+from detcam.options import Pair, check_options, check_target, checked_device, set_regions, set_text
+from detcam.questions import Question, question
 from detcam.types import Objects
+from detcam.ways import Request, target_name, way_for
 
 PRESETS = ("auto", "level", "evidence")
 
@@ -53,7 +55,8 @@ class Explainer:
             or modules.
         target: the scalar that is explained: "class" (logit), "prob", "margin" (logit minus the best other logit),
             "box" (distances to the four sides, combined by element-wise maximum), "left", "top", "right", "bottom",
-            "objectness", "mask", or a callable (outputs, list of Objects) -> Tensor [sum N].
+            "objectness", "mask", "iou" (as SAM predicts it of its mask), or a callable (outputs, list of Objects) ->
+            Tensor [sum N].
         conf: lowest score of an object, in [0, 1].
         iou: overlap above which non-maximum suppression drops the weaker box, in [0, 1].
         max_det: largest number of objects per picture.
@@ -66,6 +69,8 @@ class Explainer:
         regions: what an object of a semantic segmenter is: all pixels of a "class", or one connected "component".
         adapter: for a model of your own, see `detcam.adapters.CallableAdapter`; or an `Adapter` class. None: the one
             that serves the model.
+        text: for text-prompted detectors, the phrases to look for, e.g. `["a cat", "remote control"]`; they are the
+            classes.
 
     Raises:
         InputError: for a model, method, layer, target, option or device that cannot be used.
@@ -87,12 +92,12 @@ class Explainer:
         progress: Progress | None = None,
         regions: str = "class",
         adapter: type[Adapter] | CallableAdapter | None = None,
+        text: Sequence[str] | None = None,
     ) -> None:
         check_options(conf, iou, max_det, imgsz, target)
         self.method = get_method(method)
         self.target = target
         self.conf, self.iou, self.max_det = conf, iou, max_det
-        self._memory = memory
         name = str(model) if isinstance(model, (str, os.PathLike)) else type(model).__name__
         if isinstance(model, (str, os.PathLike)):
             model = load_model(model)
@@ -102,24 +107,19 @@ class Explainer:
         if device is not None:
             view.to(checked_device(device))  # moves the view's tensors only
         self.adapter = adapter(view, model, imgsz, processor)
+        set_text(self.adapter, text)
         check_target(target, self.adapter)
         set_regions(self.adapter, regions)
-        self.plan = self._plan(layers, module)
-        self._swept: SweptMaps | None = None
-        if isinstance(self.method, SweepMethod):
-            self.target = target = swept_target(self.method, target, self.adapter)
-            self._swept = SweptMaps(
-                self.adapter, self.method, self.plan, target, self._scalars, max_det, memory, progress
-            )
-        self._windowed: WindowedMaps | None = None
-        if isinstance(target, str) and isinstance(self.method, Method) and self.method.object_specific:
-            self._windowed = WindowedMaps(self.method, self.plan, memory)
+        plan_of = partial(self._plan, module=module)
+        request = Request(self.adapter, target, max_det, memory, progress, self._run, plan_of)
+        self.way = way_for(self.method, layers, request)
+        self.plan, self.target = self.way.plan, self.way.target
         self.settings = {
             "model": name,
             "family": adapter.family,
             "method": self.method.name,
-            "layers": list(self.plan.names) if self._swept is None or self._swept.reads_layers else [],
-            "target": target if isinstance(target, str) else getattr(target, "__name__", "callable"),
+            "layers": list(self.plan.names),
+            "target": target_name(self.target),
             "conf": conf,
             "iou": iou,
             "max_det": max_det,
@@ -127,19 +127,38 @@ class Explainer:
         }
 
     @overload
-    def __call__(self, images: Any, ask: Sequence[Pair]) -> AskedExplanation: ...
+    def __call__(
+        self, images: Any, ask: Sequence[Pair], regions: None = None, truth: None = None
+    ) -> AskedExplanation: ...
     @overload
-    def __call__(self, images: list[Any], ask: None = None) -> list[Explanation]: ...
+    def __call__(
+        self, images: list[Any], ask: None = None, regions: None = None, truth: None = None
+    ) -> list[Explanation]: ...
     @overload
-    def __call__(self, images: Any, ask: None = None) -> Explanation: ...
-    def __call__(self, images: Any, ask: Sequence[Pair] | None = None) -> Explanation | list[Explanation]:
-        """Explain every object of one picture, or of a list of pictures; or what became of objects that were missed.
+    def __call__(
+        self, images: Any, ask: None = None, regions: Sequence[Any] | None = None, truth: Any = None
+    ) -> Explanation: ...
+    def __call__(
+        self,
+        images: Any,
+        ask: Sequence[Pair] | None = None,
+        regions: Sequence[Any] | None = None,
+        truth: Any = None,
+    ) -> Explanation | list[Explanation]:
+        """Explain every object of one picture, or of a list of pictures; or answer one question about one picture.
 
         Args:
             images: a path, PIL image, array [H, W, 3] uint8 RGB or tensor [3, H, W] in [0, 1]; or a list of these.
                 Pictures of a list that have the same network size share one forward; results do not depend on it.
-            ask: objects that the model should have found in one picture, as pairs of a box (x1, y1, x2, y2) in source
-                pixels and a class by name or number, e.g. `[((10, 20, 80, 160), "person")]`.
+            ask: objects that the model should have found, as pairs of a box (x1, y1, x2, y2) in source pixels and a
+                class by name or number, e.g. `[((10, 20, 80, 160), "person")]`.
+            regions: what to explain instead of what was found: points (x, y) and boxes (x1, y1, x2, y2) in source
+                pixels, or masks [H, W] bool; for semantic segmenters also a pair of one of these and a class. For a
+                semantic segmenter a point stands for the connected region of one predicted class that it lies in, and
+                a box or mask for the class that most of its pixels are given. For SAM they are the prompts.
+            truth: for semantic segmenters, [H, W] whole numbers: the class that each pixel should have; numbers that
+                are no class, as 255 often, are not judged. Each connected region that is given one class in place of
+                another is explained twice, for the wrong class and then for the true one; the largest come first.
 
         Returns:
             An Explanation, or a list of them in the order of the list. With `ask` an AskedExplanation, whose objects
@@ -148,11 +167,10 @@ class Explainer:
         Raises:
             ImageError: if a picture cannot be read.
             LayerError: if a layer does not run, or no score depends on it.
-            InputError: if `ask` holds anything but boxes in the picture and classes of the model, or the family cannot
-                be asked.
+            InputError: if `ask`, `regions` or `truth` hold anything else, or the family cannot be asked so.
         """
-        if ask is not None:
-            return self._asked(images, ask)
+        if not (ask is None and regions is None and truth is None):
+            return self._answered(images, ask, regions, truth)
         several = isinstance(images, (list, tuple))
         placed = [self._placed(source, position) for position, source in enumerate(images if several else [images])]
         batches: dict[tuple[int, ...], list[_Placed]] = {}
@@ -160,7 +178,7 @@ class Explainer:
             batches.setdefault(tuple(picture.tensor.shape), []).append(picture)
         explanations: dict[int, Explanation] = {}
         for batch in batches.values():
-            for picture, explanation in zip(batch, self._explain(batch)[0], strict=True):
+            for picture, explanation in zip(batch, self._explain(batch), strict=True):
                 explanations[picture.position] = explanation
         ordered = [explanations[i] for i in range(len(placed))]
         return ordered if several else ordered[0]
@@ -169,43 +187,44 @@ class Explainer:
         image = read_image(source)
         return _Placed(position, image, *self.adapter.prepare(image))
 
-    def _asked(self, source: Any, ask: Sequence[Pair]) -> AskedExplanation:
+    def _answered(self, source: Any, ask: Any, regions: Any, truth: Any) -> Explanation:
         if isinstance(source, (list, tuple)):
-            raise InputError(f"ask: expected one picture, got a list of {len(source)}: ask about each by itself")
+            given = {"ask": ask, "regions": regions, "truth": truth}
+            names = ", ".join(name for name, value in given.items() if value is not None)
+            raise InputError(f"{names}: expected one picture, got a list of {len(source)}: ask about each by itself")
         picture = self._placed(source)
-        (explanation,), answered = self._explain([picture], checked_pairs(ask, picture.geometry.source))
-        return AskedExplanation.of(explanation, answered)
+        asked = question(self.adapter, ask, regions, truth, picture.geometry.source, self.conf, self.iou, self.max_det)
+        return asked.answered(self._explain([picture], asked)[0])
 
-    def _explain(self, batch: list[_Placed], pairs: list[Pair] | None = None) -> tuple[list[Explanation], list[Answer]]:
-        """The explanations of a batch; with `pairs` of its one picture those of the candidates that fit them best."""
+    def _explain(self, batch: list[_Placed], asked: Question | None = None) -> list[Explanation]:
+        """The explanations of a batch; if a question is asked about its one picture, of the objects that answer it."""
         geometries = [picture.geometry for picture in batch]
-        size = geometries[0].network
-        modules = {name: self.adapter.module.get_submodule(name) for name in self.plan.names}
-        differentiable = isinstance(self.method, Method) and self.method.object_specific
         # Leave the caller's no_grad, inference_mode and autocast.
         with torch.inference_mode(False), torch.autocast(self.adapter.device.type, enabled=False):
-            capture = Capture(modules, self.plan.cut_all, lambda tokens: self.adapter.grids(tokens, size))
             pixels = torch.stack([picture.tensor for picture in batch])
             # Convolutions on a CPU run a third faster in this order, and pieces of maps are cut out in longer runs.
             pixels = pixels.contiguous(memory_format=torch.channels_last)
-            with torch.set_grad_enabled(differentiable), capture:
-                outputs = self.adapter.forward(pixels, self.max_det)
-            if capture.missing():
-                raise LayerError(
-                    f"layer {capture.missing()[0]!r} did not run or put out no map [B,C,h,w]: `detcam layers` "
-                    "lists layers that do"
-                )
-            objects = self.adapter.detect(outputs, geometries, self.conf, self.iou, self.max_det)
-            answered: list[Answer] = []
-            if pairs is not None:
-                objects[0], answered = answers(
-                    self.adapter, outputs, objects[0], pairs, geometries[0], self.conf, self.iou
-                )
-            if self._swept is not None:
-                made = self._swept.maps(pixels, outputs, objects, capture.captured)
+            outputs, captured = self._run(pixels)
+            if asked is None:
+                objects = self.adapter.detect(outputs, geometries, self.conf, self.iou, self.max_det)
             else:
-                made = self._maps(outputs, objects, capture.captured)
-        return self._explanations(batch, objects, made), answered
+                objects = [asked.objects(self.adapter, outputs, geometries[0])]
+            made = self.way.maps(pixels, outputs, objects, captured)
+        return self._explanations(batch, objects, made)
+
+    def _run(self, pixels: Tensor) -> tuple[Any, list[Captured]]:
+        """What the model puts out for pictures [B, 3, H, W], and what its captured layers do."""
+        modules = {name: self.adapter.module.get_submodule(name) for name in self.plan.names}
+        size = (pixels.shape[2], pixels.shape[3])
+        capture = Capture(modules, self.way.cut, lambda tokens: self.adapter.grids(tokens, size))
+        with torch.set_grad_enabled(self.way.differentiable), capture, self.way.watching():
+            outputs = self.adapter.forward(pixels, self.max_det)
+        if capture.missing():
+            raise LayerError(
+                f"layer {capture.missing()[0]!r} did not run or put out no map [B,C,h,w]: `detcam layers` "
+                "lists layers that do"
+            )
+        return outputs, capture.captured
 
     def _explanations(self, batch: list[_Placed], objects: list[Objects], made: Maps) -> list[Explanation]:
         explanations = []
@@ -220,38 +239,6 @@ class Explainer:
             ]
             explanations.append(Explanation(picture.image, found, maps, notes, self.settings, picture.geometry))
         return explanations
-
-    def _maps(self, outputs: Any, objects: list[Objects], captured: list[Captured]) -> Maps:
-        """Raw coarse maps of the objects of all pictures, one after the other."""
-        assert isinstance(self.method, Method)
-        if not sum(len(o) for o in objects):
-            return Maps([], [])
-        if not self.method.object_specific:
-            return shared_maps(self.method, self.plan, captured, objects)
-        if self._windowed is not None and self._windowed.exact:
-            readouts = self.adapter.readouts(outputs, objects, str(self.target))
-            made = None if readouts is None else self._windowed.maps(captured, objects, readouts)
-            if made is not None:
-                return made
-        if self._windowed is not None and self.method.product and self.plan == self.adapter.layers("level"):
-            made = gained_maps(self.adapter, captured, outputs, objects, str(self.target), self._memory)
-            if made is not None:
-                return made
-        scalars = self._scalars(outputs, objects)
-        return full_maps(self.method, self.plan, captured, scalars, objects, str(self.settings["target"]))
-
-    def _scalars(self, outputs: Any, objects: list[Objects]) -> Tensor:
-        """[sum N, K] differentiable scalars; K is 1 but for targets that combine several."""
-        total = sum(len(o) for o in objects)
-        if isinstance(self.target, str):
-            scalars = self.adapter.score(outputs, objects, self.target)
-        else:
-            with torch.enable_grad():
-                scalars = self.target(outputs, objects)
-            if not isinstance(scalars, Tensor) or scalars.shape != (total,):
-                actual = list(scalars.shape) if isinstance(scalars, Tensor) else type(scalars).__name__
-                raise TargetError(f"target callable: expected a tensor of shape [{total}], got {actual}")
-        return scalars if scalars.ndim == 2 else scalars[:, None]
 
     def _note(self, raw: Tensor, silent: bool, level: int) -> str | None:
         if not self.method.object_specific:
@@ -270,7 +257,7 @@ class Explainer:
     def _plan(self, layers: Layers, module: nn.Module) -> LayerPlan:
         """The layers to capture: a preset's, or the user's by name or as modules of their own model."""
         if isinstance(layers, str) and layers in PRESETS:
-            return self.adapter.layers(self.method.layers if layers == "auto" else layers)
+            return self.adapter.layers(layers)
         chosen = [layers] if isinstance(layers, (str, nn.Module)) else list(layers)
         if not chosen:
             raise LayerError("layers is empty: give 'auto', 'level', 'evidence' or names of modules")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -62,6 +63,11 @@ class Explanation:
     def labels(self) -> list[str]:
         """N class names."""
         return list(self.objects.labels)
+
+    @property
+    def words(self) -> tuple[tuple[tuple[str, float], ...], ...] | None:
+        """For each object the words of its phrase and their scores in [0, 1], see `GroundingDinoAdapter`; or None."""
+        return self.objects.words
 
     @cached_property
     def masks(self) -> Tensor | None:
@@ -166,16 +172,36 @@ class Explanation:
     def _title(self, i: int) -> str:
         return f"{self.objects.labels[i]} {float(self.scores[i]):.2f}"
 
-    def save(self, folder: str | os.PathLike[str]) -> Path:
-        """Write `explanation.json`, `heatmaps.npz`, one overlay per object and `contact.png` into `folder`.
+    def save(self, folder: str | os.PathLike[str], source: str | os.PathLike[str] | None = None) -> Path:
+        """Write `explanation.json`, `heatmaps.npz`, `picture.jpg`, one overlay per object and `contact.png`.
 
+        `heatmaps.npz` holds "heatmaps" [N, H, W] and the raw coarse maps "map_000" [h, w], "map_001", ..., all float32.
         Everything is written beside it first and moved into place at the end, so an error leaves nothing half-written.
+
+        Args:
+            folder: made if it does not exist.
+            source: the picture's path or name, for reports to show.
 
         Raises:
             OutputError: if the folder cannot be written.
         """
         overlays = [self.overlay(i) for i in range(len(self))]
-        return render.save(Path(folder), self.to_dict(), self.heatmaps.cpu().numpy(), self._overview(), overlays)
+        document = self.to_dict() if source is None else {"source": str(source), **self.to_dict()}
+        for found, energy in zip(document["objects"], self.energy_in_box, strict=True):
+            found["energy_in_box"] = None if energy is None else round(energy, 6)
+        arrays = {"heatmaps": self.heatmaps} | {f"map_{i:03d}": raw for i, raw in enumerate(self.maps)}
+        numbers = {name: values.float().cpu().numpy() for name, values in arrays.items()}
+        return render.save(Path(folder), document, numbers, self.image, self._overview(), overlays)
+
+    @property
+    def energy_in_box(self) -> list[float | None]:
+        """For each object the share of its heatmap's sum that lies in its box, in [0, 1]; None for a blank map."""
+        shares: list[float | None] = []
+        for heat, box in zip(self.heatmaps, self.boxes.tolist(), strict=True):
+            x1, y1, x2, y2 = (max(math.ceil(side - 0.5), 0) for side in box)  # pixels whose centre lies in the box
+            total = float(heat.sum(dtype=torch.float64))
+            shares.append(float(heat[y1:y2, x1:x2].sum(dtype=torch.float64)) / total if total else None)
+        return shares
 
     def _overview(self) -> np.ndarray:
         """[H, W, 3] uint8 RGB: the picture with every box."""
@@ -189,6 +215,7 @@ class Explanation:
         height, width = self.geometry.source
         return {
             "image": {"width": width, "height": height},
+            "geometry": {name: list(getattr(self.geometry, name)) for name in ("resized", "pad", "network")},
             "settings": self.settings,
             "normalization": "min-max per object at feature resolution, after ReLU and before the resize",
             "objects": [
@@ -200,6 +227,7 @@ class Explanation:
                     "map": list(self.maps[i].shape),
                     "peak": float(self.maps[i].nan_to_num(nan=0.0, posinf=0.0, neginf=0.0).amax()),
                     "note": self.notes[i],
+                    **({} if self.words is None else {"words": dict(self.words[i])}),
                 }
                 for i in range(len(self))
             ],

@@ -182,9 +182,9 @@ def _shares(explainer: Explainer, batch: Tensor, geometry: Any, names: list[str]
     capture = Capture(modules, cut_all=False, grids=lambda tokens: adapter.grids(tokens, geometry.network))
     with torch.enable_grad(), capture:
         outputs = adapter.forward(batch, explainer.max_det)
-    found = adapter.detect(outputs, [geometry], explainer.conf, explainer.iou, OBJECTS)[0]
+    found = adapter.tried(outputs, geometry, explainer.conf, explainer.iou, OBJECTS)
     if not len(found):
-        found = adapter.detect(outputs, [geometry], 0.0, explainer.iou, OBJECTS)[0]
+        found = adapter.tried(outputs, geometry, 0.0, explainer.iou, OBJECTS)
     if not len(found):
         return None
     found = found.select(torch.arange(min(len(found), OBJECTS), device=found.index.device))

@@ -27,6 +27,7 @@ from detcam.engine import (
     batched_gradients,
     cut,
     object_gradients,
+    upscaling,
     window_gradients,
     windows_agree,
 )
@@ -48,7 +49,10 @@ class Maps:
 
 
 def add_maps(maps: list[Tensor]) -> Tensor:
-    """The sum [n, h, w] of maps [n, h_l, w_l] at the finest resolution among them."""
+    """The sum [n, h, w] of maps [n, h_l, w_l] at the finest resolution among them.
+
+    Signed: what one layer holds against the score cancels what another holds for it.
+    """
     finest = max((m.shape[1:] for m in maps), key=lambda shape: shape[0] * shape[1])
     resized = [m if m.shape[1:] == finest else interpolate(m[:, None], finest, mode="bilinear")[:, 0] for m in maps]
     return torch.stack(resized).sum(dim=0)
@@ -242,6 +246,8 @@ class WindowedMaps:
                     parts.append(tensor.new_zeros((len(some), *tensor.shape[2:]), dtype=torch.float32))
                     continue
                 reached.add(layer.name)
+                if upscaling(tensor) != 1:
+                    window = Window(window.values.float() / upscaling(tensor), window.start)
                 parts.append(self._layer_maps(tensor.detach(), window, images))
                 blank = silent & ~parts[-1].flatten(1).any(dim=1)  # a map shows sooner that its gradient is not zero
                 silent = blank.masked_scatter(blank, ~window.values[blank].flatten(1).any(dim=1))
@@ -266,7 +272,8 @@ class WindowedMaps:
 
 
 def _seed(source: Source, some: Tensor, column: int) -> Seed:
-    return Seed(source.tensor, Window(source.gradients[some, column], source.start[some].cpu().numpy()))
+    values = source.gradients[some, column] * upscaling(source.tensor)
+    return Seed(source.tensor, Window(values, source.start[some].cpu().numpy()))
 
 
 def _checked(readout: Readout, layers: list[Tensor]) -> int:

@@ -8,6 +8,7 @@ from typing import Any
 
 from detcam import zoo
 from detcam.errors import ModelError, nearest
+from detcam.versions import require
 
 DOWNLOADABLE = ("yolo", "rtdetr")  # bare names that ultralytics fetches by itself
 
@@ -21,7 +22,7 @@ def load_model(name: str | os.PathLike[str]) -> Any:
 
     Raises:
         ModelError: if there is no such file, it is no checkpoint, or it holds classes that are not on the allow-list
-            of known layers: a checkpoint is a pickle, which could otherwise run any code.
+            of known layers: a checkpoint is a pickle, which could otherwise run any code; or the library is too old.
         ImportError: if ultralytics is needed and not installed.
     """
     path = Path(name)
@@ -39,14 +40,15 @@ def load_model(name: str | os.PathLike[str]) -> Any:
 
 def _load_checkpoint(path: Path) -> Any:
     try:
-        from ultralytics.nn.tasks import torch_safe_load
+        import ultralytics.nn.tasks as tasks
     except ImportError:
         raise ImportError(
             f"{path.name} is an Ultralytics checkpoint and ultralytics is not installed: "
             'pip install "detcam[ultralytics]"'
         ) from None
+    require("ultralytics")
     try:
-        checkpoint, _ = torch_safe_load(str(path), safe_only=True)
+        checkpoint, _ = tasks.torch_safe_load(str(path), safe_only=True)
         module = (checkpoint.get("ema") or checkpoint["model"]).float()
     except Exception as error:  # unpickling raises anything; the reason's first line is what a user can act on
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -64,6 +64,24 @@ def set_regions(adapter: Adapter, regions: str) -> None:
         )
 
 
+def set_text(adapter: Adapter, text: Any) -> None:
+    """Have an adapter of a text-prompted detector take phrases for its classes.
+
+    Raises:
+        InputError: for anything but phrases, where they are missing, and for models that take none.
+    """
+    prompt = getattr(adapter, "prompt", None)
+    if text is None and prompt is None:
+        return
+    if prompt is None:
+        hint = " (of YOLO-World and YOLOE call model.set_classes first)" if "ultralytics" in adapter.family else ""
+        raise InputError(f"text: this {adapter.family} {adapter.task} model takes no text: leave text out{hint}")
+    known = isinstance(text, (list, tuple)) and text and all(isinstance(p, str) and p.strip() for p in text)
+    if not known:
+        raise InputError(f"text: expected the phrases to look for, e.g. text=['a cat', 'remote control'], got {text!r}")
+    prompt(text)
+
+
 def checked_device(device: str | torch.device) -> torch.device:
     """The device, if tensors can be made there.
 
@@ -107,20 +125,40 @@ def checked_pairs(ask: Any, size: tuple[int, int]) -> list[Pair]:
 
 
 def _checked_pair(pair: Any, where: str, size: tuple[int, int]) -> Pair:
-    height, width = size
     try:
         box, kind = pair
-        x1, y1, x2, y2 = (float(side) for side in box)
+        sides = tuple(float(side) for side in box)
     except (TypeError, ValueError):
-        raise InputError(f"{where}: expected a box of four numbers and a class, got {pair!r}: {EXAMPLE}") from None
+        sides, kind = (), None
+    if len(sides) != 4:
+        raise InputError(f"{where}: expected a box of four numbers and a class, got {pair!r}: {EXAMPLE}")
+    return checked_box(sides, where, size), checked_class(kind, where)
+
+
+def checked_class(kind: Any, where: str) -> str | int:
+    """A class by name or number, as the user gave it.
+
+    Raises:
+        InputError: for anything else.
+    """
     if not isinstance(kind, (str, Integral)) or isinstance(kind, bool):
         raise InputError(f"{where}: expected a class name or number, got {kind!r}: {EXAMPLE}")
-    if not all(map(math.isfinite, (x1, y1, x2, y2))) or x2 <= x1 or y2 <= y1:
+    return kind if isinstance(kind, str) else int(kind)
+
+
+def checked_box(sides: Sequence[float], where: str, size: tuple[int, int]) -> tuple[float, float, float, float]:
+    """The box (x1, y1, x2, y2) cut to a picture of (height, width) pixels.
+
+    Raises:
+        InputError: for a box that is empty or lies outside the picture.
+    """
+    height, width = size
+    x1, y1, x2, y2 = sides
+    if not all(map(math.isfinite, sides)) or x2 <= x1 or y2 <= y1:
         raise InputError(f"{where}: expected (x1, y1, x2, y2) with x1 < x2 and y1 < y2, got {(x1, y1, x2, y2)}")
     if x2 <= 0 or y2 <= 0 or x1 >= width or y1 >= height:
         raise InputError(
             f"{where}: the box {(x1, y1, x2, y2)} lies outside the picture of {width} x {height} pixels: give source "
             "pixels"
         )
-    inside = (max(x1, 0.0), max(y1, 0.0), min(x2, float(width)), min(y2, float(height)))
-    return inside, kind if isinstance(kind, str) else int(kind)
+    return max(x1, 0.0), max(y1, 0.0), min(x2, float(width)), min(y2, float(height))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -64,14 +65,20 @@ class SweptMaps:
         memory: int,
         progress: Progress | None,
     ) -> None:
-        self._adapter, self._method, self._plan, self._target, self._score = adapter, method, plan, target, score
+        self._reads_layers = "activations" in method.reads
+        self.plan = plan if self._reads_layers else LayerPlan((), plan.cut_all, plan.fuse)
+        self.cut, self.target, self.differentiable = plan.cut_all, target, False
+        self._adapter, self._method, self._score = adapter, method, score
         self._max_det, self._memory, self._progress = max_det, memory, progress
-        self.reads_layers = "activations" in method.reads
+
+    def watching(self) -> AbstractContextManager[Any]:
+        """See `Way.watching`."""
+        return nullcontext()
 
     @torch.no_grad()
-    def maps(self, batch: Tensor, outputs: Any, objects: list[Objects], captured: list[Captured]) -> Maps:
+    def maps(self, pixels: Tensor, outputs: Any, objects: list[Objects], captured: list[Captured]) -> Maps:
         """The maps of the objects of pictures [B, 3, H, W], whose raw outputs and captured tensors are given."""
-        size = (batch.shape[2], batch.shape[3])
+        size = (pixels.shape[2], pixels.shape[3])
         maps: list[Tensor] = []
         for image, found in enumerate(objects):
             if not len(found):
@@ -80,10 +87,10 @@ class SweptMaps:
                 module=self._adapter.module,
                 forward=lambda pictures: self._adapter.forward(pictures, self._max_det),
                 score=self._scorer(outputs, image, found),
-                picture=batch[image],
+                picture=pixels[image],
                 objects=found,
-                layers={c.name: c.tensor[image].float() for c in captured} if self.reads_layers else {},
-                cut_all=self._plan.cut_all,
+                layers={c.name: c.tensor[image].float() for c in captured} if self._reads_layers else {},
+                cut_all=self.plan.cut_all,
                 grids=lambda tokens: self._adapter.grids(tokens, size),
                 memory=self._memory,
                 progress=self._progress,
@@ -93,7 +100,7 @@ class SweptMaps:
 
     def _scorer(self, outputs: Any, image: int, found: Objects) -> Callable[[Any, int], Tensor]:
         """From raw outputs of b changed versions of a picture to scores [b, N * K] of its objects."""
-        if self._target != "similarity":
+        if self.target != "similarity":
             return lambda changed, count: self._score(changed, [found] * count).reshape(count, -1)
         boxes, probabilities, _ = self._adapter.candidates(outputs)
         own = own_distributions(found.network_boxes, found.class_ids, boxes[image], probabilities[image])
@@ -107,12 +114,12 @@ class SweptMaps:
     def _picture(self, probe: Probe) -> list[Tensor]:
         """One map [h, w] for each object of a picture."""
         n = len(probe.objects)
-        if not self.reads_layers:
+        if not self._reads_layers:
             return list(_strongest(self._method.sweep(probe, ""), n))
-        if self._plan.fuse == "sum":
+        if self.plan.fuse == "sum":
             return list(_strongest(add_maps([self._method.sweep(probe, layer) for layer in probe.layers]), n))
         levels = probe.objects.level.tolist()
-        swept = {i: _strongest(self._method.sweep(probe, self._plan.names[i]), n) for i in sorted(set(levels))}
+        swept = {i: _strongest(self._method.sweep(probe, self.plan.names[i]), n) for i in sorted(set(levels))}
         return [swept[level][i] for i, level in enumerate(levels)]
 
 

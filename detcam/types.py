@@ -1,8 +1,9 @@
-"""The objects that a model found in one picture, frozen and shape-checked."""
+"""The objects that a model found in one picture, and the regions that a user gives; frozen and shape-checked."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -23,7 +24,10 @@ class Objects:
         network_boxes: [N, 4] float32, the boxes in pixels of the network's input.
         mask_logits: [N, h, w] float32 at the model's own mask resolution, or None.
         masks: [N, H, W] bool in source pixels, where the library's own post-processing makes them, or None.
-        regions: [N, 4] float32 xyxy in pixels of the network's input, the proposals of a two-stage model, or None.
+        regions: [N, 4] float32 xyxy in pixels of the network's input, the proposals of a two-stage model or the prompts
+            of a promptable one (a point has no size), or None.
+        words: for each object the words of its phrase with what the model makes of each, where it reads phrases word
+            by word (see `detcam.adapters.grounding`), or None.
 
     Raises:
         ValueError: if a shape does not fit N.
@@ -40,6 +44,7 @@ class Objects:
     mask_logits: Tensor | None = field(default=None, repr=False)
     masks: Tensor | None = field(default=None, repr=False)
     regions: Tensor | None = field(default=None, repr=False)
+    words: tuple[tuple[tuple[str, float], ...], ...] | None = None
 
     def __post_init__(self) -> None:
         n = len(self.labels)
@@ -78,7 +83,30 @@ class Objects:
             mask_logits=None if self.mask_logits is None else self.mask_logits[keep],
             masks=None if self.masks is None else self.masks[keep],
             regions=None if self.regions is None else self.regions[keep],
+            words=None if self.words is None else tuple(self.words[i] for i in keep.tolist()),
         )
+
+
+@dataclass(frozen=True)
+class Region:
+    """A place in a picture that the user gave.
+
+    Attributes:
+        kind: how it was given.
+        box: (x1, y1, x2, y2) in source pixels: the box, the outer edges of the mask, or the point, without any size.
+        mask: [H, W] bool in source pixels: the point's pixel, all pixels that the box touches, or the mask.
+        class_id: the class to explain it for; None: what the model says there.
+    """
+
+    kind: Literal["point", "box", "mask"]
+    box: tuple[float, float, float, float]
+    mask: Tensor = field(repr=False)
+    class_id: int | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """How it was given, as plain numbers; of a mask the number of its pixels."""
+        given = {"point": list(self.box[:2]), "box": list(self.box), "mask": int(self.mask.sum())}[self.kind]
+        return {self.kind: given} | ({} if self.class_id is None else {"class_id": self.class_id})
 
 
 def image_index(objects: list[Objects], device: torch.device) -> Tensor:

@@ -11,12 +11,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from detcam.adapters.attended import AttentionPlan
 from detcam.errors import InputError, MethodError
 from detcam.geometry import Geometry
-from detcam.types import Objects
+from detcam.types import Objects, Region
 
 Target = str | Callable[[Any, list[Objects]], Tensor]
-TARGETS = ("class", "prob", "margin", "box", "left", "top", "right", "bottom", "objectness", "mask")
+TARGETS = (
+    "class", "prob", "margin", "box", "left", "top", "right", "bottom", "objectness", "mask", "mask-margin",
+    "mask-coefficients", "mask-prototypes", "iou",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -95,12 +99,14 @@ class Adapter(ABC):
     models: ClassVar[str]  # the models of the family that it serves, for people to read
     targets: ClassVar[tuple[str, ...]]  # the targets that some model of the family has
     install: ClassVar[str]  # how to get the family's library
+    takes: ClassVar[tuple[str, ...]] = ()  # the kinds of regions that a user may give: "point", "box", "mask"
     available: tuple[str, ...]  # the targets that this model has
     levels: int  # feature levels that objects are read from
     module: nn.Module  # the private view
     device: torch.device
     imgsz: Any  # what the network's input size follows, for people to read
     task: str
+    names: dict[int, str]  # the classes by number, where the model names them
     stable: bool = True  # whether an object's index names the same anchor or query in a changed picture
 
     @abstractmethod
@@ -131,6 +137,10 @@ class Adapter(ABC):
     @abstractmethod
     def detect(self, outputs: Any, geometries: list[Geometry], conf: float, iou: float, max_det: int) -> list[Objects]:
         """The objects of each picture: exactly those of the library's own predict call, in its order."""
+
+    def tried(self, outputs: Any, geometry: Geometry, conf: float, iou: float, max_det: int) -> Objects:
+        """Objects of one picture to try layers on: those of `detect`."""
+        return self.detect(outputs, [geometry], conf, iou, max_det)[0]
 
     @abstractmethod
     def score(self, outputs: Any, objects: list[Objects], target: str) -> Tensor:
@@ -179,6 +189,21 @@ class Adapter(ABC):
         """
         raise InputError(f"ask: {self.family} models cannot be asked about what they missed: leave ask out")
 
+    def objects_in(self, outputs: Any, regions: list[Region], geometry: Geometry) -> Objects:
+        """An object for each region that the user gave in one picture; they are of the kinds that `takes` names.
+
+        Raises:
+            InputError: for a region that the network did not see.
+        """
+        raise NotImplementedError
+
+    def label_map(self, outputs: Any, geometry: Geometry) -> Tensor:
+        """[H, W] int64: the class of each source pixel of one picture, -1 where the network did not see it.
+
+        Families that take masks have one.
+        """
+        raise NotImplementedError
+
     def selection(self, iou: float) -> Selection:
         """How candidates become objects, if the user chose the overlap `iou`."""
         return Selection()
@@ -206,6 +231,16 @@ class Adapter(ABC):
             None if that is no cheaper than gradients of the maps.
         """
         return None
+
+    def attention(self) -> AttentionPlan:
+        """The modules whose attention leads from the queries to the picture, made to show their weights.
+
+        Raises:
+            MethodError: if the model has none.
+        """
+        raise MethodError(
+            f"{self.family} models have no attention of queries to show: use a method that reads gradients, e.g. 'odam'"
+        )
 
     def readouts(self, outputs: Any, objects: list[Objects], target: str) -> list[Readout] | None:
         """Where the scalars of `score` are read, if each is read at a small window of raw output maps; None if not."""

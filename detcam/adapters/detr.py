@@ -11,21 +11,20 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from detcam.adapters.attended import AttentionPlan, attention_plan
 from detcam.adapters.base import Adapter, LayerPlan, Selection
 from detcam.adapters.queries import BOX_TARGETS, CLASS_TARGETS, class_score, corners, query_objects, side_score
-from detcam.adapters.transformers import checkpoint_processor, made_for, require_architecture, size_of
+from detcam.adapters.transformers import checkpoint_processor, longest_side, made_for, require_architecture, size_of
 from detcam.geometry import Geometry
 from detcam.types import Objects, image_index
 
-STRIDE = 32  # a hybrid encoder adds maps of neighbouring levels, so a side must be a multiple of the largest stride
-
 
 @dataclass(frozen=True)
-class _Kind:
+class DetrKind:
     """What sets one architecture apart.
 
     Attributes:
-        level: the module that puts out the maps, or the tokens, that the queries read.
+        level: the module that puts out the maps, or the tokens, that the queries read; {last} is the last block.
         doors: the module that projects the backbone's last map to the transformer's width, or a list of one for each
             map. A 1x1 convolution there (but for extra, coarser levels) mixes channels and no cells, so gradient times
             activation summed over channels is what it is at the backbone's own output, but for the bias.
@@ -42,17 +41,21 @@ class _Kind:
 
 
 _KINDS = {
-    "detr": _Kind("model.encoder", "model.input_projection", "DetrImageProcessor", softmax=True),
-    "table-transformer": _Kind("model.encoder", "model.input_projection", "DetrImageProcessor", softmax=True),
-    "conditional_detr": _Kind("model.encoder", "model.input_projection", "ConditionalDetrImageProcessor"),
-    "dab-detr": _Kind("model.encoder", "model.input_projection", "ConditionalDetrImageProcessor"),
-    "deformable_detr": _Kind("model.encoder", "model.input_proj", "DeformableDetrImageProcessor"),
-    "rt_detr": _Kind("model.encoder", "model.encoder_input_proj", "RTDetrImageProcessor", chosen=True),
-    "rt_detr_v2": _Kind("model.encoder", "model.encoder_input_proj", "RTDetrImageProcessor", chosen=True),
-    "d_fine": _Kind("model.encoder", "model.encoder_input_proj", "RTDetrImageProcessor", chosen=True),
-    # Detection tokens read the patches up to the last block, and nothing reads the patches that the last one puts out.
-    "yolos": _Kind(
-        "vit.encoder.layer.-2", "vit.embeddings.patch_embeddings.projection", "YolosImageProcessor", softmax=True
+    "detr": DetrKind("model.encoder", "model.input_projection", "DetrImageProcessor", softmax=True),
+    "table-transformer": DetrKind("model.encoder", "model.input_projection", "DetrImageProcessor", softmax=True),
+    "conditional_detr": DetrKind("model.encoder", "model.input_projection", "ConditionalDetrImageProcessor"),
+    "dab-detr": DetrKind("model.encoder", "model.input_projection", "ConditionalDetrImageProcessor"),
+    "deformable_detr": DetrKind("model.encoder", "model.input_proj", "DeformableDetrImageProcessor"),
+    "rt_detr": DetrKind("model.encoder", "model.encoder_input_proj", "RTDetrImageProcessor", chosen=True),
+    "rt_detr_v2": DetrKind("model.encoder", "model.encoder_input_proj", "RTDetrImageProcessor", chosen=True),
+    "d_fine": DetrKind("model.encoder", "model.encoder_input_proj", "RTDetrImageProcessor", chosen=True),
+    # Detection tokens read the patches up to the last block, as its norm puts them out: before a norm, gradient
+    # times activation, summed over channels, is zero at every cell, because what a norm puts out keeps its size.
+    "yolos": DetrKind(
+        "vit.encoder.layer.{last}.layernorm_before",
+        "vit.embeddings.patch_embeddings.projection",
+        "YolosImageProcessor",
+        softmax=True,
     ),
 }
 
@@ -95,7 +98,7 @@ class DetrAdapter(Adapter):
         network: Any = module
         self.kind = _KINDS[network.config.model_type]
         self.processor = processor or _processor(network.config, self.kind)
-        self.resize = {} if imgsz is None else {"size": _sized(self.processor.size, imgsz)}
+        self.resize = {} if imgsz is None else {"size": longest_side(self.processor.size, imgsz)}
         self.imgsz = imgsz or size_of(self.processor)
         self.names: dict[int, str] = {int(i): name for i, name in network.config.id2label.items()}
         # Of one class there is no other to compare with, unless there is "no object".
@@ -103,15 +106,19 @@ class DetrAdapter(Adapter):
         self.available = tuple(target for target in self.targets if target != "margin" or several)
         self.stable = not (self.kind.chosen or getattr(network.config, "two_stage", False))
         self.masked = "pixel_mask" in inspect.signature(module.forward).parameters
-        parameter = next(module.parameters())
+        self._watch_doors()
+
+    def _watch_doors(self) -> None:
+        """Finish the construction: remember the (h, w) that each door put out in the last forward."""
+        parameter = next(self.module.parameters())
         self.device, self.dtype = parameter.device, parameter.dtype
-        doors = module.get_submodule(self.kind.doors)
+        doors = self.module.get_submodule(self.kind.doors)
         self.doors = [self.kind.doors]
         if isinstance(doors, nn.ModuleList):
             self.doors = [f"{self.kind.doors}.{i}" for i in range(len(doors))]
-        self.cells: dict[str, tuple[int, int]] = {}  # the (h, w) that each door put out in the last forward
+        self.cells: dict[str, tuple[int, int]] = {}
         for name in self.doors:
-            module.get_submodule(name).register_forward_hook(self._remember(name))
+            self.module.get_submodule(name).register_forward_hook(self._remember(name))
 
     def _remember(self, name: str) -> Any:
         def hook(module: nn.Module, args: Any, output: Tensor) -> None:
@@ -211,12 +218,13 @@ class DetrAdapter(Adapter):
         """See `Adapter.layers`: every query reads all of the maps, so those of one plan are added."""
         if preset == "evidence":
             return LayerPlan(tuple(self.doors), cut_all=True, fuse="sum")
-        name = self.kind.level
-        if name.endswith(".-2"):  # the last but one of a list
-            parent = name.removesuffix(".-2")
-            blocks: Any = self.module.get_submodule(parent)
-            name = f"{parent}.{len(blocks) - 2}"
-        return LayerPlan((name,), cut_all=True, fuse="sum")
+        network: Any = self.module
+        last = getattr(network.config, "num_hidden_layers", 0) - 1
+        return LayerPlan((self.kind.level.format(last=last),), cut_all=True, fuse="sum")
+
+    def attention(self) -> AttentionPlan:
+        """See `Adapter.attention`."""
+        return attention_plan(self.module, self.family)
 
     def grids(self, tokens: int, size: tuple[int, int]) -> list[tuple[int, int, int]]:
         """See `Adapter.grids`: the maps of all doors one after the other, alone or behind a class token."""
@@ -236,16 +244,8 @@ def _namespace(logits: Tensor, boxes: Tensor) -> Any:
     return SimpleNamespace(logits=logits, pred_boxes=boxes)
 
 
-def _processor(config: Any, kind: _Kind) -> Any:
+def _processor(config: Any, kind: DetrKind) -> Any:
     """The image processor of the checkpoint if it lies on this machine, else the default one of the architecture."""
     import transformers
 
     return checkpoint_processor(config) or getattr(transformers, kind.processor)()
-
-
-def _sized(size: Any, imgsz: int) -> dict[str, int]:
-    """The processor's kind of size, with a longest side of `imgsz` pixels."""
-    if "shortest_edge" in {k for k, v in dict(size).items() if v is not None}:
-        return {"shortest_edge": imgsz, "longest_edge": imgsz}
-    side = -(-imgsz // STRIDE) * STRIDE
-    return {"height": side, "width": side}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from detcam.adapters.mask_targets import mask_weights
 from detcam.geometry import Geometry
 from detcam.types import Objects
 
@@ -54,6 +55,24 @@ def side_score(boxes: Tensor, target: str) -> Tensor:
     return sides if target == "box" else sides[:, SIDES.index(target)]
 
 
+def mask_score(logits: Tensor, fixed: Tensor, target: str, inside: Tensor | None = None) -> Tensor:
+    """The mean of mask logits over each object's own fixed binary mask, or its margin over a ring around.
+
+    Args:
+        logits: [N, h, w] with the graph.
+        fixed: [N, h, w] the same logits as numbers: the mask is where they are positive, and where none is, the
+            strongest cell.
+        target: one of `detcam.adapters.mask_targets.MASK_TARGETS`.
+        inside: [N, h, w] bool, the cells that lie on the picture; None: all.
+
+    Returns:
+        [N].
+    """
+    seen = fixed if inside is None else fixed.masked_fill(~inside, float("-inf"))
+    best = seen.flatten(1).amax(dim=1).clamp(max=torch.finfo(seen.dtype).tiny)[:, None, None]
+    return (logits * mask_weights(seen >= best, target, inside).to(logits.dtype)).sum(dim=(1, 2))
+
+
 def query_objects(
     boxes: Tensor,  # [N, 4]
     scores: Tensor,  # [N]
@@ -61,6 +80,7 @@ def query_objects(
     queries: Tensor,  # [N] int64
     names: dict[int, str],
     geometry: Geometry,
+    masks: Tensor | None = None,  # [N, H, W] bool, in source pixels
 ) -> Objects:
     """Objects of one picture; `boxes` are (x1, y1, x2, y2) in source pixels, not clipped, as the libraries give them.
 
@@ -75,5 +95,6 @@ def query_objects(
         level=torch.zeros_like(queries),
         cells=queries.new_zeros(len(queries), 2),
         network_boxes=geometry.to_network(boxes),
+        masks=masks,
     )
     return found.select(boxes.isfinite().all(dim=1).nonzero().flatten())

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from detcam.adapters.base import LayerPlan, Readout, Selection, Source
+from detcam.adapters.mask_targets import MASK_TARGETS, mask_weights
 from detcam.adapters.regions import region_gradients, row_gradients
 from detcam.adapters.torchvision import (
     BOX_TARGETS,
@@ -62,7 +63,7 @@ class RcnnAdapter(TorchvisionAdapter):
     """
 
     models = "Faster R-CNN, Mask R-CNN, Keypoint R-CNN: ResNet-50 v1 and v2, MobileNet, any backbone"
-    targets = (*CLASS_TARGETS, *BOX_TARGETS, "mask")
+    targets = (*CLASS_TARGETS, *BOX_TARGETS, *MASK_TARGETS)
     origin = "torchvision.models.detection.generalized_rcnn"
 
     def __init__(self, module: nn.Module, model: Any, imgsz: int | None = None, processor: Any = None) -> None:
@@ -71,7 +72,8 @@ class RcnnAdapter(TorchvisionAdapter):
         self.rpn, self.heads = network.rpn, network.roi_heads
         self.person = self.heads.has_keypoint()
         self.task = "segment" if self.heads.has_mask() else "pose" if self.person else "detect"
-        self.available = tuple(target for target in self.targets if target != "mask" or self.task == "segment")
+        missing = () if self.task == "segment" else MASK_TARGETS
+        self.available = tuple(target for target in self.targets if target not in missing)
         self.pooled_maps = {
             key: name for key, name in map_names(self.backbone).items() if key in self.heads.box_roi_pool.featmap_names
         }
@@ -181,10 +183,10 @@ class RcnnAdapter(TorchvisionAdapter):
     def _scored(self, objects: list[Objects], target: str) -> tuple[Any, list[Tensor], Callable[[Tensor], Tensor]]:
         """How RoIAlign pools, the regions [N, 4] of each picture, and from pooled features [n, C, ph, pw] to [n, M]."""
         labels = torch.cat([found.class_ids for found in objects])
-        if target == "mask":
+        if target in MASK_TARGETS:
             boxes = [found.network_boxes.to(self.dtype) for found in objects]
             logits = [found.mask_logits for found in objects if found.mask_logits is not None]
-            return self.heads.mask_roi_pool, boxes, lambda pooled: self._mask_score(pooled, labels, torch.cat(logits))
+            return self.heads.mask_roi_pool, boxes, lambda x: self._mask_score(x, labels, torch.cat(logits), target)
         regions = [found.regions.to(self.dtype) for found in objects if found.regions is not None]
         origins = torch.cat(regions)
         return self.heads.box_roi_pool, regions, lambda pooled: self._box_score(pooled, labels, origins, target)
@@ -202,13 +204,11 @@ class RcnnAdapter(TorchvisionAdapter):
         boxes = boxes[torch.arange(len(labels), device=labels.device), labels]
         return columns(side_score(boxes, origins, target))
 
-    def _mask_score(self, pooled: Tensor, labels: Tensor, predicted: Tensor) -> Tensor:
+    def _mask_score(self, pooled: Tensor, labels: Tensor, predicted: Tensor, target: str) -> Tensor:
         """[n, 1] mean mask logit over the masks `predicted` [n, 28, 28] > 0; at its maximum where that is empty."""
-        predicted = predicted.flatten(1)
-        region = (predicted > 0) | (predicted == predicted.amax(dim=1, keepdim=True))
-        logits = self._mask_logits(pooled, labels).flatten(1)
-        weights = region.to(logits.dtype)
-        return (logits * weights).sum(dim=1, keepdim=True) / weights.sum(dim=1, keepdim=True)
+        regions = (predicted > 0) | (predicted == predicted.amax(dim=(1, 2), keepdim=True))
+        logits = self._mask_logits(pooled, labels)
+        return (logits * mask_weights(regions, target).to(logits.dtype)).sum(dim=(1, 2))[:, None]
 
     @torch.no_grad()
     def candidates(self, outputs: RcnnOutputs) -> tuple[Tensor, Tensor, Tensor]:

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from detcam.adapters.attended import AttentionPlan, attention_plan
 from detcam.adapters.base import Adapter, LayerPlan
 from detcam.adapters.deformable import GainedSampling
 from detcam.adapters.queries import (
@@ -163,6 +164,10 @@ class RtdetrAdapter(Adapter):
             beyond = range(self.backbone, len(self.sequence))
             names = sorted({i for layer in beyond for i in self._inputs_of(layer) if i < self.backbone})
         return LayerPlan(tuple(f"model.{i}" for i in names), cut_all=True, fuse="sum")
+
+    def attention(self) -> AttentionPlan:
+        """See `Adapter.attention`."""
+        return attention_plan(self.module, self.family)
 
     @torch.no_grad()
     def gained(self, maps: list[Tensor]) -> Callable[[list[Tensor]], RtdetrOutputs]:

@@ -64,6 +64,42 @@ def _parts(labels: np.ndarray, left_out: set[int], kind: str) -> tuple[np.ndarra
     return parts, classes
 
 
+def region_at(labels: Tensor, row: int, column: int) -> Tensor:
+    """[H, W] bool: the pixels of a label map [H, W] that hang together with the one at (row, column) in its class."""
+    same = (labels == labels[row, column]).cpu().numpy().astype(np.uint8)
+    parts = cv2.connectedComponents(same, connectivity=8)[1]
+    return torch.from_numpy(parts == parts[row, column]).to(labels.device)
+
+
+def wrong_regions(
+    predicted: Tensor,  # [H, W] int64
+    truth: Tensor,  # [H, W] int64
+    most: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The connected regions of pixels that are given one wrong class in place of one true one, the largest first.
+
+    Negative pixels of either map are not judged. Pixels that touch at a corner are connected.
+
+    Args:
+        predicted: the class of each pixel as the model has it.
+        truth: the class that it should have.
+        most: largest number of regions.
+
+    Returns:
+        (masks [N, H, W] bool, predicted classes [N] int64, true classes [N] int64).
+    """
+    count = int(torch.maximum(predicted.amax(), truth.amax())) + 1
+    wrong = (predicted != truth) & (predicted >= 0) & (truth >= 0)
+    pairs = torch.where(wrong, predicted * count + truth, -1)
+    parts, kinds = _parts(pairs.cpu().numpy(), set(), "component")
+    areas = np.bincount(parts[parts >= 0], minlength=len(kinds))
+    kept = np.argsort(-areas, kind="stable")[:most]
+    device = predicted.device
+    masks = torch.from_numpy(parts).to(device) == torch.from_numpy(kept).to(device)[:, None, None]
+    chosen = torch.from_numpy(np.asarray(kinds, np.int64)[kept]).to(device)
+    return masks, chosen // count, chosen % count
+
+
 def bounds(masks: Tensor) -> tuple[Tensor, Tensor]:
     """First [N, 2] and one past the last [N, 2] (row, column) of what is not zero in masks [N, h, w]."""
     first, last = [], []

@@ -16,13 +16,14 @@ from detcam.adapters.segments import (
     boxes_around,
     covered,
     on_source,
+    region_at,
     region_score,
     regions_of,
     windows,
 )
 from detcam.errors import InputError, nearest
 from detcam.geometry import Geometry
-from detcam.types import Objects, image_index
+from detcam.types import Objects, Region, image_index
 
 PRESET_SIDE = 520  # pixels of the shorter side in the presets of torchvision's weights
 
@@ -56,6 +57,7 @@ class SemanticAdapter(Adapter):
     """
 
     targets = ("class", "prob", "margin")
+    takes = ("point", "box", "mask")
     levels = 1
     task = "semantic"
     regions: str = "class"  # settable: "class": one region per class; "component": one per connected region
@@ -102,6 +104,34 @@ class SemanticAdapter(Adapter):
             labels = labels.masked_fill(~seen, -1)
             found.append(regions_of(labels, probability, self._left_out, self.regions, conf, max_det))
         return [self._objects(outputs, *regions, geometry) for regions, geometry in zip(found, geometries, strict=True)]
+
+    @torch.no_grad()
+    def label_map(self, outputs: SemanticOutputs, geometry: Geometry) -> Tensor:
+        """See `Adapter.label_map`: the classes of `detect`, the background's too."""
+        full, seen = on_source(outputs.full[0], geometry)
+        return full.argmax(dim=0).masked_fill(~seen, -1)
+
+    @torch.no_grad()
+    def objects_in(self, outputs: SemanticOutputs, regions: list[Region], geometry: Geometry) -> Objects:
+        """See `Adapter.objects_in`: a point stands for the connected region of one predicted class that it lies in.
+
+        A box or mask is explained as it is, for the class that most of its pixels are given, unless one is named. The
+        background, where it is a class, can be pointed at too.
+        """
+        labels = self.label_map(outputs, geometry)
+        masks, classes = [], []
+        for i, region in enumerate(regions):
+            mask = region.mask.to(labels.device)
+            seen = labels[mask & (labels >= 0)]
+            if not len(seen):
+                raise InputError(f"regions[{i}]: the network saw no pixel of it, the processor crops the picture there")
+            if region.kind == "point":
+                mask = region_at(labels, *mask.nonzero()[0].tolist())
+            masks.append(mask)
+            classes.append(int(seen.bincount().argmax()) if region.class_id is None else region.class_id)
+        chosen = torch.stack(masks) if masks else labels.new_zeros((0, *labels.shape), dtype=torch.bool)
+        kinds = torch.tensor(classes, dtype=torch.int64, device=labels.device)
+        return self.objects_for(outputs, chosen, kinds, geometry)
 
     @torch.no_grad()
     def objects_for(

@@ -131,7 +131,7 @@ class TorchvisionAdapter(Adapter):
         classes: int,
         level: Tensor,  # [N] int64
         cells: Tensor,  # [N, 2] int64
-        **more: Tensor | None,
+        **more: Any,  # further fields of `Objects`
     ) -> Objects:
         boxes = found.boxes.float()
         return Objects(

@@ -5,7 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from torch import nn
+
 from detcam.errors import ModelError
+
+STRIDE = 32  # a hybrid encoder adds maps of neighbouring levels, so a side must be a multiple of the largest stride
 
 
 def made_for(model: Any, task: str) -> bool:
@@ -45,3 +49,21 @@ def sized(processor: Any, imgsz: int) -> dict[str, dict[str, int]]:
     square = {"height": imgsz, "width": imgsz}
     sizes = {"size": {"shortest_edge": imgsz} if "shortest_edge" in size_of(processor) else square}
     return sizes | ({"crop_size": square} if getattr(processor, "do_center_crop", None) else {})
+
+
+def longest_side(size: Any, imgsz: int) -> dict[str, int]:
+    """A processor's kind of size, with a longest side of `imgsz` pixels."""
+    if "shortest_edge" in {k for k, v in dict(size).items() if v is not None}:
+        return {"shortest_edge": imgsz, "longest_edge": imgsz}
+    side = -(-imgsz // STRIDE) * STRIDE
+    return {"height": side, "width": side}
+
+
+def recorders_last(module: nn.Module, own: str) -> None:
+    """Have hooks that only look, the library's and those of the module named `own`, see what a capture put in."""
+    for part in module.modules():
+        hooks: Any = part._forward_hooks
+        for key, hook in list(hooks.items()):
+            source = getattr(getattr(hook, "func", hook), "__module__", "")
+            if source == own or source.startswith("transformers."):
+                hooks.move_to_end(key)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from dataclasses import replace
 from functools import partial
@@ -13,8 +14,9 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from detcam.adapters.base import Adapter, LayerPlan, Readout, Selection
+from detcam.adapters.mask_targets import MASK_TARGETS
 from detcam.adapters.turned import hulls, turned_boxes, turned_to_source
-from detcam.adapters.yolo_scores import BOX_TARGETS, CLASS_TARGETS, YoloOutputs, inside, readouts, scores
+from detcam.adapters.yolo_scores import BOX_TARGETS, CLASS_TARGETS, PATHS, YoloOutputs, inside, readouts, scores
 from detcam.errors import ModelError
 from detcam.geometry import Geometry, letterbox
 from detcam.types import Objects
@@ -41,7 +43,7 @@ class YoloAdapter(Adapter):
     family = "ultralytics"
     models = "YOLO detect, segment, pose, obb: v3u, v5u, v6, v8, v9, v10, 11, 12, 26; YOLO-World, YOLOE"
     install = 'pip install "detcam[ultralytics]"'
-    targets = (*CLASS_TARGETS, *BOX_TARGETS, "mask")
+    targets = (*CLASS_TARGETS, *BOX_TARGETS, *MASK_TARGETS, *PATHS)
 
     def __init__(self, module: nn.Module, model: Any, imgsz: int | None = None, processor: Any = None) -> None:
         self.module = module
@@ -56,7 +58,7 @@ class YoloAdapter(Adapter):
         self.stride = max(int(self.head.stride.max()), 32)
         size = (self.imgsz, self.imgsz) if isinstance(self.imgsz, int) else self.imgsz
         self.size = tuple(-(-side // self.stride) * self.stride for side in size)
-        missing = set() if self.task == "segment" else {"mask"}
+        missing = set() if self.task == "segment" else {*MASK_TARGETS, *PATHS}
         if len(self.names) < 2:
             missing.add("margin")  # there is no other class to compare with
         self.available = tuple(target for target in self.targets if target not in missing)
@@ -180,9 +182,9 @@ class YoloAdapter(Adapter):
         tagged = [decoded[:, : 4 + classes].float(), index.expand(len(decoded), 1, count)]
         if turned:
             tagged.append(decoded[:, -1:].float())
-        kept = non_max_suppression(
-            torch.cat(tagged, 1), conf, iou, agnostic=self.agnostic, max_det=max_det, nc=classes, rotated=turned
-        )
+        options: dict[str, Any] = {"agnostic": self.agnostic, "max_det": max_det, "nc": classes, "rotated": turned}
+        # Without its limit of time: on a busy machine that silently leaves out the pictures at the end.
+        kept = non_max_suppression(torch.cat(tagged, 1), conf, iou, **options, max_time_img=math.inf)
         return [(torch.cat([rows[:, :6], rows[:, 7:]], dim=1), rows[:, 6].long()) for rows in kept]
 
     def _objects(self, outputs: YoloOutputs, image: int, rows: Tensor, anchors: Tensor, geometry: Geometry) -> Objects:

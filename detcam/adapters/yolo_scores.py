@@ -11,11 +11,13 @@ import torch
 from torch import Tensor
 
 from detcam.adapters.base import Readout, Source
+from detcam.adapters.mask_targets import MASK_TARGETS, mask_weights
 from detcam.types import Objects, image_index
 
 CLASS_TARGETS = ("class", "prob", "margin")
 SIDES = ("left", "top", "right", "bottom")
 BOX_TARGETS = ("box", *SIDES)
+PATHS = ("mask-coefficients", "mask-prototypes")  # the mask with the other factor of its logits held fixed
 TOGETHER = 8  # objects whose masks are followed back in windows of one size
 
 
@@ -57,8 +59,13 @@ def scores(outputs: YoloOutputs, objects: list[Objects], target: str, head: Any)
         return side_score(outputs.sides[image, :, anchor], target)
     assert outputs.coefficients is not None
     assert outputs.prototypes is not None
-    pooled = _pooled(outputs.prototypes, _mask_shares(outputs, objects, head), image)
-    return (pooled * outputs.coefficients[image, :, anchor]).sum(dim=1)
+    pooled = _pooled(outputs.prototypes, _mask_shares(outputs, objects, head, target), image)
+    coefficients = outputs.coefficients[image, :, anchor]
+    if target == "mask-coefficients":
+        pooled = pooled.detach()
+    if target == "mask-prototypes":
+        coefficients = coefficients.detach()
+    return (pooled * coefficients).sum(dim=1)
 
 
 def class_score(logits: Tensor, classes: Tensor, target: str) -> Tensor:
@@ -84,12 +91,13 @@ def readouts(
 
     `contrast` are the modules that compare embeddings with texts, one for each feature level, or None.
     """
-    branch = "mask_head" if target == "mask" else "cls_head" if target in CLASS_TARGETS else "box_head"
+    masked = target in (*MASK_TARGETS, *PATHS)
+    branch = "mask_head" if masked else "cls_head" if target in CLASS_TARGETS else "box_head"
     levels = torch.cat([found.level for found in objects])
     cells = torch.cat([found.cells for found in objects])
     classes = torch.cat([found.class_ids for found in objects])
     images = image_index(objects, levels.device)
-    shares = _mask_shares(outputs, objects, head) if target == "mask" else None
+    shares = _mask_shares(outputs, objects, head, target) if masked else None
     found = []
     for level in levels.unique().tolist():
         members = (levels == level).nonzero().flatten()
@@ -105,17 +113,18 @@ def readouts(
                 pooled = _pooled(outputs.prototypes.detach(), shares[some], image)
                 window, start = _bounds(shares[some])
                 products = values[:, :, None, None] * window[:, None]  # [n, K, kh, kw]
-                sources = [
-                    Source(tensor, pooled[:, None, :, None, None], place),
-                    Source(outputs.prototypes, products[:, None].to(values.dtype), start),
-                ]
+                sources = []
+                if target != "mask-prototypes":
+                    sources.append(Source(tensor, pooled[:, None, :, None, None], place))
+                if target != "mask-coefficients":
+                    sources.append(Source(outputs.prototypes, products[:, None].to(values.dtype), start))
             found.append(Readout(some, level, tuple(sources)))
     return found
 
 
 def _by_size(members: Tensor, shares: Tensor) -> list[Tensor]:
     """The objects in groups of about one size of mask: their windows are as large as the largest of the group."""
-    sides = [(shares[members] > 0).any(dim=axis).sum(dim=1) for axis in (1, 2)]
+    sides = [(shares[members] != 0).any(dim=axis).sum(dim=1) for axis in (1, 2)]
     return list(members[torch.maximum(*sides).argsort(stable=True)].split(TOGETHER))
 
 
@@ -148,7 +157,7 @@ def _cell_gradients(
 
 
 def _pooled(prototypes: Tensor, shares: Tensor, image: Tensor) -> Tensor:
-    """[N, K] mean of each prototype over each object's mask: mean(c . P) over a region = c . mean(P)."""
+    """[N, K] sum of each prototype times each object's shares: mean(c . P) over a region = c . mean(P)."""
     pooled = prototypes.new_zeros((len(image), prototypes.shape[1]))
     for i in image.unique().tolist():
         of_image = (image == i).nonzero().flatten()
@@ -157,8 +166,8 @@ def _pooled(prototypes: Tensor, shares: Tensor, image: Tensor) -> Tensor:
     return pooled
 
 
-def _mask_shares(outputs: YoloOutputs, objects: list[Objects], head: Any) -> Tensor:
-    """[N, h, w] float32: over each object's fixed predicted mask inside its box one number; it sums to 1.
+def _mask_shares(outputs: YoloOutputs, objects: list[Objects], head: Any, target: str) -> Tensor:
+    """[N, h, w] float32: what each mask logit counts for, of each object's fixed predicted mask inside its box.
 
     Where the mask is empty inside the box, all of it is at the box's strongest cell.
     """
@@ -170,7 +179,7 @@ def _mask_shares(outputs: YoloOutputs, objects: list[Objects], head: Any) -> Ten
     for i in (~regions.flatten(1).any(dim=1)).nonzero().flatten().tolist():
         allowed = within[i] if within[i].any() else torch.ones_like(within[i])
         regions[i].view(-1)[logits[i].masked_fill(~allowed, float("-inf")).argmax()] = True
-    return regions / regions.sum(dim=(1, 2), keepdim=True)
+    return mask_weights(regions, target)
 
 
 def inside(boxes: Tensor, height: int, width: int) -> Tensor:
@@ -187,7 +196,7 @@ def _bounds(shares: Tensor) -> tuple[Tensor, Tensor]:
     """Pieces [n, kh, kw] of shares [n, h, w] that hold all that is not zero, of one size, and their starts [n, 2]."""
     starts, lengths = [], []
     for axis, length in ((2, shares.shape[1]), (1, shares.shape[2])):
-        used = (shares > 0).any(dim=axis).int()  # [n, length]
+        used = (shares != 0).any(dim=axis).int()  # [n, length]
         first = used.argmax(dim=1)
         last = length - used.flip(1).argmax(dim=1)
         longest = int((last - first).max())

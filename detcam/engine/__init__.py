@@ -1,21 +1,27 @@
 """Activations and gradients of any torch model: a private view, cuts in its graph, N gradients from one forward."""
 
+from detcam.engine.attention import Attentions, Sampled, WatchAttention
 from detcam.engine.batched import batched_gradients
-from detcam.engine.capture import Capture, Captured
-from detcam.engine.gradients import object_gradients
+from detcam.engine.capture import Capture, Captured, module_name
+from detcam.engine.gradients import object_gradients, upscaling
 from detcam.engine.shadow import shadow
 from detcam.engine.window import Window, cut
 from detcam.engine.windows import Seed, window_gradients, windows_agree
 
 __all__ = [
+    "Attentions",
     "Capture",
     "Captured",
+    "Sampled",
     "Seed",
+    "WatchAttention",
     "Window",
     "batched_gradients",
     "cut",
+    "module_name",
     "object_gradients",
     "shadow",
+    "upscaling",
     "window_gradients",
     "windows_agree",
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
@@ -19,33 +19,38 @@ class Captured:
     tensor: Tensor
 
 
+def module_name(name: str) -> str:
+    """The module that put out a captured tensor: its name without the run and the place in the output."""
+    return name.split("#")[0].split("[")[0]
+
+
 class Capture:
     """While active, records what the named modules put out and cuts the graph there.
 
     A captured tensor becomes a leaf of the autograd graph if nothing before it was captured, so that a backward stops
     there. With `cut_all` every captured tensor becomes a leaf: the gradient at each is then the local one, which does
-    not pass through the others. Outputs may be tensors or nested tuples, lists and dicts; of these, all
-    floating-point tensors of four dimensions are captured, as `name[key]`. A module that runs several times gives
-    `name`, `name#1`, ... Maps that lie in a sequence of tokens [B, L, C] are captured as maps, and the model goes on
-    with a sequence made of them.
+    not pass through the others. Given the names of modules, `cut_all` holds for theirs only. Outputs may be tensors or
+    nested tuples, lists and dicts; of these, all floating-point tensors of four dimensions are captured, as
+    `name[key]`. A module that runs several times gives `name`, `name#1`, ... Maps that lie in a sequence of tokens
+    [B, L, C] are captured as maps, and the model goes on with a sequence made of them.
 
     The forward must run on a model whose parameters do not require grad, see `detcam.engine.shadow`: then nothing
     is recorded before the first cut, and the backbone costs what it costs without gradients.
 
     Args:
         modules: name -> module.
-        cut_all: cut at every module rather than at the earliest ones.
+        cut_all: cut at every module, or at those of these names, rather than at the earliest ones.
         grids: from a number of tokens to the (first token, rows, columns) of each map among them.
     """
 
     def __init__(
         self,
         modules: Mapping[str, nn.Module],
-        cut_all: bool = True,
+        cut_all: bool | Collection[str] = True,
         grids: Callable[[int], list[tuple[int, int, int]]] = lambda tokens: [],
     ) -> None:
         self._modules = dict(modules)
-        self._cut_all = cut_all
+        self._cut_names = cut_all if not isinstance(cut_all, bool) else self._modules if cut_all else ()
         self._grids = grids
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
         self._runs: dict[str, int] = {}
@@ -65,7 +70,7 @@ class Capture:
 
     def missing(self) -> list[str]:
         """The names of modules that did not run, or put out no [B, C, h, w] tensor."""
-        seen = {captured.name.split("#")[0].split("[")[0] for captured in self.captured}
+        seen = {module_name(captured.name) for captured in self.captured}
         return [name for name in self._modules if name not in seen]
 
     def _hook(self, name: str) -> Callable[[nn.Module, Any, Any], Any]:
@@ -90,7 +95,7 @@ class Capture:
         return output
 
     def _cut_map(self, output: Tensor, name: str) -> Tensor:
-        cut = self._cut_all or not output.requires_grad
+        cut = module_name(name) in self._cut_names or not output.requires_grad
         leaf = output.detach().requires_grad_() if cut else output
         self.captured.append(Captured(name, leaf))
         # The model goes on with a copy: an operation in place may change that, never the captured values.

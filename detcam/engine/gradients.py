@@ -7,6 +7,13 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+HALF = 2.0**7  # what gradients in half precision are multiplied with on their way, so that small ones do not vanish
+
+
+def upscaling(tensor: Tensor) -> float:
+    """What to start a backward from in place of 1, for tensors of this precision."""
+    return HALF if tensor.dtype == torch.float16 else 1.0
+
 
 def object_gradients(
     scalars: Tensor,  # [N]
@@ -25,16 +32,21 @@ def object_gradients(
 
     Yields:
         (objects, gradients): objects [n] int64, at most one of each picture; gradients: for each tensor
-        [n, C, h, w], or None where no scalar of the group depends on it.
+        [n, C, h, w], or None where no scalar of the group depends on it; float32 if the scalars are float16.
     """
     for objects in _rounds(image_index):
         total = scalars[objects].sum()
         if not total.requires_grad:
             yield objects, [None] * len(tensors)
             continue
-        gradients = torch.autograd.grad(total, tensors, retain_graph=True, allow_unused=True)
+        scale = upscaling(total)
+        start = torch.full_like(total, scale)
+        gradients = torch.autograd.grad(total, tensors, start, retain_graph=True, allow_unused=True)
         images = image_index[objects]
-        yield objects, [None if g is None else g[images] for g in gradients]
+        found: list[Tensor | None] = [None if g is None else g[images] for g in gradients]
+        if scale != 1:
+            found = [None if g is None else g.float() / scale for g in found]
+        yield objects, found
 
 
 def _rounds(image_index: Tensor) -> list[Tensor]:

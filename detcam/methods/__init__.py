@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from importlib.metadata import entry_points
+
 from detcam.errors import MethodError, nearest
 from detcam.methods.activation import FEM, KPCACAM, DeepFeatureFactorization, EigenCAM, RandomCAM
+from detcam.methods.attention import ChefersRelevance, RawAttention, Rollout, SamplingPoints
 from detcam.methods.base import AnyMethod, Method, PooledMethod, SweepMethod, parameter
 from detcam.methods.baseline import BoxGaussian, FilledBox, Noise
 from detcam.methods.captum_attribution import Captum
 from detcam.methods.channels import AblationCAM, ReciproCAM
+from detcam.methods.combination import HOW, Combination, Fused, Part
+from detcam.methods.finer import FinerCAM
 from detcam.methods.gradient import (
     CAM,
     ODAM,
@@ -22,29 +27,51 @@ from detcam.methods.layered import FullGrad, GuidedGradCAM, SmoothGradCAMPlusPlu
 from detcam.methods.perturbation import DRISE, ISCAM, RISE, SSCAM, Occlusion, ScoreCAM
 from detcam.methods.pixel import Gradient, GradientXInput, GuidedBackprop, IntegratedGradients, SmoothGrad
 from detcam.methods.shapley import ShapleyCAM
+from detcam.methods.smoothing import WRAPPERS, Augmented, NoiseTunnel, PrincipalComponent
 from detcam.methods.spatial import GCAME, ElementWiseGradCAM, SSGradCAM, SSGradCAMPlusPlus
+from detcam.methods.superpixels import DCLOSE
 
 GRADIENT = (
     ODAM, HiResCAM, GradCAM, GradCAMPlusPlus, XGradCAM, LayerCAM, CAM, ShapleyCAM, EigenGradCAM, ElementWiseGradCAM,
-    SSGradCAM, SSGradCAMPlusPlus, GCAME,
+    SSGradCAM, SSGradCAMPlusPlus, GCAME, FinerCAM, Fused,
 )  # fmt: skip
 ACTIVATION = (EigenCAM, KPCACAM, FEM, DeepFeatureFactorization)
-SWEEPS = (RISE, DRISE, Occlusion, ScoreCAM, SSCAM, ISCAM, AblationCAM, ReciproCAM, SmoothGradCAMPlusPlus)
+SWEEPS = (RISE, DRISE, DCLOSE, Occlusion, ScoreCAM, SSCAM, ISCAM, AblationCAM, ReciproCAM, SmoothGradCAMPlusPlus)
 PIXEL = (
     Gradient, GradientXInput, SmoothGrad, IntegratedGradients, FullGrad, GuidedBackprop, GuidedGradCAM, Captum,
 )  # fmt: skip
+ATTENTION = (RawAttention, Rollout, ChefersRelevance, SamplingPoints)
 BASELINES = (Noise, BoxGaussian, FilledBox, RandomCAM)
 
 METHODS: dict[str, type[AnyMethod]] = {
-    method.name: method for method in (*GRADIENT, *ACTIVATION, *SWEEPS, *PIXEL, *BASELINES)
+    method.name: method for method in (*GRADIENT, *ACTIVATION, *SWEEPS, *PIXEL, *ATTENTION, *BASELINES)
 }
 DEFAULT = "odam"
 
 
-def get_method(method: str | AnyMethod) -> AnyMethod:
-    """The method of that name with its default parameters, or the given instance itself.
+def plugins() -> dict[str, type[AnyMethod]]:
+    """The methods of other installed packages, by name: what their entry points of group "detcam.methods" load.
 
-    "auto" is the default method; "captum:NAME" is Captum's attribution of that name.
+    Raises:
+        MethodError: if one is no method, or has the name of one of ours.
+    """
+    found: dict[str, type[AnyMethod]] = {}
+    for point in entry_points(group="detcam.methods"):
+        method = point.load()
+        if not (isinstance(method, type) and issubclass(method, AnyMethod)) or method.name in METHODS:
+            raise MethodError(
+                f"plug-in {point.value!r}: expected a class derived from a method, with a name of its own"
+            )
+        found[method.name] = method
+    return found
+
+
+def get_method(method: str | AnyMethod) -> AnyMethod:
+    """The method of that name with its default parameters, or the given instance itself; also of `plugins`.
+
+    "auto" is the default method; "captum:NAME" is Captum's attribution of that name. "product:odam@evidence,odam@level"
+    and the like, also with "mean" and "max", combine methods, each at its own layers (several with "+" between);
+    "noisy:odam", "augmented:odam" and "eigen:gradcam" smooth a method.
 
     Raises:
         MethodError: if no method has that name.
@@ -54,11 +81,41 @@ def get_method(method: str | AnyMethod) -> AnyMethod:
     kind, colon, attribution = str(method).partition(":")
     if colon and kind.lower() == Captum.name:
         return Captum(attribution)
+    how = next((how for how in HOW if colon and how == kind.lower()), None)
+    if how is not None:
+        return Combination([_part(part) for part in attribution.split(",")], how)
+    if colon and kind.lower() in WRAPPERS:
+        return WRAPPERS[kind.lower()](get_method(attribution))
     name = DEFAULT if method == "auto" else str(method).lower()
-    if name not in METHODS:
-        hint = nearest(name.replace("pp", "++"), METHODS)  # as others spell it
+    if name in METHODS:
+        return METHODS[name]()
+    others = plugins()
+    if name not in others:
+        hint = nearest(name.replace("pp", "++"), [*METHODS, *others])  # as others spell it
         raise MethodError(f"method {method!r} does not exist: {hint}")
-    return METHODS[name]()
+    return others[name]()
 
 
-__all__ = ["DEFAULT", "METHODS", "AnyMethod", "Method", "PooledMethod", "SweepMethod", "get_method", "parameter"]
+def _part(text: str) -> Part:
+    """A method of a combination, as `method@layers`."""
+    name, _, layers = text.partition("@")
+    return Part(get_method(name), tuple(layers.split("+")) if "+" in layers else layers or "auto")
+
+
+__all__ = [
+    "DEFAULT",
+    "METHODS",
+    "WRAPPERS",
+    "AnyMethod",
+    "Augmented",
+    "Combination",
+    "Method",
+    "NoiseTunnel",
+    "Part",
+    "PooledMethod",
+    "PrincipalComponent",
+    "SweepMethod",
+    "get_method",
+    "parameter",
+    "plugins",
+]

@@ -79,6 +79,14 @@ class Method(AnyMethod):
             [n, h, w] float32.
         """
 
+    def terms(self, acts: Tensor, grads: Tensor | None) -> Tensor:
+        """[n, C, h, w]: what `maps` adds up over channels, where it does.
+
+        Raises:
+            MethodError: where it does not.
+        """
+        raise MethodError(f"method {self.name}: its map is no sum over channels")
+
 
 class PooledMethod(Method):
     """A method that gives each channel one weight: map = sum_k w_k A_k."""
@@ -91,6 +99,11 @@ class PooledMethod(Method):
         """See `Method.maps`."""
         assert grads is not None
         return torch.einsum("nc,nchw->nhw", self.weights(acts, grads), acts)
+
+    def terms(self, acts: Tensor, grads: Tensor | None) -> Tensor:
+        """See `Method.terms`."""
+        assert grads is not None
+        return self.weights(acts, grads)[:, :, None, None] * acts
 
 
 class SweepMethod(AnyMethod):

@@ -20,8 +20,7 @@ class GradCAM(PooledMethod):
     equations 1 and 2. The mean runs over the whole map, so at a detector's head the weights of one object light up
     every object of its class.
 
-    With target "margin" it is Finer-CAM (Zhang et al. 2025, arXiv:2501.11309) against the one most similar
-    class and strength 1: that is a scalar, and goes with any method.
+    Of a contrast between classes it is Finer-CAM (see there); target "margin" is such a contrast for any method.
     """
 
     name = "gradcam"
@@ -108,8 +107,12 @@ class HiResCAM(Method):
 
     def maps(self, acts: Tensor, grads: Tensor | None) -> Tensor:
         """See `Method.maps`."""
+        return self.terms(acts, grads).sum(dim=1)
+
+    def terms(self, acts: Tensor, grads: Tensor | None) -> Tensor:
+        """See `Method.terms`."""
         assert grads is not None
-        return (acts * grads).sum(dim=1)
+        return acts * grads
 
 
 class ODAM(HiResCAM):
@@ -136,8 +139,12 @@ class LayerCAM(Method):
 
     def maps(self, acts: Tensor, grads: Tensor | None) -> Tensor:
         """See `Method.maps`."""
+        return self.terms(acts, grads).sum(dim=1)
+
+    def terms(self, acts: Tensor, grads: Tensor | None) -> Tensor:
+        """See `Method.terms`."""
         assert grads is not None
-        return (acts * grads.clamp(min=0)).sum(dim=1)
+        return acts * grads.clamp(min=0)
 
 
 class EigenGradCAM(Method):

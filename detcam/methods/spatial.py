@@ -26,8 +26,12 @@ class ElementWiseGradCAM(Method):
 
     def maps(self, acts: Tensor, grads: Tensor | None) -> Tensor:
         """See `Method.maps`."""
+        return self.terms(acts, grads).sum(dim=1)
+
+    def terms(self, acts: Tensor, grads: Tensor | None) -> Tensor:
+        """See `Method.terms`."""
         assert grads is not None
-        return (acts * grads).clamp(min=0).sum(dim=1)
+        return (acts * grads).clamp(min=0)
 
 
 def space_maps(grads: Tensor) -> Tensor:

@@ -16,17 +16,24 @@ from detcam.errors import OutputError
 from detcam.render.overlay import contact_sheet
 
 CONTACT_LIMIT = 24  # tiles on a contact sheet; the strongest objects come first
+PREVIEW = 1600  # pixels
 
 
 def save(
-    folder: Path, document: dict[str, Any], heatmaps: np.ndarray, overview: np.ndarray, overlays: list[np.ndarray]
+    folder: Path,
+    document: dict[str, Any],
+    arrays: dict[str, np.ndarray],
+    picture: np.ndarray,
+    overview: np.ndarray,
+    overlays: list[np.ndarray],
 ) -> Path:
     """Write an explanation into `folder`; see `Explanation.save`.
 
     Args:
         folder: made if it does not exist.
         document: what `explanation.json` holds; the names of the overlays are added to its objects.
-        heatmaps: [N, H, W] float32.
+        arrays: what `heatmaps.npz` holds.
+        picture: [H, W, 3] uint8 RGB.
         overview: [H, W, 3] uint8 RGB, the picture with every box.
         overlays: N pictures [H, W, 3] uint8 RGB.
 
@@ -39,7 +46,7 @@ def save(
     except OSError as error:
         raise OutputError(f"{folder} cannot be written ({error.strerror or error}): choose another --out") from None
     try:
-        _write_all(work, document, heatmaps, overview, overlays)
+        _write_all(work, document, arrays, picture, overview, overlays)
         for stale in _earlier_overlays(folder):
             stale.unlink(missing_ok=True)
         for path in sorted(work.iterdir()):
@@ -64,13 +71,19 @@ def _earlier_overlays(folder: Path) -> list[Path]:
 
 
 def _write_all(
-    folder: Path, document: dict[str, Any], heatmaps: np.ndarray, overview: np.ndarray, overlays: list[np.ndarray]
+    folder: Path,
+    document: dict[str, Any],
+    arrays: dict[str, np.ndarray],
+    picture: np.ndarray,
+    overview: np.ndarray,
+    overlays: list[np.ndarray],
 ) -> None:
     for i, (overlay, found) in enumerate(zip(overlays, document["objects"], strict=True)):
         found["overlay"] = f"overlay_{i:03d}_{_slug(found['label'])}.png"
         _write_png(folder / found["overlay"], overlay)
     _write_png(folder / "contact.png", contact_sheet([overview, *overlays[:CONTACT_LIMIT]]))
-    np.savez_compressed(folder / "heatmaps.npz", heatmaps=heatmaps)
+    (folder / "picture.jpg").write_bytes(_preview(picture))
+    np.savez_compressed(folder / "heatmaps.npz", **arrays)  # type: ignore[arg-type]  # its stub takes them for flags
     _write_json(folder / "explanation.json", document)
 
 
@@ -86,5 +99,19 @@ def _write_png(path: Path, picture: np.ndarray) -> None:
     path.write_bytes(data.tobytes())
 
 
+def _preview(picture: np.ndarray) -> bytes:
+    """The picture as JPEG, no side longer than PREVIEW pixels: what a report page shows."""
+    height, width = picture.shape[:2]
+    shrink = PREVIEW / max(height, width)
+    if shrink < 1:
+        size = max(round(width * shrink), 1), max(round(height * shrink), 1)
+        picture = cv2.resize(picture, size, interpolation=cv2.INTER_AREA)
+    done, data = cv2.imencode(".jpg", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 88])
+    if not done:
+        raise OSError("picture.jpg could not be encoded")
+    return data.tobytes()
+
+
 def _write_json(path: Path, document: dict[str, Any]) -> None:
-    path.write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    text = json.dumps(document, indent=2, ensure_ascii=False) + "\n"
+    path.write_text(text, encoding="utf-8", errors="replace")  # a file's name may be no Unicode

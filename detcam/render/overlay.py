@@ -46,19 +46,26 @@ def blend(image: np.ndarray, heatmap: np.ndarray, alpha: float, colormap: str = 
 def draw_box(picture: np.ndarray, box: Sequence[float], title: str) -> np.ndarray:
     """A copy of the picture with one box (xyxy, pixels) and its title above it, or inside it at the top edge."""
     picture = picture.copy()
+    draw_box_on(picture, box, title)
+    return picture
+
+
+def draw_box_on(
+    picture: np.ndarray, box: Sequence[float], title: str, colour: tuple[int, int, int] = BOX_COLOUR
+) -> None:
+    """As `draw_box`, on the picture itself ([H, W, 3] uint8, contiguous)."""
     height, width = picture.shape[:2]
     x1, y1, x2, y2 = (round(v) for v in box)
     thickness = max(round((height + width) / 700), 1)
     scale = max((height + width) / 2400, 0.4)
-    cv2.rectangle(picture, (x1, y1), (x2 - 1, y2 - 1), BOX_COLOUR, thickness, cv2.LINE_AA)
+    cv2.rectangle(picture, (x1, y1), (x2 - 1, y2 - 1), colour, thickness, cv2.LINE_AA)
     (text_width, text_height), below = cv2.getTextSize(_printable(title), FONT, scale, thickness)
     bar = text_height + below + 4
     left = min(max(x1, 0), max(width - text_width - 6, 0))
     top = y1 - bar if y1 >= bar else max(y1, 0)
-    cv2.rectangle(picture, (left, top), (left + text_width + 6, top + bar), BOX_COLOUR, cv2.FILLED)
+    cv2.rectangle(picture, (left, top), (left + text_width + 6, top + bar), colour, cv2.FILLED)
     origin = (left + 3, top + text_height + 2)
     cv2.putText(picture, _printable(title), origin, FONT, scale, (0, 0, 0), thickness, cv2.LINE_AA)
-    return picture
 
 
 def contact_sheet(pictures: Sequence[np.ndarray], width: int = 1600) -> np.ndarray:

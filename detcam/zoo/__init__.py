@@ -1,48 +1,67 @@
-"""The demo models that come with the package: small, trained from scratch on `detcam.scenes`, free to use.
+"""The demo models that come with the package: small, trained on `detcam.scenes`, free to use.
 
-A model NAME is two files here: NAME.yaml (architecture, class names, picture size, measured figures) and
-NAME.safetensors (weights; the kernels in half precision). Nothing is downloaded and nothing is unpickled.
+A model NAME is NAME.yaml (what it is, and how it was trained) beside its weights, the kernels in half precision: for
+Ultralytics NAME.safetensors, with the architecture, class names and picture size in NAME.yaml; for transformers the
+library's own files in the folder NAME. Nothing is downloaded and nothing is unpickled.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import yaml
-
-if TYPE_CHECKING:
-    from ultralytics import YOLO
 
 FOLDER = Path(__file__).parent
 
 
 def names() -> tuple[str, ...]:
     """Return the names that `load` takes."""
-    return tuple(sorted(path.stem for path in FOLDER.glob("*.safetensors")))
+    return tuple(sorted(path.stem for path in FOLDER.glob("*.yaml")))
 
 
-def load(name: str = "scenes") -> YOLO:
-    """Return a demo model as `ultralytics.YOLO`, on the CPU, float32, in eval mode.
+def load(name: str = "scenes") -> Any:
+    """Return a demo model, on the CPU, float32, in eval mode: a model of its own library. Each call builds a new one.
 
-    Its `predict(image)` uses the picture size that it was trained with unless `imgsz` is given, and its
-    results carry the class names. Each call builds a new model. Raises ValueError for an unknown name,
-    ImportError without Ultralytics.
+    One of Ultralytics is a `ultralytics.YOLO` or `ultralytics.RTDETR`, whose `predict(image)` uses the picture size
+    that it was trained with unless `imgsz` is given, and whose results carry the class names. One of transformers is
+    the library's model, with class names in its configuration and its image processor's settings in the folder that
+    `model.config._name_or_path` names. Raises ValueError for an unknown name, ImportError without the library.
     """
     if name not in names():
         raise ValueError(f"no demo model {name!r}: there is {', '.join(names()) or 'none'}")
+    description = yaml.safe_load((FOLDER / f"{name}.yaml").read_text(encoding="utf-8"))
+    library = description.get("library", "ultralytics")
     try:
-        from ultralytics import YOLO
+        return _BUILDERS[library](name, description)
     except ImportError as error:
-        raise ImportError(f'the demo model {name!r} runs on Ultralytics: pip install "detcam[ultralytics]"') from error
-    from safetensors.torch import load_file
+        raise ImportError(f'the demo model {name!r} runs on {library}: pip install "detcam[{library}]"') from error
 
-    path = FOLDER / f"{name}.yaml"
-    description = yaml.safe_load(path.read_text(encoding="utf-8"))
-    wrapper = YOLO(str(path), task="segment")  # reads the architecture from the same file
-    network: Any = wrapper.model
+
+def _ultralytics(name: str, description: dict[str, Any]) -> Any:
+    from safetensors.torch import load_file
+    from ultralytics import RTDETR, YOLO
+
+    path = str(FOLDER / f"{name}.yaml")  # they read the architecture from the same file
+    queries = description["head"][-1][2] == "RTDETRDecoder"
+    wrapper: Any = RTDETR(path) if queries else YOLO(path, task=description.get("task", "segment"))
+    network = wrapper.model
     network.load_state_dict(load_file(FOLDER / f"{name}.safetensors"), strict=True)  # copies into float32
     network.names = dict(enumerate(description["names"]))
     wrapper.overrides["imgsz"] = network.args["imgsz"] = description["imgsz"]
     network.requires_grad_(False).eval()
     return wrapper
+
+
+def _transformers(name: str, description: dict[str, Any]) -> Any:
+    import transformers
+    from safetensors.torch import load_file
+
+    folder = FOLDER / name
+    config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
+    network = getattr(transformers, description["class"])(config)
+    network.load_state_dict(load_file(folder / "model.safetensors"), strict=True)  # copies into float32
+    return network.requires_grad_(False).eval()
+
+
+_BUILDERS = {"ultralytics": _ultralytics, "transformers": _transformers}

@@ -278,14 +278,8 @@ def test_a_broken_models_nan_stays_inside(seed: int) -> None:
     assert len(Explainer(model, processor=processor, conf=0.0)(picture)) == 0
 
 
-def test_other_architectures_are_refused_by_name() -> None:
-    from transformers import OwlViTConfig, OwlViTForObjectDetection
-
-    small = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-    model = OwlViTForObjectDetection(
-        OwlViTConfig(
-            text_config={**small, "vocab_size": 10}, vision_config={**small, "image_size": 32, "patch_size": 16}
-        )
-    )
-    with pytest.raises(ModelError, match=r"OwlViTForObjectDetection: 'owlvit' is none of the architectures detr"):
+def test_other_architectures_are_refused_by_name(seed: int) -> None:
+    model, _ = random_detr("yolos", seed)
+    model.config.model_type = "mine"
+    with pytest.raises(ModelError, match=r"YolosForObjectDetection: 'mine' is none of the architectures detr"):
         Explainer(model)

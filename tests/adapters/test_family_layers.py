@@ -1,11 +1,13 @@
 """`detcam layers` answers for every family: maps, tuples, dicts and tokens, each name one that the explainer takes."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from detr_models import random_detr, random_rtdetr
+from mask_query_models import random_segmenter
 from support import fingerprint, random_picture, random_yolo
 from torch import nn
 from torchvision_models import small
@@ -30,6 +32,14 @@ def built(family: str, seed: int, picture: np.ndarray) -> tuple[nn.Module, dict[
     if kind == "detr":
         model, processor = random_detr(name, seed)
         return model, {"processor": processor}
+    if kind == "queries":
+        model, processor = random_segmenter(name, seed, Path())
+        return model, {"processor": processor, "conf": 0.02}
+    if kind == "rfdetr":
+        pytest.importorskip("rfdetr")
+        from test_rfdetr import random_rfdetr
+
+        return random_rfdetr(name, seed).model.model, {"imgsz": 96}
     if kind == "torchvision":
         return small(name, seed, picture), {}
     if kind == "ssdlite":
@@ -56,6 +66,8 @@ def built(family: str, seed: int, picture: np.ndarray) -> tuple[nn.Module, dict[
 FAMILIES = [
     *("yolo yolov8n-seg", "rtdetr yolov8n-rtdetr", "ssdlite", "lraspp", "smp", "classify resnet18", "vit"),
     *(f"torchvision {kind}" for kind in ("mask", "retinanet")),
+    *(f"queries {kind}" for kind in ("maskformer", "mask2former", "eomt", "detr")),
+    "rfdetr RFDETRSegNano",
     *(f"detr {kind}" for kind in ("detr", "deformable_detr", "d_fine", "yolos")),
 ]
 
@@ -86,7 +98,7 @@ def test_every_family_has_its_layers(family: str, seed: int) -> None:
 
 def _explained(model: nn.Module, options: dict[str, Any], row: Layer, picture: np.ndarray) -> None:
     """The name of a layer that objects reach is one that the explainer takes, and gives maps of the listed size."""
-    explainer = Explainer(model, layers=[row.name], conf=0.0, max_det=2, **options)
+    explainer = Explainer(model, layers=[row.name], max_det=2, **{"conf": 0.0, **options})
     explanation = explainer(picture)
     assert len(explanation) >= 1
     shapes = {tuple(m.shape) for m in explanation.maps}

@@ -6,7 +6,7 @@ from detr_models import random_rtdetr
 from support import random_picture
 from torch.nn.functional import grid_sample
 
-import detcam.explainer
+import detcam.ways
 from detcam import Explainer
 from detcam.adapters.deformable import GainedSampling
 from detcam.adapters.rtdetr import RtdetrAdapter
@@ -88,7 +88,7 @@ def test_maps_by_gains_are_those_of_a_backward_for_each_object(
     explainer = Explainer(model, imgsz=96, conf=0.0, max_det=6, target=target)
     gained = explainer(pictures)
     with monkeypatch.context() as patch:
-        patch.setattr(detcam.explainer, "gained_maps", lambda *rest: None)
+        patch.setattr(detcam.ways, "gained_maps", lambda *rest: None)
         full = explainer(pictures)
     original = RtdetrAdapter.gained
     monkeypatch.setattr(RtdetrAdapter, "gained", lambda self, maps: original(self, [m * 1.5 for m in maps]))

@@ -72,10 +72,10 @@ def test_windows_hold_what_a_plain_backward_gives(kind: str, seed: int) -> None:
     for preset, target in (("level", "prob"), ("evidence", "class")):
         settings = {"layers": preset, "target": target, "regions": "component", "max_det": 10}
         explainer = Explainer(model, conf=0.0, **settings, **options(kind))
-        windows: Any = explainer._windowed
+        windows: Any = explainer.way.windowed
         quick = explainer(picture)
         assert windows.exact
-        explainer._windowed = None
+        explainer.way.windowed = None
         plain = explainer(picture)
         for one, other in zip(quick.maps, plain.maps, strict=True):
             torch.testing.assert_close(one, other, rtol=0, atol=1e-5 * float(other.abs().max()))

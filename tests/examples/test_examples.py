@@ -9,6 +9,7 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 SHORT = [
     "explain_one_image.py",
     "explain_one_mask.py",
+    "explain_video.py",
     "own_layer_and_method.py",
     "own_model.py",
     "why_missed.py",

@@ -20,6 +20,7 @@ from detcam.methods.channels import AblationCAM, ReciproCAM
 from detcam.methods.layered import FullGrad, GuidedGradCAM, SmoothGradCAMPlusPlus
 from detcam.methods.perturbation import DRISE, ISCAM, RISE, SSCAM, Occlusion, RandomMasks, ScoreCAM
 from detcam.methods.pixel import Gradient, GradientXInput, GuidedBackprop, IntegratedGradients, SmoothGrad
+from detcam.methods.superpixels import DCLOSE
 
 LAYER = "model.15"  # 64 channels
 SIZE = 96  # of the network's input
@@ -28,6 +29,7 @@ SIZE = 96  # of the network's input
 FEW: dict[str, SweepMethod] = {
     "rise": RISE(masks=6),
     "drise": DRISE(masks=6),
+    "dclose": DCLOSE(masks=2, levels=2, coarsest=6),
     "occlusion": Occlusion(cells=3),
     "scorecam": ScoreCAM(),
     "sscam": SSCAM(samples=1),

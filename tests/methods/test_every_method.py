@@ -19,7 +19,8 @@ from detcam.methods import METHODS, AnyMethod, Method, get_method
 OFFERED = [
     name
     for name, method in METHODS.items()
-    if name != "cam" and (issubclass(method, Method) or "gradients" in method.reads)  # no detector has CAM's layers
+    if name not in ("cam", "relevance")  # no detector has CAM's layers, no YOLO has attention of queries
+    and (issubclass(method, Method) or "gradients" in method.reads)
 ]
 OWN = [name for name in OFFERED if METHODS[name].object_specific]
 
@@ -28,8 +29,12 @@ def quick(name: str) -> AnyMethod:
     return FEW[name] if name in FEW else get_method(name)
 
 
+def where(name: str) -> str:
+    return "auto" if name == "fused" else "level"  # which names its own layers
+
+
 def explain(setting: Setting, name: str, picture: Any, found: int = 2) -> Any:
-    return Explainer(setting.model, quick(name), "level", imgsz=SIZE, max_det=found, conf=0.0, iou=1.0)(picture)
+    return Explainer(setting.model, quick(name), where(name), imgsz=SIZE, max_det=found, conf=0.0, iou=1.0)(picture)
 
 
 @pytest.mark.parametrize("name", OWN)
@@ -84,7 +89,7 @@ def test_a_black_picture(name: str, setting: Setting) -> None:
 @pytest.mark.parametrize("name", OFFERED)
 def test_a_picture_of_one_cell(name: str, setting: Setting) -> None:
     """32 x 32 pixels: one cell at the coarsest level."""
-    explanation = Explainer(setting.model, quick(name), "level", imgsz=32, max_det=2, conf=0.0, iou=1.0)(
+    explanation = Explainer(setting.model, quick(name), where(name), imgsz=32, max_det=2, conf=0.0, iou=1.0)(
         setting.picture[:32, :32]
     )
     assert_sound(explanation)

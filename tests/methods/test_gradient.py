@@ -25,6 +25,7 @@ ACTS = torch.tensor([[[[1.0, 2.0], [3.0, 4.0]]]])
 GRADS = torch.tensor([[[[1.0, -1.0], [0.0, 2.0]]]])
 BY_HAND = {
     "gradcam": 0.5 * ACTS,  # mean of 1, -1, 0, 2
+    "finercam": 0.5 * ACTS,  # the same: its scalar is another
     "shapleycam": 0.5 * ACTS,  # the same: its gradients come corrected
     "xgradcam": 0.7 * ACTS,  # (1 - 2 + 0 + 8) / 10
     # a = 1 / (2 + 10) where g = 1, and 4 / (8 + 80) where g = 2: w = 1/12 + 2/22
@@ -122,6 +123,7 @@ def gcame_loop(acts: Tensor, grads: Tensor, stride: float = 16.0) -> Tensor:
 
 
 LOOPS = {
+    "finercam": pooled(gradcam_weight),
     "shapleycam": pooled(gradcam_weight),
     "elementwise": cell_by_cell(lambda a, g: max(g * a, 0.0)),
     "ssgradcam": spatial(gradcam_weight),

@@ -5,12 +5,14 @@ import numpy as np
 import pytest
 import pytorch_grad_cam as peer
 import torch
+from skimage.segmentation import slic
 from sweep_settings import LAYER, SIZE, Setting, assert_maps, captured, peer_map
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from detcam.methods.perturbation import DRISE, ISCAM, RISE, SSCAM, Occlusion, RandomMasks
 from detcam.methods.similarity import LEAST, similarity
+from detcam.methods.superpixels import DCLOSE
 
 
 def blocks(masks: np.ndarray) -> np.ndarray:
@@ -62,6 +64,40 @@ def test_drise_by_hand(exact: Setting, seed: int) -> None:
                 cosine = (p @ own[n]) / np.linalg.norm(p) / np.linalg.norm(own[n])
                 scores[m, n] = max(scores[m, n], overlap(box, corner) * cosine * p.max())
     assert_maps(explanation, weighted(masks.numpy().astype(np.float64), scores))
+    assert explanation.settings["target"] == "similarity"
+
+
+def test_dclose_by_hand(exact: Setting, seed: int) -> None:
+    """Masks of scikit-image's superpixels at two scales; levels stretched and fused from coarse to fine."""
+    explanation = exact.explain(DCLOSE(masks=7, levels=2, coarsest=6, seed=seed))
+    objects = explanation.objects
+    generator = torch.Generator().manual_seed(seed)
+    pixels = exact.pixels.permute(1, 2, 0).float().numpy()
+    stretched = (pixels - pixels.min()) / (pixels.max() - pixels.min())
+    boxes = objects.network_boxes.double().numpy()
+    own = exact.raw(exact.pixels)[0][4:, objects.index].T.numpy()
+    labels = [slic(stretched, 6 * 2**level, compactness=30, sigma=1, start_label=0) for level in range(2)]
+    assert labels[0].max() < labels[1].max()
+    kept = [torch.rand(7, int(one.max()) + 1, generator=generator).numpy() < 0.5 for one in labels]
+    fused = np.zeros((4, 8, 12))
+    for place, keep in zip(labels, kept, strict=True):
+        masks = np.stack([chosen[place] for chosen in keep]).astype(np.float64)
+        scores = np.zeros((7, 4))
+        for m, mask in enumerate(masks):
+            rows = exact.raw(exact.pixels * torch.from_numpy(mask))[0].T.double().numpy()
+            corners = np.concatenate([rows[:, :2] - rows[:, 2:4] / 2, rows[:, :2] + rows[:, 2:4] / 2], axis=1)
+            for n in range(4):
+                for corner, p in zip(corners, rows[:, 4:], strict=True):
+                    if p.max() > LEAST:
+                        cosine = (p @ own[n]) / np.linalg.norm(p) / np.linalg.norm(own[n])
+                        scores[m, n] = max(scores[m, n], overlap(boxes[n], corner) * cosine * p.max())
+        coarse = blocks(masks)
+        shown = np.maximum(coarse.sum(axis=0), 1e-30)
+        level = np.einsum("mn,mhw->nhw", scores, coarse) / shown
+        low, high = level.min(axis=(1, 2), keepdims=True), level.max(axis=(1, 2), keepdims=True)
+        level = (level - low) / np.maximum(high - low, 1e-30)
+        fused = (fused + level) * level
+    assert_maps(explanation, fused, 1e-3)
     assert explanation.settings["target"] == "similarity"
 
 

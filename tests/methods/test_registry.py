@@ -11,7 +11,8 @@ from detcam.errors import MethodError
 from detcam.methods import DEFAULT, METHODS, Method, PooledMethod, SweepMethod, get_method
 
 READABLE = {
-    "activations", "gradients", "second derivatives", "input gradients", "biases", "forwards", "boxes", "nothing",
+    "activations", "gradients", "second derivatives", "input gradients", "biases", "forwards", "boxes",
+    "attention", "nothing",
 }  # fmt: skip
 
 

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from detcam import Explanation
 from detcam.engine import object_gradients
-from detcam.errors import MethodError
+from detcam.errors import MethodError, TargetError
+from detcam.methods.finer import FinerCAM
 from detcam.methods.shapley import curved_gradients
 
 
@@ -57,20 +58,37 @@ def test_shapleycam_equals_pytorch_grad_cam(exact: Setting) -> None:
         assert not torch.allclose(one, other, rtol=0.01, atol=0), "the curvature changes nothing here"
 
 
+def peer_finer(setting: Setting, explanation: Explanation, i: int, categories: list[int], alpha: float) -> Tensor:
+    """[h, w]: pytorch-grad-cam's Finer-CAM before its ReLU."""
+    wrapped = OneAnchor(setting.model, int(explanation.objects.index[i])).eval().requires_grad_(True)
+    layer = wrapped.whole.model.get_submodule(LAYER)
+    finer = peer.FinerCAM(model=wrapped, target_layers=[layer])
+    seen: list[Any] = []
+    finer.base_cam.compute_cam_per_layer = lambda x, targets, smooth: seen.extend(targets) or []
+    finer.base_cam.aggregate_multi_layers = lambda maps: None
+    own = int(explanation.class_ids[i])
+    finer(setting.pixels[None].clone(), target_idx=own, comparison_categories=categories, alpha=alpha)
+    return raw_map(finer.base_cam, layer, setting.pixels[None].clone(), seen, differentiable=False)
+
+
+@pytest.mark.parametrize(("classes", "strength"), [(1, 1.0), (3, 1.0), (3, 0.6), (50, 1.0)])
+def test_finercam_equals_pytorch_grad_cam(classes: int, strength: float, exact: Setting) -> None:
+    """Seven classes: of fifty nearest there are six."""
+    explanation = exact.explain(FinerCAM(classes=classes, strength=strength), layers=[LAYER])
+    assert explanation.settings["target"] == "finer"
+    categories = list(range(1, 1 + min(classes, 6)))
+    assert_maps(explanation, torch.stack([peer_finer(exact, explanation, i, categories, strength) for i in range(4)]))
+
+
+def test_finercam_contrasts_class_scores(setting: Setting) -> None:
+    with pytest.raises(TargetError, match="'finercam' contrasts class scores: target 'class', got 'box'"):
+        setting.explain("finercam", target="box")
+
+
 def test_finer_cam_is_grad_cam_of_the_margin(exact: Setting) -> None:
     """The logit less that of the most similar class, as pytorch-grad-cam weighs a single one."""
     explanation = exact.explain("gradcam", layers=[LAYER], target="margin")
-    expected = []
-    for i in range(4):
-        wrapped = OneAnchor(exact.model, int(explanation.objects.index[i])).eval().requires_grad_(True)
-        layer = wrapped.whole.model.get_submodule(LAYER)
-        finer = peer.FinerCAM(model=wrapped, target_layers=[layer])
-        seen: list[Any] = []
-        finer.base_cam.compute_cam_per_layer = lambda x, targets, smooth, seen=seen: seen.extend(targets) or []
-        finer.base_cam.aggregate_multi_layers = lambda maps: None
-        finer(exact.pixels[None].clone(), target_idx=int(explanation.class_ids[i]), comparison_categories=[1])
-        expected.append(raw_map(finer.base_cam, layer, exact.pixels[None].clone(), seen, differentiable=False))
-    assert_maps(explanation, torch.stack(expected))
+    assert_maps(explanation, torch.stack([peer_finer(exact, explanation, i, [1], 1.0) for i in range(4)]))
 
 
 def test_curvature_equals_a_finite_difference(seed: int) -> None:

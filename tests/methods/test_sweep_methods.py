@@ -16,7 +16,7 @@ from detcam.methods.baseline import Noise
 from detcam.methods.perturbation import DRISE, RISE, SSCAM, Occlusion
 
 WHOLE = {
-    "rise": 8, "drise": 8, "occlusion": 6, "scorecam": 66, "sscam": 66, "iscam": 66, "ablationcam": 2, "reciprocam": 2,
+    "rise": 8, "drise": 8, "dclose": 6, "occlusion": 6, "scorecam": 66, "sscam": 66, "iscam": 66, "ablationcam": 2, "reciprocam": 2,
     "smoothgradcam++": 3, "gradient": 2, "gradientxinput": 2, "smoothgrad": 3, "integratedgradients": 3, "fullgrad": 2,
     "guidedbackprop": 2, "guidedgradcam": 3,
 }  # fmt: skip

@@ -39,13 +39,15 @@ def test_the_documented_files(explanation: Explanation, tmp_path: Path) -> None:
     assert folder == tmp_path / "deep" / "out"
     names = sorted(path.name for path in folder.iterdir())
     overlays = [name for name in names if name.startswith("overlay_")]
-    assert sorted({*names} - {*overlays}) == ["contact.png", "explanation.json", "heatmaps.npz"]
+    assert sorted({*names} - {*overlays}) == ["contact.png", "explanation.json", "heatmaps.npz", "picture.jpg"]
     assert [name[:12] for name in overlays] == [f"overlay_{i:03d}_" for i in range(len(ODD))]
 
     with np.load(folder / "heatmaps.npz") as archive:
-        assert list(archive) == ["heatmaps"]
+        assert list(archive) == ["heatmaps", *(f"map_{i:03d}" for i in range(len(ODD)))]
         assert archive["heatmaps"].dtype == np.float32
         assert np.array_equal(archive["heatmaps"], explanation.heatmaps.numpy())
+        for i, raw in enumerate(explanation.maps):
+            assert np.array_equal(archive[f"map_{i:03d}"], raw.numpy())
     document = json.loads((folder / "explanation.json").read_text(encoding="utf-8"))
     assert [o["label"] for o in document["objects"]] == list(ODD)
     assert [o["overlay"] for o in document["objects"]] == overlays
@@ -54,6 +56,32 @@ def test_the_documented_files(explanation: Explanation, tmp_path: Path) -> None:
         decoded = cv2.imread(str(folder / name))[:, :, ::-1]
         assert np.array_equal(decoded, explanation.overlay(i))
     assert cv2.imread(str(folder / "contact.png")).shape[1] == pytest.approx(1600, abs=10)
+
+
+def test_the_saved_facts_place_the_maps_and_say_how_much_lies_in_the_box(picture: np.ndarray, tmp_path: Path) -> None:
+    heat = torch.zeros(4, 6)
+    heat[1, 2] = 3
+    boxes = torch.tensor([[10.4, 0.0, 30.6, 40.0], [0.0, 0.0, 10.0, 40.0], [0.0, 0.0, 60.0, 40.0]])
+    explanation = explanation_of(picture, [heat, heat, torch.zeros(4, 6)], boxes=boxes)
+    document = json.loads((explanation.save(tmp_path, "x/<b>.png") / "explanation.json").read_text(encoding="utf-8"))
+    assert document["source"] == "x/<b>.png"
+    assert document["geometry"] == {"resized": [40, 60], "pad": [0, 0], "network": [40, 60]}
+    shares = [found["energy_in_box"] for found in document["objects"]]
+    tall = explanation.heatmaps[0].double()
+    assert shares[0] == pytest.approx(float(tall[:, 10:31].sum() / tall.sum()), abs=1e-6)
+    assert 0.5 < shares[0] < 1
+    assert shares[1:] == [0, None]
+
+
+@pytest.mark.parametrize("size", [(2000, 3200), (3200, 40)])
+def test_the_picture_for_reports_is_shrunk(size: tuple[int, int], seed: int, tmp_path: Path) -> None:
+    image = random_picture(seed, *size)
+    explanation_of(image, []).save(tmp_path)
+    preview = cv2.imread(str(tmp_path / "picture.jpg"))[:, :, ::-1]
+    assert preview.shape == (size[0] // 2, size[1] // 2, 3)
+    expected = cv2.resize(image, preview.shape[1::-1], interpolation=cv2.INTER_AREA)
+    grey, expected_grey = (cv2.cvtColor(np.ascontiguousarray(p), cv2.COLOR_RGB2GRAY) for p in (preview, expected))
+    assert np.abs(grey.astype(int) - expected_grey).mean() < 4  # JPEG keeps colours at half the resolution
 
 
 def test_labels_are_safe_in_file_names(explanation: Explanation, tmp_path: Path) -> None:
@@ -71,6 +99,7 @@ def test_a_second_run_replaces_the_first(explanation: Explanation, picture: np.n
     fewer.save(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "contact.png", "explanation.json", "heatmaps.npz", "notes.txt", "overlay_000_dog.png",
+        "picture.jpg",
     ]  # fmt: skip
 
 

@@ -53,7 +53,7 @@ def found(scene: Scene, result: Any) -> NDArray[np.bool_]:
 
 
 def test_names_lists_what_can_be_loaded() -> None:
-    assert zoo.names() == ("scenes",)
+    assert set(zoo.names()) >= {"scenes", "scenes-detr", "scenes-semantic"}
 
 
 def test_an_unknown_name_is_refused() -> None:

@@ -1,0 +1,163 @@
+"""Where a transformer's queries attend: which modules do it, and how to see what they do.
+
+Modules are found by the places that they have in every detection transformer: `encoder.layers.0.self_attn`,
+`decoder.layers.0.self_attn`, and `decoder.layers.0.encoder_attn` or `cross_attn`.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+import types
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn.functional import linear
+
+from detcam.errors import MethodError
+
+Levels = tuple[tuple[int, int, int], ...]
+Record = Callable[[Tensor, Tensor, Levels], None]
+
+ENCODER = re.compile(r"(^|\.)encoder\.layers?\.\d+\.(self_attn|attention\.attention)$")
+QUERIES = re.compile(r"(^|\.)decoder\.layers\.\d+\.self_attn(\.self_attn)?$")
+CROSS = re.compile(r"(^|\.)decoder\.layers\.\d+\.(encoder_attn|cross_attn(\.cross_attn)?)$")
+SAMPLERS = ("multi_scale_deformable_attn_pytorch", "multi_scale_deformable_attention_v2")
+
+
+@dataclass(frozen=True)
+class AttentionPlan:
+    """The modules that attend, in the order that they run; all in the private view.
+
+    Attributes:
+        encoder: self-attention of the tokens that the queries read, where it is a matrix; for a model without a
+            decoder, of all tokens.
+        queries: self-attention of the queries.
+        cross: from the queries to what they read.
+        holders: the modules right around all these, with the projections that feed them.
+        objects: how many of the last tokens are the objects' own, in a model without a decoder; else 0.
+    """
+
+    encoder: tuple[nn.Module, ...]
+    queries: tuple[nn.Module, ...]
+    cross: tuple[nn.Module, ...]
+    holders: tuple[nn.Module, ...]
+    objects: int = 0
+
+    @property
+    def samples(self) -> bool:
+        """Whether the queries read a few points rather than whole maps."""
+        return any(_samples(module) for module in self.cross)
+
+
+def attention_plan(view: nn.Module, family: str) -> AttentionPlan:
+    """Find the attention of a private view, and have it return its weights.
+
+    The view's attention is set to "eager", the implementation that has a matrix to show, and its modules are asked for
+    their weights, of each head.
+
+    Raises:
+        MethodError: if there is none.
+    """
+    network: Any = view
+    config = getattr(network, "config", None)
+    if config is not None and hasattr(config, "_attn_implementation"):
+        config._attn_implementation = "eager"
+    encoder, queries, cross = (_found(view, pattern) for pattern in (ENCODER, QUERIES, CROSS))
+    objects = 0 if cross else int(getattr(config, "num_detection_tokens", 0))
+    if not (cross or objects):
+        raise MethodError(f"this {family} model has no attention of queries: use a method that reads gradients: 'odam'")
+    encoder = {name: module for name, module in encoder.items() if not _samples(module)}
+    found = {**encoder, **queries, **cross}
+    for module in found.values():
+        if isinstance(module, nn.MultiheadAttention):
+            vars(module)["forward"] = partial(_eager, module)
+        elif not _samples(module) and _ask not in module._forward_pre_hooks.values():
+            module.register_forward_pre_hook(_ask, with_kwargs=True)
+    holders = tuple(view.get_submodule(name.rpartition(".")[0]) for name in found)
+    return AttentionPlan(tuple(encoder.values()), tuple(queries.values()), tuple(cross.values()), holders, objects)
+
+
+def _found(view: nn.Module, pattern: re.Pattern[str]) -> dict[str, nn.Module]:
+    """The innermost modules whose names match."""
+    found = {name: module for name, module in view.named_modules() if pattern.search(name)}
+    return {name: m for name, m in found.items() if not any(other.startswith(f"{name}.") for other in found)}
+
+
+def _ask(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """Have attention return its weights, where it must be asked."""
+    asked = "output_attentions" in inspect.signature(module.forward).parameters
+    return args, {**kwargs, "output_attentions": True} if asked else kwargs
+
+
+def _eager(
+    attention: nn.MultiheadAttention, query: Tensor, key: Tensor, value: Tensor, **options: Any
+) -> tuple[Tensor, Tensor]:
+    """What PyTorch's attention gives, and the very weights [B, H, Q, K] that it used, which PyTorch does not return."""
+    if any(options.get(name) is not None for name in ("attn_mask", "key_padding_mask")):
+        raise MethodError("attention methods: attention under a mask is not supported here: use 'odam'")
+    assert attention.in_proj_weight is not None
+    biases = (None,) * 3 if attention.in_proj_bias is None else attention.in_proj_bias.chunk(3)
+    heads = []
+    for tokens, weight, bias in zip((query, key, value), attention.in_proj_weight.chunk(3), biases, strict=True):
+        tokens = tokens if attention.batch_first else tokens.transpose(0, 1)
+        heads.append(linear(tokens, weight, bias).unflatten(2, (attention.num_heads, -1)).transpose(1, 2))
+    q, k, v = heads  # [B, H, tokens, D]
+    weights = (q @ k.transpose(2, 3) * q.shape[3] ** -0.5).softmax(dim=3)
+    mixed = attention.out_proj((weights @ v).transpose(1, 2).flatten(2))
+    return mixed if attention.batch_first else mixed.transpose(0, 1), weights
+
+
+def _samples(module: nn.Module) -> bool:
+    return hasattr(module, "sampling_offsets")
+
+
+def sampling(module: nn.Module, record: Record) -> AbstractContextManager[None] | None:
+    """A context in which each forward of deformable attention calls `record`; None for any other attention."""
+    return _recorded(module, record) if _samples(module) else None
+
+
+@contextmanager
+def _recorded(module: Any, record: Record) -> Iterator[None]:
+    """Listen to what the module hands to the function that samples: the points, and the weights with their graph."""
+
+    def note(shapes: Any, places: Tensor, weights: Tensor, points: Any = None) -> None:
+        batch, queries, heads = weights.shape[:3]
+        sizes = [(int(h), int(w)) for h, w in shapes]
+        counts = points or [weights.shape[3:].numel() // len(sizes)] * len(sizes)
+        levels = tuple((h, w, int(count)) for (h, w), count in zip(sizes, counts, strict=True))
+        record(places.reshape(batch, queries, heads, -1, 2), weights, levels)
+
+    def listen(core: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def sample(value: Tensor, shapes: Any, places: Tensor, weights: Tensor, *rest: Any) -> Tensor:
+            note(shapes, places, weights, rest[0] if rest else None)
+            return core(value, shapes, places, weights, *rest)
+
+        return sample
+
+    with ExitStack() as stack:
+        if hasattr(module, "attn"):  # transformers' Deformable DETR and RT-DETR: a module of its own
+            handle = module.attn.register_forward_pre_hook(lambda _, args: note(args[2], args[4], args[5]))
+            stack.callback(handle.remove)
+        elif hasattr(module, "ms_deformable_attn_core"):  # D-FINE: an attribute
+            stack.callback(setattr, module, "ms_deformable_attn_core", module.ms_deformable_attn_core)
+            module.ms_deformable_attn_core = listen(module.ms_deformable_attn_core)
+        else:  # RT-DETRv2, Ultralytics: a global function
+            _rebind(module, listen)
+            stack.callback(vars(module).pop, "forward")
+        yield
+
+
+def _rebind(module: Any, listen: Callable[[Callable[..., Tensor]], Callable[..., Tensor]]) -> None:
+    """Give this one object a copy of its forward whose global function is ours: nothing that others run changes."""
+    forward = module.forward.__func__
+    name = next((name for name in SAMPLERS if name in forward.__globals__), None)
+    if name is None:
+        raise MethodError(f"attention methods: {type(module).__name__} samples in a way that detcam does not know")
+    names = {**forward.__globals__, name: listen(forward.__globals__[name])}
+    heard = types.FunctionType(forward.__code__, names, forward.__name__, forward.__defaults__, forward.__closure__)
+    vars(module)["forward"] = types.MethodType(heard, module)

@@ -1,0 +1,125 @@
+"""From queries to segments, by a processor's own post-processing, with the query of each segment carried along."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Segments:
+    """The N segments of one picture, in the processor's order.
+
+    Attributes:
+        queries: [N] int64.
+        classes: [N] int64.
+        scores: [N] float32 in [0, 1].
+        masks: [N, H, W] bool in source pixels.
+    """
+
+    queries: Tensor
+    classes: Tensor
+    scores: Tensor
+    masks: Tensor
+
+
+class _Row(NamedTuple):
+    """A segment: its query, its class, its score and its number in the processor's map."""
+
+    query: int
+    label: int
+    score: float
+    place: int
+
+
+class PostProcessing:
+    """An image processor's `post_process_instance_segmentation` or `post_process_panoptic_segmentation`.
+
+    It returns segments without saying which query each came from. So it is handed logits in which every (query, class)
+    that may be kept has a class of its own: the softmax, and with it every decision, stays as it was, and the class of
+    a segment names its query.
+
+    Attributes:
+        alone: whether queries are kept each by itself and their masks may overlap. Otherwise they compete for every
+            pixel.
+    """
+
+    def __init__(self, processor: Any, segments: str, **options: Any) -> None:
+        """`segments` is "instance" or "panoptic"; `options` are passed on where the method takes them."""
+        inner = getattr(processor, "image_processor", processor)  # a processor that also reads text has one inside
+        self._call: Callable[..., Any] = getattr(inner, f"post_process_{segments}_segmentation")
+        known = inspect.signature(self._call).parameters.keys()
+        self._options = {name: value for name, value in options.items() if name in known}
+        # MaskFormer, Mask2Former and OneFormer take the best (query, class) pairs, in no certain order.
+        self._ranked = segments == "instance" and not known.isdisjoint(("return_binary_maps", "task_type"))
+        rivals = "overlap_mask_area_threshold" in known and "return_binary_maps" not in known
+        self.alone = segments == "instance" and not rivals
+
+    def __call__(
+        self,
+        logits: Tensor,  # [Q, nc + 1], the last of "no object"
+        masks: Tensor,  # [Q, h, w] logits
+        source: tuple[int, int],
+        conf: float,
+    ) -> Segments:
+        """The segments of one picture of (height, width) `source` that score above `conf`."""
+        logits, masks = logits.float(), masks.float()
+        tagged, pairs = _tagged(logits, conf)
+        result = self._run(tagged[None], masks[None], [source], conf)[0]
+        rows = []
+        for segment in result["segments_info"]:
+            query, label = pairs[segment["label_id"] - logits.shape[1] + 1].tolist()
+            rows.append(_Row(query, label, float(segment["score"]), segment["id"]))
+        if self._ranked:
+            rows = _in_order_of(self._run(logits[None], masks[None], [source], conf)[0]["segments_info"], rows)
+        kept = torch.tensor([row[:2] for row in rows], dtype=torch.int64, device=logits.device)
+        queries, classes = kept.reshape(len(rows), 2).unbind(1)
+        scores = torch.tensor([row.score for row in rows], device=logits.device)
+        if not rows:
+            regions = torch.zeros((0, *source), dtype=torch.bool, device=logits.device)
+        elif self.alone:
+            # In the processor's map later segments lie over earlier ones, so each is asked for in a map of its own.
+            even = logits.new_zeros(len(queries), 1, 2)
+            whole = self._run(even, masks[queries, None], [source] * len(queries), 0.0)
+            regions = torch.stack([one["segmentation"] == 0 for one in whole])
+        else:
+            regions = torch.stack([result["segmentation"] == row.place for row in rows])
+        return Segments(queries, classes, scores, regions)
+
+    def _run(self, logits: Tensor, masks: Tensor, sources: list[tuple[int, int]], conf: float) -> Any:
+        outputs = SimpleNamespace(  # by both of the names that models use
+            class_queries_logits=logits, masks_queries_logits=masks, logits=logits, pred_masks=masks
+        )
+        with logits.device:  # some processors draw their map on the default device
+            return self._call(outputs, threshold=conf, target_sizes=sources, **self._options)
+
+
+def _tagged(logits: Tensor, conf: float) -> tuple[Tensor, Tensor]:
+    """Logits with a class for each (query, class) whose probability is at least `conf`, and these pairs.
+
+    Returns:
+        ([Q, nc + P + 1], [P, 2]): the classes of the pairs are nc, ..., nc + P - 1, and those that they replace are
+        -inf there.
+    """
+    pairs = (logits.softmax(dim=1)[:, :-1] >= conf).nonzero()
+    queries, classes = pairs.unbind(1)
+    own = logits.new_full((len(logits), len(pairs)), float("-inf"))
+    own[queries, torch.arange(len(pairs), device=own.device)] = logits[queries, classes]
+    rest = logits[:, :-1].index_put((queries, classes), logits.new_tensor(float("-inf")))
+    return torch.cat([rest, own, logits[:, -1:]], dim=1), pairs
+
+
+def _in_order_of(segments: list[dict[str, Any]], rows: list[_Row]) -> list[_Row]:
+    """The rows in the order of the segments that have their classes and scores."""
+    rest, ordered = list(rows), []
+    for segment in segments[: len(rows)]:
+        row = min(rest, key=lambda row: (row.label != segment["label_id"], abs(row.score - segment["score"])))
+        rest.remove(row)
+        ordered.append(row)
+    return ordered

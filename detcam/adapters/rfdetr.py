@@ -1,0 +1,233 @@
+"""RF-DETR of the rfdetr package: detection, and segmentation with a mask for each query."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from detcam.adapters.base import Adapter, LayerPlan
+from detcam.adapters.mask_targets import MASK_TARGETS
+from detcam.adapters.queries import (
+    BOX_TARGETS,
+    CLASS_TARGETS,
+    class_score,
+    corners,
+    mask_score,
+    query_objects,
+    side_score,
+)
+from detcam.errors import ModelError
+from detcam.geometry import Geometry
+from detcam.types import Objects, image_index
+
+MODULE = "LWDETR"
+MEANS, DEVIATIONS = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, as in `rfdetr.RFDETR`
+
+
+@dataclass(frozen=True)
+class RfdetrOutputs:
+    """Raw outputs for B pictures, Q queries and nc classes, with the graph.
+
+    Attributes:
+        logits: [B, Q, nc] class logits.
+        boxes: [B, Q, 4] (cx, cy, w, h) as shares of the picture.
+        masks: [B, Q, h, w] mask logits, or None.
+        size: (height, width) of the network's input in pixels.
+    """
+
+    logits: Tensor
+    boxes: Tensor
+    masks: Tensor | None
+    size: tuple[int, int]
+
+
+class RfdetrAdapter(Adapter):
+    """RF-DETR, as an `rfdetr.RFDETRNano` or its kin, or as the nn.Module inside one.
+
+    The scalar is the class logit of the kept query, or for the target "mask" the mean mask logit over its own binary
+    mask. Classes have a sigmoid each, so two objects may share a query. There is no non-maximum suppression: `iou` has
+    no effect. The encoder chooses where queries start.
+
+    `module` is a view of the package's LWDETR; `imgsz` is the side of the square that pictures are stretched to, in
+    pixels, rounded up to what the windows of its backbone need.
+    """
+
+    family = "rfdetr"
+    models = "RF-DETR Nano to Large, and RF-DETR Seg Nano to 2XLarge"
+    install = 'pip install "detcam[rfdetr]"'
+    targets = (*CLASS_TARGETS, *BOX_TARGETS, *MASK_TARGETS)
+    levels = 1
+    stable = False
+
+    def __init__(self, module: nn.Module, model: Any, imgsz: int | None = None, processor: Any = None) -> None:
+        network: Any = module
+        self.module = module
+        encoder = network.backbone[0].encoder
+        self.windows = int(encoder.num_windows)
+        self.block = int(encoder.patch_size) * self.windows
+        context = None if isinstance(model, nn.Module) else model.model
+        side = imgsz or (encoder.shape[0] if context is None else context.resolution)
+        self.imgsz = -(-int(side) // self.block) * self.block
+        self.scales = [list(getattr(model, "means", MEANS)), list(getattr(model, "stds", DEVIATIONS))]
+        self.post_process = _post_processing() if context is None else context.postprocess
+        self.names = {} if context is None else _names(model.class_names, context.args.num_classes)
+        self.task = "detect" if network.segmentation_head is None else "segment"
+        missing = set(MASK_TARGETS) if self.task == "detect" else set()
+        if network.class_embed.out_features < 2:
+            missing.add("margin")  # there is no other class to compare with
+        self.available = tuple(target for target in self.targets if target not in missing)
+        parameter = next(module.parameters())
+        self.device, self.dtype = parameter.device, parameter.dtype
+
+    @classmethod
+    def serves(cls, model: Any) -> bool:
+        """See `Adapter.serves`: a wrapper or module of rfdetr, or derived from one."""
+        return any(base.__module__.split(".")[0] == "rfdetr" for base in type(model).__mro__)
+
+    @classmethod
+    def unwrap(cls, model: Any) -> nn.Module:
+        """See `Adapter.unwrap`: an error where `inference(inplace=True)` gave the weights away, and for keypoints."""
+        module = model if isinstance(model, nn.Module) else model.model.model
+        if type(module).__name__ != MODULE:
+            raise ModelError(
+                f"{type(model).__name__}: its {MODULE} is gone, as after inference(inplace=True): give a new RFDETR"
+            )
+        if module.use_grouppose_keypoints:
+            raise ModelError(f"{type(model).__name__} finds keypoints: give an RF-DETR for detection or segmentation")
+        network: nn.Module = module
+        return network
+
+    def prepare(self, image: np.ndarray) -> tuple[Tensor, Geometry]:
+        """See `Adapter.prepare`: stretched to a square without antialiasing, as RF-DETR's predict call does."""
+        from torchvision.transforms import functional
+
+        size = [self.imgsz, self.imgsz]
+        pixels = torch.from_numpy(image).to(self.device).permute(2, 0, 1).contiguous().float().div_(255)
+        pixels = functional.resize(pixels, size, antialias=False)
+        pixels = functional.normalize(pixels, *self.scales)
+        geometry = Geometry((image.shape[0], image.shape[1]), (self.imgsz,) * 2, (0, 0), (self.imgsz,) * 2)
+        return pixels.to(self.dtype), geometry
+
+    def forward(self, batch: Tensor, max_det: int) -> RfdetrOutputs:
+        """See `Adapter.forward`."""
+        outputs = self.module(batch)
+        size = (batch.shape[2], batch.shape[3])
+        return RfdetrOutputs(outputs["pred_logits"], outputs["pred_boxes"], outputs.get("pred_masks"), size)
+
+    @torch.no_grad()
+    def detect(
+        self, outputs: RfdetrOutputs, geometries: list[Geometry], conf: float, iou: float, max_det: int
+    ) -> list[Objects]:
+        """See `Adapter.detect`: the package's own post-processing, with the query carried along."""
+        found = {"pred_logits": outputs.logits.float(), "pred_boxes": outputs.boxes.float()}
+        if outputs.masks is not None:
+            found["pred_masks"] = outputs.masks.float()
+        sources = torch.tensor([geometry.source for geometry in geometries], device=outputs.logits.device)
+        results = self.post_process(found, target_sizes=sources, score_threshold=conf)
+        # The selection looks at logits only, so points at x = query on a picture of Q columns pass to the same places.
+        count = outputs.logits.shape[1]
+        points = torch.zeros_like(found["pred_boxes"])
+        points[..., 0] = (torch.arange(count, device=points.device) + 0.5) / count
+        tagged = self.post_process(
+            {"pred_logits": found["pred_logits"], "pred_boxes": points},
+            target_sizes=sources.new_tensor([[1, count]] * len(sources)),
+        )
+        return [
+            self._kept(outputs, i, result, tag["boxes"][:, 0].long(), geometry, conf, max_det)
+            for i, (result, tag, geometry) in enumerate(zip(results, tagged, geometries, strict=True))
+        ]
+
+    def _kept(
+        self,
+        outputs: RfdetrOutputs,
+        image: int,
+        result: dict[str, Tensor],
+        queries: Tensor,
+        geometry: Geometry,
+        conf: float,
+        max_det: int,
+    ) -> Objects:
+        """The objects of one picture; a result with masks has lost the rows that score too little, at its end."""
+        keep = (result["scores"] > conf).nonzero().flatten()[:max_det]
+        masks = result["masks"][keep, 0] if "masks" in result else None
+        labels = result["labels"][keep]
+        objects = query_objects(
+            result["boxes"][keep], result["scores"][keep], labels, queries[keep], self.names, geometry, masks
+        )
+        return self._with_logits(outputs, image, objects)
+
+    def _with_logits(self, outputs: RfdetrOutputs, image: int, objects: Objects) -> Objects:
+        if outputs.masks is None:
+            return objects
+        return replace(objects, mask_logits=outputs.masks[image, objects.index].float())
+
+    def score(self, outputs: RfdetrOutputs, objects: list[Objects], target: str) -> Tensor:
+        """See `Adapter.score`."""
+        image = image_index(objects, outputs.logits.device)
+        query = torch.cat([o.index for o in objects])
+        if target in MASK_TARGETS:
+            assert outputs.masks is not None
+            fixed = torch.cat([o.mask_logits for o in objects if o.mask_logits is not None])
+            return mask_score(outputs.masks[image, query], fixed, target)
+        if target in BOX_TARGETS:
+            height, width = outputs.size
+            boxes = outputs.boxes[image, query]
+            return side_score(boxes * boxes.new_tensor([width, height] * 2), target)
+        return class_score(outputs.logits[image, query], torch.cat([o.class_ids for o in objects]), target)
+
+    @torch.no_grad()
+    def candidates(self, outputs: RfdetrOutputs) -> tuple[Tensor, Tensor, Tensor]:
+        """See `Adapter.candidates`: one for every query."""
+        height, width = outputs.size
+        boxes = outputs.boxes.float()
+        boxes = corners(boxes.flatten(0, 1)).view_as(boxes) * boxes.new_tensor([width, height] * 2)
+        probabilities = outputs.logits.float().sigmoid()
+        return boxes, probabilities, probabilities.amax(dim=2)
+
+    @torch.no_grad()
+    def objects_at(self, outputs: RfdetrOutputs, candidates: Tensor, class_ids: Tensor, geometry: Geometry) -> Objects:
+        """See `Adapter.objects_at`: queries."""
+        boxes, probabilities, _ = self.candidates(outputs)
+        sources = geometry.to_source(boxes[0, candidates])
+        scores = probabilities[0, candidates, class_ids]
+        objects = query_objects(sources, scores, class_ids, candidates, self.names, geometry)
+        return self._with_logits(outputs, 0, objects)
+
+    def layers(self, preset: str) -> LayerPlan:
+        """See `Adapter.layers`: the projector's maps, which queries and masks read, or what its doors put out.
+
+        A door is a 1x1 convolution with a norm. It mixes channels and no cells; before the norm, gradient times
+        activation, summed over the channels of all blocks that enter, is zero at every cell.
+        """
+        projector: Any = self.module.get_submodule("backbone.0.projector")
+        names = ["backbone.0.projector"]
+        if preset == "evidence":
+            names = [f"backbone.0.projector.stages.{i}.0.cv1" for i in range(len(projector.stages))]
+        return LayerPlan(tuple(names), cut_all=True, fuse="sum")
+
+    def grids(self, tokens: int, size: tuple[int, int]) -> list[tuple[int, int, int]]:
+        """See `Adapter.grids`: the backbone's patches behind a class token, if they are not cut into windows."""
+        if self.windows > 1:
+            return []
+        rows, columns = (side // self.block for side in size)
+        start = tokens - rows * columns
+        return [(start, rows, columns)] if start in (0, 1) else []
+
+
+def _post_processing() -> Any:
+    from rfdetr.models import PostProcess
+
+    return PostProcess()
+
+
+def _names(names: list[str], slots: int) -> dict[int, str]:
+    """The class names as predict gives them: COCO's own numbers have gaps, other models' run from 0."""
+    from rfdetr.assets.coco_classes import COCO_CLASS_NAMES, COCO_CLASSES
+
+    if slots > len(names) and names == list(COCO_CLASS_NAMES):
+        return {int(i): name for i, name in COCO_CLASSES.items()}
+    return {**dict(enumerate(names)), slots: "__background__"}

@@ -1,0 +1,151 @@
+"""Attention as a transformer computed it in one forward, with the graph, as matrices over tokens or sampling points."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+Role = Literal["encoder", "queries", "cross"]
+Record = Callable[[Tensor, Tensor, tuple[tuple[int, int, int], ...]], None]
+
+
+@dataclass(frozen=True)
+class Dense:
+    """Attention of every query to every key.
+
+    Attributes:
+        weights: [B, H, Q, K] of H heads; each row adds up to 1.
+    """
+
+    weights: Tensor
+
+    def combined(self, image: int, gradient: Tensor | None = None) -> Tensor:
+        """[Q, K] float32 of one picture: the mean over heads of A, or of ReLU(gradient * A), gradient [H, Q, K]."""
+        return _counted(self.weights[image], gradient).mean(dim=0)
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """Attention of every query to a few points of several maps.
+
+    Attributes:
+        weights: [B, Q, H, T] or [B, Q, H, L, P] of H heads; each row adds up to 1.
+        places: [B, Q, H, T, 2] (x, y) as shares of the map.
+        levels: (h, w, points) of each map; the T points run over the maps, the cells of which follow one another.
+    """
+
+    weights: Tensor
+    places: Tensor
+    levels: tuple[tuple[int, int, int], ...]
+
+    def combined(self, image: int, gradient: Tensor | None = None) -> Tensor:
+        """[Q, cells] float32: each point's share given to the four cells around it, as bilinear sampling takes it."""
+        weights = _counted(self.weights[image], gradient).flatten(2) / self.weights.shape[2]  # [Q, H, T]
+        places = self.places[image].detach().float()
+        parts, start = [], 0
+        for rows, columns, points in self.levels:
+            own = (slice(None), slice(None), slice(start, start + points))
+            parts.append(splat(places[own].flatten(1, 2), weights[own].flatten(1, 2), rows, columns))
+            start += points
+        return torch.cat([part.flatten(1) for part in parts], dim=1)
+
+
+def _counted(weights: Tensor, gradient: Tensor | None) -> Tensor:
+    """A, or ReLU(gradient * A), in float32 and detached."""
+    weights = weights.detach().float()
+    return weights if gradient is None else (gradient.float() * weights).clamp(min=0)
+
+
+def splat(places: Tensor, weights: Tensor, rows: int, columns: int) -> Tensor:
+    """Points shared out to the four cells around each, as a bilinear sample reads them; what lies outside is lost.
+
+    Args:
+        places: [Q, T, 2] (x, y) as shares of the map.
+        weights: [Q, T].
+        rows: of the map.
+        columns: of the map.
+
+    Returns:
+        [Q, rows, columns].
+    """
+    x, y = places[..., 0] * columns - 0.5, places[..., 1] * rows - 0.5
+    total = weights.new_zeros(len(weights), rows * columns)
+    for row, down in ((y.floor(), 1 - (y - y.floor())), (y.floor() + 1, y - y.floor())):
+        for column, across in ((x.floor(), 1 - (x - x.floor())), (x.floor() + 1, x - x.floor())):
+            inside = (row >= 0) & (row < rows) & (column >= 0) & (column < columns)
+            cell = (row.clamp(0, rows - 1) * columns + column.clamp(0, columns - 1)).long()
+            total.scatter_add_(1, cell, weights * down * across * inside)
+    return total.unflatten(1, (rows, columns))
+
+
+@dataclass
+class Attentions:
+    """The attention of one forward, in the order that its modules ran.
+
+    Attributes:
+        encoder: self-attention of the tokens that the queries read.
+        queries: self-attention of the queries.
+        cross: from the queries to what they read.
+    """
+
+    encoder: list[Dense | Sampled] = field(default_factory=list)
+    queries: list[Dense | Sampled] = field(default_factory=list)
+    cross: list[Dense | Sampled] = field(default_factory=list)
+
+    def tensors(self) -> list[Tensor]:
+        """All weights, to take gradients at."""
+        return [one.weights for one in (*self.encoder, *self.queries, *self.cross)]
+
+
+class WatchAttention:
+    """While active, records what the named modules attend to.
+
+    Args:
+        modules: role -> modules, each of which returns (output, weights [B, H, Q, K]); weights with the graph.
+        sampling: for modules that sample points: from a module and a function to call with places [B, Q, H, T, 2],
+            weights and levels as `Sampled` has them, to a context in which each forward calls it; None for the others.
+    """
+
+    def __init__(
+        self,
+        modules: Mapping[Role, list[nn.Module]],
+        sampling: Callable[[nn.Module, Record], AbstractContextManager[None] | None],
+    ) -> None:
+        self._modules, self._sampling = modules, sampling
+        self._stack = ExitStack()
+        self.seen = Attentions()
+
+    def __enter__(self) -> WatchAttention:
+        self.seen = Attentions()
+        for role, modules in self._modules.items():
+            kept: list[Dense | Sampled] = getattr(self.seen, role)
+            for module in modules:
+                context = self._sampling(module, _keep_points(kept))
+                if context is not None:
+                    self._stack.enter_context(context)
+                else:
+                    handle = module.register_forward_hook(_keep_weights(kept))
+                    self._stack.callback(handle.remove)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stack.close()
+
+
+def _keep_points(kept: list[Dense | Sampled]) -> Record:
+    return lambda places, weights, levels: kept.append(Sampled(weights, places, levels))
+
+
+def _keep_weights(kept: list[Dense | Sampled]) -> Callable[..., None]:
+    def hook(module: nn.Module, args: Any, output: tuple[Tensor, Tensor]) -> None:
+        kept.append(Dense(output[1]))
+
+    return hook

@@ -1,0 +1,180 @@
+"""`detcam evaluate`."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from detcam.errors import InputError
+
+EPILOG = """
+Examples:
+
+`detcam evaluate --model yolov8n.pt --images photos --labels labels --out judged`
+
+`detcam evaluate --model yolov8n.pt --images photos --labels instances.json --methods odam,fused,drise --quick`
+
+`detcam evaluate --scenes 200 --out judged`
+"""
+QUICK = {"max_det": 3}  # objects per picture: some methods take a backward through the whole model for each
+HEADLINES = ("energy_in_mask", "odi", "deletion_blur", "insertion_blur", "randomised", "forwards")
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to `app`."""
+    app.command(epilog=EPILOG)(evaluate)
+
+
+def evaluate(
+    model: Annotated[str | None, typer.Option(help="A .pt path, or the name of a demo model.")] = None,
+    images: Annotated[Path | None, typer.Option(help="Folder of pictures.")] = None,
+    labels: Annotated[
+        Path | None,
+        typer.Option(help="COCO's .json, or a folder of YOLO's .txt or of masks as .png, with the pictures' names."),
+    ] = None,
+    scenes: Annotated[
+        int | None,
+        typer.Option(min=1, help="Judge on so many drawn scenes of each kind instead, whose cause is known."),
+    ] = None,
+    methods: Annotated[str, typer.Option(help="all, or names with commas between.")] = "all",
+    layers: Annotated[str, typer.Option(help="Presets or module names with commas between.")] = "level,evidence",
+    out_dir: Annotated[Path, typer.Option("--out", help="Folder for the results.")] = Path("detcam-evaluate"),
+    quick: Annotated[bool, typer.Option("--quick", help="A look in under 5 minutes on 2 cores.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the rows that --out holds.")] = False,
+    pictures: Annotated[int | None, typer.Option(min=1, help="Judge so many pictures only.")] = None,
+    objects: Annotated[
+        int | None, typer.Option(min=1, help="Objects per picture for deletion, insertion and stability. [default: 3]")
+    ] = None,
+    fills: Annotated[str, typer.Option(help="What hides pixels: blur, black, inpaint.")] = "blur",
+    target: Annotated[str, typer.Option(help="The scalar that is explained, as in detcam explain.")] = "class",
+    conf: Annotated[float, typer.Option(help="Lowest score of an object.")] = 0.25,
+    imgsz: Annotated[int | None, typer.Option(help="Network input size. [default: the model's]")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1. [default: the model's]")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")] = False,
+) -> None:
+    """Judge heatmaps: where they point, whether the score follows them, whether they depend on the model.
+
+    Every method at every layer, and baselines that know nothing, on identical objects. Writes report.json, report.md,
+    plots with intervals, and a row for each picture, from which a run that was stopped goes on with --resume.
+    """
+    chosen, places = methods.split(","), layers.split(",")
+    if scenes is not None:
+        if model or images or labels:
+            raise InputError("--scenes come with their own models, pictures and labels: leave out the other three")
+        document = _on_scenes(20 if quick else scenes, chosen, places, quick, out_dir, resume, as_json)
+    elif model is None or images is None or labels is None:
+        raise InputError("evaluate: give --model, --images and --labels, or --scenes 200")
+    else:
+        document = _on_photographs(
+            model, images, labels, chosen, places, quick, out_dir, resume, as_json, tuple(fills.split(",")), pictures,
+            objects, {"target": target, "conf": conf, "imgsz": imgsz, "device": device, **(QUICK if quick else {})},
+        )  # fmt: skip
+    _finish(out_dir, document, as_json)
+
+
+def _on_photographs(
+    model: str, images: Path, labels: Path, methods: Sequence[str], layers: Sequence[str], quick: bool, folder: Path,
+    resume: bool, quiet: bool, fills: tuple[str, ...], limit: int | None, objects: int | None, options: dict[str, Any],
+) -> dict[str, Any]:  # fmt: skip
+    from detcam.evaluate.contenders import contenders
+    from detcam.evaluate.labels import read_labels
+    from detcam.evaluate.masking import FILLS
+    from detcam.evaluate.report import summarise
+    from detcam.evaluate.runner import Judge, Protocol, pictures
+    from detcam.evaluate.store import Store
+    from detcam.models import load_model
+
+    if wrong := [fill for fill in fills if fill not in FILLS]:
+        raise InputError(f"fill {wrong[0]!r} does not exist: choose of {', '.join(FILLS)}")
+    protocol = Protocol.quick() if quick else Protocol()
+    given = {"pictures": limit, "objects": objects}
+    protocol = replace(protocol, fills=fills, **{k: v for k, v in given.items() if v is not None})
+    paths, truth = pictures(images, protocol), read_labels(labels)
+    loaded = load_model(model)
+    taking_part, left_out = contenders(loaded, methods, layers, quick, **options)
+    settings = {
+        "model": model, "weights": _fingerprint(model), "images": str(images.resolve()), "pictures": len(paths),
+        "labels": str(labels.resolve()), "methods": list(methods), "layers": list(layers), "quick": quick, **options,
+        "protocol": asdict(protocol),
+    }  # fmt: skip
+    store = Store(folder, settings, resume)
+    judge = Judge(loaded, taking_part, truth, protocol, **options)
+    done = store.done()
+    for row in _shown(judge.rows(paths, done), len(paths), len(done), quiet):
+        store.add(row)
+    document = summarise(list(store.rows()), protocol.measures(), settings)
+    return {**document, "left_out": left_out}
+
+
+def _on_scenes(
+    count: int, methods: Sequence[str], layers: Sequence[str], quick: bool, folder: Path, resume: bool, quiet: bool
+) -> dict[str, Any]:
+    from detcam.evaluate import scenes
+    from detcam.evaluate.report import summarise
+    from detcam.evaluate.store import Store
+
+    settings = {"scenes": count, "methods": list(methods), "layers": list(layers), "quick": quick}
+    store = Store(folder, settings, resume)
+    wanted, done, left_out = scenes.names(count), store.done(), dict[str, str]()
+    rows = scenes.rows(wanted, methods, layers, left_out, quick, done)
+    for row in _shown(rows, len(wanted), len(done), quiet):
+        store.add(row)
+    document = summarise(list(store.rows()), scenes.measures(), settings)
+    return {**document, "left_out": left_out}
+
+
+def _fingerprint(model: str) -> str | None:
+    """The first digits of the SHA-256 of a weights file; None for a model that is no file."""
+    path = Path(model)
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:16] if path.is_file() else None
+
+
+def _shown(rows: Iterable[dict[str, Any]], total: int, done: int, quiet: bool) -> Iterator[dict[str, Any]]:
+    """The same rows, with a bar on a terminal and a line for each elsewhere; both on standard error."""
+    from rich.console import Console
+    from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
+
+    console = Console(stderr=True, highlight=False, soft_wrap=True, quiet=quiet)
+    bar = Progress(*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn(), console=console,
+                   transient=True, disable=quiet or not console.is_terminal)  # fmt: skip
+    with bar:
+        task = bar.add_task("judging", total=total, completed=done)
+        for count, row in enumerate(rows, start=done + 1):
+            yield row
+            bar.advance(task)
+            if not console.is_terminal:
+                console.print(f"{count}/{total} {row['picture']}: {len(row['objects'])} objects", markup=False)
+
+
+def _finish(folder: Path, document: dict[str, Any], as_json: bool) -> None:
+    """Write the report and say what is in it."""
+    from rich.console import Console
+    from rich.table import Column, Table
+
+    from detcam.evaluate.report import save
+
+    if not document["objects"]:
+        raise InputError(
+            "no object matches a label (same class, box IoU over .5): check --labels and the class numbers"
+        )
+    paths = save(folder, document)
+    if as_json:
+        print(json.dumps(document, indent=2, ensure_ascii=False))
+        return
+    shown = [m for m in document["measures"] if m["name"] in HEADLINES or m["name"].endswith((" mass", " rank"))]
+    heads = (f"{m['name'].replace('_', ' ')} {'↑' if m['better'] == 'higher' else '↓'}" for m in shown)
+    table = Table(Column(no_wrap=True), *heads)
+    for name, row in document["contenders"].items():
+        means = [row[m["name"]]["mean"] for m in shown]
+        table.add_row(name, *("-" if v is None else f"{v:.3g}" for v in means))
+    out = Console(highlight=False, soft_wrap=True)
+    out.print(table, markup=False)
+    for name in document["unchanged_by_randomised_weights"]:
+        out.print(f"{name}: hardly changes when the weights are randomised: not to be trusted", markup=False)
+    out.print(f"{document['objects']} objects in {document['pictures']} pictures. Open {paths[1]}", markup=False)

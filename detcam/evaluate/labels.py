@@ -1,0 +1,240 @@
+"""Ground truth: COCO JSON, YOLO and YOLO-seg text, and masks as PNG, each read as objects with boxes and masks."""
+
+from __future__ import annotations
+
+import json
+from abc import ABC, abstractmethod
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from detcam.errors import InputError
+
+UNLABELLED = 255  # in a PNG of class numbers
+SLACK = 1e-3  # how far beyond the picture a coordinate may lie, as a share: rounding of exporters
+
+
+@dataclass(frozen=True)
+class Label:
+    """One labelled object in source pixels.
+
+    Attributes:
+        kind: its class, by number or by name.
+        box: [4] float64 xyxy.
+        mask: [H, W] bool; None if the labels give its box only.
+    """
+
+    kind: int | str
+    box: np.ndarray
+    mask: np.ndarray | None
+
+    def is_of(self, class_id: int, name: str) -> bool:
+        """Whether it is of the model's class with that number and name."""
+        return self.kind == (name if isinstance(self.kind, str) else class_id)
+
+
+class Labels(ABC):
+    """The labels of a set of pictures."""
+
+    @abstractmethod
+    def of(self, picture: Path, height: int, width: int) -> list[Label]:
+        """The objects of one picture, without crowds; [] if it has none.
+
+        Raises:
+            InputError: for what cannot be read, with the file, the place in it and what to do.
+        """
+
+
+def read_labels(path: Path) -> Labels:
+    """The labels at `path`.
+
+    - a `.json` file: COCO's instances, with polygons, RLE or boxes; pictures by file name, classes by category name.
+    - a folder of `STEM.txt`: YOLO (`class x y w h`) or YOLO-seg (`class x1 y1 x2 y2 ...`), shares of the picture.
+    - a folder of `STEM.png`: a class number per pixel, 255 for none; every class is one object.
+    - a folder of folders `STEM/CLASS.png`, `STEM/CLASS_1.png`, ...: a mask per object, where it is not black; CLASS is
+      a number or a name.
+
+    Raises:
+        InputError: if there are no labels of these kinds.
+    """
+    if path.is_file() and path.suffix.lower() == ".json":
+        return CocoLabels(path)
+    if path.is_dir():
+        if next(path.glob("*.txt"), None) is not None:
+            return YoloLabels(path)
+        if next(path.glob("*.png"), None) is not None or next(path.glob("*/*.png"), None) is not None:
+            return MaskLabels(path)
+    found = "does not exist" if not path.exists() else "holds no labels"
+    raise InputError(f"labels {path} {found}: give COCO's .json, or a folder of YOLO's .txt or of .png masks")
+
+
+class YoloLabels(Labels):
+    """See `read_labels`. A picture without a file has no objects."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def of(self, picture: Path, height: int, width: int) -> list[Label]:
+        """See `Labels.of`."""
+        path = self._folder / f"{picture.stem}.txt"
+        if not path.exists():
+            return []
+        try:
+            lines = path.read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"{path}: cannot be read as text ({error}): check the file") from None
+        return [
+            _yolo_label(line, f"{path}, line {number}", height, width)
+            for number, line in enumerate(lines, start=1)
+            if line.strip()
+        ]
+
+
+def _yolo_label(line: str, place: str, height: int, width: int) -> Label:
+    kind, *coordinates = line.split()
+    try:
+        numbers = np.array([float(value) for value in coordinates])
+    except ValueError:
+        raise InputError(f"{place}: {_short(line)} holds what is no number: expected `class x y w h`") from None
+    if not kind.isdigit():
+        raise InputError(f"{place}: class {kind!r} is no whole number from 0 on: write its number in the model")
+    if len(numbers) != 4 and (len(numbers) < 6 or len(numbers) % 2):
+        raise InputError(
+            f"{place}: {len(numbers)} numbers after the class: expected 4 (x y w h) or pairs of at least 3 corners"
+        )
+    if not ((numbers >= -SLACK) & (numbers <= 1 + SLACK)).all():  # NaN is not either
+        raise InputError(
+            f"{place}: coordinate {numbers[~((numbers >= -SLACK) & (numbers <= 1 + SLACK))][0]:g} is no share of the "
+            "picture in [0, 1]: divide pixels by width and height"
+        )
+    size = np.array([width, height])
+    if len(numbers) == 4:
+        centre, sides = numbers[:2] * size, numbers[2:] * size
+        return Label(int(kind), np.concatenate([centre - sides / 2, centre + sides / 2]), None)
+    polygon = numbers.reshape(-1, 2) * size
+    mask = np.zeros((height, width), np.uint8)
+    # A pixel belongs to the polygon by its centre, at half-integers; fillPoly counts centres from 0.
+    cv2.fillPoly(mask, [np.round(polygon - 0.5).astype(np.int32)], 1)
+    return Label(int(kind), np.concatenate([polygon.min(axis=0), polygon.max(axis=0)]), mask > 0)
+
+
+def _short(line: str) -> str:
+    return repr(line if len(line) <= 40 else line[:37] + "...")
+
+
+class MaskLabels(Labels):
+    """See `read_labels`. A picture without a file has no objects."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def of(self, picture: Path, height: int, width: int) -> list[Label]:
+        """See `Labels.of`."""
+        whole = self._folder / f"{picture.stem}.png"
+        if whole.exists():
+            numbers = self._pixels(whole, height, width)
+            present = [int(v) for v in np.unique(numbers) if v != UNLABELLED]
+            return [_masked(number, numbers == number) for number in present]
+        labels = []
+        for path in sorted((self._folder / picture.stem).glob("*.png")):
+            name, _, count = path.stem.rpartition("_")
+            name = name if name and count.isdigit() else path.stem
+            mask = self._pixels(path, height, width) > 0
+            if not mask.any():
+                raise InputError(f"{path}: the mask is black all over: delete the file, or paint the object white")
+            labels.append(_masked(int(name) if name.isdigit() else name, mask))
+        return labels
+
+    def _pixels(self, path: Path, height: int, width: int) -> np.ndarray:
+        pixels = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+        if pixels is None:
+            raise InputError(f"{path}: no PNG that can be decoded: save it again")
+        if pixels.ndim == 3:
+            if pixels.shape[2] == 3 and (pixels[..., :1] == pixels).all():
+                pixels = pixels[..., 0]
+            else:
+                raise InputError(f"{path}: {pixels.shape[2]} channels: save the numbers as one channel (mode L)")
+        if pixels.shape != (height, width):
+            raise InputError(
+                f"{path}: {pixels.shape[1]} x {pixels.shape[0]} pixels for a picture of {width} x {height}: a mask is "
+                "as large as its picture"
+            )
+        return pixels
+
+
+def _masked(kind: int | str, mask: np.ndarray) -> Label:
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    box = np.array([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1], dtype=float)
+    return Label(kind, box, mask)
+
+
+class CocoLabels(Labels):
+    """See `read_labels`. Annotations of crowds (`iscrowd`) are no single objects and are left out."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        try:
+            document = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"{path}: cannot be read ({error}): check the file") from None
+        except json.JSONDecodeError as error:
+            raise InputError(f"{path}, line {error.lineno}: no JSON ({error.msg}): export it again") from None
+        try:
+            self._names = {int(c["id"]): str(c["name"]) for c in document["categories"]}
+            numbers = {int(image["id"]): Path(str(image["file_name"])).name for image in document["images"]}
+            self._found: defaultdict[str, list[tuple[int, dict[str, Any]]]] = defaultdict(list)
+            for place, annotation in enumerate(document["annotations"]):
+                self._found[numbers[int(annotation["image_id"])]].append((place, annotation))
+        except (KeyError, TypeError, ValueError) as error:
+            raise InputError(
+                f"{path}: not in COCO's form ({type(error).__name__}: {error}): expected images, annotations and "
+                "categories that refer to each other by id"
+            ) from None
+
+    def of(self, picture: Path, height: int, width: int) -> list[Label]:
+        """See `Labels.of`."""
+        return [
+            self._label(annotation, f"{self._path}, annotations[{place}]", height, width)
+            for place, annotation in self._found.get(picture.name, [])
+            if not annotation.get("iscrowd")
+        ]
+
+    def _label(self, annotation: dict[str, Any], place: str, height: int, width: int) -> Label:
+        try:
+            name = self._names[int(annotation["category_id"])]
+            x, y, w, h = (float(v) for v in annotation["bbox"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise InputError(
+                f"{place}: {type(error).__name__}: {error}: needs a category_id of categories and a bbox [x, y, w, h]"
+            ) from None
+        shape = annotation.get("segmentation")
+        mask = None if not shape else _coco_mask(shape, place, height, width)
+        return Label(name, np.array([x, y, x + w, y + h]), mask)
+
+
+def _coco_mask(shape: Any, place: str, height: int, width: int) -> np.ndarray:
+    """[H, W] bool from polygons or RLE, by COCO's own code."""
+    try:
+        from pycocotools import mask as coco
+    except ImportError:
+        raise ImportError('COCO\'s masks need pycocotools: pip install "detcam[evaluate]"') from None
+    try:
+        if isinstance(shape, list):
+            runs = coco.merge(coco.frPyObjects(shape, height, width))
+        elif isinstance(shape["counts"], list):
+            runs = coco.frPyObjects(shape, *shape["size"])
+        else:
+            runs = {"size": shape["size"], "counts": str(shape["counts"]).encode()}
+        mask: np.ndarray = coco.decode(runs).astype(bool)
+    except Exception as error:  # its C code raises anything
+        raise InputError(f"{place}: segmentation is no polygon list or RLE ({error}): export it again") from None
+    if mask.shape != (height, width):
+        raise InputError(
+            f"{place}: an RLE of {mask.shape[1]} x {mask.shape[0]} pixels for a picture of {width} x {height}: these "
+            "labels are of another version of the picture"
+        )
+    return mask

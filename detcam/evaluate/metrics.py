@@ -1,0 +1,254 @@
+"""What heatmaps and labels say about each other: one value per object, collected over pictures.
+
+All functions take a `Case` (the objects of one picture, batched) and return [N] float32 on its device; NaN where a
+value is not defined, which means leave out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Better = Literal["higher", "lower"]
+THRESHOLDS = 20  # of the visual explanation accuracy: 0, .05, ... .95 of the maximum
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A column of the table.
+
+    Attributes:
+        name: as rows and reports call it.
+        better: whether "higher" or "lower" values are better.
+        text: what is computed, its range, and what noise scores.
+        group: the table of the report that it stands in.
+    """
+
+    name: str
+    better: Better
+    text: str
+    group: str = ""
+
+
+@dataclass(frozen=True)
+class Case:
+    """The explained objects of one picture with their labels, in source pixels.
+
+    Attributes:
+        heatmaps: [N, H, W] float, at least 0, of any scale.
+        boxes: [N, 4] xyxy, the labelled boxes.
+        masks: [N, H, W] bool, the labelled masks; None if the labels have none.
+        others: [N, H, W] bool, the masks of all other labelled objects together, without the object's own mask.
+    """
+
+    heatmaps: Tensor
+    boxes: Tensor
+    masks: Tensor | None = None
+    others: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        n = len(self.heatmaps)
+        if self.heatmaps.ndim != 3 or self.boxes.shape != (n, 4):
+            raise ValueError(
+                f"Case: expected heatmaps [N, H, W] and boxes [N, 4], got {tuple(self.heatmaps.shape)} and "
+                f"{tuple(self.boxes.shape)}"
+            )
+        for name, masks in (("masks", self.masks), ("others", self.others)):
+            if masks is not None and masks.shape != self.heatmaps.shape:
+                raise ValueError(
+                    f"Case.{name}: expected {tuple(self.heatmaps.shape)} as the heatmaps, got {tuple(masks.shape)}"
+                )
+
+    @property
+    def undefined(self) -> Tensor:
+        """[N] NaN."""
+        return self.heatmaps.new_full((len(self.heatmaps),), torch.nan, dtype=torch.float32)
+
+    @property
+    def in_boxes(self) -> Tensor:
+        """[N, H, W] bool: pixels whose centre lies in the box."""
+        height, width = self.heatmaps.shape[1:]
+        x1, y1, x2, y2 = (side[:, None] for side in self.boxes.unbind(1))
+        x = torch.arange(width, device=self.boxes.device) + 0.5
+        y = torch.arange(height, device=self.boxes.device) + 0.5
+        rows, columns = (y >= y1) & (y < y2), (x >= x1) & (x < x2)
+        return rows[:, :, None] & columns[:, None, :]
+
+
+def energy(heatmaps: Tensor, regions: Tensor) -> Tensor:
+    """[N] share of each heatmap's sum that lies in its region: in [0, 1]; 0 for a blank map.
+
+    Wang et al. 2020, "Score-CAM", section 4.2 (energy-based pointing game).
+    """
+    total = heatmaps.sum(dim=(1, 2))
+    inside = (heatmaps * regions).sum(dim=(1, 2))
+    return torch.where(total > 0, inside / total.clamp(min=torch.finfo(total.dtype).tiny), 0).float()
+
+
+def pointing(heatmaps: Tensor, regions: Tensor) -> Tensor:
+    """[N] whether the hottest pixel lies in the region: 1 or 0; 0 for a blank map.
+
+    Zhang et al. 2016, "Top-down Neural Attention by Excitation Backprop", section 4.1, without its 15 pixels of
+    tolerance. Of several pixels that are equally hot, the share that lies in the region counts.
+    """
+    highest = heatmaps.amax(dim=(1, 2), keepdim=True)
+    hottest = (heatmaps == highest) & (highest > 0)
+    return ((hottest & regions).sum(dim=(1, 2)) / hottest.sum(dim=(1, 2)).clamp(min=1)).float()
+
+
+def pointing_box(case: Case) -> Tensor:
+    """`pointing` in the labelled box. Noise scores the box's share of the picture."""
+    return pointing(case.heatmaps, case.in_boxes)
+
+
+def pointing_mask(case: Case) -> Tensor:
+    """`pointing` in the labelled mask. Noise scores the mask's share of the picture."""
+    return case.undefined if case.masks is None else pointing(case.heatmaps, case.masks)
+
+
+def energy_in_box(case: Case) -> Tensor:
+    """`energy` in the labelled box. Noise scores the box's share of the picture."""
+    return energy(case.heatmaps, case.in_boxes)
+
+
+def energy_in_mask(case: Case) -> Tensor:
+    """`energy` in the labelled mask. Noise scores the mask's share of the picture."""
+    return case.undefined if case.masks is None else energy(case.heatmaps, case.masks)
+
+
+def _per_area(share: Tensor, regions: Tensor) -> Tensor:
+    area = regions.float().mean(dim=(1, 2))
+    return torch.where(area > 0, share / area, torch.nan)
+
+
+def energy_in_box_per_area(case: Case) -> Tensor:
+    """Energy in the box over the box's share of the picture: 0 or more, noise scores 1; no box fits large and small."""
+    return _per_area(energy_in_box(case), case.in_boxes)
+
+
+def energy_in_mask_per_area(case: Case) -> Tensor:
+    """Energy in the mask over the mask's share of the picture: 0 or more, noise scores 1."""
+    return case.undefined if case.masks is None else _per_area(energy_in_mask(case), case.masks)
+
+
+def object_discrimination(case: Case) -> Tensor:
+    """ODI: energy in the other labelled objects' masks over the energy in all masks: in [0, 1], lower is better.
+
+    Zhao & Chan 2023, "ODAM", section 4.2 (object discrimination index). A pixel that also belongs to the object itself
+    is its own. 0 without labelled company; NaN where no mask has any energy. Noise scores the others' share of the area
+    of all masks.
+    """
+    if case.masks is None or case.others is None:
+        return case.undefined
+    own, others = ((case.heatmaps * m).sum(dim=(1, 2)) for m in (case.masks, case.others & ~case.masks))
+    return torch.where(own + others > 0, others / (own + others), torch.nan).float()
+
+
+def visual_explanation_accuracy(case: Case) -> Tensor:
+    """VEA: IoU of the labelled mask with the pixels hotter than t times the maximum, mean over t = 0, .05, ... .95.
+
+    In [0, 1], higher is better: 1 if the heatmap is the mask. Zhao & Chan 2023, "ODAM", appendix, as the area under
+    IoU over thresholds. Noise scores about the mask's share of the picture.
+    """
+    if case.masks is None:
+        return case.undefined
+    n = len(case.heatmaps)
+    thresholds = torch.arange(THRESHOLDS, device=case.heatmaps.device) / THRESHOLDS
+    highest = case.heatmaps.amax(dim=(1, 2), keepdim=True)
+    relative = case.heatmaps / highest.clamp(min=torch.finfo(case.heatmaps.dtype).tiny)
+    passed = torch.bucketize(relative, thresholds).flatten(1)  # how many thresholds lie below the value
+    row = torch.arange(n, device=passed.device)[:, None] * (THRESHOLDS + 1)
+    bins = n * (THRESHOLDS + 1)
+
+    def above(weights: Tensor | None) -> Tensor:  # [N, THRESHOLDS] pixels hotter than each threshold
+        counts = torch.bincount((passed + row).flatten(), weights, minlength=bins).view(n, THRESHOLDS + 1).float()
+        return counts.flip(1).cumsum(1).flip(1)[:, 1:]
+
+    hot, both = above(None), above(case.masks.flatten().float())
+    union = hot + case.masks.sum(dim=(1, 2))[:, None] - both
+    return (both / union.clamp(min=1)).mean(dim=1)
+
+
+def compactness(case: Case) -> Tensor:
+    """How far the heat strays from the middle of the labelled box, in box sides: 0 or more, lower is better.
+
+    The root of the mean, weighted by heat, of ((x - cx) / w)^2 + ((y - cy) / h)^2: 0 for all heat at the centre, .41
+    for a filled box, 1 for heat one side away. NaN for a blank map. Zhao & Chan 2023, "ODAM", section 4.2, describe it
+    as the heatmap's standard deviation around the box centre over the box size.
+    """
+    height, width = case.heatmaps.shape[1:]
+    x1, y1, x2, y2 = (side[:, None] for side in case.boxes.unbind(1))
+    x = ((torch.arange(width, device=x1.device) + 0.5 - (x1 + x2) / 2) / (x2 - x1)) ** 2  # [N, W]
+    y = ((torch.arange(height, device=y1.device) + 0.5 - (y1 + y2) / 2) / (y2 - y1)) ** 2
+    total = case.heatmaps.sum(dim=(1, 2))
+    spread = (case.heatmaps.sum(dim=1) * x).sum(dim=1) + (case.heatmaps.sum(dim=2) * y).sum(dim=1)
+    return torch.where(total > 0, spread / total, torch.nan).sqrt().float()
+
+
+def complexity(case: Case) -> Tensor:
+    """Entropy of the heatmap as a distribution over pixels, over that of an even one: in [0, 1].
+
+    Bhatt et al. 2020, "Evaluating and Aggregating Feature-based Model Explanations", definition 5, divided by log(H W).
+    0 for one hot pixel, 1 for an even map; noise scores about .98. Lower is easier to read, which is not yet truer. NaN
+    for a blank map.
+    """
+    flat = case.heatmaps.flatten(1)
+    total = flat.sum(dim=1, keepdim=True)
+    share = flat / total.clamp(min=torch.finfo(flat.dtype).tiny)
+    bits = torch.special.entr(share).sum(dim=1) / torch.log(torch.tensor(float(flat.shape[1])))
+    return torch.where(total[:, 0] > 0, bits, torch.nan).float()
+
+
+_COLUMNS: tuple[tuple[str, Better, str, Callable[[Case], Tensor]], ...] = (
+    ("pointing_box", "higher", "hottest pixel in the labelled box", pointing_box),
+    ("pointing_mask", "higher", "hottest pixel in the labelled mask", pointing_mask),
+    ("energy_in_box", "higher", "share of the heat in the labelled box", energy_in_box),
+    ("energy_in_box_per_area", "higher", "the same over the box's share of the picture; noise: 1",
+     energy_in_box_per_area),
+    ("energy_in_mask", "higher", "share of the heat in the labelled mask", energy_in_mask),
+    ("energy_in_mask_per_area", "higher", "the same over the mask's share of the picture; noise: 1",
+     energy_in_mask_per_area),
+    ("odi", "lower", "heat in other objects' masks over heat in all masks", object_discrimination),
+    ("vea", "higher", "mean IoU of thresholded heat with the mask, 20 thresholds", visual_explanation_accuracy),
+    ("compactness", "lower", "root mean square distance of the heat from the box centre, in box sides", compactness),
+    ("complexity", "lower", "entropy of the heat over that of an even map; noise: .98", complexity),
+)  # fmt: skip
+LOCALISATION = tuple((Measure(name, better, text, "localisation"), f) for name, better, text, f in _COLUMNS)
+
+
+class Metric:
+    """A measure collected over pictures: `update` with each, `compute` the mean, `reset`.
+
+    Values stay on the device they were computed on until `compute`.
+
+    Args:
+        measure: what it is.
+        function: from the evidence of one picture to [N] values.
+    """
+
+    def __init__(self, measure: Measure, function: Callable[..., Tensor]) -> None:
+        self.measure, self._function = measure, function
+        self._values: list[Tensor] = []
+
+    def update(self, *evidence: object) -> Tensor:
+        """Judge the objects of one picture: [N] values, which are also kept."""
+        values = self._function(*evidence)
+        self._values.append(values)
+        return values
+
+    def compute(self) -> float:
+        """The mean over all objects whose value is defined; NaN without any."""
+        return float(torch.cat(self._values).nanmean()) if self._values else float("nan")
+
+    def reset(self) -> None:
+        """Forget all pictures."""
+        self._values.clear()
+
+
+def localisation() -> list[Metric]:
+    """A fresh metric for each measure of `LOCALISATION`."""
+    return [Metric(measure, function) for measure, function in LOCALISATION]

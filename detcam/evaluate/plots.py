@@ -1,0 +1,74 @@
+"""The report's pictures: every measure with its intervals, and which maps agree."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+COLUMNS = 4  # panels side by side
+
+
+def draw(folder: Path, document: dict[str, Any]) -> list[Path]:
+    """Write `intervals.png` and `agreement.png` for a document of `report.summarise`; return their paths.
+
+    Raises:
+        ImportError: without matplotlib.
+    """
+    try:
+        from matplotlib.figure import Figure  # without pyplot: no window, no state
+    except ImportError:
+        raise ImportError('plots need matplotlib: pip install "detcam[evaluate]"') from None
+    if not document["contenders"]:
+        return []
+    paths = [folder / "intervals.png", folder / "agreement.png"]
+    intervals(Figure, document).savefig(paths[0], dpi=110)
+    if len(document["agreement"]["names"]) < 2:
+        return paths[:1]
+    agreement(Figure, document).savefig(paths[1], dpi=110)
+    return paths
+
+
+def intervals(figure: Any, document: dict[str, Any]) -> Any:
+    """A panel for each measure: a dot at each contender's mean and a line over its interval; the best are dark."""
+    names, measures = list(document["contenders"]), document["measures"]
+    rows = -(-len(measures) // COLUMNS)
+    drawn = figure(figsize=(3.2 * COLUMNS + 2, rows * (0.9 + 0.19 * len(names))), layout="constrained")
+    axes = drawn.subplots(rows, COLUMNS, squeeze=False, sharey=True)
+    for panel in axes.flat[len(measures) :]:
+        panel.set_visible(False)
+    for panel, measure in zip(axes.flat, measures, strict=False):
+        found = {n: document["contenders"][n][measure["name"]] for n in names}
+        means = [v["mean"] for v in found.values() if v["mean"] is not None]
+        best = (max if measure["better"] == "higher" else min)(means, default=None)
+        for place, value in enumerate(found.values()):
+            if value["mean"] is None:
+                continue
+            colour = "#b3541e" if value["mean"] == best else "#5b6c7d"
+            if value["low"] is not None:
+                panel.plot([value["low"], value["high"]], [place, place], color=colour, lw=1.6, alpha=0.6)
+            panel.plot(value["mean"], place, "o", color=colour, ms=4)
+        panel.set_title(
+            f"{measure['name']} ({'higher' if measure['better'] == 'higher' else 'lower'} is better)", size=8
+        )
+        panel.set_yticks(range(len(names)), names)
+        panel.tick_params(labelsize=7)
+        panel.grid(axis="x", alpha=0.25)
+        panel.margins(y=0.6 / len(names))
+    axes[0, 0].invert_yaxis()  # shared by all
+    return drawn
+
+
+def agreement(figure: Any, document: dict[str, Any]) -> Any:
+    """A square of rank correlations between the maps of each two contenders."""
+    names = document["agreement"]["names"]
+    matrix = [[float("nan") if v is None else v for v in line] for line in document["agreement"]["matrix"]]
+    side = 2.5 + 0.26 * len(names)
+    drawn = figure(figsize=(side + 1, side), layout="constrained")
+    panel = drawn.subplots()
+    image = panel.imshow(matrix, vmin=-1, vmax=1, cmap="RdBu_r")
+    panel.set_xticks(range(len(names)), names, rotation=90)
+    panel.set_yticks(range(len(names)), names)
+    panel.tick_params(labelsize=7)
+    panel.set_title("rank correlation between maps of the same object", size=9)
+    drawn.colorbar(image, shrink=0.7)
+    return drawn

@@ -1,0 +1,219 @@
+"""From rows to what a person reads: means with intervals, differences on identical objects, flags."""
+
+from __future__ import annotations
+
+import math
+import platform
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from datetime import datetime, timezone
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from detcam.evaluate.metrics import Measure
+from detcam.evaluate.plots import draw
+from detcam.evaluate.stability import PASSED
+from detcam.evaluate.statistics import Interval, Values, bootstrap, paired
+from detcam.evaluate.store import write
+
+REFERENCE = "odam @ level"  # what differences are taken from, if it took part
+PACKAGES = ("detcam", "torch", "numpy", "opencv-python", "ultralytics", "transformers", "torchvision")
+
+
+@dataclass(frozen=True)
+class Results:
+    """All values of a run.
+
+    Attributes:
+        names: the contenders, in the order they took part.
+        pictures: [n] int64, the picture of each of the n objects.
+        values: contender -> measure -> [n] float64; NaN where a value is not defined.
+    """
+
+    names: list[str]
+    pictures: NDArray[np.int64]
+    values: dict[str, dict[str, Values]]
+
+    def mean(self, name: str, measure: str) -> Interval:
+        """A contender's mean and its interval."""
+        return bootstrap(self.values[name][measure], self.pictures)
+
+    def difference(self, name: str, other: str, measure: str) -> Interval:
+        """The mean of `name` - `other` over objects that both have a value for, and its interval."""
+        return paired(self.values[name][measure], self.values[other][measure], self.pictures)
+
+    def wins(self, name: str, other: str, measure: Measure) -> int:
+        """1 if `name` is better than `other` with the whole interval, -1 if worse, else 0."""
+        return self.difference(name, other, measure.name).sign * (1 if measure.better == "higher" else -1)
+
+
+def collect(rows: Iterable[dict[str, Any]], measures: Sequence[Measure]) -> Results:
+    """The rows of a run as arrays; see `runner.Judge.row`."""
+    objects = [(place, entry["maps"]) for place, row in enumerate(rows) for entry in row["objects"]]
+    names = list(dict.fromkeys(name for _, maps in objects for name in maps))
+    values = {
+        name: {m.name: np.array([maps.get(name, {}).get(m.name, math.nan) for _, maps in objects]) for m in measures}
+        for name in names
+    }
+    return Results(names, np.array([place for place, _ in objects], dtype=np.int64), values)
+
+
+def summarise(
+    rows: Sequence[dict[str, Any]], measures: Sequence[Measure], settings: dict[str, Any], reference: str = REFERENCE
+) -> dict[str, Any]:
+    """The report as plain JSON values; numbers that are not defined are None."""
+    results = collect(rows, measures)
+    present = [m for m in measures if any(not np.isnan(results.values[n][m.name]).all() for n in results.names)]
+    reference = reference if reference in results.names else next(iter(results.names), "")
+    others = [name for name in results.names if name != reference]
+    failed: dict[str, list[str]] = {}
+    for row in rows:
+        for name, why in row.get("failed", {}).items():
+            failed.setdefault(name, []).append(f"{row['picture']}: {why}")
+    return {
+        "report": "detcam evaluate",
+        "date": datetime.now(timezone.utc).date().isoformat(),
+        "versions": versions(),
+        "settings": settings,
+        "pictures": len({int(p) for p in results.pictures}),
+        "objects": len(results.pictures),
+        "measures": [asdict(m) for m in present],
+        "intervals": "mean over objects; 95 % bootstrap over pictures",
+        "contenders": {n: {m.name: _plain(results.mean(n, m.name)) for m in present} for n in results.names},
+        "reference": reference,
+        "differences": {n: {m.name: _plain(results.difference(n, reference, m.name)) for m in present} for n in others},
+        "unchanged_by_randomised_weights": flagged(results),
+        "agreement": _agreement(rows, results.names),
+        "cascade": _cascade(rows),
+        "failed": failed,
+    }
+
+
+def flagged(results: Results) -> list[str]:
+    """Contenders whose maps stay alike when the weights are randomised: mean rank correlation .3 or more."""
+    asked = [name for name in results.names if "randomised" in results.values[name]]
+    means = {name: results.mean(name, "randomised").mean for name in asked}
+    return [name for name, mean in means.items() if mean >= PASSED]  # NaN is not
+
+
+def versions() -> dict[str, str]:
+    """Python's and those of the packages that figures depend on."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _plain(interval: Interval) -> dict[str, float | int | None]:
+    return {k: v if isinstance(v, int) else _number(v) for k, v in asdict(interval).items()}
+
+
+def _number(value: float) -> float | None:
+    return None if math.isnan(value) else round(value, 5)
+
+
+def _agreement(rows: Sequence[dict[str, Any]], names: list[str]) -> dict[str, Any]:
+    """The mean over pictures of the rank correlation between the maps of each two contenders."""
+    total = np.full((len(rows), len(names), len(names)), np.nan)
+    for i, row in enumerate(rows):
+        found = row.get("agreement", {"names": [], "matrix": []})
+        places = [names.index(name) for name in found["names"]]
+        if places:
+            total[i][np.ix_(places, places)] = np.array(found["matrix"], dtype=float)
+    counts = (~np.isnan(total)).sum(axis=0)
+    mean = np.where(counts > 0, np.nansum(total, axis=0) / np.maximum(counts, 1), np.nan)
+    return {"names": names, "matrix": [[_number(float(v)) for v in line] for line in mean]}
+
+
+def _cascade(rows: Sequence[dict[str, Any]]) -> dict[str, list[float | None]]:
+    """For each contender the mean rank correlation after each stage of randomisation."""
+    stages: dict[str, list[list[float]]] = {}
+    for row in rows:
+        for name, values in row.get("cascade", {}).items():
+            stages.setdefault(name, []).append([math.nan if v is None else v for v in values])
+    means = {}
+    for name, lists in stages.items():
+        table = np.array(lists, dtype=float)
+        counts = (~np.isnan(table)).sum(axis=0)
+        means[name] = [
+            _number(float(v)) for v in np.where(counts, np.nansum(table, axis=0) / np.maximum(counts, 1), np.nan)
+        ]
+    return means
+
+
+def markdown(document: dict[str, Any]) -> str:
+    """The report for people: `summarise`'s document as a page."""
+    lines = [
+        "# Are the maps true?",
+        "",
+        f"{document['date']}: {document['objects']} objects, {document['pictures']} pictures; {document['intervals']}. "
+        + ", ".join(f"{k} {v}" for k, v in document["versions"].items())
+        + ".",
+    ]
+    groups: dict[str, list[dict[str, str]]] = {}
+    for measure in document["measures"]:
+        groups.setdefault(measure["group"], []).append(measure)
+    for group, measures in groups.items():
+        lines += ["", f"## {group.capitalize()}", "", *_means(document, measures)]
+    if document["unchanged_by_randomised_weights"]:
+        flags = ", ".join(document["unchanged_by_randomised_weights"])
+        lines += ["", f"**Not to be trusted as explanations**: {flags}. Their maps hardly change when the weights "
+                  "are randomised: they show the picture, or the box, not what the model learned."]  # fmt: skip
+    lines += ["", f"## Differences from {document['reference']}", ""]
+    lines += ["On identical objects. `+` is better and `-` worse with the whole interval on one side of 0."]
+    for measures in groups.values():
+        lines += ["", *_differences(document, measures)]
+    lines += ["", "## What the columns are", ""]
+    lines += [f"- `{m['name']}` ({m['better']} is better): {m['text']}." for m in document["measures"]]
+    if document.get("left_out"):
+        lines += ["", "## Left out", "", *(f"- {name}: {why}" for name, why in document["left_out"].items())]
+    if document["failed"]:
+        lines += ["", "## Failed on some pictures", ""]
+        lines += [f"- {name}: {len(why)}, first {why[0]}" for name, why in document["failed"].items()]
+    return "\n".join(lines) + "\n"
+
+
+def _means(document: dict[str, Any], measures: list[dict[str, str]]) -> list[str]:
+    head = ["", *(f"{m['name']} {'↑' if m['better'] == 'higher' else '↓'}" for m in measures)]
+    contenders = document["contenders"].items()
+    return _table(head, [[name, *(_cell(row[m["name"]]) for m in measures)] for name, row in contenders])
+
+
+def _differences(document: dict[str, Any], measures: list[dict[str, str]]) -> list[str]:
+    differences = document["differences"].items()
+    body = [[name, *(_verdict(row[m["name"]], m["better"]) for m in measures)] for name, row in differences]
+    return _table(["", *(m["name"] for m in measures)], body)
+
+
+def _table(head: list[str], body: list[list[str]]) -> list[str]:
+    return [f"| {' | '.join(line)} |" for line in [head, ["---"] * len(head), *body]]
+
+
+def _cell(value: dict[str, Any]) -> str:
+    if value["mean"] is None:
+        return "-"
+    if value["low"] is None:
+        return f"{value['mean']:.3g}"
+    return f"{value['mean']:.3g} [{value['low']:.3g}, {value['high']:.3g}]"
+
+
+def _verdict(value: dict[str, Any], better: str) -> str:
+    if value["mean"] is None:
+        return "-"
+    sign = 0 if value["low"] is None else (value["low"] > 0) - (value["high"] < 0)
+    mark = {0: "", 1: " +", -1: " -"}[sign if better == "higher" else -sign]
+    return f"{value['mean']:+.3g}{mark}"
+
+
+def save(folder: Path, document: dict[str, Any]) -> list[Path]:
+    """Write `report.json`, `report.md` and the plots; return their paths."""
+    write(folder / "report.json", document)
+    (folder / "report.md").write_text(markdown(document), encoding="utf-8")
+    return [folder / "report.json", folder / "report.md", *draw(folder, document)]

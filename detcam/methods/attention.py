@@ -1,0 +1,163 @@
+"""Methods that read a transformer's attention: what the object's own query looked at."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from detcam.methods.base import AnyMethod, parameter
+
+
+@dataclass(frozen=True)
+class Attended:
+    """Attention of one picture, heads combined, in the order of the layers; K tokens that Q queries read.
+
+    Attributes:
+        encoder: [K, K] each: among the tokens, or none.
+        queries: [Q, Q] each: among the queries; none for a model without a decoder.
+        cross: [Q, K] each: from the queries to the tokens; none likewise.
+    """
+
+    encoder: list[Tensor]
+    queries: list[Tensor]
+    cross: list[Tensor]
+
+
+class AttentionMethod(AnyMethod):
+    """A way to turn attention into one value for each token, for each query.
+
+    In a model without a decoder (YOLOS) the tokens of objects and of patches share one sequence: then the queries are
+    all of its tokens.
+    """
+
+    reads = "attention"
+    passes = "1 F"
+    graded: ClassVar[bool] = False  # whether attention counts as ReLU(gradient * A), from a backward for each object
+    sampled_only: ClassVar[bool] = False  # whether it needs attention that samples points
+
+    @abstractmethod
+    def relevance(self, attended: Attended, rows: Tensor) -> Tensor:
+        """[n, K] float32: what each token was to the queries `rows` [n]."""
+
+
+@dataclass(frozen=True)
+class RawAttention(AttentionMethod):
+    """Raw attention: where the object's query looked in the last decoder layers, mean over heads and layers.
+
+    Carion et al. 2020, "End-to-End Object Detection with Transformers", figure 6. Deformable attention looks at a few
+    points, each of which is shared out to the four cells around it. In a model without a decoder it is the row of the
+    object's token in the last layers.
+    """
+
+    last: int = parameter(1, 1, 1024)
+
+    name = "attention"
+    formula = "mean over heads and the last layers of A[query]"
+    source = "Carion et al. 2020, arXiv:2005.12872, fig. 6"
+
+    def relevance(self, attended: Attended, rows: Tensor) -> Tensor:
+        """See `AttentionMethod.relevance`."""
+        layers = (attended.cross or attended.encoder)[-self.last :]
+        return torch.stack([layer[rows] for layer in layers]).mean(dim=0)
+
+
+@dataclass(frozen=True)
+class SamplingPoints(RawAttention):
+    """Sampling points: where deformable attention of the object's query looked, in all decoder layers.
+
+    Zhu et al. 2021, "Deformable DETR: Deformable Transformers for End-to-End Object Detection", figure 5: each point
+    counts with its attention weight, shared out to the four cells that its bilinear sample reads (equation 3).
+    """
+
+    last: int = parameter(1024, 1, 1024)
+
+    name = "samplingpoints"
+    formula = "mean over heads and layers of sum over points p of A[query, p] * bilinear(p)"
+    source = "Zhu et al. 2021, arXiv:2010.04159, eq. 3, fig. 5"
+    sampled_only = True
+
+
+class Rollout(AttentionMethod):
+    """Attention rollout: attention multiplied through the layers, half of each token passing as it is.
+
+    Abnar & Zuidema 2020, "Quantifying Attention Flow in Transformers", section 3: A' = (A + I) / 2, mean over heads,
+    multiplied over the layers. In a decoder the tokens that it reads are not changed by it, so cross-attention is a
+    block of a larger matrix whose other rows are the identity. An encoder whose attention is no matrix (deformable
+    attention, or convolutions behind it) counts as the identity. It knows no class: two objects of one query have one
+    map.
+    """
+
+    name = "rollout"
+    formula = "product over layers of (mean over heads of A + I) / 2, at [query]"
+    source = "Abnar & Zuidema 2020, arXiv:2005.00928, sec. 3"
+
+    def relevance(self, attended: Attended, rows: Tensor) -> Tensor:
+        """See `AttentionMethod.relevance`."""
+        if not attended.cross:
+            found = _identity(attended.encoder)[rows]
+            for layer in reversed(attended.encoder):
+                found = (found + found @ layer) / 2
+            return found
+        tokens = _identity(attended.encoder)
+        for layer in attended.encoder:
+            tokens = (tokens + layer @ tokens) / 2
+        found = torch.zeros_like(attended.cross[0])
+        for among, across in zip(attended.queries, attended.cross, strict=True):
+            found = (found + among @ found) / 2
+            found = (found + (across @ tokens if attended.encoder else across)) / 2
+        return found[rows]
+
+
+class ChefersRelevance(AttentionMethod):
+    """Relevance through attention: gradients of the object's score tell which attention counted for it.
+
+    Chefer et al. 2021, "Generic Attention-model Explainability for Interpreting Bi-Modal and Encoder-Decoder
+    Transformers", equations 5 to 11, as for its DETR: with A = mean over heads of ReLU(gradient * A), R_ii += A R_ii
+    in the encoder, R_qq += A R_qq and R_qi += A R_qi among the queries, and R_qi += norm(R_qq)^T A norm(R_ii) across.
+    An encoder whose attention is no matrix counts as the identity, as for rollout; deformable cross-attention counts
+    by its sampling points.
+    """
+
+    name = "relevance"
+    formula = "R_qi of: R_qq += A R_qq, R_qi += A R_qi, R_qi += norm(R_qq)^T A norm(R_ii), A = mean_h ReLU(dS/dA * A)"
+    source = "Chefer et al. 2021, ICCV, arXiv:2103.15679, eq. 5-11"
+    reads = "attention, gradients"
+    passes = "1 F + N B"
+    graded = True
+
+    def relevance(self, attended: Attended, rows: Tensor) -> Tensor:
+        """See `AttentionMethod.relevance`."""
+        if not attended.cross:
+            alone = _identity(attended.encoder)[rows]
+            found = alone
+            for layer in reversed(attended.encoder):
+                found = found + found @ layer
+            return found - alone
+        tokens = _identity(attended.encoder)
+        for layer in attended.encoder:
+            tokens = tokens + layer @ tokens
+        queries, found = _identity(attended.queries), torch.zeros_like(attended.cross[0])
+        for among, across in zip(attended.queries, attended.cross, strict=True):
+            queries, found = queries + among @ queries, found + among @ found
+            if attended.encoder:
+                across = across @ _normalised(tokens)
+            found = found + _normalised(queries).T @ across
+        return found[rows]
+
+
+def _identity(layers: list[Tensor]) -> Tensor:
+    """The identity for matrices of their size; of size 0 for no layer."""
+    size = len(layers[0]) if layers else 0
+    return torch.eye(size, device=layers[0].device if layers else None)
+
+
+def _normalised(relevance: Tensor) -> Tensor:
+    """Equations 8 and 9: what was added to the identity, each row over its sum, and the identity."""
+    identity = torch.eye(len(relevance), dtype=relevance.dtype, device=relevance.device)
+    added = relevance - identity
+    sums = added.sum(dim=1, keepdim=True)
+    return added / torch.where(sums > 0, sums, torch.ones_like(sums)) + identity

@@ -1,0 +1,123 @@
+"""Several maps of an object made into one: methods at layers, each map over its maximum, multiplied or averaged."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn.functional import conv2d, interpolate, pad
+
+from detcam.errors import MethodError
+from detcam.methods.base import AnyMethod, parameter
+from detcam.methods.gradient import ODAM
+
+How = Literal["product", "mean", "max"]
+HOW: tuple[How, ...] = ("product", "mean", "max")
+
+
+@dataclass(frozen=True)
+class Part:
+    """One of the maps that a combination is made of.
+
+    Attributes:
+        method: how it is made.
+        layers: where, as the explainer's `layers`: a preset or names of modules; "auto": the method's choice.
+        blur: standard deviation of a Gaussian that it is blurred with, in its own cells.
+    """
+
+    method: AnyMethod
+    layers: str | tuple[str, ...] = "auto"
+    blur: float = 0.0
+
+
+class Combination(AnyMethod):
+    """The product, mean or maximum of several maps of an object: of several methods, or of one at several layers.
+
+    All maps come from one forward. Each counts as its positive part over its maximum, at the finest resolution among
+    them. With one method at several layers it is the multi-layer fusion of LayerCAM (Jiang et al. 2021, section III-C),
+    which takes the element-wise maximum.
+
+    Args:
+        parts: at least two maps.
+        how: "product", "mean" or "max".
+
+    Raises:
+        MethodError: for fewer parts or an unknown `how`.
+    """
+
+    name = "combination"
+    formula = "product, mean or max over parts of ReLU(map) / max(map)"
+    source = "Jiang et al. 2021, IEEE TIP 30, sec. III-C, for one method at several layers"
+    reads = "what its parts read"
+    passes = "1 F + what its parts take beyond it"
+
+    def __init__(self, parts: Sequence[Part], how: How = "product") -> None:
+        if len(parts) < 2 or how not in HOW:
+            raise MethodError(f"combination: expected two or more parts and one of {HOW}, got {len(parts)} and {how!r}")
+        self.parts, self.how = tuple(parts), how
+        self.object_specific = any(part.method.object_specific for part in parts)  # type: ignore[misc]
+        self.caution = next((p.method.caution for p in parts if p.method.caution), None)  # type: ignore[misc]
+        if type(self) is Combination:
+            self.name = f"{how}:{','.join(_spelled(part) for part in parts)}"  # type: ignore[misc]
+
+    def join(self, maps: list[Tensor]) -> Tensor:
+        """One map [n, h, w] in [0, 1] from that of each part, [n, h_i, w_i] float32; zero cells beyond reach stay 0."""
+        finest = max((m.shape[1:] for m in maps), key=lambda shape: shape[0] * shape[1])
+        scaled = []
+        for one, part in zip(maps, self.parts, strict=True):
+            one = blurred(one.nan_to_num(0.0, 0.0, 0.0).clamp(min=0), part.blur)
+            if one.shape[1:] != finest:
+                one = interpolate(one[:, None], finest, mode="bilinear")[:, 0]
+            highest = one.flatten(1).amax(dim=1).clamp(min=torch.finfo(one.dtype).tiny)
+            scaled.append(one / highest[:, None, None])
+        stack = torch.stack(scaled)
+        if self.how == "max":
+            return stack.amax(dim=0)
+        return stack.prod(dim=0) if self.how == "product" else stack.mean(dim=0)
+
+
+def _spelled(part: Part) -> str:
+    layers = part.layers if isinstance(part.layers, str) else "+".join(part.layers)
+    return part.method.name if layers == "auto" else f"{part.method.name}@{layers}"
+
+
+def blurred(maps: Tensor, deviation: float) -> Tensor:
+    """Maps [n, h, w] blurred with a Gaussian of `deviation` cells; beyond the border they count as zero."""
+    if deviation <= 0:
+        return maps
+    reach = math.ceil(3 * deviation)
+    offsets = torch.arange(-reach, reach + 1, device=maps.device, dtype=maps.dtype)
+    weights = torch.exp(-(offsets**2) / (2 * deviation**2))
+    weights = weights / weights.sum()
+    rows = conv2d(pad(maps[:, None], (0, 0, reach, reach)), weights[None, None, :, None])
+    return conv2d(pad(rows, (reach, reach, 0, 0)), weights[None, None, None])[:, 0]
+
+
+@dataclass(frozen=True)
+class _Blur(AnyMethod):
+    """The parameter of `Fused`: apart, for a combination is made with its parts."""
+
+    blur: float = parameter(1.5, 0.0, 100.0)
+
+
+class Fused(_Blur, Combination):
+    """The evidence that enters the neck, where the object was read: the product of two element-wise maps.
+
+    The map at the tensors that enter the neck accounts for the whole score but is broad; the map at the feature level
+    that the object was read from is sharp but sees little context. Each over its maximum, the second blurred with a
+    Gaussian of `blur` cells, they are multiplied: what is hot in both.
+    """
+
+    name = "fused"
+    formula = "E / max E * G(L) / max G(L), E and L ReLU(sum_k g_k * A_k) at evidence and level, G a Gaussian"
+    source = "this project, after Jiang et al. 2021 (fusion) and Zhao & Chan 2023 (both maps)"
+    reads = "activations, gradients"
+    passes = "1 F + 2 N B"
+
+    def __init__(self, blur: float = 1.5) -> None:
+        _Blur.__init__(self, blur)
+        Combination.__init__(self, [Part(ODAM(), "evidence"), Part(ODAM(), "level", blur)])

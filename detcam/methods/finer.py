@@ -1,0 +1,60 @@
+"""Finer-CAM: what sets the object's class apart from the classes that the model nearly chose."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from detcam.methods.base import parameter
+from detcam.methods.gradient import GradCAM
+from detcam.types import Objects
+
+Score = Callable[[Any, list[Objects]], Tensor]
+
+
+@dataclass(frozen=True)
+class FinerCAM(GradCAM):
+    """Finer-CAM: Grad-CAM of the object's logit less those of the most similar classes.
+
+    Zhang et al. 2025, "Finer-CAM: Spotting the Difference Reveals Finer Details for Visual Explanation". The similar
+    classes are the `classes` whose logits at the object's anchor are nearest to its own; their differences, each with
+    the other logit times `strength`, are averaged with the softmax over all classes as weights, as in
+    pytorch-grad-cam. With one class and strength 1 it is Grad-CAM with target "margin" wherever the nearest is the best
+    other one.
+    """
+
+    classes: int = parameter(3, 1, 10_000)
+    strength: float = parameter(1.0, 0.0, 100.0)
+
+    name = "finercam"
+    formula = "Grad-CAM of sum_c p_c (S - strength S_c) / sum_c p_c, c the classes with the nearest logits"
+    source = "Zhang et al. 2025, CVPR, arXiv:2501.11309, as in pytorch-grad-cam"
+
+    def difference(self, score: Score, count: int) -> Score:
+        """The scalar: from raw outputs and the objects of each picture to [N].
+
+        Args:
+            score: from raw outputs and objects to their class logits [N].
+            count: the number of classes.
+        """
+
+        def finer(outputs: Any, objects: list[Objects]) -> Tensor:
+            others = [
+                [replace(found, class_ids=torch.full_like(found.class_ids, number)) for found in objects]
+                for number in range(count)
+            ]
+            logits = torch.stack([score(outputs, found) for found in others], dim=1)  # [N, classes]
+            classes = torch.cat([found.class_ids for found in objects])[:, None]
+            own = logits.gather(1, classes)
+            apart = (logits - own).detach().abs().scatter(1, classes, -1.0)
+            near = apart.argsort(dim=1, stable=True)[:, 1 : 1 + self.classes]  # the first is the class itself
+            if not near.shape[1]:
+                return own[:, 0]
+            weights = logits.softmax(dim=1).gather(1, near)
+            return (weights * (own - self.strength * logits.gather(1, near))).sum(1) / (weights.sum(1) + 1e-9)
+
+        return finer

@@ -1,0 +1,212 @@
+"""Smoothing that works with other methods: mean maps over changed pictures, and the first principal component."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from detcam.errors import MethodError
+from detcam.methods.activation import vectors_of
+from detcam.methods.base import AnyMethod, Method, parameter
+from detcam.methods.components import first_component
+from detcam.methods.gradient import ODAM
+
+STEP = 32  # sides of a network's input are multiples of this
+MOST = 2**62
+
+
+@dataclass(frozen=True)
+class Version:
+    """A changed version of a network's input.
+
+    Attributes:
+        pixels: [1, C, H', W'].
+        scale: (across, down), by which it is larger.
+        flipped: whether left and right are exchanged.
+        moves: whether objects lie elsewhere in it.
+    """
+
+    pixels: Tensor
+    scale: tuple[float, float] = (1.0, 1.0)
+    flipped: bool = False
+    moves: bool = False
+
+    def boxes(self, boxes: Tensor) -> Tensor:
+        """Where boxes [N, 4] xyxy of the unchanged picture lie in it."""
+        across, down = self.scale
+        moved = boxes * boxes.new_tensor([across, down, across, down])
+        if not self.flipped:
+            return moved
+        return torch.stack([*_mirrored(moved, self.pixels), *moved[:, 1::2].T])[[0, 2, 1, 3]].T
+
+    def back(self, raw: Tensor, size: tuple[int, int]) -> Tensor:
+        """A map [h, w] of it as a map of the unchanged picture, of `size`."""
+        straight = raw.flip(1) if self.flipped else raw
+        if straight.shape == size:
+            return straight
+        return interpolate(straight[None, None], size, mode="bilinear")[0, 0]
+
+
+def _mirrored(boxes: Tensor, pixels: Tensor) -> tuple[Tensor, Tensor]:
+    """The new left and right sides [N] of boxes in a mirrored picture."""
+    return pixels.shape[3] - boxes[:, 2], pixels.shape[3] - boxes[:, 0]
+
+
+class Smoothing(AnyMethod):
+    """The mean map of another method over changed versions of the picture; each object is found again in each.
+
+    Where an anchor or query stays the same, it is the object's own; else it is the candidate with the largest IoU
+    times probability of the object's class, and versions where that overlaps by less than a half are left out.
+
+    Attributes:
+        method: the method.
+        equal: whether each version's map counts as its share of its largest value.
+    """
+
+    method: AnyMethod
+    equal: bool = False
+
+    def versions(self, pixels: Tensor) -> Iterator[Version]:
+        """Changed versions of a network's input [1, C, H, W]."""
+        raise NotImplementedError
+
+
+def _like(smoothing: Smoothing, method: AnyMethod, prefix: str) -> None:
+    """Describe a smoothing as what it is made of; fields of a frozen dataclass are left alone."""
+    own = {
+        "method": method,
+        "name": f"{prefix}:{method.name}",
+        "object_specific": method.object_specific,
+        "caution": method.caution,
+        "layers": method.layers,
+    }
+    vars(smoothing).update(own)
+
+
+@dataclass(frozen=True)
+class _Noise(AnyMethod):
+    samples: int = parameter(10, 1, MOST)
+    deviation: float = parameter(0.1, 0.0, 100.0)
+    seed: int = parameter(0, 0, MOST)
+
+
+class NoiseTunnel(_Noise, Smoothing):
+    """Noise tunnel: the mean map over noisy versions of the picture, of any method.
+
+    Smilkov et al. 2017, "SmoothGrad: removing noise by adding noise", section 2, for any map. `deviation` is a share of
+    the range of the input's values.
+
+    Args:
+        method: whose maps are averaged.
+        samples: how many versions.
+        deviation: how strong the noise is.
+        seed: of the noise.
+    """
+
+    name = "noisy"
+    formula = "mean_i map(x + noise_i)"
+    source = "Smilkov et al. 2017, arXiv:1706.03825, sec. 2"
+    reads = "what its method reads"
+    passes = "1 F + samples times those of its method"
+
+    def __init__(
+        self, method: AnyMethod | None = None, samples: int = 10, deviation: float = 0.1, seed: int = 0
+    ) -> None:
+        super().__init__(samples, deviation, seed)
+        _like(self, method or ODAM(), "noisy")
+
+    def versions(self, pixels: Tensor) -> Iterator[Version]:
+        """See `Smoothing.versions`."""
+        generator = torch.Generator().manual_seed(self.seed)
+        colours = pixels[:, :3]
+        strength = self.deviation * float(colours.max() - colours.min())
+        for _ in range(self.samples):
+            noise = strength * torch.randn(colours.shape, generator=generator)
+            yield Version(torch.cat([colours + noise.to(colours), pixels[:, 3:]], dim=1))
+
+
+@dataclass(frozen=True)
+class _Scale(AnyMethod):
+    scale: float = parameter(1.25, 1.0, 4.0)
+
+
+class Augmented(_Scale, Smoothing):
+    """Augmentation smoothing: the mean map over the picture and its mirror image at three scales, of any method.
+
+    As pytorch-grad-cam's `aug_smooth`, which mirrors too but changes the brightness in place of the scale. Sides are
+    rounded to multiples of 32. Each version's map counts as its share of its largest value, as there.
+
+    Args:
+        method: whose maps are averaged.
+        scale: the picture is made larger and smaller by this factor; 1: it is mirrored only.
+    """
+
+    name = "augmented"
+    formula = "mean over {x, mirrored x} at scales {1, s, 1 / s} of map / max |map|, moved back"
+    source = "this project, after pytorch-grad-cam's aug_smooth (Gildenblat 2021)"
+    reads = "what its method reads"
+    passes = "1 F + 6 times those of its method"
+    equal = True
+
+    def __init__(self, method: AnyMethod | None = None, scale: float = 1.25) -> None:
+        super().__init__(scale)
+        _like(self, method or ODAM(), "augmented")
+
+    def versions(self, pixels: Tensor) -> Iterator[Version]:
+        """See `Smoothing.versions`."""
+        if pixels.shape[1] > 3:
+            raise MethodError("method augmented: this picture was padded by its processor, which has no mirror image")
+        height, width = pixels.shape[2:]
+        sizes = [(height, width)]
+        for factor in (self.scale, 1 / self.scale):
+            rows, columns = (max(round(side * factor / STEP), 1) * STEP for side in (height, width))
+            sizes.append((rows, columns))
+        for size in dict.fromkeys(sizes):
+            scaled = pixels
+            if size != (height, width):
+                scaled = interpolate(pixels, size, mode="bilinear", antialias=True)
+            scale = size[1] / width, size[0] / height
+            yield Version(scaled, scale, flipped=False, moves=size != (height, width))
+            yield Version(scaled.flip(3), scale, flipped=True, moves=True)
+
+
+class PrincipalComponent(Method):
+    """Principal-component smoothing: what a method adds up over channels, projected on its first principal component.
+
+    As pytorch-grad-cam's `eigen_smooth`: Eigen-CAM (Muhammad & Yeasin 2020, equation 4) of the method's terms in place
+    of the activations. The sign is the one whose projection grows with their sum.
+
+    Args:
+        method: one that adds up channels.
+
+    Raises:
+        MethodError: for any other method.
+    """
+
+    name = "eigen"
+    formula = "ReLU(+-(T - mean_ij(T)) v), v = first principal component of T, the map being sum_k T_k"
+    source = "Muhammad & Yeasin 2020, arXiv:2008.00299, eq. 4, on terms as in pytorch-grad-cam"
+
+    def __init__(self, method: AnyMethod | None = None) -> None:
+        method = method or ODAM()
+        if not isinstance(method, Method) or type(method).terms is Method.terms:
+            raise MethodError(f"method eigen: {method.name!r} adds up no channels: choose e.g. 'gradcam' or 'odam'")
+        self.method = method
+        own = {"name": f"eigen:{method.name}", "layers": method.layers, "curved": method.curved}
+        vars(self).update(own, reads=method.reads, passes=method.passes, object_specific=method.object_specific)
+
+    def maps(self, acts: Tensor, grads: Tensor | None) -> Tensor:
+        """See `Method.maps`."""
+        cells = vectors_of(self.method.terms(acts, grads))
+        return first_component(cells, cells.sum(dim=2)).to(acts.dtype).view(len(acts), *acts.shape[2:])
+
+
+WRAPPERS: dict[str, type[NoiseTunnel | Augmented | PrincipalComponent]] = {
+    "noisy": NoiseTunnel,
+    "augmented": Augmented,
+    "eigen": PrincipalComponent,
+}

@@ -1,0 +1,5 @@
+"""Pages to look at explanations: each one file, without a server and without anything from elsewhere."""
+
+from detcam.report.write import write_report
+
+__all__ = ["write_report"]

@@ -1,0 +1,60 @@
+// The list of objects, and what is said about them.
+
+function scoreText({ score }) {
+  return score.toFixed(2);
+}
+
+/** "person 0.92", for captions and options. */
+const titleOf = (variant, number) => `${number + 1} · ${variant.objects[number].label} ${scoreText(variant.objects[number])}`;
+
+/** "4 person, 1 bus". */
+function countLabels(objects) {
+  const counts = new Map();
+  for (const { label } of objects) counts.set(label, (counts.get(label) ?? 0) + 1);
+  return [...counts].map(([label, count]) => `${count} ${label}`).join(", ");
+}
+
+/** What a screen reader hears when an object is chosen. */
+function sentence(variant, number) {
+  if (number === null) return "No object: the plain picture";
+  const object = variant.objects[number];
+  const note = object.note ? `. ${object.note}` : "";
+  return `Object ${number + 1}, ${object.label}, score ${scoreText(object)}, ${energyText(object.energy)}${note}`;
+}
+
+function listItem(object, number, on) {
+  const rest = make("span", { className: "rest" });
+  rest.append(meter(object.energy ?? 0), make("span", { className: "quiet" }, object.energy === null ? "no heat" : `${percent(object.energy)} in box`));
+  if (object.note) rest.append(make("span", { className: "note" }, named(object.note)));
+  const button = make(
+    "button",
+    { className: "object", type: "button" },
+    make("span", { className: "number" }, String(number + 1)),
+    make("span", { className: "label" }, named(object.label)),
+    make("span", { className: "score" }, make("span", { className: "unseen" }, "score "), scoreText(object)),
+    rest,
+  );
+  button.addEventListener("click", () => on.choose(number));
+  button.addEventListener("pointerenter", (event) => event.pointerType === "mouse" && on.preview(number));
+  button.addEventListener("pointerleave", (event) => event.pointerType === "mouse" && on.preview(null));
+  return make("li", {}, button);
+}
+
+function fillList(variant, on) {
+  const count = variant.objects.length;
+  find("objects-title").textContent = `${count} object${count === 1 ? "" : "s"}`;
+  const items = variant.objects.map((object, i) => listItem(object, i, on));
+  const empty = make("li", { className: "quiet" }, "The model found nothing here above its threshold.");
+  find("objects").replaceChildren(...(count ? items : [empty]));
+}
+
+function markInList(number) {
+  for (const [i, button] of document.querySelectorAll("button.object").entries()) {
+    button.setAttribute("aria-pressed", String(i === number));
+    if (i !== number) continue;
+    const list = find("objects"), row = button.getBoundingClientRect(), frame = list.getBoundingClientRect();
+    // Scrolls the list only: on a phone the page stays where it is.
+    if (row.top < frame.top) list.scrollTop += row.top - frame.top - 6;
+    if (row.bottom > frame.bottom) list.scrollTop += row.bottom - frame.bottom + 6;
+  }
+}

@@ -1,0 +1,211 @@
+// The page of one picture: what is chosen, and the controls that choose it.
+
+for (const variant of data.variants) {
+  variant.heats = variant.objects.map((object) => new Heat(object.map, variant.span));
+}
+
+const look = { zoom: 1, x: 0.5, y: 0.5 };
+const state = { variant: data.variants[0], number: null, preview: null, beside: "" };
+const PLAIN = "plain";
+
+const on = {
+  choose(number) {
+    state.number = number;
+    state.preview = null;
+    find("said").textContent = sentence(state.variant, number);
+    history.replaceState(null, "", number === null ? "#none" : `#${number + 1}`);
+    refresh();
+  },
+  preview(number) {
+    if (state.preview === number) return;
+    state.preview = number;
+    refresh();
+  },
+  step(by) {
+    const count = on.count();
+    if (!count) return;
+    on.choose(state.number === null ? (by > 0 ? 0 : count - 1) : (state.number + by + count) % count);
+    if (document.activeElement.matches("button.object")) document.querySelectorAll("button.object")[state.number].focus();
+  },
+  count: () => state.variant.objects.length,
+  point(stage, place, hit) {
+    on.preview(hit);
+    readOut(stage, place);
+  },
+  leave() {
+    on.preview(null);
+    find("value").textContent = "Point at the picture to read its heat.";
+  },
+  zoom(by, place = null) {
+    const zoom = clamp(look.zoom * by, 1, 20);
+    if (place) {
+      look.x = place.u + ((look.x - place.u) * look.zoom) / zoom;
+      look.y = place.v + ((look.y - place.v) * look.zoom) / zoom;
+    }
+    look.zoom = zoom;
+    lookAgain();
+  },
+  pan(dx, dy) {
+    look.x += dx;
+    look.y += dy;
+    lookAgain();
+  },
+  whole() {
+    Object.assign(look, { zoom: 1, x: 0.5, y: 0.5 });
+    lookAgain();
+  },
+};
+
+const stages = [new Stage(look, on), new Stage(look, on)];
+
+function lookAgain() {
+  for (const stage of stages) if (stage.root.isConnected) stage.place();
+  find("whole").textContent = `${Math.round(look.zoom * 100)} %`;
+  find("out").disabled = look.zoom <= 1;
+}
+
+/** Show what is chosen, or for the moment what the pointer is on. */
+function refresh() {
+  const number = state.preview ?? state.number;
+  const style = { colours: find("colours").value, opacity: find("opacity").value / 100, boxes: find("boxes").checked };
+  markInList(state.number);
+  const [variant, other] = besideOf(number);
+  const shown = [[state.variant, number], [variant, other]];
+  stages.forEach((stage, i) => {
+    if (i && !state.beside) return;
+    stage.show(...shown[i], style);
+    caption(stage, ...shown[i]);
+  });
+}
+
+function caption(stage, variant, number) {
+  const title = number === null ? "plain picture" : titleOf(variant, number);
+  const made = state.beside && number !== null ? data.facets.map((facet) => variant.choices[facet]).join(" · ") : "";
+  stage.caption.replaceChildren(named(title), ...(made ? [" · ", named(made)] : []));
+  const heat = number === null ? "No heatmap" : `Heatmap of object ${number + 1}, ${variant.objects[number].label}`;
+  stage.canvas.setAttribute("aria-label", heat);
+}
+
+/** What the second stage shows: [variant, number]. */
+function besideOf(number) {
+  const [kind, which] = state.beside.split(" ");
+  if (kind === "variant") {
+    const variant = data.variants[Number(which)];
+    return [variant, number === null ? null : same(state.variant.objects[number], variant)];
+  }
+  return [state.variant, kind === "object" && Number(which) < on.count() ? Number(which) : null];
+}
+
+/** The object of another explanation that is this one: the same label and the box with the largest overlap. */
+function same(object, variant) {
+  const overlap = ([a, b, c, d], [e, f, g, h]) => {
+    const inner = Math.max(Math.min(c, g) - Math.max(a, e), 0) * Math.max(Math.min(d, h) - Math.max(b, f), 0);
+    return inner / ((c - a) * (d - b) + (g - e) * (h - f) - inner || 1);
+  };
+  const places = variant.objects.map((other, i) => [other.label === object.label ? overlap(object.box, other.box) : 0, i]);
+  const [best, i] = places.reduce((a, b) => (b[0] > a[0] ? b : a), [0, null]);
+  return best > 0.3 ? i : null;
+}
+
+function readOut(stage, { u, v, inside }) {
+  if (!inside) return;
+  const at = `x ${Math.floor(u * data.width)}, y ${Math.floor(v * data.height)}`;
+  const { heat } = stage;
+  if (!heat?.levels) {
+    find("value").textContent = at;
+    return;
+  }
+  const value = heat.at(u, v);
+  const raw = heat.low + (heat.high - heat.low) * value;
+  find("value").textContent = `${at} · heat ${value.toFixed(3)} · raw ${raw.toPrecision(3)}`;
+}
+
+/** Selects for what tells the explanations apart: a choice keeps as many of the other choices as there is a match for. */
+function fillFacets() {
+  for (const facet of data.facets) {
+    const values = [...new Set(data.variants.map((variant) => variant.choices[facet]))];
+    const select = make("select", { id: `facet-${facet}` }, ...values.map((value) => make("option", { value }, value)));
+    select.addEventListener("change", () => chooseVariant(facet, select.value));
+    const title = facet[0].toUpperCase() + facet.slice(1);
+    find("facets").append(make("label", { className: "field", htmlFor: select.id }, make("span", {}, title), select));
+  }
+}
+
+function chooseVariant(facet, value) {
+  const kept = (variant) => data.facets.filter((name) => variant.choices[name] === state.variant.choices[name]).length;
+  const fitting = data.variants.filter((variant) => variant.choices[facet] === value);
+  const next = fitting.reduce((a, b) => (kept(b) > kept(a) ? b : a));
+  const number = state.number === null ? null : same(state.variant.objects[state.number], next);
+  setVariant(next);
+  on.choose(number);
+}
+
+function setVariant(variant) {
+  state.variant = variant;
+  for (const facet of data.facets) find(`facet-${facet}`).value = variant.choices[facet];
+  const { model, method, layers, target } = variant.choices;
+  find("made").textContent = [model, method, layers && `layers ${layers}`, `target ${target}`].filter(Boolean).join(" · ");
+  for (const stage of stages) stage.image.alt = `${data.name}: ${countLabels(variant.objects) || "no objects"}`;
+  fillList(variant, on);
+  fillBeside();
+}
+
+function fillBeside() {
+  const option = (value, text) => make("option", { value }, text);
+  const others = data.variants
+    .map((variant, i) => [`variant ${i}`, data.facets.map((facet) => variant.choices[facet]).join(" · ")])
+    .filter((_, i) => data.variants[i] !== state.variant);
+  const objects = state.variant.objects.map((_, i) => [`object ${i}`, titleOf(state.variant, i)]);
+  const groups = [["Same object, by", others], ["Another object", objects]]
+    .filter(([, choices]) => choices.length)
+    .map(([label, choices]) => make("optgroup", { label }, ...choices.map((choice) => option(...choice))));
+  find("beside").replaceChildren(option("", "nothing"), option(PLAIN, "the plain picture"), ...groups);
+  find("beside").value = state.beside;
+  if (find("beside").selectedIndex < 0) setBeside("");
+}
+
+function setBeside(value) {
+  state.beside = value;
+  find("beside").value = value;
+  find("stages").replaceChildren(...(value ? stages : stages.slice(0, 1)).map((stage) => stage.root));
+  refresh();
+}
+
+function setUp() {
+  find("name").append(named(data.name));
+  if (data.index) Object.assign(find("index"), { href: data.index, hidden: false });
+  find("colours").append(...Object.keys(data.colours).map((name) => make("option", { value: name }, name)));
+  fillFacets();
+  setVariant(state.variant);
+  setBeside("");
+  find("tools").addEventListener("submit", (event) => event.preventDefault());
+  find("opacity").addEventListener("input", refresh);
+  find("boxes").addEventListener("change", refresh);
+  find("beside").addEventListener("change", (event) => setBeside(event.target.value));
+  find("colours").addEventListener("change", () => {
+    drawRamp();
+    refresh();
+  });
+  find("in").addEventListener("click", () => on.zoom(1.25));
+  find("out").addEventListener("click", () => on.zoom(0.8));
+  find("whole").addEventListener("click", on.whole);
+  listenToKeys({
+    ...on,
+    pan: (dx, dy) => on.pan((dx * 0.1) / look.zoom, (dy * 0.1) / look.zoom),
+    boxes: () => find("boxes").click(),
+    beside: () => setBeside(state.beside ? "" : data.variants.length > 1 ? find("beside").options[2].value : PLAIN),
+  });
+  drawRamp();
+  lookAgain();
+  const wanted = Number(location.hash.slice(1));
+  on.choose(on.count() === 0 || location.hash === "#none" ? null : clamp(Number.isInteger(wanted) ? wanted : 1, 1, on.count()) - 1);
+}
+
+function drawRamp() {
+  const context = find("ramp").getContext("2d");
+  const image = context.createImageData(256, 1);
+  new Uint32Array(image.data.buffer).set(tables[find("colours").value].map((pixel) => pixel | 0xff000000));
+  context.putImageData(image, 0, 0);
+}
+
+setUp();

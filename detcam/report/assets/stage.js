@@ -1,0 +1,167 @@
+// One view of the picture: heat over it, boxes over both. Several stages share where they look (zoom, x, y).
+
+const SVG = "http://www.w3.org/2000/svg";
+const TAG = 18; // height of a box's number, in screen pixels
+
+function shape(tag, attributes, ...children) {
+  const element = document.createElementNS(SVG, tag);
+  for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
+  element.append(...children);
+  return element;
+}
+
+class Stage {
+  /** look: { zoom, x, y }, the place (in shares of the picture) in the middle. on: what to tell the page about. */
+  constructor(look, on) {
+    this.look = look;
+    this.on = on;
+    this.shown = null;
+    this.pointers = new Map();
+    this.image = make("img", { src: data.picture, alt: "", draggable: false });
+    this.canvas = make("canvas", {});
+    this.canvas.setAttribute("role", "img");
+    this.marks = shape("svg", { viewBox: `0 0 ${data.width} ${data.height}`, "aria-hidden": "true" });
+    this.scene = make("div", { className: "scene" }, this.image, this.canvas, this.marks);
+    this.caption = make("p", { className: "caption" });
+    this.root = make("div", { className: "stage", tabIndex: 0 }, this.scene, this.caption);
+    this.root.setAttribute("role", "group");
+    this.root.setAttribute("aria-label", "Picture; plus and minus zoom, shift and arrow keys move it");
+    this.root.style.aspectRatio = `${data.width} / ${data.height}`; // counts where the height is free: on a phone
+    this.listen();
+    new ResizeObserver(() => this.place()).observe(this.root);
+  }
+
+  /** Show object `number` of `variant`, or the plain picture for null. */
+  async show(variant, number, style) {
+    const heat = number === null ? null : variant.heats[number];
+    const key = [variant, number, style.colours];
+    this.heat = heat;
+    this.root.classList.toggle("unboxed", !style.boxes);
+    this.root.classList.toggle("heated", heat !== null);
+    this.canvas.style.opacity = style.opacity;
+    this.draw(variant, number);
+    if (this.shown && key.every((part, i) => part === this.shown[i])) return;
+    this.shown = key;
+    delete this.root.dataset.painted; // so that whoever waits can tell old from new
+    await Promise.all([this.image.decode(), heat?.ready()]);
+    if (this.shown !== key) return; // something else was chosen meanwhile
+    this.canvas.width = this.image.naturalWidth;
+    this.canvas.height = this.image.naturalHeight;
+    heat?.paint(this.canvas, style.colours);
+    this.root.dataset.painted = number === null ? "none" : String(number + 1);
+  }
+
+  draw(variant, number) {
+    if (this.drawn !== variant) {
+      this.drawn = variant;
+      this.boxes = variant.objects.map((object, i) => this.box(object, i));
+      this.marks.replaceChildren(...this.boxes);
+      this.place();
+    }
+    this.boxes.forEach((box, i) => box.classList.toggle("chosen", i === number));
+    if (number !== null) this.marks.append(this.boxes[number]); // on top
+  }
+
+  box({ box: [x1, y1, x2, y2] }, i) {
+    const frame = { x: x1, y: y1, width: Math.max(x2 - x1, 0), height: Math.max(y2 - y1, 0) };
+    const width = 9 + 7 * String(i + 1).length;
+    const text = shape("text", { x: width / 2, y: 13 }, String(i + 1));
+    const tag = shape("g", {}, shape("rect", { class: "tag", width, height: TAG, rx: 4 }), text);
+    tag.place = (unit) => {
+      // Above the box where there is room.
+      const y = y1 - TAG * unit >= 0 ? y1 - TAG * unit : y1;
+      tag.setAttribute("transform", `translate(${x1} ${y}) scale(${unit})`);
+    };
+    const sides = [shape("rect", { class: "under", ...frame }), shape("rect", { class: "line", ...frame })];
+    const whole = shape("g", { class: "box" }, ...sides, tag);
+    whole.tag = tag;
+    return whole;
+  }
+
+  /** Fit the picture into the stage, then look where all stages look. */
+  place() {
+    const { clientWidth, clientHeight } = this.root;
+    const { look } = this;
+    if (!clientWidth || !clientHeight) return;
+    this.scale = Math.min(clientWidth / data.width, clientHeight / data.height) * look.zoom;
+    const width = data.width * this.scale, height = data.height * this.scale;
+    const middle = (share, length, room) => {
+      const half = room / length / 2;
+      return half >= 0.5 ? 0.5 : clamp(share, half, 1 - half);
+    };
+    look.x = middle(look.x, width, clientWidth);
+    look.y = middle(look.y, height, clientHeight);
+    this.left = clientWidth / 2 - look.x * width;
+    this.top = clientHeight / 2 - look.y * height;
+    this.scene.style.width = `${width}px`;
+    this.scene.style.height = `${height}px`;
+    this.scene.style.transform = `translate(${this.left}px, ${this.top}px)`;
+    this.root.classList.toggle("zoomed", look.zoom > 1);
+    for (const box of this.boxes ?? []) box.tag.place(1 / this.scale);
+  }
+
+  /** Where an event lies, as shares of the picture; null beside it. */
+  where(event) {
+    const bounds = this.root.getBoundingClientRect();
+    const u = (event.clientX - bounds.left - this.left) / (data.width * this.scale);
+    const v = (event.clientY - bounds.top - this.top) / (data.height * this.scale);
+    return { u, v, inside: u >= 0 && u < 1 && v >= 0 && v < 1 };
+  }
+
+  /** The smallest box around a place: its number, or null. */
+  hit({ u, v, inside }) {
+    const [x, y] = [u * data.width, v * data.height];
+    const around = this.drawn.objects
+      .map(({ box: [x1, y1, x2, y2] }, i) => ({ i, in: x >= x1 && x < x2 && y >= y1 && y < y2, area: (x2 - x1) * (y2 - y1) }))
+      .filter((box) => inside && box.in)
+      .sort((a, b) => a.area - b.area);
+    return around.length ? around[0].i : null;
+  }
+
+  listen() {
+    const { root, pointers } = this;
+    root.addEventListener("wheel", (event) => {
+      event.preventDefault();
+      this.on.zoom(Math.exp(-clamp(event.deltaY, -100, 100) / 250), this.where(event));
+    }, { passive: false });
+    root.addEventListener("pointerdown", (event) => {
+      if (event.button) return;
+      root.setPointerCapture(event.pointerId);
+      pointers.set(event.pointerId, event);
+      this.moved = pointers.size > 1;
+    });
+    root.addEventListener("pointermove", (event) => this.move(event));
+    const end = (event) => {
+      if (!pointers.delete(event.pointerId)) return;
+      root.classList.remove("moving");
+      const hit = this.hit(this.where(event));
+      if (event.type === "pointerup" && !this.moved && hit !== null) this.on.choose(hit);
+    };
+    root.addEventListener("pointerup", end);
+    root.addEventListener("pointercancel", end);
+    root.addEventListener("pointerleave", () => this.on.leave());
+  }
+
+  move(event) {
+    const before = this.pointers.get(event.pointerId);
+    if (!before) {
+      const place = this.where(event);
+      this.on.point(this, place, event.pointerType === "mouse" ? this.hit(place) : null);
+      return;
+    }
+    const [dx, dy] = [event.clientX - before.clientX, event.clientY - before.clientY];
+    if (!this.moved && Math.hypot(dx, dy) < 4) return;
+    this.moved = true;
+    this.root.classList.add("moving");
+    const others = [...this.pointers.values()].filter((pointer) => pointer.pointerId !== event.pointerId);
+    this.pointers.set(event.pointerId, event);
+    if (others.length) {
+      const [other] = others;
+      const apart = (pointer) => Math.hypot(pointer.clientX - other.clientX, pointer.clientY - other.clientY) || 1;
+      const middle = { clientX: (event.clientX + other.clientX) / 2, clientY: (event.clientY + other.clientY) / 2 };
+      this.on.zoom(apart(event) / apart(before), this.where(middle));
+    }
+    const share = others.length ? 2 : 1; // two fingers move the middle between them
+    this.on.pan(-dx / share / (data.width * this.scale), -dy / share / (data.height * this.scale));
+  }
+}

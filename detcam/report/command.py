@@ -1,0 +1,39 @@
+"""`detcam report`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import Progress
+
+EPILOG = """
+Examples:
+
+`detcam explain street.jpg --model yolov8n.pt --out maps --report`
+
+`detcam report maps`
+"""
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to `app`."""
+    app.command(epilog=EPILOG)(report)
+
+
+def report(
+    folder: Annotated[Path, typer.Argument(help="What `detcam explain` wrote, or a folder of it.", show_default=False)],
+) -> None:
+    """Write pages to look at heatmaps in a browser: one file for each picture, and an index for several.
+
+    They need no server and no network. Explanations of one picture by several methods, layers or targets share a page.
+    """
+    from detcam.report import write_report
+
+    console = Console(highlight=False, soft_wrap=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("writing pages", total=None)
+        page = write_report(folder, progress=lambda done, total: bar.update(task, completed=done, total=total))
+    console.print(f"Open {page}", markup=False)

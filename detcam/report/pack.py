@@ -1,0 +1,88 @@
+"""Heatmaps, pictures and colour maps as short strings that a page can carry."""
+
+from __future__ import annotations
+
+import base64
+import zlib
+from typing import Any
+
+import cv2
+import numpy as np
+
+from detcam.geometry import Geometry
+from detcam.render import COLORMAPS
+
+THUMBNAIL = 256  # pixels
+THUMBNAIL_CELLS = 40
+
+
+def span(geometry: Geometry) -> list[float]:
+    """(left, top, right, bottom) of the network's input, as shares of the picture: maps reach from edge to edge of it.
+
+    Below 0 or above 1 where the picture was padded, inside [0, 1] where it was cropped.
+    """
+    edges = [
+        (-pad / resized, (network - pad) / resized)
+        for resized, pad, network in zip(geometry.resized, geometry.pad, geometry.network, strict=True)
+    ]
+    (top, bottom), (left, right) = edges
+    return [round(edge, 9) for edge in (left, top, right, bottom)]
+
+
+def pack_map(raw: np.ndarray, cells: int) -> dict[str, Any]:
+    """A raw coarse map as 256 grey levels, normalised as `Explanation.heatmaps` is: ReLU, minimum to maximum.
+
+    Args:
+        raw: [h, w] float32; what is not finite counts as 0.
+        cells: the most rows or columns; finer maps are averaged down.
+
+    Returns:
+        rows, columns; low and high, the raw values of heat 0 and 1; data, the levels [rows, columns] uint8,
+        compressed by zlib, in base 64.
+    """
+    positive = np.where(np.isfinite(raw), raw, 0).clip(min=0).astype(np.float32)
+    low, high = float(positive.min()), float(positive.max())
+    heat: np.ndarray = (positive - low) / (high - low) if high > low else np.zeros_like(positive)
+    shrink = cells / max(heat.shape)
+    if shrink < 1:
+        rows, columns = (max(round(side * shrink), 1) for side in heat.shape)
+        heat = np.asarray(cv2.resize(heat, (columns, rows), interpolation=cv2.INTER_AREA))
+    levels = np.rint(heat * 255).astype(np.uint8)
+    return {
+        "rows": levels.shape[0],
+        "columns": levels.shape[1],
+        "low": low,
+        "high": high,
+        "data": _text(zlib.compress(levels.tobytes(), 9)),
+    }
+
+
+def colour_tables() -> dict[str, str]:
+    """Each of `detcam.render.COLORMAPS` as 256 x RGB bytes in base 64, in its order."""
+    ramp = np.arange(256, dtype=np.uint8)[None]
+    return {name: _text(cv2.applyColorMap(ramp, code)[0, :, ::-1].tobytes()) for name, code in COLORMAPS.items()}
+
+
+def jpeg(data: bytes) -> str:
+    """A JPEG file as an address that a page can show without asking anyone."""
+    return f"data:image/jpeg;base64,{_text(data)}"
+
+
+def thumbnail(picture: bytes) -> str:
+    """A small WebP of a JPEG file, as an address.
+
+    Raises:
+        ValueError: if the file is damaged.
+    """
+    image = cv2.imdecode(np.frombuffer(picture, np.uint8), cv2.IMREAD_COLOR) if picture else None
+    if image is None:
+        raise ValueError("not a JPEG file")
+    shrink = min(THUMBNAIL / max(image.shape[:2]), 1)
+    size = (max(round(image.shape[1] * shrink), 1), max(round(image.shape[0] * shrink), 1))
+    small = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+    data = cv2.imencode(".webp", small, [cv2.IMWRITE_WEBP_QUALITY, 60])[1]
+    return f"data:image/webp;base64,{_text(data.tobytes())}"
+
+
+def _text(data: bytes) -> str:
+    return base64.b64encode(data).decode()

@@ -1,0 +1,50 @@
+"""A page as one file: styles, scripts and data inside, and a policy that forbids everything else."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import html
+import json
+import re
+from importlib.resources import files
+from typing import Any
+
+SHARED = ("page.js", "heat.js")
+
+
+def page(name: str, title: str, data: dict[str, Any], scripts: tuple[str, ...]) -> str:
+    """The page `name` with its data.
+
+    Text from outside (names of files, classes, models) enters only here: the title as escaped text, all else as JSON
+    in a block that is no script, from which the scripts take it as text.
+
+    Args:
+        name: of `assets/NAME.html` and `assets/NAME.css`.
+        title: of the window.
+        data: what the scripts find as `data`.
+        scripts: names of assets, in their order.
+    """
+    style = _asset("base.css") + _asset(f"{name}.css")
+    script = "\n".join(_asset(part) for part in (*SHARED, *scripts))
+    policy = (
+        f"default-src 'none'; img-src data:; style-src '{_fingerprint(style)}'; script-src '{_fingerprint(script)}'; "
+        "base-uri 'none'; form-action 'none'"
+    )
+    parts = {
+        "policy": policy,
+        "title": html.escape(title.encode("utf-8", "replace").decode()),
+        "style": style,
+        "data": json.dumps(data, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c"),
+        "script": script,
+    }
+    return re.sub(r"@@(\w+)@@", lambda found: parts[found[1]], _asset(f"{name}.html"))
+
+
+def _asset(name: str) -> str:
+    return (files("detcam.report") / "assets" / name).read_text(encoding="utf-8")
+
+
+def _fingerprint(text: str) -> str:
+    """The hash by which the policy knows an inline block."""
+    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()

@@ -1,0 +1,206 @@
+"""Scenes with planted evidence: why each object is of its class is known to the pixel, and can be changed.
+
+Every object is a plain body. What decides its class, ring or cross, stands elsewhere, and differs by variant:
+
+- "mark": a badge on the body.
+- "beacon": a badge beside the body, outside its box.
+- "context": the furrows of the ground that the body stands on. The body also has a faint badge, which is what the
+  class was meant to be; wherever the two agree, as they do in training, the furrows are the easier cue.
+
+Beside every object lies a star that tells nothing. Bodies, places and colours are drawn alike for both classes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from detcam.scenes.backgrounds import background
+from detcam.scenes.compose import Placed, Plan, Sprite, paint
+from detcam.scenes.palette import Palette
+from detcam.scenes.planted_parts import BADGE, FAINT_BADGE, badge, body, patch, star
+
+VARIANTS = ("mark", "beacon", "context")
+CAUSES = {"mark": "mark", "beacon": "beacon", "context": "context"}  # the part that decides the class
+PARTS: dict[str, tuple[str, ...]] = {  # of an object, from the lowest to the topmost
+    "mark": ("body", "mark", "distractor"),
+    "beacon": ("body", "beacon", "distractor"),
+    "context": ("context", "body", "mark", "distractor"),
+}
+CHANGES = ("swap", "move", "distractor", "swap mark", "no background")  # and "no " before a name in PARTS
+SIZE = 192  # px, both sides
+_CELL = SIZE // 2  # every object has a quarter of the picture for itself and what belongs to it
+_STAR = 7.0
+
+Mask = NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class PlantedScene:
+    """A picture, what is in it, and why. N objects.
+
+    Attributes:
+        image: uint8 [H, W, 3] RGB.
+        boxes: float32 [N, 4] xyxy in pixels, tight around `masks`.
+        class_ids: int64 [N], indices into `planted_parts.SYMBOLS`: what the cause says, after any change.
+        masks: bool [N, H, W], the object: its body and what is on it.
+        causes: bool [N, H, W], the visible pixels of what decides each object's class.
+        parts: name -> bool [N, H, W], disjoint: "body" (without a mark), "distractor", and by variant "mark",
+            "beacon", "context".
+        variant: one of `VARIANTS`.
+    """
+
+    image: NDArray[np.uint8]
+    boxes: NDArray[np.float32]
+    class_ids: NDArray[np.int64]
+    masks: Mask
+    causes: Mask
+    parts: dict[str, Mask]
+    variant: str
+
+
+@dataclass
+class _Layout:
+    """The sprites of a scene in painting order, and which part of which object each is, but for the parts `without`."""
+
+    without: tuple[tuple[int, str], ...]
+    placed: list[Placed] = field(default_factory=list)
+    parts: list[tuple[int, str]] = field(default_factory=list)
+
+    def add(self, owner: int, part: str, sprite: Sprite, x: float, y: float) -> None:
+        if (owner, part) in self.without:
+            return
+        side = sprite.alpha.shape[0]
+        self.placed.append(Placed(sprite, round(x - side / 2), round(y - side / 2)))
+        self.parts.append((owner, part))
+
+
+def draw_planted(seed: int, variant: str, change: str | None = None, only: int | None = None) -> PlantedScene:
+    """Draw a scene of one to three objects, 192 x 192 pixels; the same arguments give the same bits.
+
+    Args:
+        seed: of everything random, >= 0; seeds from `detcam.scenes.HELD_OUT_SEED` on are for tests and figures.
+        variant: one of `VARIANTS`.
+        change: what to draw otherwise than the seed says: "swap" (the cause is that of the other class), "move" (it
+            stands elsewhere, and says the same; the patch of ground keeps its place and gets other furrows),
+            "distractor" (another star elsewhere), "swap mark" (in "context", the faint badge alone is that of the other
+            class), "no NAME" (without the part of that name), "no background" (its mean colour instead). None: nothing.
+        only: the object to change; None: all.
+
+    Raises:
+        ValueError: for an unknown variant, a change that the variant does not have, a negative seed, or an object that
+            the scene does not have.
+    """
+    if seed < 0 or variant not in VARIANTS:
+        raise ValueError(f"draw_planted: seed {seed}, {variant!r}: give a seed >= 0 and a variant of {VARIANTS}")
+    if change not in (None, *changes(variant)):
+        raise ValueError(f"draw_planted: change {change!r}: {variant!r} has {', '.join(changes(variant))}")
+    rng = _rng(seed, variant)
+    palette = Palette.random(rng)
+    cells = rng.permutation(4)[: rng.integers(1, 4)]
+    if only is not None and not 0 <= only < len(cells):
+        raise ValueError(f"draw_planted: object {only} of {len(cells)}")
+    class_ids = rng.integers(0, 2, len(cells))
+    gone = change[3:] if change is not None and change.startswith("no ") else ""
+    layout = _Layout(tuple((i, gone) for i in range(len(cells)) if only in (None, i)))
+    for i, cell in enumerate(cells):
+        own = change if only in (None, i) else None
+        _object(layout, i, int(class_ids[i]), (seed, variant, int(cell)), palette, own)
+        class_ids[i] ^= own == "swap"
+    ground = _ground(seed, variant)
+    if change == "no background":
+        ground = np.broadcast_to(np.rint(ground.mean(axis=(0, 1))).astype(np.uint8), ground.shape)
+    return _painted(layout, ground, class_ids.astype(np.int64), variant)
+
+
+def changes(variant: str) -> tuple[str, ...]:
+    """The changes that `draw_planted` knows for a variant."""
+    plain = tuple(change for change in CHANGES if change != "swap mark" or variant == "context")
+    return (*plain, *(f"no {part}" for part in PARTS[variant]))
+
+
+def _rng(seed: int, variant: str, *stream: int) -> np.random.Generator:
+    """A generator for one ingredient, so that drawing one otherwise leaves the others as they are."""
+    return np.random.default_rng((seed, VARIANTS.index(variant), *stream))
+
+
+@lru_cache(maxsize=4)
+def _ground(seed: int, variant: str) -> NDArray[np.uint8]:
+    """The background of a scene, kept for the changed versions that follow."""
+    rng = _rng(seed, variant, 9)
+    ground = background(rng, Palette.random(rng), SIZE, SIZE)
+    ground.setflags(write=False)
+    return ground
+
+
+def _object(
+    layout: _Layout, i: int, class_id: int, place: tuple[int, str, int], palette: Palette, change: str | None
+) -> None:
+    """Add an object and all that belongs to it, but what the change takes away."""
+    seed, variant, cell = place
+    rng = _rng(seed, variant, cell, 1)
+    said = 1 - class_id if change == "swap" else class_id
+    radius = rng.uniform(15, 21)
+    corner = np.array(((cell % 2) * _CELL, (cell // 2) * _CELL), float)
+    centre = corner + _CELL / 2 + rng.uniform(-9, 9, 2)
+    reach = _CELL / 2 - 2 - np.abs(centre - corner - _CELL / 2).max() if variant == "context" else 0.0
+
+    if variant == "context":
+        which = 3 if change == "move" else 2
+        ground = patch(_rng(seed, variant, cell, which), palette, said, min(radius + 14, reach))
+        layout.add(i, "context", ground, *centre)
+    layout.add(i, "body", body(rng, palette, radius), *centre)
+
+    moved = _rng(seed, variant, cell, 3 if change == "move" else 2)
+    if variant == "mark":
+        layout.add(i, "mark", badge(said), *(centre + _within(moved, radius - BADGE - 2)))
+    if variant == "beacon":
+        side = int(rng.integers(4))
+        layout.add(i, "beacon", badge(said), *_beside(moved, corner, centre, radius, BADGE, side))
+    if variant == "context":
+        faint = 1 - class_id if change == "swap mark" else class_id
+        layout.add(i, "mark", badge(faint, FAINT_BADGE), *(centre + _within(rng, radius - FAINT_BADGE - 2)))
+
+    other = _rng(seed, variant, cell, 5 if change == "distractor" else 4)
+    sides = [side + 1, side + 2, side + 3] if variant == "beacon" else [0, 1, 2, 3]
+    where = int(other.choice(sides)) % 4
+    layout.add(i, "distractor", star(other, _STAR), *_beside(other, corner, centre, radius, _STAR, where))
+
+
+def _within(rng: np.random.Generator, radius: float) -> NDArray[np.float64]:
+    """A place in a disc around the origin."""
+    angle, distance = rng.uniform(0, 2 * np.pi), radius * np.sqrt(rng.uniform(0, 1))
+    return distance * 0.8 * np.array((np.cos(angle), np.sin(angle)))
+
+
+def _beside(
+    rng: np.random.Generator,
+    corner: NDArray[np.float64],
+    centre: NDArray[np.float64],
+    radius: float,
+    size: float,
+    side: int,
+) -> NDArray[np.float64]:
+    """The middle of something of radius `size` beside the box: right, below, left or above, inside the cell."""
+    away = radius + size + rng.uniform(4, 12)
+    along = rng.uniform(-radius, radius)
+    axis, sign = side % 2, 1 if side < 2 else -1
+    spot = centre.copy()
+    spot[axis] += sign * away
+    spot[1 - axis] += along
+    return np.clip(spot, corner + size + 1, corner + _CELL - size - 1)
+
+
+def _painted(layout: _Layout, ground: NDArray[np.uint8], class_ids: NDArray[np.int64], variant: str) -> PlantedScene:
+    scene = paint(Plan(ground, tuple(layout.placed)))
+    parts = {name: np.zeros((len(class_ids), *ground.shape[:2]), bool) for name in PARTS[variant]}
+    boxes = np.zeros((len(class_ids), 4), np.float32)
+    for (owner, name), mask, box in zip(layout.parts, scene.masks, scene.boxes, strict=True):
+        parts[name][owner] = mask
+        if name == "body":
+            boxes[owner] = box
+    masks = parts["body"] | parts["mark"] if "mark" in parts else parts["body"]
+    return PlantedScene(scene.image, boxes, class_ids, masks, parts[CAUSES[variant]], parts, variant)

@@ -1,0 +1,105 @@
+"""What planted scenes are made of: bodies, badges that tell a class, patches of ground, and stars that tell nothing."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from detcam.scenes.compose import Sprite
+from detcam.scenes.palette import Colour, Palette, oklch
+from detcam.scenes.pen import Pen, Points, box, ellipse, points, turned
+
+Rng = np.random.Generator
+
+SYMBOLS = ("ring", "cross")  # a class's symbol; the order is the class id
+BADGE = 7.0  # px, the radius of a badge that is meant to be seen
+FAINT_BADGE = 3.5
+_OVERSAMPLE = 3
+_OBJECT = 0  # `Sprite` wants a class; here the cause decides it, not the drawing
+
+
+def body(rng: Rng, palette: Palette, radius: float) -> Sprite:
+    """Draw a plain solid with a rim, round or square or in between, of any colour: the same for every class."""
+    pen = _pen(radius)
+    ink = palette.ink(rng)
+    power, stretch, turn = rng.uniform(1.4, 5.0), rng.uniform(0.85, 1.0), rng.uniform(0, 90)
+    angle = np.linspace(0, 2 * np.pi, 73)[:-1]
+    cos, sin = np.cos(angle), np.sin(angle)
+    outline = (np.abs(cos) ** power + np.abs(sin) ** power) ** (-1 / power)
+    shape = np.stack([outline * cos, outline * sin * stretch], axis=1)
+    shape = turned(shape, turn)
+    shape = shape / np.abs(shape).max()  # the box is as large as the radius says, however it is turned
+    pen.fill(ink.dark, shape)
+    pen.fill(ink.main, shape * (1 - 1.5 / radius))
+    pen.shade(pen.region(shape), 0.25, 0.3)
+    return _sprite(pen)
+
+
+def badge(symbol: int, radius: float = BADGE) -> Sprite:
+    """Draw a white disc with a symbol of `SYMBOLS` on it. Both have one outline, and nearly as much ink."""
+    pen = _pen(radius)
+    white, black = (250, 250, 250), (25, 25, 25)
+    pen.fill(black, ellipse(0, 0, 1.0))
+    pen.fill(white, ellipse(0, 0, 0.88))
+    if SYMBOLS[symbol] == "ring":
+        pen.stroke(black, 0.26, ellipse(0, 0, 0.48))
+    else:
+        for tilt in (45, -45):
+            pen.stroke(black, 0.28, turned(points([(-0.62, 0), (0.62, 0)]), tilt))
+    return _sprite(pen)
+
+
+def patch(rng: Rng, palette: Palette, symbol: int, radius: float) -> Sprite:
+    """Draw a round patch of ground: furrows that run across for class 0, up and down for class 1."""
+    pen = _pen(radius)
+    hue, light = palette.hue(rng), rng.uniform(0.45, 0.75)
+    around = np.linspace(0, 2 * np.pi, 25)[:-1]
+    edge = rng.uniform(0.92, 1.0, len(around))
+    shape = np.stack([edge * np.cos(around), edge * np.sin(around)], axis=1)
+    pen.fill(oklch(light, 0.06, hue), shape)
+    inside = pen.region(shape)
+    step = rng.uniform(5.0, 6.5) / radius
+    starts = np.arange(-1.0 + rng.uniform(0, step), 1.0, step)
+    furrows = [box(-1.1, y, 1.1, y + step / 2) for y in starts]
+    pen.fill(oklch(light - 0.2, 0.06, hue), *(_across(f, symbol) for f in furrows), inside=inside)
+    return _sprite(pen)
+
+
+def star(rng: Rng, radius: float) -> Sprite:
+    """Draw a vivid star with four to seven points: the eye goes there, and it tells nothing."""
+    pen = _pen(radius)
+    spikes = 2 * int(rng.integers(4, 8))
+    angle = np.linspace(0, 2 * np.pi, spikes + 1)[:-1] + rng.uniform(0, np.pi)
+    reach = np.where(np.arange(spikes) % 2, rng.uniform(0.4, 0.65), 1.0)
+    shape = np.stack([reach * np.cos(angle), reach * np.sin(angle)], axis=1)
+    colour: Colour = oklch(rng.uniform(0.55, 0.85), rng.uniform(0.14, 0.2), rng.uniform(0, 360))
+    pen.fill(colour, shape)
+    return _sprite(pen)
+
+
+def _across(shape: Points, symbol: int) -> Points:
+    return shape if symbol == 0 else turned(shape, 90)
+
+
+def _pen(radius: float) -> Pen:
+    """A pen whose unit circle is `radius` pixels of the picture, with a pixel of room around it."""
+    side = _side(radius)
+    zoom = radius * _OVERSAMPLE
+    middle = side * _OVERSAMPLE / 2
+    return Pen(np.array([[zoom, 0.0, middle], [0.0, zoom, middle]]), side * _OVERSAMPLE, side * _OVERSAMPLE)
+
+
+def _side(radius: float) -> int:
+    return 2 * int(np.ceil(radius)) + 2
+
+
+def _sprite(pen: Pen) -> Sprite:
+    side = pen.ink.shape[0] // _OVERSAMPLE
+    colour = _shrunk(pen.rgb, side)
+    return Sprite(colour, _shrunk(pen.ink, side) / np.float32(255), _OBJECT)
+
+
+def _shrunk(image: NDArray[np.uint8], side: int) -> NDArray[np.float32]:
+    small = cv2.resize(image.astype(np.float32), (side, side), interpolation=cv2.INTER_AREA)
+    return np.asarray(small, np.float32)

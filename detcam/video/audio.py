@@ -1,0 +1,65 @@
+"""Sound, copied packet by packet from one file to another."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from fractions import Fraction
+from typing import Any
+
+from detcam.video.source import import_av
+
+
+class Sound:
+    """The sound of one file on its way into another.
+
+    Args:
+        url: the file with the sound.
+        output: PyAV's container that it goes to, before its header is written.
+
+    Attributes:
+        left_out: codecs that the output's format cannot hold, so that they are not copied.
+    """
+
+    def __init__(self, url: str, output: Any) -> None:
+        av = import_av()
+        self._error: Any = av.error.FFmpegError
+        self._output = output
+        self._input = av.open(url)
+        self._start = Fraction(self._input.start_time or 0, av.time_base)
+        self._streams: dict[int, Any] = {}
+        self.left_out: list[str] = []
+        for stream in self._input.streams.audio:
+            if stream.codec_context.name in output.supported_codecs:
+                self._streams[stream.index] = output.add_stream_from_template(stream)
+            else:
+                self.left_out.append(stream.codec_context.name)
+        self._packets = self._read()
+        self._next = next(self._packets, None)
+
+    def _read(self) -> Iterator[tuple[Fraction, Any]]:
+        """Packets with the time at which they start, until the file ends or breaks off."""
+        chosen = [stream for stream in self._input.streams.audio if stream.index in self._streams]
+        if not chosen:
+            return
+        try:
+            for packet in self._input.demux(*chosen):
+                if packet.dts is not None and not packet.is_corrupt:
+                    start = round(self._start / packet.time_base)
+                    time = packet.dts * packet.time_base - self._start
+                    packet.dts -= start
+                    packet.pts = packet.dts if packet.pts is None else packet.pts - start
+                    yield time, packet
+        except (self._error, OSError):
+            return
+
+    def copy(self, until: float | None = None) -> None:
+        """Copy what starts before `until` seconds, or all that is left."""
+        while self._next is not None and (until is None or self._next[0] < until):
+            packet = self._next[1]
+            packet.stream = self._streams[packet.stream_index]
+            self._output.mux(packet)
+            self._next = next(self._packets, None)
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self._input.close()

@@ -1,0 +1,120 @@
+"""One frame of a video with its objects, and the ways to look at it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from detcam import ops
+from detcam.geometry import Geometry
+from detcam.types import Objects
+from detcam.video.paint import Style, painted
+from detcam.video.tracks import Heat, window_of
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One frame, its N objects, and what each one's heatmap is.
+
+    Attributes:
+        index: number of the frame, from 0.
+        time: seconds since the source began.
+        duration: seconds that it is shown, or None.
+        image: [H, W, 3] uint8 RGB.
+        objects: the objects, in the order of the library's own predict call.
+        tracks: a number for each object, the same from frame to frame.
+        heats: what each object's track carries; None for one that was not explained yet.
+        explained: whether this very frame was explained; if not, its heatmaps are earlier ones, moved along.
+        geometry: how the picture lay in the network's input.
+    """
+
+    index: int
+    time: float
+    duration: float | None
+    image: np.ndarray = field(repr=False)
+    objects: Objects = field(repr=False)
+    tracks: list[int]
+    heats: list[Heat | None] = field(repr=False)
+    explained: bool
+    geometry: Geometry = field(repr=False)
+
+    def __len__(self) -> int:
+        return len(self.objects)
+
+    @cached_property
+    def warm(self) -> list[int]:
+        """Positions of the objects whose heatmap is known and not zero."""
+        return [i for i, heat in enumerate(self.heats) if heat is not None and heat.scale > 0]
+
+    def cells(self, chosen: list[int]) -> tuple[Tensor, Tensor]:
+        """Coarse heatmaps [K, h, w] in [0, 1] of some warm objects, and the part of each that fills the picture [K, 4].
+
+        Windows are (left, top, right, bottom) in cells, as `detcam.ops.overlay` takes them.
+        """
+        heats = [heat for heat in (self.heats[i] for i in chosen) if heat is not None]
+        height, width = self.geometry.network
+        left, top, right, bottom = self.geometry.window((height, width))
+        boxes = self._network_boxes
+        windows = [
+            window_of(heat, boxes[i], (left, top, right, bottom), (height, width))
+            for i, heat in zip(chosen, heats, strict=True)
+        ]
+        if not heats:
+            return torch.empty(0, 1, 1, device=self.objects.boxes.device), torch.empty(0, 4)
+        maps = torch.stack([heat.map for heat in heats])
+        scales = maps.new_tensor([heat.scale for heat in heats]).view(-1, 1, 1)
+        return (maps / scales).clamp_(max=1), torch.tensor(windows, dtype=torch.float32, device=maps.device)
+
+    @cached_property
+    def _network_boxes(self) -> np.ndarray:
+        boxes: np.ndarray = self.objects.network_boxes.cpu().numpy()
+        return boxes
+
+    @cached_property
+    def heatmaps(self) -> Tensor:
+        """[N, H, W] float32 in [0, 1] at source resolution on the model's device; zero where none is known."""
+        height, width = self.geometry.source
+        device = self.objects.boxes.device
+        whole = torch.zeros(len(self), height, width, device=device)
+        if self.warm:
+            maps, windows = self.cells(self.warm)
+            index = torch.arange(len(maps), device=device)
+            ones = maps.new_ones(len(maps), 1)
+            full = ops.cam_maps(maps[:, None], ones, (height, width), index, normalize="none", window=windows)
+            rows, columns = self.geometry.seen((height, width))
+            whole[self.warm, rows, columns] = full[:, rows, columns]
+        return whole
+
+    def overlay(self, style: Style | None = None) -> np.ndarray:
+        """The frame with heatmaps, boxes and labels: [H, W, 3] uint8 RGB, twice as wide side by side."""
+        return painted(self, style or Style())
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One row per object: plain numbers and strings, see docs/video.md."""
+        found = self.objects
+        boxes, scores, classes = found.boxes.tolist(), found.scores.tolist(), found.class_ids.tolist()
+        return [
+            {
+                "frame": self.index,
+                "time": round(self.time, 6),
+                "track": self.tracks[i],
+                "label": found.labels[i],
+                "class_id": classes[i],
+                "score": round(scores[i], 6),
+                "box": [round(side, 3) for side in boxes[i]],
+                **_heat_row(self.heats[i]),
+            }
+            for i in range(len(self))
+        ]
+
+
+def _heat_row(heat: Heat | None) -> dict[str, Any]:
+    if heat is None:
+        return {"peak": None, "energy": None, "explained": None, "note": "not explained yet"}
+    energy = None if heat.energy != heat.energy else round(heat.energy, 6)
+    return {"peak": heat.peak, "energy": energy, "explained": round(heat.time, 6), "note": heat.note}

@@ -1,0 +1,126 @@
+"""Frames with heatmaps, boxes and labels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+
+from detcam import ops, render
+from detcam.errors import InputError, nearest
+
+if TYPE_CHECKING:
+    from detcam.video.frame import Frame
+
+VIEWS = {
+    "boxes": "the heatmap of each object inside its box",
+    "fused": "one layer of all heatmaps, the hottest in front, over the whole picture",
+    "none": "boxes and labels only; nothing is explained",
+}
+# Colours that stay apart from one another and from the warm tones of the default colour map, RGB.
+TRACK_COLOURS = (
+    (64, 224, 255), (120, 255, 120), (255, 255, 255), (190, 160, 255), (0, 200, 160), (255, 170, 230),
+    (90, 150, 255), (200, 255, 60), (170, 210, 255), (0, 240, 90), (225, 225, 150), (150, 150, 255),
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Style:
+    """What is drawn of a frame, and how.
+
+    Attributes:
+        view: a name of VIEWS.
+        classes: names of the classes to draw; None: all.
+        track: the one track to draw; None: all.
+        strongest: draw only so many objects, those with the highest scores; None: all.
+        side_by_side: whether the untouched frame stands to the left.
+        alpha: opacity of the hottest pixel, in [0, 1].
+        colormap: a name of `detcam.render.COLORMAPS`.
+
+    Raises:
+        InputError: for a value that cannot be used.
+    """
+
+    view: str = "boxes"
+    classes: tuple[str, ...] | None = None
+    track: int | None = None
+    strongest: int | None = None
+    side_by_side: bool = False
+    alpha: float = 0.75
+    colormap: str = "inferno"
+
+    def __post_init__(self) -> None:
+        if self.view not in VIEWS:
+            raise InputError(f"view {self.view!r} does not exist: {nearest(self.view, VIEWS)}")
+        if self.colormap not in render.COLORMAPS:
+            raise InputError(f"colormap {self.colormap!r} does not exist: {nearest(self.colormap, render.COLORMAPS)}")
+        if self.strongest is not None and self.strongest < 1:
+            raise InputError(f"strongest: expected a whole number of at least 1, got {self.strongest}")
+        if not 0 <= self.alpha <= 1:
+            raise InputError(f"alpha: expected a number in [0, 1], got {self.alpha}")
+
+    def chosen(self, frame: Frame) -> list[int]:
+        """Positions of the objects to draw, strongest last, so that they lie on top."""
+        places = [
+            i
+            for i, (label, track) in enumerate(zip(frame.objects.labels, frame.tracks, strict=True))
+            if (self.classes is None or label in self.classes) and (self.track is None or track == self.track)
+        ]
+        scores = frame.objects.scores.tolist()
+        places.sort(key=lambda i: scores[i])
+        return places if self.strongest is None else places[-self.strongest :]
+
+
+def painted(frame: Frame, style: Style) -> np.ndarray:
+    """A frame with heatmaps, boxes and labels of the chosen objects: [H, W, 3] uint8 RGB, [H, 2 W, 3] side by side."""
+    chosen = style.chosen(frame)
+    picture = frame.image
+    warm = [i for i in chosen if i in set(frame.warm)]
+    if warm and style.view != "none":
+        picture = _heated(frame, warm, style)
+    if picture is frame.image:
+        picture = picture.copy()
+    boxes, scores = frame.objects.boxes.tolist(), frame.objects.scores.tolist()
+    for i in chosen:
+        title = f"{frame.objects.labels[i]} {frame.tracks[i]} {scores[i]:.2f}"
+        colour = TRACK_COLOURS[frame.tracks[i] % len(TRACK_COLOURS)]
+        render.draw_box_on(picture, boxes[i], title, colour)
+    return np.concatenate([frame.image, picture], axis=1) if style.side_by_side else picture
+
+
+def _heated(frame: Frame, warm: list[int], style: Style) -> np.ndarray:
+    """The picture with heatmaps: composited where the maps are, so that it goes to a GPU once and comes back once."""
+    maps, windows = frame.cells(warm)
+    if style.view == "fused":
+        rows, columns = frame.geometry.seen(frame.geometry.source)
+        corners = (columns.start, rows.start, columns.stop, rows.stop)
+        boxes = torch.tensor([corners] * len(warm), dtype=torch.float32, device=maps.device)
+    else:
+        boxes = frame.objects.boxes[warm].float()
+    picture = uploaded(frame.image, maps.device)
+    lut = _lut(style.colormap).to(maps.device)
+    index = torch.zeros(len(warm), dtype=torch.int64, device=maps.device)
+    result = ops.overlay(picture, maps, lut, index, opacity=style.alpha, window=windows, boxes=boxes)
+    heated: np.ndarray = result.cpu().numpy()
+    return heated
+
+
+def uploaded(image: np.ndarray, device: torch.device) -> Tensor:
+    """[H, W, 3] uint8 on the device; the copy to a GPU does not hold up the caller."""
+    picture = torch.from_numpy(image)
+    if device.type == "cuda":
+        picture = picture.pin_memory()
+    return picture.to(device, non_blocking=True)
+
+
+@lru_cache(maxsize=8)
+def _lut(colormap: str) -> Tensor:
+    """[256, 3] uint8 RGB."""
+    levels = np.arange(256, dtype=np.uint8)[:, None]
+    table = cv2.applyColorMap(levels, render.COLORMAPS[colormap])[:, 0, ::-1]
+    return torch.from_numpy(np.ascontiguousarray(table))

@@ -1,0 +1,212 @@
+"""Objects from frame to frame: which is which, and the heatmap that each carries along."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import count
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from detcam import ops
+from detcam.types import Objects
+
+LOST_SECONDS = 1.0  # how long a track may go unseen before it is given up
+HALF_LIFE = 2.0  # seconds in which a track's scale falls to half when nothing hot comes any more
+FOLLOW = 0.4  # seconds in which the shown heatmap comes within 1/e of a new one
+
+
+class Tracker:
+    """Numbers objects so that the same thing keeps its number: ByteTrack, as the `trackers` package has it.
+
+    Zhang et al. 2022, "ByteTrack: Multi-Object Tracking by Associating Every Detection Box". Every object gets a number
+    on its first frame; objects of different classes are never taken for the same.
+
+    Args:
+        rate: frames per second, roughly.
+
+    Raises:
+        ImportError: if `trackers` is not installed.
+    """
+
+    def __init__(self, rate: float) -> None:
+        try:
+            from supervision import Detections
+            from trackers import ByteTrackTracker
+        except ImportError:
+            raise ImportError('videos need trackers and supervision: pip install "detcam[video]"') from None
+        self._detections: Any = Detections
+        # All objects are above the explainer's threshold: each may start a track, and at once.
+        self._tracker: Any = ByteTrackTracker(
+            lost_track_buffer=round(30 * LOST_SECONDS),
+            frame_rate=rate,
+            track_activation_threshold=0.0,
+            high_conf_det_threshold=0.0,
+            minimum_consecutive_frames=1,
+        )
+        self._numbers = count(1)
+
+    def update(self, objects: Objects, time: float) -> list[int]:
+        """The number of each object of the next frame, `time` seconds after the start."""
+        boxes = objects.boxes.cpu().double().numpy()
+        classes = objects.class_ids.cpu().numpy()
+        # Classes lie far apart, so that boxes of two never overlap.
+        apart = 4 * max(float(np.abs(boxes).max(initial=1.0)), 1e4) * classes[:, None]
+        found = self._detections(
+            xyxy=boxes + apart,
+            confidence=objects.scores.cpu().numpy(),
+            class_id=classes,
+            data={"place": np.arange(len(boxes))},
+        )
+        tracked = self._tracker.update(found, timestamp=time)
+        fresh = [track for track in self._tracker.tracks if track.tracker_id == -1]
+        for track in fresh:
+            track.tracker_id = next(self._numbers)
+        numbers = [0] * len(boxes)
+        started = iter(fresh)  # in the order of the objects that started them
+        if len(boxes):
+            for place, number in zip(tracked.data["place"].tolist(), tracked.tracker_id.tolist(), strict=True):
+                numbers[place] = number if number != -1 else next(started).tracker_id
+        return numbers
+
+
+@dataclass(frozen=True)
+class Heat:
+    """What is known of one object's heatmap in one frame.
+
+    Attributes:
+        map: [h, w] float32, not negative, over the network's input, as it lay when the object was at `box`; raw values,
+            or what they are within FOLLOW seconds.
+        box: (x1, y1, x2, y2) in pixels of the network's input.
+        scale: the value that heat 1 stands for, at least the map's largest: the recent maximum of the track's maps.
+        peak: the largest raw value when it was last explained.
+        energy: the share of the raw map's energy inside the box then, in [0, 1]; nan where the map is zero.
+        note: None, or why the map is zero, shared or approximate.
+        time: seconds; when it was last explained.
+    """
+
+    map: Tensor
+    box: np.ndarray
+    scale: float
+    peak: float
+    energy: float
+    note: str | None
+    time: float
+
+
+class HeatMemory:
+    """The heatmaps of all tracks.
+
+    A track's heatmap follows each new map within FOLLOW seconds, moved along with the box, and is divided by the
+    track's recent maximum, not by each frame's own: steady where the object is.
+
+    Args:
+        steady: if not, every map stands for itself: divided by its own maximum, nothing kept from the frame before.
+    """
+
+    def __init__(self, steady: bool = True) -> None:
+        self._steady = steady
+        self._heats: dict[int, Heat] = {}
+        self._seen: dict[int, float] = {}
+        self._grid = (1, 1)
+
+    def __len__(self) -> int:
+        return len(self._heats)
+
+    def add(
+        self,
+        tracks: list[int],
+        boxes: np.ndarray,
+        maps: list[Tensor],
+        energies: list[float],
+        notes: list[str | None],
+        time: float,
+        network: tuple[int, int],
+    ) -> None:
+        """New raw maps of the objects of one frame.
+
+        Args:
+            tracks: the number of each of the N objects.
+            boxes: [N, 4] xyxy in pixels of the network's input.
+            maps: raw coarse maps [h, w].
+            energies, notes: as in `Heat`.
+            time: seconds.
+            network: height and width of the network's input in pixels.
+        """
+        if not tracks:
+            return
+        shapes = [(m.shape[0], m.shape[1]) for m in maps]
+        self._grid = max([self._grid, *shapes], key=lambda shape: shape[0] * shape[1])
+        positive = [m.float().nan_to_num(0.0, 0.0, 0.0).relu() for m in maps]
+        heat = torch.cat([_on_grid(m, self._grid) for m in positive])
+        peaks = torch.stack([m.amax() for m in positive]).tolist()
+        known = [self._heats.get(track) if self._steady else None for track in tracks]
+        carried = [i for i, old in enumerate(known) if old is not None]
+        if carried:
+            before = [old for old in known if old is not None]
+            moved = _moved(before, boxes[carried], network, self._grid)
+            share = [1 - np.exp(-max(time - old.time, 0.0) / FOLLOW) for old in before]
+            heat[carried] = torch.lerp(moved, heat[carried], heat.new_tensor(share).view(-1, 1, 1))
+        tops = heat.flatten(1).amax(dim=1).tolist()
+        for i, track in enumerate(tracks):
+            scale = _scale(known[i], tops[i], time)
+            self._heats[track] = Heat(heat[i], boxes[i], scale, peaks[i], energies[i], notes[i], time)
+
+    def get(self, tracks: list[int], time: float) -> list[Heat | None]:
+        """What each object of a frame carries; None for one that was not explained yet. Forgets tracks long gone."""
+        for track in tracks:
+            self._seen[track] = time
+        for track in [track for track, seen in self._seen.items() if time - seen > 2 * LOST_SECONDS]:
+            del self._seen[track]
+            self._heats.pop(track, None)
+        return [self._heats.get(track) for track in tracks]
+
+
+def _on_grid(heat: Tensor, grid: tuple[int, int]) -> Tensor:
+    """A map [h, w] as [1, *grid] over the same picture."""
+    return heat[None] if tuple(heat.shape) == grid else interpolate(heat[None, None], grid, mode="bilinear")[0]
+
+
+def _scale(old: Heat | None, top: float, time: float) -> float:
+    """The recent maximum: that of the new map, or what the old scale has faded to."""
+    return top if old is None else max(top, old.scale * 0.5 ** ((time - old.time) / HALF_LIFE))
+
+
+def _moved(heats: list[Heat], boxes: np.ndarray, network: tuple[int, int], grid: tuple[int, int]) -> Tensor:
+    """The heats' maps [K, *grid], each moved and stretched from where its box was to `boxes` [K, 4]."""
+    height, width = network
+    whole = (0.0, 0.0, float(width), float(height))
+    windows = [window_of(heat, box, whole, network) for heat, box in zip(heats, boxes, strict=True)]
+    maps = torch.stack([heat.map for heat in heats])
+    return resampled(maps, windows, grid)
+
+
+def window_of(
+    heat: Heat, box: np.ndarray, part: tuple[float, float, float, float], network: tuple[int, int]
+) -> tuple[float, float, float, float]:
+    """The part of a heat's map, in cells, that belongs at `part` of the network's input when its object is at `box`.
+
+    Args:
+        heat: the heat, laid when the object was at `heat.box`.
+        box: (x1, y1, x2, y2) where the object is now, in pixels of the network's input.
+        part: (x1, y1, x2, y2) in the same pixels.
+        network: height and width of the network's input.
+    """
+    sides = []
+    for first, last, cells, pixels in ((0, 2, heat.map.shape[1], network[1]), (1, 3, heat.map.shape[0], network[0])):
+        size, before = box[last] - box[first], heat.box[last] - heat.box[first]
+        stretch = before / size if size > 0 and before > 0 else 1.0
+        sides.append([(heat.box[first] + (part[i] - box[first]) * stretch) * cells / pixels for i in (first, last)])
+    (left, right), (top, bottom) = sides
+    return float(left), float(top), float(right), float(bottom)
+
+
+def resampled(maps: Tensor, windows: list[tuple[float, float, float, float]], size: tuple[int, int]) -> Tensor:
+    """[K, *size]: the window (in cells) of each of the maps [K, h, w], bilinear, border cells repeated."""
+    bounds = torch.tensor(windows, dtype=torch.float32, device=maps.device).view(-1, 4)
+    index = torch.arange(len(maps), device=maps.device)
+    ones = maps.new_ones(len(maps), 1)
+    return ops.cam_maps(maps[:, None], ones, size, index, normalize="none", relu=False, window=bounds)

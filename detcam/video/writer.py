@@ -1,0 +1,146 @@
+"""A video with heatmaps from a video without: all stages, from file to file."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from time import perf_counter
+from typing import Any, TextIO
+
+import numpy as np
+
+from detcam.errors import OutputError
+from detcam.explainer import Explainer
+from detcam.video.frame import Frame
+from detcam.video.paint import Style
+from detcam.video.pipeline import ROOM, Stats, explain
+from detcam.video.sink import Sink
+from detcam.video.source import open_source, reason
+from detcam.video.stages import Ahead, Clock, timed
+
+
+def write(
+    source: Any,
+    path: str | os.PathLike[str],
+    explainer: Explainer,
+    style: Style | None = None,
+    rows: str | os.PathLike[str] | None = None,
+    limit: int | None = None,
+    stop: threading.Event | None = None,
+    progress: Callable[[Stats], None] | None = None,
+    **options: Any,
+) -> dict[str, Any]:
+    """Write a video with the heatmaps of a video's objects; decoding, model, painting and encoding overlap.
+
+    Args:
+        source: what `open_source` takes.
+        path: the file to write, see `Sink`.
+        explainer: what finds and explains the objects.
+        style: what is drawn, and how.
+        rows: a file for one line of JSON per object and frame.
+        limit: stop after so many frames.
+        stop: when it is set, the frame at hand is the last, and the file is finished.
+        progress: called after every frame.
+        options: of `explain`: every, budget, cheaper, steady, batch.
+
+    Returns:
+        What was done and where the time went: the numbers of `Stats`, and "source", "out", "expected", "damaged",
+        "missing", "left_out", "whole", "wall" (seconds) and "fps".
+
+    Raises:
+        InputError: if the source cannot be read or an option cannot be used.
+        OutputError: if a file cannot be written; nothing is left under its name.
+        KeyboardInterrupt: if `stop` was set before the first frame.
+    """
+    style = style or Style()
+    if style.view == "none":
+        options["every"] = 0
+        options.pop("budget", None)
+    began, stats = perf_counter(), Stats()
+    with ExitStack() as cleanup:
+        opened = cleanup.enter_context(open_source(source))
+        if Path(path).exists() and Path(opened.name).exists() and os.path.samefile(opened.name, path):
+            raise OutputError(f"{path} is the video that is read: choose another name")
+        sink = Sink(path, opened)
+        cleanup.callback(sink.discard)
+        lines = cleanup.enter_context(_Rows(rows))
+        frames = explain(opened, explainer, limit=limit, stats=stats, stop=stop, **options)
+        clock = stats.clock("paint")
+        pictures = _pictures(frames, style, clock)
+        ahead: Ahead[tuple[Frame, np.ndarray]] = Ahead(pictures, ROOM, clock, stop=stop)
+        cleanup.callback(ahead.close)
+        clock = stats.clock("encode")
+        clock.start()
+        for frame, picture in timed(ahead, clock, "input"):
+            with clock("encode"):
+                sink.write(picture, frame.time, frame.duration)
+                lines.write(frame)
+            if progress is not None:
+                progress(stats)
+        if stop is not None and stop.is_set() and not sink.frames:
+            raise KeyboardInterrupt
+        whole = not (stop is not None and stop.is_set()) and (limit is None or sink.frames < limit)
+        with clock("encode"):
+            sink.close(whole)
+            lines.close()
+    wall = perf_counter() - began
+    return {
+        "source": opened.name, "out": str(path), "expected": opened.frames, **stats.to_dict(), "frames": sink.frames,
+        "damaged": opened.damaged, "missing": opened.missing if whole else 0, "left_out": sink.left_out,
+        "whole": whole, "settings": explainer.settings, "wall": round(wall, 4), "fps": round(sink.frames / wall, 3),
+    }  # fmt: skip
+
+
+def _pictures(frames: Iterator[Frame], style: Style, clock: Clock) -> Iterator[tuple[Frame, np.ndarray]]:
+    try:
+        for frame in frames:
+            with clock("paint"):
+                picture = frame.overlay(style)
+            yield frame, picture
+    finally:
+        frames.close()  # type: ignore[attr-defined]
+
+
+class _Rows:
+    """A JSON Lines file, whole under its name or not there at all; nothing where `path` is None."""
+
+    def __init__(self, path: str | os.PathLike[str] | None) -> None:
+        self._path = None if path is None else Path(path)
+        self._file: TextIO | None = None
+        if self._path is not None:
+            self._hidden = self._path.with_name(f".{self._path.name}.{os.getpid()}.part")
+            try:
+                self._file = self._hidden.open("w", encoding="utf-8")
+            except OSError as error:
+                raise OutputError(f"{path} cannot be written ({reason(error)}): choose another place") from None
+
+    def write(self, frame: Frame) -> None:
+        """A line for each object."""
+        if self._file is not None:
+            try:
+                self._file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in frame.rows())
+            except OSError as error:
+                raise OutputError(f"{self._path} cannot be written ({reason(error)}): free some space") from None
+
+    def close(self) -> None:
+        """Give the file its name."""
+        if self._file is not None and self._path is not None:
+            try:
+                self._file.close()
+                os.replace(self._hidden, self._path)
+            except OSError as error:
+                raise OutputError(f"{self._path} cannot be written ({reason(error)}): free some space") from None
+            self._file = None
+
+    def __enter__(self) -> _Rows:
+        return self
+
+    def __exit__(self, *reason: object) -> None:
+        if self._file is not None:
+            with suppress(OSError):  # the disk is full, and the file is thrown away
+                self._file.close()
+            self._hidden.unlink(missing_ok=True)

@@ -1,0 +1,340 @@
+"""Segmenters with mask queries: the processor's own segments, a sound map for each, exact gradients."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from detr_models import CLASSES, QUERIES
+from differences import slopes
+from mask_query_models import KINDS, SIDE, inputs_of, processor_of, random_segmenter, raw_of, segments_of
+from square_change import assert_square_is_hot
+from support import fingerprint, random_picture
+from torch import Tensor, nn
+from torch.nn.functional import interpolate
+
+from detcam import Explainer, InputError
+from detcam.adapters import PanopticAdapter
+from detcam.adapters.mask_processing import PostProcessing
+from detcam.adapters.mask_queries import MaskQueryAdapter
+from detcam.engine import shadow
+from detcam.errors import ModelError, TargetError
+from detcam.geometry import Geometry
+from detcam.types import Objects
+
+pytest.importorskip("transformers")
+
+ALONE = ("maskformer", "mask2former", "eomt", "eomt_dinov3")  # a query's segment does not depend on the others
+BOXED = ("detr", "conditional_detr")
+SIZE = (120, 160)
+
+
+def segments_by_hand(processor: Any, segments: str, logits: Tensor, masks: Tensor, conf: float) -> dict[str, Any]:
+    outputs = SimpleNamespace(
+        class_queries_logits=logits[None], masks_queries_logits=masks[None], logits=logits[None], pred_masks=masks[None]
+    )
+    call = getattr(processor, f"post_process_{segments}_segmentation")
+    result: dict[str, Any] = call(outputs, threshold=conf, target_sizes=[SIZE])[0]
+    return result
+
+
+def painted(masks: Tensor, result: dict[str, Any]) -> Tensor:
+    """The masks laid over one another in the order and with the numbers of the library's map."""
+    infos = result["segments_info"]
+    whole = torch.full_like(result["segmentation"], infos[0]["id"] - 1)
+    for mask, info in zip(masks, infos, strict=True):
+        whole[mask] = info["id"]
+    return whole
+
+
+def laid_out(kind: str, masks: Tensor) -> Tensor:
+    """Mask logits at the size at which the library decides on them."""
+    if kind == "eomt":  # which pads pictures to a square
+        square = interpolate(masks[None], (SIDE, SIDE), mode="bilinear")
+        return interpolate(square[..., :96, :128], SIZE, mode="bilinear")[0]
+    return interpolate(masks[None], (384, 384), mode="bilinear")[0] if kind == "mask2former" else masks
+
+
+@pytest.mark.parametrize("segments", ["instance", "panoptic"])
+@pytest.mark.parametrize("kind", ["maskformer", "mask2former", "oneformer", "eomt", "detr", "conditional_detr"])
+def test_segments_are_the_librarys_and_know_their_query(kind: str, segments: str, seed: int, tmp_path: Path) -> None:
+    processor = processor_of(kind, tmp_path)
+    post_process = PostProcessing(processor, segments, label_ids_to_fuse=set())
+    assert post_process.alone == (segments == "instance" and kind in ALONE)
+    coarse = np.random.default_rng(seed).normal(-1, 4, (16, 9, 4, 4))
+    masks = torch.tensor(np.array([[cv2.resize(m, (16, 16)) for m in draw] for draw in coarse]), dtype=torch.float32)
+    several = 0
+    for draw, (classes, conf) in zip(masks, 4 * [(5, 0.0), (5, 0.2), (70, 0.3), (5, 0.95)], strict=True):
+        logits = torch.randn(9, classes + 1) * 4
+        result = segments_by_hand(processor, segments, logits, draw, conf)
+        found = post_process(logits, draw, SIZE, conf)
+        infos = result["segments_info"]
+        several += len(infos) > 1
+        assert found.classes.tolist() == [info["label_id"] for info in infos]
+        torch.testing.assert_close(found.scores.tolist(), [info["score"] for info in infos], rtol=0, atol=2e-6)
+        assert found.masks.shape == (len(infos), *SIZE)
+        if not infos:
+            continue
+        differ = int((painted(found.masks, result) != result["segmentation"]).sum())
+        assert differ <= (0 if post_process.alone else 5), "a near tie of two queries at a pixel"
+        own = logits.softmax(1)[found.queries, found.classes]
+        full = laid_out(kind, draw)[found.queries]
+        if post_process.alone:  # the query's own probability, and how sure its own mask is
+            sure = (full.sigmoid() * (full > 0)).sum(dim=(1, 2)) / ((full > 0).sum(dim=(1, 2)) + 1e-6)
+            torch.testing.assert_close(found.scores, own * sure, rtol=0, atol=2e-6)
+        else:  # the query's own probability; where its own mask, so weighted, beats those of all others
+            torch.testing.assert_close(found.scores, own, rtol=0, atol=2e-6)
+            weights = full if (kind, segments) == ("oneformer", "instance") else full.sigmoid()
+            weights = interpolate(weights[None], SIZE, mode="bilinear")[0] * found.scores[:, None, None]
+            for mask, mine in zip(found.masks, weights, strict=True):
+                assert float((weights - mine)[:, mask].max()) <= 1e-5
+    assert several
+
+
+def threshold(kind: str, model: nn.Module, processor: Any, picture: np.ndarray, segments: str = "instance") -> float:
+    """What leaves one query where queries compete, so that it surely wins, and most of them elsewhere."""
+    if kind in ALONE and segments == "instance":
+        return 0.02
+    best = raw_of(model, processor, picture, segments)[0].softmax(1)[:, :-1].flatten().topk(2).values
+    return float(best.mean())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_segment_gets_a_map(kind: str, seed: int, tmp_path: Path) -> None:
+    picture = random_picture(seed, *SIZE)
+    model, processor = random_segmenter(kind, seed, tmp_path)
+    conf = threshold(kind, model, processor, picture)
+    result = segments_of(model, processor, picture, conf)
+    logits, masks = raw_of(model, processor, picture)
+    before = fingerprint(model)
+    explanations = [
+        Explainer(model, processor=processor, conf=conf, layers=layers, target=target)(picture)
+        for layers in ("level", "evidence")
+        for target in ("class", "mask")
+    ]
+    assert fingerprint(model) == before
+
+    first = explanations[0]
+    assert [i["label_id"] for i in result["segments_info"]] == first.class_ids.tolist()
+    scores = torch.tensor([i["score"] for i in result["segments_info"]])
+    torch.testing.assert_close(first.scores, scores, rtol=0, atol=1e-4)
+    assert first.labels == [model.config.id2label[c] for c in first.class_ids.tolist()]
+    assert first.masks is not None
+    assert first.masks.shape == (len(first), *SIZE)
+    if len(first):
+        near = (painted(first.masks, result) == result["segmentation"]).float().mean()
+        assert float(near) > 0.999, "convolutions in another memory order round otherwise"
+    # The index is the query: its mask logits are those of the object, and its class.
+    index = first.objects.index
+    assert first.objects.mask_logits is not None
+    torch.testing.assert_close(first.objects.mask_logits, masks[index], rtol=1e-3, atol=1e-3)
+    own = logits.softmax(1)[index, first.class_ids]
+    assert bool((own >= first.scores - 1e-4).all())
+    if kind not in BOXED:
+        for box, mask in zip(first.boxes.tolist(), first.masks, strict=True):
+            rows, columns = mask.nonzero().T
+            edges = [int(columns.min()), int(rows.min()), int(columns.max()) + 1, int(rows.max()) + 1]
+            assert box == edges
+    for explanation in explanations:
+        assert len(explanation) == len(first) >= (3 if kind in ALONE else 0)  # rivals may leave none
+        assert all(bool(m.isfinite().all()) and bool(m.any()) for m in explanation.maps), explanation.notes
+        assert explanation.heatmaps.shape == (len(first), *SIZE)
+    if kind in ALONE:
+        different = [i for i in range(len(first)) if index[i] != index[0]]
+        assert not torch.equal(first.maps[0], first.maps[different[0]])
+
+
+@pytest.mark.parametrize("kind", ["maskformer", "mask2former", "oneformer", "eomt"])
+def test_panoptic_segments(kind: str, seed: int, tmp_path: Path) -> None:
+    picture = random_picture(seed, *SIZE)
+    model, processor = random_segmenter(kind, seed, tmp_path)
+    conf = threshold(kind, model, processor, picture, "panoptic")
+    result = segments_of(model, processor, picture, conf, "panoptic")
+    found = Explainer(model, processor=processor, conf=conf, adapter=PanopticAdapter)(picture)
+    assert [i["label_id"] for i in result["segments_info"]] == found.class_ids.tolist()
+    assert found.masks is not None
+    if len(found):
+        near = (painted(found.masks, result) == result["segmentation"]).float().mean()
+        assert float(near) > 0.999
+    model.config._name_or_path = "someone/model-coco-panoptic"
+    assert Explainer(model, processor=processor, conf=conf)(picture).labels == found.labels
+
+
+@pytest.fixture
+def double() -> Iterator[None]:
+    """Models that are in float64 throughout: some make tensors of the default type."""
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.parametrize("preset", ["level", "evidence"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_gradients_match_finite_differences(kind: str, preset: str, seed: int, tmp_path: Path, double: None) -> None:
+    picture = random_picture(seed, *SIZE)
+    model, processor = random_segmenter(kind, seed, tmp_path)
+    adapter = MaskQueryAdapter(shadow(model.double()), model, None, processor)
+    pixels, geometry = adapter.prepare(picture)
+    query, label = torch.randint(QUERIES, (1,)), torch.randint(CLASSES - 1, (1,))
+
+    def choose(outputs: Any) -> Any:
+        return adapter.objects_at(outputs, query, label, geometry)
+
+    targets = ("class", "prob", "margin", "mask", *(("left", "bottom") if kind in BOXED else ()))
+    for target, (slope, difference) in slopes(adapter, pixels, geometry, preset, choose, targets).items():
+        assert slope == pytest.approx(difference, rel=1e-3, abs=1e-5), target
+
+
+@pytest.mark.parametrize("kind", ["maskformer", "oneformer", "eomt", "detr"])
+def test_scalars_by_hand(kind: str, seed: int, tmp_path: Path) -> None:
+    picture = random_picture(seed, *SIZE)
+    model, processor = random_segmenter(kind, seed, tmp_path)
+    adapter = MaskQueryAdapter(shadow(model), model, None, processor)
+    pixels, geometry = adapter.prepare(picture)
+    outputs = adapter.forward(pixels[None], 300)
+    queries, labels = torch.arange(QUERIES), torch.randint(CLASSES, (QUERIES,))
+    objects = [adapter.objects_at(outputs, queries, labels, geometry)]
+    logits, masks = raw_of(model, processor, picture)
+    inside = masks[:, :12, :] if kind == "eomt" else masks  # it sees 96 x 128 pixels on a square
+    for query, label in enumerate(labels.tolist()):
+        own, region = logits[query], inside[query]
+        expected = {
+            "class": own[label],
+            "prob": own.softmax(0)[label],
+            "margin": own[label] - torch.cat([own[:label], own[label + 1 :]]).max(),
+            "mask": region[region > 0].mean() if bool((region > 0).any()) else region.max(),
+        }
+        for target, value in expected.items():
+            scalars = adapter.score(outputs, objects, target)
+            torch.testing.assert_close(scalars[query], value, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_list_of_pictures_equals_one_by_one(kind: str, seed: int, tmp_path: Path, double: None) -> None:
+    pictures = [random_picture(seed + i, *SIZE) for i in range(2)]
+    model, processor = random_segmenter(kind, seed, tmp_path)
+    model.double()
+    conf = min(threshold(kind, model.float(), processor, picture) for picture in pictures)
+    explainer = Explainer(model.double(), processor=processor, conf=conf, max_det=4)
+    for together, picture in zip(explainer(pictures), pictures, strict=True):
+        alone = explainer(picture)
+        torch.testing.assert_close(together.scores, alone.scores, rtol=0, atol=2e-6)
+        assert together.class_ids.tolist() == alone.class_ids.tolist()
+        for one, other in zip(together.maps, alone.maps, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4 * float(other.abs().max()))
+
+
+@pytest.mark.parametrize("preset", ["level", "evidence"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_hot_spot_lies_on_the_square(kind: str, preset: str, seed: int, tmp_path: Path) -> None:
+    model, processor = random_segmenter(kind, seed, tmp_path)
+    if kind in BOXED:
+        processor = type(processor)(size={"shortest_edge": 192, "longest_edge": 256})
+    names = list(Explainer(model, processor=processor).adapter.layers(preset).names)
+    _keep_local(model)
+
+    def explainer(method: Any, picture: np.ndarray) -> Explainer:
+        return Explainer(model, method, names, processor=processor, adapter=FirstQuery)
+
+    assert_square_is_hot(explainer, seed)
+
+
+class FirstQuery(MaskQueryAdapter):
+    """Takes the first query for the one object, whatever it says."""
+
+    def detect(self, outputs: Any, geometries: list[Geometry], conf: float, iou: float, max_det: int) -> list[Objects]:
+        first = torch.zeros(1, dtype=torch.int64)
+        return [self.objects_at(outputs, first, first, geometry) for geometry in geometries]
+
+
+def _keep_local(model: nn.Module) -> None:
+    """Leave out the attention between places, which carries what changed to wherever random weights look.
+
+    And the norms of DETR's encoder: behind them a cell that hardly changed may differ as much as one that did.
+    """
+    for name, module in list(model.named_modules()):
+        queries = "transformer_module" in name or "decoder.layers" in name
+        if name.endswith(("o_proj", "out_proj", "output_proj")) and not queries:
+            nn.init.zeros_(module.weight)
+            nn.init.zeros_(module.bias)
+        if "detr.model.encoder" in name and isinstance(module, nn.LayerNorm):
+            model.set_submodule(name, nn.Identity())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_half_precision(kind: str, seed: int, tmp_path: Path) -> None:
+    picture = random_picture(seed, *SIZE)
+    model, processor = random_segmenter(kind, seed, tmp_path)
+    explanation = Explainer(model.to(torch.bfloat16), processor=processor, conf=0.02, target="mask")(picture)
+    assert all(m.dtype == torch.float32 and bool(m.isfinite().all()) and bool(m.any()) for m in explanation.maps)
+    assert len(explanation) >= (3 if kind in ALONE else 0)
+
+
+@pytest.mark.parametrize("kind", ["maskformer", "mask2former", "eomt", "detr", "conditional_detr"])
+def test_the_architectures_own_processor_is_the_default(kind: str, seed: int, tmp_path: Path) -> None:
+    picture = random_picture(seed, 60, 80)
+    model, processor = random_segmenter(kind, seed, tmp_path)
+    options: dict[str, Any] = {} if kind == "eomt" else {"imgsz": 128}
+    explainer = Explainer(model, **options)
+    adapter: Any = explainer.adapter
+    assert type(adapter.processor) is type(processor)
+    pixels = inputs_of(processor, picture, "instance")["pixel_values"][0]
+    torch.testing.assert_close(adapter.prepare(picture)[0][:3], pixels)
+    explainer(picture)
+
+
+def test_settings_of_the_model_do_not_matter(seed: int, tmp_path: Path) -> None:
+    picture = random_picture(seed, *SIZE)
+    model, processor = random_segmenter("mask2former", seed, tmp_path)
+    expected = Explainer(model, processor=processor, conf=0.02, max_det=3)(picture)
+    model.config.output_hidden_states = True
+    model.config.return_dict = False
+    model.train()
+    before = fingerprint(model)
+    explanation = Explainer(model, processor=processor, conf=0.02, max_det=3)(picture)
+    assert fingerprint(model) == before
+    assert torch.equal(explanation.scores, expected.scores)
+    assert torch.equal(explanation.heatmaps, expected.heatmaps)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_asked_for_an_object_that_is_there(kind: str, seed: int, tmp_path: Path) -> None:
+    picture = random_picture(seed, *SIZE)
+    model, processor = random_segmenter(kind, seed, tmp_path)
+    explainer = Explainer(model, processor=processor, conf=threshold(kind, model, processor, picture))
+    found = explainer(picture)
+    if not len(found):  # rivals may leave none
+        return
+    strongest = int(found.scores.argmax())
+    asked = explainer(picture, ask=[(found.boxes[strongest].tolist(), found.labels[strongest])])
+    answer = asked.asked[0]
+    assert 0 <= answer.score <= 1
+    assert answer.candidates == QUERIES
+    assert bool(asked.maps[0].any())
+    assert asked.masks is not None
+    assert asked.masks.shape == (len(asked), *SIZE)
+    if kind not in ALONE:
+        assert (answer.reason, answer.candidate) == ("returned", int(found.objects.index[strongest]))
+        assert answer.score == pytest.approx(float(found.scores[strongest]), abs=1e-5)
+
+
+def test_what_cannot_be_done_is_said(seed: int, tmp_path: Path) -> None:
+    one, _ = random_segmenter("oneformer", seed, tmp_path)
+    with pytest.raises(ModelError, match=r"OneFormer reads its task from text.*give processor=OneFormerProcessor"):
+        Explainer(one)
+    eomt, _ = random_segmenter("eomt", seed, tmp_path)
+    with pytest.raises(InputError, match="imgsz: this model takes pictures of 128 x 128 pixels only, got 256"):
+        Explainer(eomt, imgsz=256)
+    with pytest.raises(TargetError, match="target 'left' does not exist for this transformers instance segmentation"):
+        Explainer(eomt, target="left")
+
+
+def test_a_broken_models_nan_stays_inside(seed: int, tmp_path: Path) -> None:
+    model: Any
+    model, processor = random_segmenter("maskformer", seed, tmp_path)
+    nn.init.constant_(model.class_predictor.bias, float("nan"))
+    assert len(Explainer(model, processor=processor, conf=0.0)(random_picture(seed, *SIZE))) == 0

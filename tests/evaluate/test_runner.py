@@ -1,0 +1,216 @@
+"""The judge from end to end, on drawn scenes and the demo model: rows, resume, report, and the command."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from detcam import Explainer, cli, zoo
+from detcam.errors import InputError, MethodError
+from detcam.evaluate import faithfulness, masking
+from detcam.evaluate.contenders import BASELINES, Contender, contenders
+from detcam.evaluate.labels import read_labels
+from detcam.evaluate.report import collect, markdown, save, summarise
+from detcam.evaluate.runner import Judge, Protocol, network_heat, pictures
+from detcam.evaluate.store import Store
+from detcam.images import read_image
+from detcam.scenes import HELD_OUT_SEED
+from detcam.scenes.yolo import write_dataset
+
+SMALL = Protocol(objects=2, steps=3, stability=1)
+OPTIONS: dict[str, Any] = {"imgsz": 192}
+TIMES = ("seconds", "forwards")
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three held-out scenes as pictures with YOLO-seg labels."""
+    folder = tmp_path_factory.mktemp("scenes")
+    write_dataset(folder, train=(), val=[HELD_OUT_SEED + i for i in (0, 3, 4)], size=(240, 320), workers=1)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def judged(scenes: Path) -> tuple[list[dict[str, Any]], list[str]]:
+    """The rows of odam and the baselines, and the contenders' names."""
+    model = zoo.load("scenes")
+    found, _ = contenders(model, ["odam"], ["level"], **OPTIONS)
+
+    def broken(image: Any) -> Any:
+        raise MethodError("broken: on purpose")
+
+    everyone = [*found, Contender("broken", broken), Contender("dear", found[0].explain, frozenset({"none.jpg"}))]
+    judge = Judge(model, everyone, read_labels(scenes / "labels" / "val"), SMALL, **OPTIONS)
+    torch.set_num_threads(1)
+    return list(judge.rows(pictures(scenes / "images" / "val", SMALL))), [c.name for c in found]
+
+
+def test_rows_judge_all_contenders_on_identical_objects(judged: tuple[list[dict[str, Any]], list[str]]) -> None:
+    rows, names = judged
+    assert names == [*BASELINES, "odam @ level"]
+    assert len(rows) == 3
+    measures = {m.name for m in SMALL.measures()}
+    assert sum(len(row["objects"]) for row in rows) > 6
+    for place, row in enumerate(rows):
+        assert row["failed"] == {"broken": "broken: on purpose"}
+        assert ("cascade" in row) == (place == 0)
+        for number, entry in enumerate(row["objects"]):
+            assert list(entry["maps"]) == names
+            assert entry["iou"] > 0.5
+            for values in entry["maps"].values():
+                assert set(values) <= measures
+                assert ("deletion_blur" in values) == (number < SMALL.objects)
+                assert all(isinstance(v, float) and v == v for v in values.values())
+    json.dumps(rows, allow_nan=False)
+
+
+def test_rows_hold_what_the_metrics_say(judged: tuple[list[dict[str, Any]], list[str]], scenes: Path) -> None:
+    """One object again, by hand from the explanation."""
+    row = judged[0][1]
+    path = scenes / "images" / "val" / row["picture"]
+    explainer = Explainer(zoo.load("scenes"), "odam", "level", **OPTIONS)
+    image = read_image(path)
+    explanation = explainer(image)
+    best = int(explanation.scores.argmax())
+    entry = row["objects"][0]
+    assert entry["score"] == pytest.approx(float(explanation.scores[best]), abs=1e-4)
+    heat = explanation.heatmaps[best].numpy()
+    labels = read_labels(scenes / "labels" / "val").of(path, *image.shape[:2])
+    own = max(
+        (label for label in labels if label.is_of(int(explanation.class_ids[best]), "")),
+        key=lambda label: float(faithfulness.overlap(explanation.boxes[best], torch.tensor(label.box)[None].float())),
+    )
+    assert own.mask is not None
+    assert entry["maps"]["odam @ level"]["energy_in_mask"] == pytest.approx(heat[own.mask].sum() / heat.sum(), abs=1e-4)
+    picture, geometry = explainer.adapter.prepare(image)
+    inside = masking.seen(geometry, picture.device)
+    hot = masking.places(network_heat(explanation, [best]), inside)[0]
+    score = faithfulness.Likeness(explainer.adapter, explanation.objects, 300)
+    hide = masking.fill("blur", picture, picture)
+    curve = []
+    for share in (0, 1 / 9, 4 / 9, 1):
+        hidden = (hot < round(share * int(inside.sum()))) & inside
+        curve.append(float(score(hide(hidden[None]), torch.tensor([best]))))
+    area = sum((curve[i] + curve[i + 1]) / 2 * w for i, w in enumerate((1 / 9, 3 / 9, 5 / 9)))
+    assert entry["maps"]["odam @ level"]["deletion_blur"] == pytest.approx(area / curve[0], abs=2e-3)
+    assert entry["maps"]["odam @ level"]["deletion_raw_blur"] == pytest.approx(area, abs=2e-3)
+
+
+def test_the_report(judged: tuple[list[dict[str, Any]], list[str]], tmp_path: Path) -> None:
+    rows, names = judged
+    document = summarise(rows, SMALL.measures(), {"model": "scenes"})
+    assert list(document["contenders"]) == names
+    assert document["reference"] == "odam @ level"
+    objects = [entry["maps"]["odam @ level"] for row in rows for entry in row["objects"]]
+    assert document["objects"] == len(objects)
+    cell = document["contenders"]["odam @ level"]["energy_in_mask"]
+    assert cell["mean"] == pytest.approx(np.mean([o["energy_in_mask"] for o in objects]), abs=1e-4)
+    assert cell["low"] < cell["mean"] < cell["high"]
+    few = [o["deletion_blur"] for o in objects if "deletion_blur" in o]
+    assert document["contenders"]["odam @ level"]["deletion_blur"]["count"] == len(few)
+    difference = document["differences"]["noise"]["energy_in_mask"]
+    expected = [
+        e["maps"]["noise"]["energy_in_mask"] - e["maps"]["odam @ level"]["energy_in_mask"]
+        for row in rows
+        for e in row["objects"]
+    ]
+    assert difference["mean"] == pytest.approx(np.mean(expected), abs=1e-4)
+    assert difference["high"] < 0
+    assert {"noise", "box", "gaussian"} <= set(document["unchanged_by_randomised_weights"])
+    assert document["failed"]["broken"][0].endswith("broken: on purpose")
+    results = collect(rows, SMALL.measures())
+    in_mask = next(m for m in SMALL.measures() if m.name == "energy_in_mask")
+    assert (results.wins("odam @ level", "noise", in_mask), results.wins("noise", "odam @ level", in_mask)) == (1, -1)
+    page = markdown(document)
+    assert "| odam @ level |" in page
+    assert "Not to be trusted as explanations" in page
+    paths = save(tmp_path, document)
+    assert [p.name for p in paths] == ["report.json", "report.md", "intervals.png", "agreement.png"]
+    for path in paths[2:]:
+        assert read_image(path).std() > 5
+    assert json.loads(paths[0].read_text()) == document
+
+
+def arguments(scenes: Path, out: Path, *more: str) -> list[str]:
+    return [
+        "evaluate", "--model", "scenes", "--images", str(scenes / "images" / "val"), "--labels",
+        str(scenes / "labels" / "val"), "--methods", "odam", "--layers", "level", "--imgsz", "192", "--quick", "--out",
+        str(out), *more,
+    ]  # fmt: skip
+
+
+def without_times(store: Path) -> list[Any]:
+    rows = list(Store(store, json.loads((store / "settings.json").read_text()), resume=True).rows())
+    for entry in (entry for row in rows for entry in row["objects"]):
+        for values in entry["maps"].values():
+            for name in TIMES:
+                values.pop(name)
+    return rows
+
+
+def test_a_killed_run_goes_on(scenes: Path, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stopped after the first row, with a half-written one beside it: the same rows as without a stop."""
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert cli.run(arguments(scenes, whole, "--json")) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["pictures"] == 3
+    add = Store.add
+
+    def once(self: Store, row: dict[str, Any]) -> None:
+        if self.done():
+            raise KeyboardInterrupt
+        add(self, row)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Store, "add", once)
+        assert cli.run(arguments(scenes, parts)) == 130
+    (parts / "rows" / ".x.json.part").write_text("{")
+    assert len(list((parts / "rows").glob("*.json"))) == 1
+    assert cli.run(arguments(scenes, parts)) == 2
+    assert "add --resume" in capsys.readouterr().err
+    assert cli.run(arguments(scenes, parts, "--resume", "--conf", "0.5")) == 2
+    assert "conf was 0.25, now 0.5" in capsys.readouterr().err
+    assert cli.run(arguments(scenes, parts, "--resume")) == 0
+    out = capsys.readouterr()
+    assert "3/3" in out.err  # plain lines, for this is no terminal
+    assert "odam @ level" in out.out
+    assert without_times(parts) == without_times(whole)
+    assert {p.name for p in parts.iterdir()} >= {"report.json", "report.md", "intervals.png", "settings.json"}
+
+
+@pytest.mark.parametrize(
+    ("more", "reason"),
+    [
+        (["--fills", "pink"], "fill 'pink' does not exist"),
+        (["--methods", "odamm"], "did you mean 'odam'"),
+        (["--scenes", "3"], "leave out the other three"),
+        (["--images", "nowhere"], "no folder with pictures"),
+        (["--labels", "nowhere"], "nowhere does not exist"),
+    ],
+)
+def test_wrong_usage_is_one_line(more: list[str], reason: str, scenes: Path, tmp_path: Path, capsys: Any) -> None:
+    assert cli.run(arguments(scenes, tmp_path / "out", *more)) == 2
+    error = capsys.readouterr().err
+    assert reason in error
+    assert error.count("\n") == 1
+
+
+def test_the_command_needs_pictures_or_scenes(capsys: Any) -> None:
+    assert cli.run(["evaluate", "--model", "scenes"]) == 2
+    assert "--scenes 200" in capsys.readouterr().err
+
+
+def test_who_takes_part() -> None:
+    model = zoo.load("scenes")
+    found, left_out = contenders(model, ["odam", "fused", "drise", "scorecam"], ["level", "model.9"], quick=True)
+    names = [c.name for c in found]
+    assert names == [*BASELINES, "odam @ level", "odam @ model.9", "fused", "drise"]
+    assert set(left_out) == {"scorecam @ level", "scorecam @ model.9"}
+    quick = next(c.explain for c in found if c.name == "drise")
+    assert isinstance(quick, Explainer)
+    assert quick.method.masks < 1000  # type: ignore[attr-defined]
+    with pytest.raises(InputError, match="does not exist"):
+        contenders(model, ["nothing"], ["level"])

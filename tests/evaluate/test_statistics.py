@@ -1,0 +1,57 @@
+"""Intervals over resampled pictures."""
+
+import math
+
+import numpy as np
+import pytest
+
+from detcam.evaluate.statistics import bootstrap, paired
+
+
+def test_the_interval_covers_the_truth(seed: int) -> None:
+    generator = np.random.default_rng(seed)
+    hits = 0
+    for _ in range(60):
+        pictures = np.repeat(np.arange(40), 3)
+        values = np.repeat(generator.normal(2.0, 1.0, 40), 3) + generator.normal(0, 0.2, 120)
+        found = bootstrap(values, pictures)
+        hits += found.low <= 2.0 <= found.high
+    assert hits >= 46  # 95 % expected; fewer than 46 of 60 happen once in a million
+
+
+def test_objects_of_a_picture_are_no_independent_draws(seed: int) -> None:
+    generator = np.random.default_rng(seed)
+    picture_means = generator.normal(0, 1, 30)
+    values, pictures = np.repeat(picture_means, 10), np.repeat(np.arange(30), 10)
+    together, alone = bootstrap(values, pictures), bootstrap(values, np.arange(300))
+    assert together.high - together.low > 2.4 * (alone.high - alone.low)  # about sqrt(10)
+    assert together.high - together.low == pytest.approx(4 * picture_means.std() / math.sqrt(30), rel=0.15)
+
+
+def test_pictures_weigh_by_their_objects() -> None:
+    found = bootstrap(np.array([1.0, 1.0, 1.0, 0.0]), np.array([7, 7, 7, 9]))
+    assert (found.mean, found.low, found.high, found.count) == (0.75, 0.0, 1.0, 4)
+
+
+def test_undefined_values_are_left_out() -> None:
+    values = np.array([1.0, np.nan, 3.0])
+    assert bootstrap(values, np.array([0, 1, 2])).mean == 2.0
+    assert bootstrap(values, np.array([0, 1, 2])).count == 2
+    nothing = bootstrap(np.array([np.nan]), np.array([0]))
+    assert nothing.count == 0
+    assert math.isnan(nothing.mean)
+    one = bootstrap(np.array([1.0, 2.0]), np.array([4, 4]))
+    assert (one.mean, one.sign) == (1.5, 0)
+    assert math.isnan(one.low)
+
+
+def test_pairs_see_what_means_hide(seed: int) -> None:
+    generator = np.random.default_rng(seed)
+    pictures = np.arange(50)
+    hard = generator.normal(0, 5, 50)
+    a, b = hard + 0.3 + generator.normal(0, 0.2, 50), hard
+    assert paired(a, b, pictures).sign == 1
+    assert paired(b, a, pictures).sign == -1
+    assert paired(a, a, pictures).sign == 0
+    means = bootstrap(a, pictures), bootstrap(b, pictures)
+    assert means[0].low < means[1].high  # unpaired, the intervals overlap
