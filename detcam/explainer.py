@@ -55,12 +55,15 @@ class Explainer:
             or modules.
         target: the scalar that is explained: "class" (logit), "prob", "margin" (logit minus the best other logit),
             "box" (distances to the four sides, combined by element-wise maximum), "left", "top", "right", "bottom",
-            "objectness", "mask", "iou" (as SAM predicts it of its mask), or a callable (outputs, list of Objects) ->
+            "objectness", "mask" (mean mask logit over the object's own mask), "mask-margin" (that minus the mean over a
+            ring around it), "mask-coefficients" and "mask-prototypes" (the two factors of a YOLO mask, the other held
+            fixed), "iou" (as SAM predicts it of its mask), or a callable (outputs, list of Objects) ->
             Tensor [sum N].
         conf: lowest score of an object, in [0, 1].
         iou: overlap above which non-maximum suppression drops the weaker box, in [0, 1].
         max_det: largest number of objects per picture.
-        imgsz: longest side of the network's input in pixels; None: what the model's own predict call would use.
+        imgsz: longest side of the network's input in pixels (of torchvision's detectors the shorter, as their own
+            option); None: what the model's own predict call would use.
         device: where to run; None: where the model is.
         memory: bytes that the gradients of a chunk of objects, or a batch of a sweep's forwards, may take, roughly;
             fewer bytes, more chunks.

@@ -62,7 +62,7 @@ def adapter_for(model: Any) -> type[Adapter]:
             return adapter
     raise ModelError(
         f"{type(model).__module__}.{type(model).__name__} is no detector that detcam knows: give a model of one of "
-        f"the families {', '.join(a.family for a in ADAPTERS)}"
+        f"the families {', '.join(a.family for a in ADAPTERS)}, or adapter=CallableAdapter(...) for one of your own"
     )
 
 

@@ -75,7 +75,7 @@ class Selection:
 
     Attributes:
         one_class: each candidate counts as its best class only.
-        overlap: the IoU above which a weaker box of the same class is suppressed; None: no box suppresses another.
+        overlap: the IoU above which a weaker box of the same class (of YOLOE of any) is suppressed; None: none is.
     """
 
     one_class: bool = False

@@ -172,7 +172,7 @@ def _finish(folder: Path, document: dict[str, Any], as_json: bool) -> None:
     table = Table(Column(no_wrap=True), *heads)
     for name, row in document["contenders"].items():
         means = [row[m["name"]]["mean"] for m in shown]
-        table.add_row(name, *("-" if v is None else f"{v:.3g}" for v in means))
+        table.add_row(name, *("-" if v is None else f"{v:.3f}" if abs(v) < 10 else f"{v:.3g}" for v in means))
     out = Console(highlight=False, soft_wrap=True)
     out.print(table, markup=False)
     for name in document["unchanged_by_randomised_weights"]:
