@@ -13,7 +13,7 @@ from torch import Tensor
 from detcam import ops
 from detcam.geometry import Geometry
 from detcam.types import Objects
-from detcam.video.paint import Style, painted
+from detcam.video.paint import Style, heated, labelled
 from detcam.video.tracks import Heat, window_of
 
 
@@ -92,7 +92,23 @@ class Frame:
 
     def overlay(self, style: Style | None = None) -> np.ndarray:
         """The frame with heatmaps, boxes and labels: [H, W, 3] uint8 RGB, twice as wide side by side."""
-        return painted(self, style or Style())
+        style = style or Style()
+        chosen = style.chosen(self.objects, self.tracks)
+        warm = [i for i in chosen if i in set(self.warm)]
+        if warm and style.view != "none":
+            picture = heated(self.image, *self.cells(warm), self._places(warm, style.view), style)
+        else:
+            picture = self.image.copy()
+        labelled(picture, self.objects, self.tracks, chosen)
+        return np.concatenate([self.image, picture], axis=1) if style.side_by_side else picture
+
+    def _places(self, warm: list[int], view: str) -> Tensor:
+        """[K, 4] where heatmaps are drawn: each in its box, or all over what the network saw of the picture."""
+        boxes = self.objects.boxes[warm].float()
+        if view != "fused":
+            return boxes
+        rows, columns = self.geometry.seen(self.geometry.source)
+        return boxes.new_tensor([columns.start, rows.start, columns.stop, rows.stop]).expand(len(warm), 4)
 
     def rows(self) -> list[dict[str, Any]]:
         """One row per object: plain numbers and strings, see docs/video.md."""

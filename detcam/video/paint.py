@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
@@ -13,9 +12,7 @@ from torch import Tensor
 
 from detcam import ops, render
 from detcam.errors import InputError, nearest
-
-if TYPE_CHECKING:
-    from detcam.video.frame import Frame
+from detcam.types import Objects
 
 VIEWS = {
     "boxes": "the heatmap of each object inside its box",
@@ -64,50 +61,42 @@ class Style:
         if not 0 <= self.alpha <= 1:
             raise InputError(f"alpha: expected a number in [0, 1], got {self.alpha}")
 
-    def chosen(self, frame: Frame) -> list[int]:
+    def chosen(self, objects: Objects, tracks: list[int]) -> list[int]:
         """Positions of the objects to draw, strongest last, so that they lie on top."""
         places = [
             i
-            for i, (label, track) in enumerate(zip(frame.objects.labels, frame.tracks, strict=True))
+            for i, (label, track) in enumerate(zip(objects.labels, tracks, strict=True))
             if (self.classes is None or label in self.classes) and (self.track is None or track == self.track)
         ]
-        scores = frame.objects.scores.tolist()
+        scores = objects.scores.tolist()
         places.sort(key=lambda i: scores[i])
         return places if self.strongest is None else places[-self.strongest :]
 
 
-def painted(frame: Frame, style: Style) -> np.ndarray:
-    """A frame with heatmaps, boxes and labels of the chosen objects: [H, W, 3] uint8 RGB, [H, 2 W, 3] side by side."""
-    chosen = style.chosen(frame)
-    picture = frame.image
-    warm = [i for i in chosen if i in set(frame.warm)]
-    if warm and style.view != "none":
-        picture = _heated(frame, warm, style)
-    if picture is frame.image:
-        picture = picture.copy()
-    boxes, scores = frame.objects.boxes.tolist(), frame.objects.scores.tolist()
+def labelled(picture: np.ndarray, objects: Objects, tracks: list[int], chosen: list[int]) -> None:
+    """Draw the boxes and labels of the chosen objects into a picture [H, W, 3] uint8 RGB."""
+    boxes, scores = objects.boxes.tolist(), objects.scores.tolist()
     for i in chosen:
-        title = f"{frame.objects.labels[i]} {frame.tracks[i]} {scores[i]:.2f}"
-        colour = TRACK_COLOURS[frame.tracks[i] % len(TRACK_COLOURS)]
-        render.draw_box_on(picture, boxes[i], title, colour)
-    return np.concatenate([frame.image, picture], axis=1) if style.side_by_side else picture
+        title = f"{objects.labels[i]} {tracks[i]} {scores[i]:.2f}"
+        render.draw_box_on(picture, boxes[i], title, TRACK_COLOURS[tracks[i] % len(TRACK_COLOURS)])
 
 
-def _heated(frame: Frame, warm: list[int], style: Style) -> np.ndarray:
-    """The picture with heatmaps: composited where the maps are, so that it goes to a GPU once and comes back once."""
-    maps, windows = frame.cells(warm)
-    if style.view == "fused":
-        rows, columns = frame.geometry.seen(frame.geometry.source)
-        corners = (columns.start, rows.start, columns.stop, rows.stop)
-        boxes = torch.tensor([corners] * len(warm), dtype=torch.float32, device=maps.device)
-    else:
-        boxes = frame.objects.boxes[warm].float()
-    picture = uploaded(frame.image, maps.device)
+def heated(image: np.ndarray, maps: Tensor, windows: Tensor, boxes: Tensor, style: Style) -> np.ndarray:
+    """The picture with heatmaps: composited where the maps are, so that it goes to a GPU once and comes back once.
+
+    Args:
+        image: [H, W, 3] uint8 RGB.
+        maps: [K, h, w] in [0, 1].
+        windows: [K, 4], the part of each map that fills the picture, in cells.
+        boxes: [K, 4], where each is drawn, in source pixels.
+        style: its colours.
+    """
     lut = _lut(style.colormap).to(maps.device)
-    index = torch.zeros(len(warm), dtype=torch.int64, device=maps.device)
+    index = torch.zeros(len(maps), dtype=torch.int64, device=maps.device)
+    picture = uploaded(image, maps.device)
     result = ops.overlay(picture, maps, lut, index, opacity=style.alpha, window=windows, boxes=boxes)
-    heated: np.ndarray = result.cpu().numpy()
-    return heated
+    painted: np.ndarray = result.cpu().numpy()
+    return painted
 
 
 def uploaded(image: np.ndarray, device: torch.device) -> Tensor:

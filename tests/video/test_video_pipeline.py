@@ -289,7 +289,7 @@ class TestDrawing:
             (Style(strongest=2), best[-2:]),
             (Style(classes=("nothing",)), []),
         ):
-            assert style.chosen(frame) == chosen
+            assert style.chosen(frame.objects, frame.tracks) == chosen
             drawn = (frame.overlay(style) != frame.image).any(axis=2)
             assert not (drawn & ~(self.marked(frame, chosen) | self.inside(frame, chosen))).any()
             assert drawn.any() == bool(chosen)
