@@ -145,9 +145,8 @@ def headlines(document: dict[str, Any]) -> str:
 
 def summary(args: argparse.Namespace, protocol: Protocol, rows: list[dict[str, Any]]) -> None:
     """Put the run under its model's name into the file of figures."""
-    settings = {
-        key: getattr(args, key) for key in ("imgsz", "objects", "fills", "steps", "stability", "drise", "masks")
-    }
+    chosen = ("imgsz", "pictures", "objects", "fills", "steps", "stability", "drise", "masks")
+    settings = {key: getattr(args, key) for key in chosen}
     document = summarise(rows, protocol.measures(), {**settings, "weights": Path(args.weights).name})
     document["failed"] = {name: len(why) for name, why in document["failed"].items()}
     document["duels"] = duels(collect(rows, protocol.measures()), protocol)
