@@ -15,6 +15,23 @@ def upscaling(tensor: Tensor) -> float:
     return HALF if tensor.dtype == torch.float16 else 1.0
 
 
+def scaled_gradients(total: Tensor, tensors: list[Tensor]) -> list[Tensor | None]:
+    """Gradients of a scalar, None where it does not depend on a tensor; float32 if the scalar is float16.
+
+    In half precision they start large, and smaller where that overflows.
+    """
+    if upscaling(total) == 1:
+        return list(torch.autograd.grad(total, tensors, retain_graph=True, allow_unused=True))
+    found: list[Tensor | None] = []
+    for scale in (upscaling(total), 1.0, 1 / upscaling(total), upscaling(total) ** -2):
+        start = torch.full_like(total, scale)
+        gradients = torch.autograd.grad(total, tensors, start, retain_graph=True, allow_unused=True)
+        found = [None if g is None else g.float() / scale for g in gradients]
+        if all(bool(g.isfinite().all()) for g in found if g is not None):
+            break
+    return found
+
+
 def object_gradients(
     scalars: Tensor,  # [N]
     image_index: Tensor,  # [N] int64
@@ -39,14 +56,8 @@ def object_gradients(
         if not total.requires_grad:
             yield objects, [None] * len(tensors)
             continue
-        scale = upscaling(total)
-        start = torch.full_like(total, scale)
-        gradients = torch.autograd.grad(total, tensors, start, retain_graph=True, allow_unused=True)
         images = image_index[objects]
-        found: list[Tensor | None] = [None if g is None else g[images] for g in gradients]
-        if scale != 1:
-            found = [None if g is None else g.float() / scale for g in found]
-        yield objects, found
+        yield objects, [None if g is None else g[images] for g in scaled_gradients(total, tensors)]
 
 
 def _rounds(image_index: Tensor) -> list[Tensor]:

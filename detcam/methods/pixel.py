@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from detcam.engine.gradients import upscaling
+from detcam.engine.gradients import scaled_gradients
 from detcam.engine.sweeps import Probe
 from detcam.errors import MethodError, TargetError
 from detcam.methods.base import SweepMethod, parameter
@@ -42,10 +42,8 @@ def gradients_at(scores: Tensor, tensors: list[Tensor]) -> Iterator[list[Tensor]
     with torch.enable_grad():
         rows = scores.unbind()
     for score in rows:
-        scale = upscaling(tensors[0])
-        start = torch.full_like(score, scale)
-        found = torch.autograd.grad(score, tensors, start, retain_graph=True, allow_unused=True, materialize_grads=True)
-        yield [gradient[0].float() if scale == 1 else gradient[0].float() / scale for gradient in found]
+        found = scaled_gradients(score, tensors)
+        yield [(torch.zeros_like(t) if g is None else g)[0].float() for t, g in zip(tensors, found, strict=True)]
 
 
 def input_gradients(probe: Probe, picture: Tensor) -> Tensor:

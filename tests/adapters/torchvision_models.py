@@ -167,12 +167,14 @@ def conf_after(scores: Tensor, count: int) -> float:
 def assert_same_objects(explanation: Any, result: dict[str, Tensor], conf: float, max_det: int = 300) -> None:
     """Same objects in the same order as torchvision's result, cut at `conf`.
 
-    Boxes to 1e-3 pixels; in float32 to 1e-2, because convolutions round differently in channels-last order.
+    Boxes to 1e-3 pixels; in float32 to 1e-2 and to 1e-3 of the coordinate, because convolutions round differently in
+    channels-last order.
     """
     keep = (result["scores"] > conf).nonzero().flatten()[:max_det]
     assert len(explanation) == len(keep)
-    box, score = (1e-3, 1e-6) if result["boxes"].dtype == torch.float64 else (1e-2, 5e-4)
-    torch.testing.assert_close(explanation.boxes, result["boxes"][keep].float(), rtol=0, atol=box)
+    exact = result["boxes"].dtype == torch.float64
+    box, share, score = (1e-3, 0.0, 1e-6) if exact else (1e-2, 1e-3, 5e-4)
+    torch.testing.assert_close(explanation.boxes, result["boxes"][keep].float(), rtol=share, atol=box)
     torch.testing.assert_close(explanation.scores, result["scores"][keep].float(), rtol=0, atol=score)
     assert explanation.class_ids.tolist() == result["labels"][keep].tolist()
     if "masks" in result:
