@@ -193,16 +193,17 @@ class Adapter(ABC):
         """An object for each region that the user gave in one picture; they are of the kinds that `takes` names.
 
         Raises:
-            InputError: for a region that the network did not see.
+            InputError: for a region that the network did not see, or if the family takes none.
         """
-        raise NotImplementedError
+        raise InputError(f"regions: {self.family} models take none: leave regions out, or use ask=")
 
     def label_map(self, outputs: Any, geometry: Geometry) -> Tensor:
         """[H, W] int64: the class of each source pixel of one picture, -1 where the network did not see it.
 
-        Families that take masks have one.
+        Raises:
+            InputError: if the family gives no class to each pixel.
         """
-        raise NotImplementedError
+        raise InputError(f"truth: {self.family} models give no class to each pixel: leave truth out")
 
     def selection(self, iou: float) -> Selection:
         """How candidates become objects, if the user chose the overlap `iou`."""

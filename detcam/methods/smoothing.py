@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -70,9 +71,9 @@ class Smoothing(AnyMethod):
     method: AnyMethod
     equal: bool = False
 
+    @abstractmethod
     def versions(self, pixels: Tensor) -> Iterator[Version]:
         """Changed versions of a network's input [1, C, H, W]."""
-        raise NotImplementedError
 
 
 def _like(smoothing: Smoothing, method: AnyMethod, prefix: str) -> None:

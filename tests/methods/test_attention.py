@@ -61,10 +61,10 @@ def numbers(attention: Tensor) -> np.ndarray:
     return attention.detach().double().numpy()[0]
 
 
-def assert_close(ours: Tensor, truth: np.ndarray) -> None:
+def assert_close(ours: Tensor, truth: np.ndarray, share: float = 1e-4) -> None:
     assert np.abs(truth).max() > 0
     torch.testing.assert_close(
-        ours.double().flatten(), torch.from_numpy(truth).flatten(), rtol=0, atol=1e-4 * float(np.abs(truth).max())
+        ours.double().flatten(), torch.from_numpy(truth).flatten(), rtol=0, atol=share * float(np.abs(truth).max())
     )
 
 
@@ -145,7 +145,7 @@ def test_relevance_by_hand(kind: str, target: str, seed: int) -> None:
             r_qi = r_qi + own @ r_qi
             r_qq = r_qq + own @ r_qq
             r_qi = r_qi + normalised(r_qq).T @ cross @ normalised(r_ii)
-        assert_close(ours, r_qi[query])
+        assert_close(ours, r_qi[query], 1e-3)  # sums of small gradients in float32, each row over its sum
 
 
 @pytest.mark.parametrize("method", METHODS)
