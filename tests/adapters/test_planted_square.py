@@ -3,7 +3,8 @@
 A random network has no reason to look at anything, so the map here is the plainest that geometry allows: how much each
 cell of the captured layers changes when a square is painted into the picture. It takes the way of every other map, from
 `Adapter.prepare` through the captured grids to `Explanation.heatmaps`, and must be hottest on the square.
-Mask-classification, prompted and rfdetr models are in the tests of their own families.
+Mask-classification, prompted and rfdetr models are in the tests of their own families; FCN, whose dilated convolutions
+carry a change further than a cell, in those of semantic regions.
 """
 
 from __future__ import annotations
@@ -88,7 +89,7 @@ FAMILIES: dict[str, tuple[Callable[[str, int], Built], tuple[str, ...]]] = {
     "detr": (_detr, ("detr", "conditional_detr", "dab-detr", "deformable_detr", "rt_detr", "d_fine", "yolos")),
     "segmenter": (
         _segmenter,
-        ("fcn", "lraspp", "segformer", "upernet-convnext", "beit", "smp-unet"),
+        ("lraspp", "segformer", "upernet-convnext", "beit", "smp-unet"),
     ),
     "classifier": (
         _classifier,
