@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from typing import Any
 
 import cv2
@@ -14,6 +15,11 @@ from detcam.geometry import Geometry
 
 CONF = 0.25
 LOGIT = float(torch.tensor(CONF).logit())
+
+
+def heeding_ctrl_c() -> None:
+    """For `preexec_fn`: a shell starts what it puts in the background deaf to SIGINT, and its children inherit it."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def random_picture(seed: int, height: int, width: int) -> np.ndarray:

@@ -1,0 +1,205 @@
+"""`detcam batch`."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from detcam.errors import InputError, nearest, plain
+from detcam.flags import TrustFlag
+
+if TYPE_CHECKING:
+    from detcam.scale.items import Source
+    from detcam.scale.job import Tally
+    from detcam.scale.work import Engine, Options
+
+EPILOG = """
+Examples:
+
+`detcam batch photos --model yolov8n.pt --out heat`
+
+`detcam batch photos --model yolov8n.pt --dry-run`
+
+`detcam batch instances_val2017.json --root val2017 --model yolov8n.pt --out heat --resume`
+
+`detcam batch s3://bucket/train-{000..099}.tar --model yolov8n.pt --out s3://bucket/heat --engine ray`
+
+The results are Parquet files: objects/ and pictures/ in --out. `detcam.scale.load(DIR)` gives explanations.
+"""
+ENGINES = ("local", "ray")
+INTERRUPTED = 130
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to `app`."""
+    app.command(epilog=EPILOG)(batch)
+
+
+def batch(
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="SRC",
+            help="Folder, glob, .txt list, COCO .json, .parquet or WebDataset .tar; here or at a URL (s3://...).",
+            show_default=False,
+        ),
+    ],
+    out: Annotated[str, typer.Option("--out", help="Folder or URL for the dataset.")] = "detcam-batch",
+    model: Annotated[str | None, typer.Option(help="A .pt path, or a demo model's name. [default: scenes]")] = None,
+    method: Annotated[str | None, typer.Option(help="See `detcam methods`. [default: auto]")] = None,
+    layers: Annotated[
+        str | None, typer.Option(help="auto, level, evidence, or module names with commas between. [default: auto]")
+    ] = None,
+    target: Annotated[
+        str | None, typer.Option(help="The scalar that is explained, as in `detcam explain`. [default: class]")
+    ] = None,
+    regions: Annotated[
+        str | None,
+        typer.Option(help="class or component: what an object of a semantic segmenter is. [default: class]"),
+    ] = None,
+    text: Annotated[
+        list[str] | None, typer.Option(help="A phrase to look for, of detectors that take text. Repeatable.")
+    ] = None,
+    conf: Annotated[float | None, typer.Option(help="Lowest score of an object. [default: 0.25]")] = None,
+    iou: Annotated[float | None, typer.Option(help="Overlap at which a weaker box is dropped. [default: 0.7]")] = None,
+    max_det: Annotated[int | None, typer.Option(help="Objects per picture. [default: 300]")] = None,
+    imgsz: Annotated[int | None, typer.Option(help="Network input size. [default: the model's]")] = None,
+    device: Annotated[
+        str | None, typer.Option(help="cpu, cuda, cuda:1. [default: every GPU, or the CPU without any]")
+    ] = None,
+    config: Annotated[Path | None, typer.Option(help="A YAML preset, see configs/; flags win over it.")] = None,
+    metrics: Annotated[
+        str | None,
+        typer.Option(help="More columns: pointing_box, energy_in_box_per_area, compactness, complexity."),
+    ] = None,
+    engine: Annotated[str, typer.Option(help="local, or ray for a cluster.")] = "local",
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Processes. [default: one for each GPU, or each core]")
+    ] = None,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Of each worker. [default: the cores shared out among them]")
+    ] = None,
+    address: Annotated[str | None, typer.Option(help="Of a Ray cluster. [default: one started here]")] = None,
+    chunk: Annotated[
+        int | None, typer.Option(min=1, help="Pictures per shard. [default: by their number, 8 to 512]")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the job that --out holds.")] = False,
+    max_errors: Annotated[
+        int | None, typer.Option(min=0, help="Stop when more pictures than these failed. [default: never]")
+    ] = None,
+    root: Annotated[str | None, typer.Option(help="Folder of the pictures that a list or COCO file names.")] = None,
+    column: Annotated[str | None, typer.Option(help="Pictures' column of a Parquet file, or suffix in a tar.")] = None,
+    key: Annotated[str | None, typer.Option(help="Keys' column of a Parquet file.")] = None,
+    web: Annotated[bool, typer.Option("--web", help="Allow http(s) URLs.")] = False,
+    overlays: Annotated[
+        bool, typer.Option("--overlays", help="Also what detcam explain writes, for each picture.")
+    ] = False,
+    report: Annotated[bool, typer.Option("--report", help="The same, and pages to look at.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Count, try a few pictures, print the time and size to expect.")
+    ] = False,
+    trust_checkpoint: TrustFlag = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")] = False,
+) -> int:
+    """Explain every object of every picture of a set, into a dataset of Parquet files.
+
+    A row for each object with its box, score and heatmap, and a row for each picture, which says why if it could not
+    be read. A job that was stopped or killed goes on with --resume and gives the same dataset.
+    """
+    from detcam.config import Preset, read_preset
+    from detcam.scale.sources import open_source
+    from detcam.scale.work import Options
+
+    preset = read_preset(config) if config else Preset()
+    several = layers.split(",") if layers and "," in layers else layers
+    preset = preset.updated(
+        model=model, method=method, layers=several, target=target, regions=regions, text=text or None, conf=conf,
+        iou=iou, max_det=max_det, imgsz=imgsz, device=device,
+    )  # fmt: skip
+    columns = tuple(metrics.split(",")) if metrics else ()
+    options = Options(**preset.model_dump(), metrics=columns, trust_checkpoint=trust_checkpoint)
+    place = options.device
+    runs = _engine(engine, out, address, workers, threads, place)
+    opened = open_source(source, root=root, column=column, key=key, web=web)
+    if dry_run:
+        _estimate(opened, options, chunk, (workers, threads, place), as_json)
+        return 0
+    limits = {"chunk": chunk, "resume": resume, "max_errors": max_errors, "save": overlays or report}
+    return _run(opened, out, options, runs, limits, report, as_json)
+
+
+def _engine(
+    name: str, out: str, address: str | None, workers: int | None, threads: int | None, device: str | None
+) -> Engine:
+    if name == "local":
+        from detcam.scale.local_engine import LocalEngine
+
+        if address is not None:
+            raise InputError("--address is of a Ray cluster: add --engine ray")
+        return LocalEngine(workers, threads, device)
+    if name == "ray":
+        from detcam.scale.ray_engine import RayEngine
+
+        return RayEngine(address=address, workers=workers, threads=threads, device=device, out=out)
+    raise InputError(f"engine {name!r} does not exist: {nearest(name, ENGINES)}")
+
+
+def _estimate(
+    source: Source,
+    options: Options,
+    chunk: int | None,
+    shares: tuple[int | None, int | None, str | None],
+    as_json: bool,
+) -> None:
+    from detcam.scale.estimate import estimate
+    from detcam.scale.job import chunk_size
+    from detcam.scale.local_engine import LocalEngine
+    from detcam.scale.shown import sentences
+
+    engine = LocalEngine(*shares)
+    size = chunk or chunk_size(source.count())
+    expected = estimate(source, options, size, engine.workers, engine.threads, engine.device(0))
+    if as_json:
+        print(json.dumps(asdict(expected), indent=2, ensure_ascii=False))
+        return
+    for line in sentences(expected):
+        typer.echo(plain(line))
+
+
+def _run(
+    source: Source, out: str, options: Options, engine: Engine, limits: dict[str, Any], report: bool, as_json: bool
+) -> int:
+    from detcam.scale.job import run
+    from detcam.scale.shown import progress, summary
+
+    last: list[Tally] = []
+    with progress(quiet=as_json) as told:
+
+        def tell(tally: Tally) -> None:
+            last[:] = [tally]
+            told(tally)
+
+        try:
+            tally = run(source, out, options, engine, progress=tell, **limits)
+        except KeyboardInterrupt:
+            done = f"{last[0].done} of {last[0].total} pictures are done" if last else "nothing is done"
+            typer.echo(plain(f"interrupted: {done} in {out}: go on with --resume"), err=True)
+            return INTERRUPTED
+    page = _report(out) if report else None
+    if as_json:
+        print(json.dumps({**asdict(tally), "out": out, "seconds": tally.seconds}, indent=2, ensure_ascii=False))
+        return 0
+    for line in summary(tally, out, page):
+        typer.echo(plain(line))
+    return 0
+
+
+def _report(out: str) -> Path:
+    from detcam.report import write_report
+    from detcam.scale.dataset import SAVED
+
+    return write_report(Path(out) / SAVED)

@@ -1,0 +1,248 @@
+"""Folders and object stores: what lies in them, in a fixed order, and their files to read.
+
+A place is a path of this machine, or a URL (`s3://bucket/photos`) that fsspec opens. Both are listed in the order of
+their names as text, so that a folder and its copy in a bucket give the same order.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import posixpath
+import re
+import stat
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from fnmatch import fnmatchcase
+from typing import IO, Any
+
+from detcam.errors import DependencyError, DetcamError, InputError
+
+WEB = ("http", "https", "ftp")
+STORES = ("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "oci", "oss", "hdfs", "hf", "file", "memory")
+READ_AHEAD = 8 << 20  # bytes fetched at once from an object store by those who read a file from start to end
+
+
+def is_url(place: str) -> bool:
+    """Whether `place` is a URL; anything else is a path."""
+    return "://" in place
+
+
+def check(place: str, web: bool = False) -> None:
+    """Refuse URLs of the web unless `web`, and of what is no store of files.
+
+    Raises:
+        InputError: with the URL and what to do.
+    """
+    if not is_url(place):
+        return
+    protocol = place.split("://")[0]
+    if protocol in WEB and not web:
+        raise InputError(f"{place} is on the web: download it first, or allow it with --web")
+    if protocol not in (*STORES, *WEB):
+        raise InputError(f"{place}: unknown kind of store {protocol!r}: use one of {', '.join(STORES)}")
+
+
+def opened_store(url: str) -> tuple[Any, str]:
+    """The fsspec file system of `url` and the path in it.
+
+    Raises:
+        DependencyError: if the store's library is not installed.
+    """
+    from fsspec.core import url_to_fs
+
+    try:
+        system, path = url_to_fs(url)
+    except ImportError as error:
+        raise DependencyError(f'{url} cannot be opened ({error}): pip install "detcam[scale]" has S3') from None
+    return system, str(path)
+
+
+def is_folder(place: str) -> bool:
+    """Whether `place` is a folder, or a prefix under which a store has files."""
+    if not is_url(place):
+        return os.path.isdir(place)
+    system, path = opened_store(place)
+    with told(place):
+        return bool(system.isdir(path))
+
+
+def is_file(place: str) -> bool:
+    """Whether `place` is a file."""
+    if not is_url(place):
+        return os.path.isfile(place)
+    system, path = opened_store(place)
+    with told(place):
+        return bool(system.isfile(path))
+
+
+def open_file(place: str) -> IO[bytes]:
+    """The file, open to read and to seek in.
+
+    Raises:
+        InputError: if it is missing or cannot be read.
+    """
+    with told(place):
+        if not is_url(place):
+            return open(place, "rb")
+        system, path = opened_store(place)
+        file: IO[bytes] = system.open(path, "rb", block_size=READ_AHEAD)
+        return file
+
+
+def parent(place: str) -> str:
+    """The folder that a file lies in."""
+    return place.rsplit("/", 1)[0] if is_url(place) else os.path.dirname(place) or "."
+
+
+def join(folder: str, relative: str) -> str:
+    """The place of `relative` in `folder`."""
+    return f"{folder.rstrip('/')}/{relative}" if is_url(folder) else os.path.join(folder, relative)
+
+
+def walk(folder: str, depth: int | None = None) -> Iterator[str]:
+    """The files under `folder`, as paths relative to it with `/`, in the order of their text.
+
+    Names that begin with a dot are left out, as `ls` and globs do. Links are followed; with no `depth`, every real
+    folder is entered once, so that loops of links end.
+
+    Args:
+        folder: a place.
+        depth: how many levels to go down; 1 lists the folder itself, None goes all the way.
+
+    Raises:
+        InputError: if a folder cannot be listed.
+    """
+    return _walk_store(folder) if is_url(folder) else _walk_local(folder, depth)
+
+
+def _walk_store(url: str) -> Iterator[str]:
+    system, root = opened_store(url)
+    root = root.rstrip("/")
+    with told(url):
+        system.invalidate_cache(root)  # or a listing of an hour ago would come back
+        found = sorted(system.find(root))
+    for path in found:
+        relative = path[len(root) :].lstrip("/")
+        if relative and not any(part.startswith(".") for part in relative.split("/")):
+            yield relative
+
+
+def _walk_local(folder: str, depth: int | None) -> Iterator[str]:
+    entered = {_identity(folder)}
+    levels = [("", iter(_names(folder)))]
+    while levels:
+        prefix, names = levels[-1]
+        name = next(names, None)
+        if name is None:
+            levels.pop()
+        elif not name.endswith("/"):
+            yield prefix + name
+        elif depth is None or len(levels) < depth:
+            path = os.path.join(folder, prefix + name)
+            identity = _identity(path)
+            if depth is not None or identity not in entered:
+                entered.add(identity)
+                levels.append((prefix + name, iter(_names(path))))
+
+
+def _identity(folder: str) -> tuple[int, int]:
+    with told(folder):
+        info = os.stat(folder)
+    return info.st_dev, info.st_ino
+
+
+def _names(folder: str) -> list[str]:
+    """The names in a folder in order, those of folders with a slash at the end: so they sort as whole paths do."""
+    with told(folder), os.scandir(folder) as entries:
+        return sorted(filter(None, map(_name, entries)))
+
+
+def _name(entry: os.DirEntry[str]) -> str | None:
+    """None for what is hidden, and for what is neither folder nor file: opening a pipe would wait for ever."""
+    if entry.name.startswith("."):
+        return None
+    if not entry.is_symlink():
+        return entry.name + "/" if entry.is_dir() else entry.name if entry.is_file() else None
+    try:
+        mode = entry.stat().st_mode
+    except OSError:
+        return entry.name  # a broken link: reading it will say so
+    return entry.name + "/" if stat.S_ISDIR(mode) else entry.name if stat.S_ISREG(mode) else None
+
+
+def has_pattern(place: str) -> bool:
+    """Whether `place` is a glob or has braces, and no file of that very name exists."""
+    return bool(re.search(r"[*?\[{]", place)) and (is_url(place) or not os.path.exists(place))
+
+
+def expand(pattern: str) -> tuple[str, Iterable[str]]:
+    """The files that match a glob: the folder that its fixed part names, and their paths relative to that.
+
+    `*`, `?` and `[...]` match within a name, `**` any folders. `{a,b}` and `{000..012}` stand for each of theirs, and
+    without anything else to match they are taken as they are, in their order: nothing is listed.
+
+    Raises:
+        InputError: if that folder does not exist.
+    """
+    patterns = list(braces(pattern))
+    root = _fixed_part(patterns)
+    rests = [p[len(root) :].lstrip("/") for p in patterns]
+    if not any(re.search(r"[*?\[]", rest) for rest in rests):
+        return root or ".", rests
+    if not is_folder(root or "."):
+        raise InputError(f"{pattern}: there is no folder {root}: check the path")
+    parts = [_parts(rest) for rest in rests]
+    depth = None if any("**" in names for names in parts) else max(map(len, parts))
+    found = walk(root or ".", depth)
+    return root or ".", (name for name in found if any(_matches(names, name.split("/")) for names in parts))
+
+
+def braces(pattern: str) -> Iterator[str]:
+    """`a{1,2}` as `a1`, `a2`; `a{08..10}` as `a08`, `a09`, `a10`."""
+    found = re.search(r"\{([^{}]*)\}", pattern)
+    if found is None:
+        yield pattern
+        return
+    numbers = re.fullmatch(r"(\d+)\.\.(\d+)", found.group(1))
+    if numbers:
+        first, last = numbers.groups()
+        choices = [str(i).zfill(len(first)) for i in range(int(first), int(last) + 1)]
+    else:
+        choices = found.group(1).split(",")
+    for choice in choices:
+        yield from braces(pattern[: found.start()] + choice + pattern[found.end() :])
+
+
+def _fixed_part(patterns: list[str]) -> str:
+    """The folder that all patterns share, up to the first name with something to match."""
+    shared = os.path.commonprefix(patterns)  # noqa: RUF071 (letters: commonpath would break URLs)
+    magic = re.search(r"[*?\[]", shared)
+    return shared[: magic.start() if magic else len(shared)].rpartition("/")[0] or ("/" if shared[:1] == "/" else "")
+
+
+def _parts(pattern: str) -> list[str]:
+    """The names of a pattern; `**` repeated counts once."""
+    return [name for name, _ in itertools.groupby(posixpath.normpath(pattern).split("/"))]
+
+
+def _matches(pattern: list[str], names: list[str]) -> bool:
+    if not pattern:
+        return not names
+    if pattern[0] == "**":
+        return any(_matches(pattern[1:], names[i:]) for i in range(len(names) + 1))
+    return bool(names) and fnmatchcase(names[0], pattern[0]) and _matches(pattern[1:], names[1:])
+
+
+@contextmanager
+def told(place: str) -> Iterator[None]:
+    """Errors of the operating system and of stores become one line that names the place."""
+    try:
+        yield
+    except DetcamError:
+        raise
+    except FileNotFoundError:
+        raise InputError(f"{place} does not exist: check the path") from None
+    except Exception as error:
+        reason = " ".join(str(getattr(error, "strerror", None) or error).split()) or type(error).__name__
+        raise InputError(f"{place} cannot be read ({reason}): check the path and your permissions") from error
