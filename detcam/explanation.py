@@ -15,14 +15,16 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from detcam import ops, render
+from detcam.errors import InputError
 from detcam.geometry import Geometry
+from detcam.handover import Handovers
 from detcam.types import Objects
 
 NORMALIZE = ("object", "image", "none")
 
 
 @dataclass(frozen=True)
-class Explanation:
+class Explanation(Handovers):
     """The objects of one picture, and for each a heatmap of the pixels that made the model say so.
 
     Attributes:
@@ -111,12 +113,14 @@ class Explanation:
             [len(objects), height, width] of `dtype`. A constant map becomes 0.
 
         Raises:
-            ValueError: for an unknown normalisation, or "none" with an integer dtype.
+            InputError: for an unknown normalisation, "none" with an integer dtype, or sides that are none.
         """
+        if size is not None and (len(size) != 2 or min(size) < 1):
+            raise InputError(f"size: expected (height, width) in pixels, got {size!r}")
         if normalize not in NORMALIZE:
-            raise ValueError(f"normalize: expected one of {NORMALIZE}, got {normalize!r}")
+            raise InputError(f"normalize: expected one of {NORMALIZE}, got {normalize!r}")
         if normalize == "none" and not dtype.is_floating_point:
-            raise ValueError(f"dtype: raw values need a floating dtype, got {dtype}: give another normalize or dtype")
+            raise InputError(f"dtype: raw values need a floating dtype, got {dtype}: give another normalize or dtype")
         size = size or self.geometry.source
         chosen = list(range(len(self)) if objects is None else objects)
         maps = self.maps
@@ -191,7 +195,7 @@ class Explanation:
             found["energy_in_box"] = None if energy is None else round(energy, 6)
         arrays = {"heatmaps": self.heatmaps} | {f"map_{i:03d}": raw for i, raw in enumerate(self.maps)}
         numbers = {name: values.float().cpu().numpy() for name, values in arrays.items()}
-        return render.save(Path(folder), document, numbers, self.image, self._overview(), overlays)
+        return render.save(Path(folder), document, numbers, self.image, self.overview(), overlays)
 
     @property
     def energy_in_box(self) -> list[float | None]:
@@ -203,8 +207,8 @@ class Explanation:
             shares.append(float(heat[y1:y2, x1:x2].sum(dtype=torch.float64)) / total if total else None)
         return shares
 
-    def _overview(self) -> np.ndarray:
-        """[H, W, 3] uint8 RGB: the picture with every box."""
+    def overview(self) -> np.ndarray:
+        """The picture with every box: [H, W, 3] uint8 RGB."""
         picture = self.image
         for i in range(len(self)):
             picture = render.draw_box(picture, self.boxes[i].tolist(), self._title(i))

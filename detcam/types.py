@@ -8,6 +8,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from detcam.errors import InputError
+
 
 @dataclass(frozen=True)
 class Objects:
@@ -30,7 +32,7 @@ class Objects:
             by word (see `detcam.adapters.grounding`), or None.
 
     Raises:
-        ValueError: if a shape does not fit N.
+        InputError: if a shape does not fit N.
     """
 
     boxes: Tensor
@@ -60,10 +62,10 @@ class Objects:
         for name, shape in expected.items():
             actual = tuple(getattr(self, name).shape)
             if actual != shape:
-                raise ValueError(f"Objects.{name}: expected shape {shape}, got {actual}")
+                raise InputError(f"Objects.{name}: expected shape {shape}, got {actual}")
         for name, masks in (("mask_logits", self.mask_logits), ("masks", self.masks)):
             if masks is not None and (masks.ndim != 3 or len(masks) != n):
-                raise ValueError(f"Objects.{name}: expected shape ({n}, h, w), got {tuple(masks.shape)}")
+                raise InputError(f"Objects.{name}: expected shape ({n}, h, w), got {tuple(masks.shape)}")
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -1,0 +1,58 @@
+"""PIL images and matplotlib figures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from PIL import Image
+
+from detcam.errors import DependencyError
+from detcam.render.overlay import BOX_COLOUR
+
+if TYPE_CHECKING:
+    from detcam.explanation import Explanation
+
+PANEL = 3.2  # inches, the width of a panel
+ACROSS = 4  # panels in a row
+OPACITY = 0.75  # of the hottest pixel, as in Explanation.overlay
+
+
+def pil(explanation: Explanation, i: int | None) -> Image.Image:
+    """See `Explanation.to_pil`."""
+    return Image.fromarray(explanation.overview() if i is None else explanation.overlay(i))
+
+
+def figure(explanation: Explanation, objects: Sequence[int] | None) -> Any:
+    """See `Explanation.to_matplotlib`."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise DependencyError('to_matplotlib needs matplotlib: pip install "detcam[evaluate]"') from None
+    chosen = list(range(len(explanation)) if objects is None else objects)
+    height, width = explanation.geometry.source
+    columns = min(len(chosen) + 1, ACROSS)
+    rows = -(-(len(chosen) + 1) // columns)
+    high = min(max(PANEL * height / width, 1.0), 2 * PANEL) + 0.4  # and the title
+    drawn = Figure(figsize=(PANEL * columns, high * rows), layout="constrained")
+    panels = drawn.subplots(rows, columns, squeeze=False).ravel()
+    for axes in panels:
+        axes.axis("off")
+    panels[0].imshow(explanation.image)
+    panels[0].set_title(f"{len(explanation)} object{'' if len(explanation) == 1 else 's'}")
+    for i, axes in zip(chosen, panels[1:], strict=False):
+        heat = explanation.heatmaps[i].cpu().numpy()
+        axes.imshow(explanation.image)
+        axes.imshow(heat, cmap="inferno", vmin=0, vmax=1, alpha=OPACITY * heat**0.5)
+        # A label is text: dollar signs in it are no formula.
+        axes.set_title(f"{explanation.labels[i]} {float(explanation.scores[i]):.2f}", parse_math=False)
+        for place in (panels[0], axes):
+            place.add_patch(_outline(explanation.boxes[i].tolist()))
+    return drawn
+
+
+def _outline(box: Sequence[float]) -> Any:
+    from matplotlib.patches import Rectangle
+
+    x1, y1, x2, y2 = (side - 0.5 for side in box)  # matplotlib counts from the centre of the first pixel
+    return Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, edgecolor=[c / 255 for c in BOX_COLOUR], linewidth=1.5)

@@ -1,0 +1,16 @@
+"""What every partner is handed."""
+
+import pytest
+from handed import empty_explanation, odd_explanation
+
+from detcam import Explanation
+
+
+@pytest.fixture
+def odd(seed: int) -> Explanation:
+    return odd_explanation(seed)
+
+
+@pytest.fixture
+def nothing(seed: int) -> Explanation:
+    return empty_explanation(seed)

@@ -1,0 +1,91 @@
+"""PIL images, matplotlib figures and torchvision's drawing functions."""
+
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from handed import HEIGHT, ODD, WIDTH, odd_explanation, own_rule
+from PIL import Image
+
+from detcam import Explanation, InputError
+
+
+def test_pil_images(odd: Explanation, nothing: Explanation) -> None:
+    for i in range(4):
+        picture = odd.to_pil(i)
+        assert isinstance(picture, Image.Image)
+        assert (picture.mode, picture.size) == ("RGB", (WIDTH, HEIGHT))
+        assert np.array_equal(np.asarray(picture), odd.overlay(i))
+    boxes = np.asarray(odd.to_pil())
+    assert (boxes != odd.image).any()
+    assert np.array_equal(np.asarray(nothing.to_pil()), nothing.image)
+
+
+def test_a_figure_shows_every_object_and_no_global_state_changes(odd: Explanation) -> None:
+    pytest.importorskip("matplotlib")
+    import matplotlib
+    import matplotlib.pyplot as plt
+    from matplotlib.patches import Rectangle
+
+    before = (plt.get_fignums(), matplotlib.get_backend(), dict(matplotlib.rcParams))
+    figure = odd.to_matplotlib()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph")  # the default font has no Arabic and no emoji
+        figure.canvas.draw()
+    assert (plt.get_fignums(), matplotlib.get_backend(), dict(matplotlib.rcParams)) == before
+    overview, *panels = [axes for axes in figure.axes if axes.images]
+    assert overview.get_title() == "4 objects"
+    assert [p.get_title() for p in panels] == [f"{name} {s:.2f}" for name, s in zip(ODD, odd.scores, strict=True)]
+    assert len(overview.patches) == 4
+    for i, panel in enumerate(panels):
+        picture, heat = panel.images
+        assert np.array_equal(picture.get_array(), odd.image)
+        assert np.array_equal(heat.get_array(), odd.heatmaps[i].numpy())
+        assert heat.get_extent() == picture.get_extent()
+        (outline,) = panel.patches
+        assert isinstance(outline, Rectangle)
+        corners = np.array(
+            [*outline.get_xy(), *(outline.get_xy() + np.array([outline.get_width(), outline.get_height()]))]
+        )
+        np.testing.assert_allclose(corners + 0.5, odd.boxes[i], atol=1e-5)  # matplotlib's pixel 0 begins at -.5
+
+
+def test_a_figure_of_some_objects_or_none(odd: Explanation, nothing: Explanation) -> None:
+    pytest.importorskip("matplotlib")
+    titles = [axes.get_title() for axes in odd.to_matplotlib([3, 0]).axes if axes.images]
+    assert titles == ["4 objects", f"{ODD[3]} 0.50", f"{ODD[0]} 0.90"]
+    figure = nothing.to_matplotlib()
+    figure.canvas.draw()
+    assert [axes.get_title() for axes in figure.axes] == ["0 objects"]
+
+
+def test_torchvision_draws_boxes_masks_and_a_grid(odd: Explanation) -> None:
+    utils = pytest.importorskip("torchvision.utils")
+    ready = odd.to_torchvision(threshold=0.4)
+    assert np.array_equal(ready.picture.permute(1, 2, 0).numpy(), odd.image)
+    assert np.array_equal(ready.hot.numpy(), own_rule(odd, 0.4))
+    assert ready.masks is not None
+    assert torch.equal(ready.masks, odd.masks)
+    boxed = utils.draw_bounding_boxes(ready.picture, ready.boxes[:1], colors="red")
+    changed = (boxed != ready.picture).any(dim=0).nonzero()
+    assert changed.amin(dim=0).tolist() == [4, 3]
+    assert changed.amax(dim=0).tolist() == [40, 30]
+    for i in range(4):
+        painted = utils.draw_segmentation_masks(torch.zeros_like(ready.picture), ready.hot[i], alpha=1, colors="white")
+        assert torch.equal(painted[0] > 0, ready.hot[i])
+    utils.draw_bounding_boxes(ready.picture, ready.boxes, ready.labels)
+    grid = utils.make_grid(ready.overlays, nrow=2, padding=2)
+    assert grid.shape == (3, 2 * (HEIGHT + 2) + 2, 2 * (WIDTH + 2) + 2)
+    assert np.array_equal(grid[:, 2 : 2 + HEIGHT, 4 + WIDTH : 4 + 2 * WIDTH].permute(1, 2, 0).numpy(), odd.overlay(1))
+
+
+def test_torchvision_without_masks_and_without_objects(seed: int, nothing: Explanation) -> None:
+    utils = pytest.importorskip("torchvision.utils")
+    assert odd_explanation(seed, masks=False).to_torchvision().masks is None
+    ready = nothing.to_torchvision()
+    assert ready.overlays.shape == (0, 3, HEIGHT, WIDTH)
+    with pytest.warns(UserWarning, match="any box"):
+        assert torch.equal(utils.draw_bounding_boxes(ready.picture, ready.boxes, ready.labels), ready.picture)
+    with pytest.raises(InputError, match="threshold"):
+        nothing.to_torchvision(threshold=0)
