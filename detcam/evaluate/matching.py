@@ -39,23 +39,47 @@ class Matched:
 
 
 def match(explanation: Explanation, labels: Sequence[Label]) -> Matched:
-    """Pair objects with labels: same class, box IoU over 0.5, best score first, each label once."""
+    """Pair objects with labels: see `pair`."""
+    found = pair(explanation.boxes, explanation.scores, explanation.class_ids.tolist(), explanation.labels, labels)
     device = explanation.boxes.device
-    boxes = torch.as_tensor(np.array([label.box for label in labels]).reshape(-1, 4), dtype=torch.float32).to(device)
-    free = set(range(len(labels)))
-    pairs: list[tuple[int, int, float]] = []
-    for i in explanation.scores.argsort(descending=True, stable=True).tolist():
-        fits = overlap(explanation.boxes[i], boxes).tolist()
-        kind = int(explanation.class_ids[i]), explanation.labels[i]
-        best = max((j for j in free if labels[j].is_of(*kind)), key=fits.__getitem__, default=None)
-        if best is not None and fits[best] > IOU:
-            free.remove(best)
-            pairs.append((i, best, fits[best]))
-    own = [j for _, j, _ in pairs]
+    boxes = _boxes(labels, device)
+    own = [j for _, j, _ in found]
     masks = others = None
     painted = [label.mask for label in labels if label.mask is not None]
     if own and len(painted) == len(labels):
         every = torch.from_numpy(np.stack(painted)).to(device)
         masks = every[own]
         others = every.any(dim=0) & ~masks
-    return Matched([i for i, _, _ in pairs], [fit for _, _, fit in pairs], boxes[own], masks, others)
+    return Matched([i for i, _, _ in found], [fit for _, _, fit in found], boxes[own], masks, others)
+
+
+def pair(
+    boxes: Tensor, scores: Tensor, class_ids: Sequence[int], names: Sequence[str], labels: Sequence[Label]
+) -> list[tuple[int, int, float]]:
+    """Pair the N objects of a picture with its labels: same class, box IoU over 0.5, best score first, each label once.
+
+    Args:
+        boxes: [N, 4] xyxy in source pixels.
+        scores: [N].
+        class_ids: N class numbers.
+        names: N class names.
+        labels: of the picture.
+
+    Returns:
+        (object, label, IoU) by falling score.
+    """
+    labelled = _boxes(labels, boxes.device)
+    free = set(range(len(labels)))
+    pairs: list[tuple[int, int, float]] = []
+    for i in scores.argsort(descending=True, stable=True).tolist():
+        fits = overlap(boxes[i], labelled).tolist()
+        best = max((j for j in free if labels[j].is_of(class_ids[i], names[i])), key=fits.__getitem__, default=None)
+        if best is not None and fits[best] > IOU:
+            free.remove(best)
+            pairs.append((i, best, fits[best]))
+    return pairs
+
+
+def _boxes(labels: Sequence[Label], device: torch.device) -> Tensor:
+    """[len(labels), 4] float32."""
+    return torch.as_tensor(np.array([label.box for label in labels]).reshape(-1, 4), dtype=torch.float32).to(device)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import zlib
+from collections.abc import Sequence
 from typing import Any
 
 import cv2
@@ -68,8 +69,12 @@ def jpeg(data: bytes) -> str:
     return f"data:image/jpeg;base64,{_text(data)}"
 
 
-def thumbnail(picture: bytes) -> str:
+def thumbnail(picture: bytes, view: Sequence[float] = (0, 0, 1, 1)) -> str:
     """A small WebP of a JPEG file, as an address.
+
+    Args:
+        picture: the file.
+        view: left, top, right, bottom of what to show, as shares of the picture.
 
     Raises:
         ValueError: if the file is damaged.
@@ -77,6 +82,9 @@ def thumbnail(picture: bytes) -> str:
     image = cv2.imdecode(np.frombuffer(picture, np.uint8), cv2.IMREAD_COLOR) if picture else None
     if image is None:
         raise ValueError("not a JPEG file")
+    height, width = image.shape[:2]
+    left, top, right, bottom = (round(share * side) for share, side in zip(view, (width, height) * 2, strict=True))
+    image = image[top : max(bottom, top + 1), left : max(right, left + 1)]
     shrink = min(THUMBNAIL / max(image.shape[:2]), 1)
     size = (max(round(image.shape[1] * shrink), 1), max(round(image.shape[0] * shrink), 1))
     small = cv2.resize(image, size, interpolation=cv2.INTER_AREA)

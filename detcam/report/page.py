@@ -13,19 +13,20 @@ from typing import Any
 SHARED = ("page.js", "heat.js")
 
 
-def page(name: str, title: str, data: dict[str, Any], scripts: tuple[str, ...]) -> str:
+def page(name: str, title: str, data: dict[str, Any], scripts: tuple[str, ...], styles: tuple[str, ...] = ()) -> str:
     """The page `name` with its data.
 
     Text from outside (names of files, classes, models) enters only here: the title as escaped text, all else as JSON
     in a block that is no script, from which the scripts take it as text.
 
     Args:
-        name: of `assets/NAME.html` and `assets/NAME.css`.
+        name: of `assets/NAME.html`, what the page shows, and `assets/NAME.css`.
         title: of the window.
         data: what the scripts find as `data`.
         scripts: names of assets, in their order.
+        styles: names of further style sheets, which come before the page's own.
     """
-    style = _asset("base.css") + _asset(f"{name}.css")
+    style = "".join(_asset(sheet) for sheet in ("base.css", *styles, f"{name}.css"))
     script = "\n".join(_asset(part) for part in (*SHARED, *scripts))
     policy = (
         f"default-src 'none'; img-src data:; style-src '{_fingerprint(style)}'; script-src '{_fingerprint(script)}'; "
@@ -35,10 +36,11 @@ def page(name: str, title: str, data: dict[str, Any], scripts: tuple[str, ...]) 
         "policy": policy,
         "title": html.escape(title.encode("utf-8", "replace").decode()),
         "style": style,
+        "body": _asset(f"{name}.html"),
         "data": json.dumps(data, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c"),
         "script": script,
     }
-    return re.sub(r"@@(\w+)@@", lambda found: parts[found[1]], _asset(f"{name}.html"))
+    return re.sub(r"@@(\w+)@@", lambda found: parts[found[1]], _asset("page.html"))
 
 
 def _asset(name: str) -> str:

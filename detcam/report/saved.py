@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -61,14 +61,17 @@ class Saved:
         """The picture as JPEG, as large as a page shows it; read anew, because many do not fit into memory."""
         return (self.folder / PICTURE).read_bytes()
 
-    def thumbnail(self) -> str:
+    def thumbnail(self, view: Sequence[float] = (0, 0, 1, 1)) -> str:
         """The picture, small, as an address that a page can show.
+
+        Args:
+            view: left, top, right, bottom of what to show, as shares of the picture.
 
         Raises:
             InputError: if `picture.jpg` is damaged.
         """
         try:
-            return thumbnail(self.picture)
+            return thumbnail(self.picture, view)
         except ValueError as error:
             raise _broken(self.folder, f"{PICTURE}: {error}") from None
 

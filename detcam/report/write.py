@@ -9,11 +9,15 @@ from typing import Any
 from urllib.parse import quote
 
 from detcam.errors import OutputError
+from detcam.report.looks import Looks, looks_of
+from detcam.report.looks_page import looks_json, looks_page
 from detcam.report.pack import THUMBNAIL_CELLS, colour_tables, jpeg, pack_map, span
 from detcam.report.page import page
 from detcam.report.saved import Saved, find, pictures
+from detcam.report.truth import Truth
 
 REPORT, INDEX = "report.html", "index.html"
+LOOKS, FIGURES = "looks.html", "looks.json"
 CELLS = 256  # the most rows or columns of a heatmap in a page
 FACETS = ("model", "method", "layers", "target", "run")
 
@@ -22,6 +26,7 @@ def write_report(
     root: str | os.PathLike[str],
     folders: Sequence[Path] | None = None,
     progress: Callable[[int, int], None] | None = None,
+    labels: str | os.PathLike[str] | None = None,
 ) -> Path:
     """Write a page for each picture that was explained into `root`, and an index page if there are several.
 
@@ -29,28 +34,56 @@ def write_report(
     picture; explanations of the same picture by other methods, layers, targets or models share it. Every page is one
     file that needs no other.
 
+    Beside the index, and wherever there are labels, `looks.html` and `looks.json` say what the model looks at over all
+    pictures: see `looks_at`.
+
     Args:
         root: a folder that `Explanation.save` or `detcam explain` wrote, or one of such folders.
         folders: the folders of the explanations to show, `root` or below it. None: all that are there.
         progress: called after each picture's page with (pages written, pages in all).
+        labels: ground truth, see `detcam.evaluate.labels.read_labels`.
 
     Returns:
         The page to open first.
 
     Raises:
-        InputError: if there is no explanation, or one is damaged.
+        InputError: if there is no explanation, one is damaged, or the labels cannot be used.
         OutputError: if a page cannot be written.
     """
     root = Path(root)
     groups = pictures(find(root) if folders is None else folders)
-    if len(groups) == 1:
+    several, looks = len(groups) > 1, False
+    if several or labels is not None:
+        truth = None if labels is None else Truth.read(Path(labels), groups)
+        looks = _write_looks(looks_of(groups, truth), groups, root)
+    if not several:
         return _write(root / REPORT, _report(groups[0], root, None))
     for done, group in enumerate(groups, 1):
         folder = group[0].folder
         _write(folder / REPORT, _report(group, root, _link(folder, root / INDEX)))
         if progress is not None:
             progress(done, len(groups))
-    return _write(root / INDEX, _index(groups, root))
+    return _write(root / INDEX, _index(groups, root, looks))
+
+
+def _write_looks(ways: list[Looks], groups: list[list[Saved]], root: Path) -> bool:
+    """Whether there was anything to write about: answers to questions alone are not."""
+    several = len(groups) > 1
+    pages = {
+        saved.folder: (group[0].folder / REPORT if several else root / REPORT, saved is group[0])
+        for group in groups
+        for saved in group
+    }
+
+    def address(saved: Saved, number: int | None) -> str:
+        page, opened = pages[saved.folder]  # a page opens with its first explanation
+        return _link(root, page) + (f"#{number + 1}" if opened and number is not None else "")
+
+    if ways:
+        back = (INDEX, "All pictures") if several else (REPORT, "The picture")
+        _write(root / LOOKS, looks_page(ways, root, address, back))
+        _write(root / FIGURES, looks_json(ways, root))
+    return bool(ways)
 
 
 def _report(group: list[Saved], root: Path, index: str | None) -> str:
@@ -93,12 +126,13 @@ def _facts(found: dict[str, Any]) -> dict[str, Any]:
     return {name: found[name] for name in ("label", "score", "box", "note")} | {"energy": found["energy_in_box"]}
 
 
-def _index(groups: list[list[Saved]], root: Path) -> str:
+def _index(groups: list[list[Saved]], root: Path, looks: bool) -> str:
     """The index shows the first explanation of each picture."""
     shown = [group[0] for group in groups]
     data = {
         "name": root.resolve().name,
         "colours": colour_tables(),
+        "looks": LOOKS if looks else None,
         "pictures": [
             {
                 "name": saved.name,
@@ -112,7 +146,7 @@ def _index(groups: list[list[Saved]], root: Path) -> str:
             for saved in shown
         ],
     }
-    return page("index", f"{data['name']} - detcam", data, ("index.js",))
+    return page("index", f"{data['name']} - detcam", data, ("cards.js", "index.js"), ("cards.css",))
 
 
 def _link(folder: Path, page: Path) -> str:

@@ -45,7 +45,7 @@ def test_one_picture_is_one_page(seed: int, tmp_path: Path) -> None:
 def test_several_pictures_get_an_index(seed: int, tmp_path: Path) -> None:
     save_many(tmp_path, 3, 2, seed)
     assert write_report(tmp_path) == tmp_path / "index.html"
-    assert pages(tmp_path) == ["0000/report.html", "0001/report.html", "0002/report.html", "index.html"]
+    assert pages(tmp_path) == [*(f"000{i}/report.html" for i in range(3)), "index.html", "looks.html"]
     told: list[tuple[int, int]] = []
     again = write_report(tmp_path, progress=lambda done, total: told.append((done, total)))
     assert again == tmp_path / "index.html", "a second time as the first"
@@ -153,7 +153,7 @@ def test_the_command_line(seed: int, tmp_path: Path, capsys: pytest.CaptureFixtu
     assert data_of(tmp_path / "one" / "report.html")["name"] == "scene 0.png"
     assert cli.run(["explain", first, second, "--out", str(tmp_path / "two"), "--report", "--json"]) == 0
     assert len(json.loads(capsys.readouterr().out)) == 2
-    assert pages(tmp_path / "two") == ["index.html", "scene 0/report.html", "scene 1/report.html"]
+    assert pages(tmp_path / "two") == ["index.html", "looks.html", "scene 0/report.html", "scene 1/report.html"]
     assert cli.run(["report", str(tmp_path / "two" / "scene 1")]) == 0
     assert capsys.readouterr().out == f"Open {tmp_path / 'two' / 'scene 1' / 'report.html'}\n"
 

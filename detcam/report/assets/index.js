@@ -11,8 +11,6 @@ const entries = data.pictures.flatMap((picture) =>
 const total = entries.filter((entry) => entry.object).length;
 let chosen = entries, made = 0;
 
-const counted = (count, thing) => `${count.toLocaleString("en")} ${thing}${count === 1 ? "" : "s"}`;
-
 /** A filter's number; its end of the range while nothing sensible is typed. */
 function limit(id, otherwise) {
   const value = find(id).valueAsNumber;
@@ -48,25 +46,6 @@ const labels = (() => {
   return [...counts].sort((a, b) => b[1] - a[1] || a[0].localeCompare(b[0]));
 })();
 
-function thumb({ picture, object }) {
-  const image = make("img", { alt: "", width: picture.width, height: picture.height });
-  const canvas = make("canvas", {});
-  canvas.setAttribute("aria-hidden", "true");
-  const frame = make("div", { className: "frame" }, image, canvas);
-  const wide = picture.width / picture.height > 4 / 3;
-  frame.style[wide ? "width" : "height"] = "100%";
-  frame.style.aspectRatio = `${picture.width} / ${picture.height}`;
-  if (object) {
-    const [x1, y1, x2, y2] = object.box;
-    const mark = make("span", { className: "mark" });
-    mark.style.inset = [y1 / picture.height, 1 - x2 / picture.width, 1 - y2 / picture.height, x1 / picture.width]
-      .map((share) => `${100 * share}%`)
-      .join(" ");
-    frame.append(mark);
-  }
-  return make("div", { className: "thumb" }, frame);
-}
-
 function facts({ picture, object }) {
   const name = make("span", { className: "quiet wide" }, named(picture.name));
   if (!object) return make("div", { className: "facts" }, make("span", { className: "label" }, "no object"), name);
@@ -81,41 +60,15 @@ function facts({ picture, object }) {
   );
 }
 
-function card(entry) {
+function cardOf(entry) {
   const href = entry.object ? `${entry.picture.page}#${entry.number + 1}` : entry.picture.page;
-  const item = make("li", { className: "card" }, make("a", { href }, thumb(entry), facts(entry)));
-  item.entry = entry;
-  near.observe(item);
-  return item;
-}
-
-/** Pictures are decoded and heat is painted when a card comes near the window. */
-const near = new IntersectionObserver((seen) => {
-  for (const { isIntersecting, target } of seen) {
-    if (!isIntersecting) continue;
-    near.unobserve(target);
-    paint(target);
-  }
-}, { rootMargin: "400px" });
-
-async function paint(item) {
-  const { picture, object } = item.entry;
-  const image = item.querySelector("img"), canvas = item.querySelector("canvas");
-  if (!image.src) image.src = picture.thumbnail;
-  if (!object) return;
-  delete item.dataset.painted;
-  await image.decode();
-  canvas.width = image.naturalWidth;
-  canvas.height = image.naturalHeight;
-  object.heat ??= new Heat(object.map, picture.span);
-  (await object.heat.ready()).paint(canvas, find("colours").value);
-  item.dataset.painted = "yes";
+  return card(entry, href, facts(entry));
 }
 
 function showMore() {
   const next = chosen.slice(made, made + BATCH);
   made += next.length;
-  find("cards").append(...next.map(card));
+  find("cards").append(...next.map(cardOf));
   find("more").hidden = made >= chosen.length;
   end.unobserve(find("more")); // observed afresh it reports again, if it is still near
   end.observe(find("more"));
@@ -130,14 +83,14 @@ function filter() {
   const shown = chosen.filter((entry) => entry.object);
   const pictures = new Set(chosen.map((entry) => entry.picture)).size;
   find("count").textContent = `${counted(shown.length, "object")} in ${counted(pictures, "picture")}`;
-  near.disconnect();
-  find("cards").replaceChildren();
+  clearCards();
   made = 0;
   showMore();
 }
 
 function setUp() {
   find("name").append(named(data.name));
+  if (data.looks) Object.assign(find("looks"), { href: data.looks, hidden: false });
   find("all").textContent = `${counted(total, "object")} in ${counted(data.pictures.length, "picture")}`;
   const options = labels.map(([label, count], i) => make("option", { value: i }, `${label} (${count})`));
   find("label").append(make("option", { value: "" }, "all"), ...options);
@@ -145,7 +98,7 @@ function setUp() {
   find("filters").addEventListener("submit", (event) => event.preventDefault());
   find("filters").addEventListener("input", (event) => {
     if (event.target.id !== "colours") filter();
-    else for (const item of document.querySelectorAll(".card[data-painted]")) paint(item);
+    else repaintCards();
   });
   find("filters").addEventListener("reset", () => setTimeout(filter)); // the form is reset after this event
   find("more").addEventListener("click", showMore);

@@ -1,4 +1,4 @@
-// What both pages share: the data, small helpers, light and dark.
+// What all pages share: the data, small helpers, light and dark.
 
 const data = JSON.parse(document.getElementById("data").textContent);
 const find = (id) => document.getElementById(id);

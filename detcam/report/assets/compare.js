@@ -1,0 +1,288 @@
+// The page of a comparison: a list of objects, and the heatmaps of both sides for the one that is chosen.
+
+const SIDES = ["a", "b"], MARKS = ["A", "B"];
+const HINT = "Point at a picture to read the heat of both.";
+
+for (const { sides } of data.pictures) {
+  for (const side of sides) side.heats = side.objects.map((object) => new Heat(object.map, side.span));
+}
+
+const look = { zoom: 1, x: 0.5, y: 0.5 };
+const state = { rows: data.rows, at: null, picture: null, swapped: false };
+let stages = [];
+
+const figure = (value) => (value === null ? "–" : value.toFixed(2).replace(/^-(0\.00)$/, "$1"));
+const kindOf = (row) => (row.a === null ? "b" : row.b === null ? "a" : "both");
+const objectOf = (row, side) => {
+  const number = row[SIDES[side]];
+  return number === null ? null : data.pictures[row.picture].sides[side].objects[number];
+};
+/** What the row is about: the object as A has it, or as B has it. */
+const mainOf = (row) => objectOf(row, 0) ?? objectOf(row, 1);
+const scoreOf = (row) => Math.max(...[0, 1].map((side) => objectOf(row, side)?.score ?? 0));
+const sideAt = (place) => (state.swapped ? 1 - place : place);
+
+const on = {
+  count: () => state.rows.length,
+  choose(at) {
+    state.at = at;
+    const row = state.rows[at];
+    if (row && state.picture !== row.picture) setPicture(row.picture);
+    history.replaceState(null, "", row ? `#${data.rows.indexOf(row) + 1}` : "#none");
+    find("said").textContent = row ? sentence(row) : "No object: the plain picture";
+    lookClose();
+    refresh();
+  },
+  step(by) {
+    const count = on.count();
+    if (!count) return;
+    on.choose(state.at === null ? (by > 0 ? 0 : count - 1) : (state.at + by + count) % count);
+    if (document.activeElement.matches("button.row")) document.querySelectorAll("button.row")[state.at].focus();
+  },
+  point(stage, { u, v, inside }) {
+    if (!inside) return;
+    const heats = [0, 1].map((side) => stages[sideAt(side)].heat);
+    const values = heats.map((heat, side) => (heat?.levels ? ` · ${MARKS[side]} ${heat.at(u, v).toFixed(3)}` : ""));
+    find("value").textContent = `x ${Math.floor(u * data.width)}, y ${Math.floor(v * data.height)}${values.join("")}`;
+  },
+  leave() {
+    find("value").textContent = HINT;
+  },
+  zoom(by, place = null) {
+    const zoom = clamp(look.zoom * by, 1, 20);
+    if (place) {
+      look.x = place.u + ((look.x - place.u) * look.zoom) / zoom;
+      look.y = place.v + ((look.y - place.v) * look.zoom) / zoom;
+    }
+    look.zoom = zoom;
+    lookAgain();
+  },
+  pan(dx, dy) {
+    look.x += dx;
+    look.y += dy;
+    lookAgain();
+  },
+  whole() {
+    Object.assign(look, { zoom: 1, x: 0.5, y: 0.5 });
+    lookAgain();
+  },
+  swap() {
+    state.swapped = !state.swapped;
+    find("swap").setAttribute("aria-pressed", String(state.swapped));
+    refresh();
+  },
+  /** A box was clicked: its row, also if the filters hide it. */
+  hit(side, number) {
+    const fits = (row) => row.picture === state.picture && row[SIDES[side]] === number;
+    const row = data.rows.find(fits);
+    if (!row) return; // one of those that the page left out
+    if (!state.rows.includes(row)) {
+      find("filters").reset();
+      filter(row);
+    } else on.choose(state.rows.indexOf(row));
+  },
+};
+
+/** A stage fits itself to `data.width` and so on: the picture at hand. */
+function setPicture(number) {
+  state.picture = number;
+  const { picture, width, height, name } = data.pictures[number];
+  Object.assign(data, { picture, width, height });
+  Object.assign(look, { zoom: 1, x: 0.5, y: 0.5 });
+  stages = [0, 1].map((place) => new Stage(look, { ...on, choose: (hit) => on.hit(sideAt(place), hit) }));
+  for (const stage of stages) stage.image.alt = name;
+  find("stages").replaceChildren(...stages.map((stage) => stage.root));
+  lookAgain();
+}
+
+/** If asked to, look where the chosen object is: its box, or both boxes, half as large as the stage. */
+function lookClose() {
+  const row = state.rows[state.at];
+  if (!row || !find("close").checked) return;
+  const boxes = [0, 1].flatMap((side) => (objectOf(row, side) ? [objectOf(row, side).box] : []));
+  const edge = (i, pick, size) => pick(...boxes.map((box) => box[i])) / size;
+  const [left, top] = [edge(0, Math.min, data.width), edge(1, Math.min, data.height)];
+  const [right, bottom] = [edge(2, Math.max, data.width), edge(3, Math.max, data.height)];
+  look.zoom = clamp(0.5 / Math.max(right - left, bottom - top), 1, 20);
+  [look.x, look.y] = [(left + right) / 2, (top + bottom) / 2];
+  lookAgain();
+}
+
+function lookAgain() {
+  for (const stage of stages) stage.place();
+  find("whole").textContent = `${Math.round(look.zoom * 100)} %`;
+  find("out").disabled = look.zoom <= 1;
+}
+
+function refresh() {
+  const row = state.rows[state.at] ?? null;
+  const style = { colours: find("colours").value, opacity: find("opacity").value / 100, boxes: find("boxes").checked };
+  stages.forEach((stage, place) => {
+    const side = sideAt(place), shown = data.pictures[state.picture].sides[side];
+    const missing = row !== null && row[SIDES[side]] === null;
+    const number = row && (missing ? row.instead : row[SIDES[side]]);
+    stage.show(shown, number, style);
+    stage.root.classList.toggle("missing", missing);
+    const object = number === null ? null : shown.objects[number];
+    const title = object && `${object.label} ${figure(object.score)}`;
+    const said = row === null ? "plain picture" : missing ? absent(row, object, title) : title;
+    stage.caption.replaceChildren(make("span", { className: "mark" }, MARKS[side]), named(said));
+    stage.canvas.setAttribute("aria-label", object ? `Heatmap of ${MARKS[side]}, ${object.label}` : `${MARKS[side]}: no heatmap`);
+  });
+  markInList();
+  fillMeasures(row);
+}
+
+/** Classes count whatever their case, as in the matching. */
+const isTwin = (row, other) => other !== null && other.label.toLowerCase() === mainOf(row).label.toLowerCase();
+
+/** What is said of a side that lacks the object, and of what it has in its place. */
+function absent(row, other, title) {
+  if (isTwin(row, other)) return `${title}, paired with another box`;
+  return other ? `not found; here ${title}` : "not found";
+}
+
+/** What a screen reader hears when an object is chosen. */
+function sentence(row) {
+  const scores = [0, 1].map((side) => {
+    const object = objectOf(row, side);
+    if (object) return `${MARKS[side]} score ${figure(object.score)}`;
+    const other = row.instead === null ? null : data.pictures[row.picture].sides[side].objects[row.instead];
+    return isTwin(row, other) ? `${MARKS[side]} pairs it with another box` : `not found by ${MARKS[side]}`;
+  });
+  const alike = kindOf(row) === "both" ? `similarity ${figure(row.similarity)}, ` : "";
+  return `${mainOf(row).label} in ${data.pictures[row.picture].name}: ${alike}${scores.join(", ")}`;
+}
+
+function fillMeasures(row) {
+  const objects = [0, 1].map((side) => row && objectOf(row, side));
+  const inBox = (object) => (object.energy === null ? "no heat" : percent(object.energy));
+  const facts = [
+    ...(row && kindOf(row) === "both"
+      ? [["Similarity", figure(row.similarity)], ["Rank correlation", figure(row.rank_correlation)], ["Box overlap", figure(row.iou)]]
+      : []),
+    ...objects.flatMap((object, side) => (object ? [[`Heat in box, ${MARKS[side]}`, inBox(object)]] : [])),
+  ];
+  find("measures").replaceChildren(...facts.map(([name, value]) => make("div", {}, make("dt", {}, name), make("dd", {}, value))));
+  const notes = objects.flatMap((object, side) => (object?.note ? [make("li", {}, `${MARKS[side]}: `, named(object.note))] : []));
+  find("notes").replaceChildren(...notes);
+}
+
+function listItem(row, at) {
+  const kind = kindOf(row), alone = kind !== "both";
+  const scores = [0, 1].flatMap((side) => (objectOf(row, side) ? [`${MARKS[side]} ${figure(objectOf(row, side).score)}`] : []));
+  const facts = make(
+    "span",
+    { className: "quiet" },
+    make("span", { className: "scores" }, make("span", { className: "unseen" }, "scores "), scores.join(" · ")),
+    make("span", { className: "picture" }, data.pictures.length > 1 ? named(data.pictures[row.picture].name) : ""),
+  );
+  const alike = alone ? `only ${kind.toUpperCase()}` : figure(row.similarity);
+  const button = make(
+    "button",
+    { className: "object row", type: "button" },
+    make("span", { className: "number" }, String(at + 1)),
+    make("span", { className: "label" }, named(mainOf(row).label)),
+    make("span", { className: "alike" }, ...(alone ? [] : [make("span", { className: "unseen" }, "similarity ")]), alike),
+    make("span", { className: "rest" }, ...(alone ? [] : [meter(row.similarity ?? 0)]), facts),
+  );
+  button.addEventListener("click", () => on.choose(state.rows.indexOf(row)));
+  return make("li", {}, button);
+}
+
+function markInList() {
+  for (const [i, button] of document.querySelectorAll("button.row").entries()) {
+    button.setAttribute("aria-pressed", String(i === state.at));
+    if (i !== state.at) continue;
+    const list = find("rows"), row = button.getBoundingClientRect(), frame = list.getBoundingClientRect();
+    // Scrolls the list only: on a phone the page stays where it is.
+    if (row.top < frame.top) list.scrollTop += row.top - frame.top - 6;
+    if (row.bottom > frame.bottom) list.scrollTop += row.bottom - frame.bottom + 6;
+  }
+}
+
+const unmatchedLast = (a, b) => (a.similarity === null) - (b.similarity === null);
+const orders = {
+  least: () => 0, // as they come
+  most: (a, b) => unmatchedLast(a, b) || b.similarity - a.similarity,
+  score: (a, b) => scoreOf(b) - scoreOf(a),
+  picture: (a, b) => a.picture - b.picture,
+};
+
+/** Show the rows that pass the filters; stay with `row` if it is among them. */
+function filter(row = state.rows[state.at]) {
+  const kind = find("kind").value, label = find("label").value;
+  const fits = (one) => (kind === "" || kindOf(one) === kind) && (label === "" || mainOf(one).label === labels[Number(label)][0]);
+  state.rows = data.rows.filter(fits).sort(orders[find("order").value]);
+  const count = state.rows.length;
+  find("rows-title").textContent = `${count.toLocaleString("en")} object${count === 1 ? "" : "s"}`;
+  const none = make("li", { className: "quiet" }, data.rows.length ? "No object fits." : "Neither side found anything.");
+  find("rows").replaceChildren(...(count ? state.rows.map(listItem) : [none]));
+  const at = state.rows.indexOf(row);
+  on.choose(at >= 0 ? at : count ? 0 : null);
+}
+
+/** Classes with their counts, the most frequent first. */
+const labels = (() => {
+  const counts = new Map();
+  for (const row of data.rows) counts.set(mainOf(row).label, (counts.get(mainOf(row).label) ?? 0) + 1);
+  return [...counts].sort((a, b) => b[1] - a[1] || a[0].localeCompare(b[0]));
+})();
+
+function fillHead() {
+  const side = (i) => [make("span", { className: "mark" }, MARKS[i]), " ", named(data.names[i])];
+  find("name").append(...side(0), make("span", { className: "versus" }, " and "), ...side(1));
+  const { pictures, both, only_a, only_b, similarity } = data.summary;
+  const counted = (count, thing) => `${count.toLocaleString("en")} ${thing}${count === 1 ? "" : "s"}`;
+  const parts = [counted(pictures, "picture"), `${counted(both, "object")} in both`, `${only_a} in A only`, `${only_b} in B only`];
+  if (similarity !== null) parts.splice(2, 0, `mean similarity ${figure(similarity)}`);
+  find("summary").textContent = parts.join(" · ");
+  const told = (settings) => [settings.method, settings.layers && `layers ${[settings.layers].flat().join(", ")}`, settings.target && `target ${settings.target}`];
+  const made = data.settings.map((settings) => told(settings).filter(Boolean).join(" · "));
+  const lines = made[0] === made[1] ? [["A and B", made[0]]] : made.map((line, i) => [MARKS[i], line]);
+  find("made").append(...lines.flatMap(([who, line], i) => (line ? [i ? " — " : "", `${who}: `, named(line)] : [])));
+  find("more").hidden = !data.left_out;
+  find("more").textContent = `${counted(data.left_out, "more object")} in compare.json.`;
+}
+
+function fillFilters() {
+  const options = (choices) => choices.map(([value, text]) => make("option", { value }, text));
+  find("kind").append(...options([["", "all objects"], ["both", "in both"], ["a", "in A only"], ["b", "in B only"]]));
+  find("label").append(...options([["", "all classes"], ...labels.map(([label, count], i) => [i, `${label} (${count})`])]));
+  find("colours").append(...options(Object.keys(data.colours).map((name) => [name, name])));
+}
+
+function drawRamp() {
+  const context = find("ramp").getContext("2d");
+  const image = context.createImageData(256, 1);
+  new Uint32Array(image.data.buffer).set(tables[find("colours").value].map((pixel) => pixel | 0xff000000));
+  context.putImageData(image, 0, 0);
+}
+
+function setUp() {
+  fillHead();
+  fillFilters();
+  find("viewer").hidden = !data.rows.length;
+  on.leave();
+  for (const id of ["tools", "filters"]) find(id).addEventListener("submit", (event) => event.preventDefault());
+  find("filters").addEventListener("input", () => filter());
+  find("tools").addEventListener("input", () => {
+    drawRamp();
+    refresh();
+  });
+  find("swap").addEventListener("click", on.swap);
+  find("close").addEventListener("change", () => (find("close").checked ? lookClose() : on.whole()));
+  find("in").addEventListener("click", () => on.zoom(1.25));
+  find("out").addEventListener("click", () => on.zoom(0.8));
+  find("whole").addEventListener("click", on.whole);
+  listenToKeys({
+    ...on,
+    pan: (dx, dy) => on.pan((dx * 0.1) / look.zoom, (dy * 0.1) / look.zoom),
+    boxes: () => find("boxes").click(),
+    beside: on.swap,
+  });
+  drawRamp();
+  filter(data.rows[Number(location.hash.slice(1)) - 1]);
+}
+
+setUp();

@@ -1,0 +1,246 @@
+// What the model looks at: all objects of a kind or one class of them, class by class, and the pictures to look at.
+
+const KINDS = {
+  found: { option: "all that were found", title: "Recognised mostly by their surroundings" },
+  right: { option: "right: they match a label", title: "Right, but recognised mostly by their surroundings" },
+  wrong: { option: "false positives: they match no label", title: "False positives" },
+  missed: { option: "missed: labels that no object matches", title: "Missed" },
+};
+const MEAN = 288; // pixels of a mean map
+const FEW = 12; // classes, before one asks for more
+
+const state = { way: data.ways[0], kind: "found", label: null, few: true };
+const group = () => state.way.groups[state.kind];
+const shown = () => (state.label === null ? group().all : group().classes.find(({ label }) => label === state.label));
+const rounded = (share) => (share > 0 && share < 0.005 ? "under 1 %" : percent(share));
+
+/** The mean map of a summary, and the box on it. */
+function meanMap(summary) {
+  const canvas = make("canvas", { width: MEAN, height: MEAN });
+  canvas.setAttribute("aria-hidden", "true");
+  const box = make("span", { className: "mark" });
+  box.style.inset = `${(100 * data.margin) / (1 + 2 * data.margin)}%`;
+  paintMean(canvas, summary.mean);
+  return [canvas, box];
+}
+
+async function paintMean(canvas, map) {
+  const heat = await new Heat(map, [0, 0, 1, 1]).ready();
+  const table = tables[find("colours").value];
+  const context = canvas.getContext("2d"), image = context.createImageData(MEAN, MEAN);
+  const pixels = new Uint32Array(image.data.buffer);
+  heat.each(MEAN, MEAN, (pixel, level) => {
+    pixels[pixel] = table[(level + 0.5) | 0] | 0xff000000; // nothing lies below that could show through
+  });
+  context.putImageData(image, 0, 0);
+  canvas.dataset.painted = "yes";
+}
+
+/** Shares by place: in the box, next to it on each side, at its corners, farther away. */
+function places({ zones, farther }) {
+  const [[a, above, b], [left, inside, right], [c, below, d]] = zones;
+  const sides = [["above", above], ["to the left", left], ["to the right", right], ["below", below]];
+  return { inside, around: above + left + right + below + a + b + c + d, sides, farther };
+}
+
+function fillWhole() {
+  const summary = shown();
+  const { measured } = summary;
+  find("whole-title").replaceChildren(...(state.label === null ? ["All classes"] : [named(state.label)]));
+  find("counts").textContent = countsText(summary);
+  find("whole").hidden = !measured;
+  if (!measured) return;
+  const { inside, around, sides, farther } = places(summary);
+  const most = sides.reduce((a, b) => (b[1] > a[1] ? b : a));
+  find("mean").replaceChildren(...meanMap(summary));
+  find("mean-caption").textContent = `Mean of ${counted(measured, "map")}, each stretched so that its box fills the cyan frame`;
+  const rows = [
+    ["in the box", inside, `spread evenly over the pictures: ${rounded(1 - summary.even)}`],
+    ["around it, up to a box away", around, `the most ${most[0]}: ${rounded(most[1])}`],
+    ["farther away", farther, ""],
+    ["in boxes of other objects", summary.others, "counted above, too"],
+  ];
+  find("shares").replaceChildren(
+    ...rows.map(([name, share, more], i) =>
+      make("div", { className: i === 3 ? "apart" : "" },
+        make("dt", {}, name, ...(more ? [make("span", { className: "quiet" }, more)] : [])),
+        make("dd", {}, rounded(share))),
+    ),
+  );
+  fillBars(summary);
+}
+
+function countsText({ objects, measured, unexplained, mostly, small }) {
+  if (!objects) return state.kind === "missed" ? "Every label is matched." : "There are none.";
+  const parts = [counted(objects, state.kind === "missed" ? "label" : "object")];
+  if (unexplained) parts.push(`${unexplained.toLocaleString("en")} without a map, because the model was not asked about them`);
+  const dark = objects - measured - unexplained;
+  if (dark) parts.push(`${dark.toLocaleString("en")} without any heat, left out`);
+  if (measured) parts.push(`${mostly.toLocaleString("en")} with more than half of the heat outside the box`);
+  if (small) parts.push(`${small.toLocaleString("en")} too small for their maps to say so`);
+  return parts.join(" · ");
+}
+
+function fillBars({ histogram, quartiles, measured, even }) {
+  const tallest = Math.max(...histogram);
+  const bars = histogram.map((count, i) => {
+    const bar = make("span", { className: (i + 0.5) / histogram.length > data.mostly ? "bar most" : "bar" });
+    bar.style.height = count ? `max(3px, ${(100 * count) / tallest}%)` : "0";
+    return bar;
+  });
+  const middle = make("span", { className: "median" });
+  middle.style.left = `${100 * quartiles[2]}%`;
+  find("bars").replaceChildren(...bars, middle);
+  const [least, lower, median, upper, largest] = quartiles.map(rounded);
+  find("spread").textContent =
+    measured === 1
+      ? `One object: ${median}`
+      : `Median ${median}; half of the ${measured.toLocaleString("en")} between ${lower} and ${upper}; from ${least} to ${largest}. ` +
+        `Spread evenly over the pictures: ${rounded(even)}`;
+}
+
+/** From least to largest, the middle half, and the median of the shares outside. */
+function boxPlot([least, lower, median, upper, largest]) {
+  const part = (className, from, to) => {
+    const span = make("span", { className });
+    span.style.left = `${100 * from}%`;
+    span.style.width = `${100 * (to - from)}%`;
+    return span;
+  };
+  const plot = make("span", { className: "plot" }, part("reach", least, largest), part("half", lower, upper), part("middle", median, median));
+  plot.setAttribute("aria-hidden", "true");
+  return plot;
+}
+
+function classButton(summary) {
+  const { label, objects, measured, mostly, small, quartiles } = summary;
+  const quiet = (text) => make("span", { className: "quiet" }, text);
+  const lines = [];
+  if (measured) lines.push(boxPlot(quartiles), quiet(`${measured > 1 ? "median " : ""}${rounded(quartiles[2])} outside`));
+  if (mostly) lines.push(quiet(`${mostly.toLocaleString("en")} mostly outside`));
+  if (small) lines.push(quiet(`${small.toLocaleString("en")} too small to tell`));
+  if (!measured) lines.push(quiet("no map"));
+  const count = make("span", { className: "count" }, objects.toLocaleString("en"), make("span", { className: "unseen" }, " objects "));
+  const head = make("span", { className: "head" }, make("span", { className: "label" }, named(label)), count);
+  const seen = measured ? [make("span", { className: "seen" }, ...meanMap(summary))] : [];
+  const button = make("button", { type: "button", className: "class" }, ...seen, head, ...lines);
+  button.setAttribute("aria-pressed", String(label === state.label));
+  button.addEventListener("click", () => choose({ label: label === state.label ? null : label }));
+  return make("li", {}, button);
+}
+
+function fillClasses() {
+  const telling = ({ mostly, objects, quartiles }) => mostly / objects + (quartiles?.[2] ?? 0) / 1000; // the median decides ties
+  const classes = [...group().classes];
+  if (find("order").value === "surroundings") classes.sort((a, b) => telling(b) - telling(a));
+  const few = state.few && classes.length > FEW;
+  find("classes").replaceChildren(...(few ? classes.slice(0, FEW) : classes).map(classButton));
+  find("more").hidden = !few;
+  find("more").textContent = `Show all ${classes.length} classes`;
+  find("by-class").hidden = !classes.length;
+}
+
+function cardFacts({ picture, object }) {
+  const { label, score, spread, note } = object;
+  const lines = [];
+  if (spread) {
+    const others = spread.others >= 0.005 ? `, ${percent(spread.others)} on other objects` : "";
+    lines.push(meter(spread.outside), make("span", { className: "quiet note" }, `${rounded(spread.outside)} outside the box${others}`));
+  } else lines.push(make("span", { className: "quiet wide" }, object.map ? "no heat" : "no map"));
+  if (note) lines.push(make("span", { className: "quiet note" }, named(note)));
+  const said = score === null ? [] : [make("span", { className: "unseen" }, "score "), score.toFixed(2)];
+  return make(
+    "div",
+    { className: "facts" },
+    make("span", { className: "label" }, named(label)),
+    make("span", { className: "score" }, ...said),
+    ...lines,
+    make("span", { className: "quiet wide" }, named(picture.name)),
+  );
+}
+
+function fillCards() {
+  const { cards } = group();
+  const chosen = cards.filter(({ object }) => state.label === null || object.label === state.label);
+  clearCards();
+  find("cards").append(...chosen.map((entry) => card(entry, entry.picture.page, cardFacts(entry))));
+  find("cards-title").textContent = KINDS[state.kind].title;
+  const { objects, mostly } = shown();
+  const mistakes = state.kind === "wrong" || state.kind === "missed";
+  const all = mistakes ? objects : mostly;
+  const some = chosen.length < all ? `${chosen.length} of ${all.toLocaleString("en")}: the` : "The";
+  const hint = mistakes
+    ? `${some} largest share outside the box comes first.`
+    : `${some} largest share outside the box comes first. It hints at a cue beside the object, in its background or on its neighbours: look whether it should count.`;
+  find("cards-said").textContent = chosen.length ? hint : mistakes ? "There are none." : "There are none: the heat of every object lies mostly in its box.";
+}
+
+function fillChoices() {
+  const option = (value, ...text) => make("option", { value }, ...text);
+  const kinds = Object.keys(state.way.groups);
+  find("kind").replaceChildren(...kinds.map((kind) => option(kind, `${KINDS[kind].option} (${state.way.groups[kind].all.objects})`)));
+  find("kind").value = state.kind;
+  find("kinds").hidden = kinds.length < 2;
+  const { classes } = group();
+  find("label").replaceChildren(option("", "all"), ...classes.map(({ label, objects }, i) => option(i, `${label} (${objects})`)));
+  find("label").value = state.label === null ? "" : String(classes.findIndex(({ label }) => label === state.label));
+  const { model, method, layers, target } = state.way.choices;
+  const made = [model, method, layers && `layers ${layers}`, `target ${target}`].filter(Boolean).join(" · ");
+  find("made").replaceChildren(named(data.name), ` · ${counted(state.way.pictures, "picture")} · `, named(made));
+}
+
+/** Choose a way, a kind or a class; a class that the new kind does not have gives way to all. */
+function choose(wanted) {
+  Object.assign(state, wanted);
+  if (state.label !== null && !shown()) state.label = null;
+  fillChoices();
+  fillWhole();
+  fillCards();
+  if (Object.keys(wanted).join() !== "label") fillClasses();
+  for (const button of document.querySelectorAll("button.class")) {
+    button.setAttribute("aria-pressed", String(button.querySelector(".label").textContent === state.label));
+  }
+}
+
+function fillReading() {
+  const lines = [
+    "Heat is what the method gives each place for the object’s score: negative values count as nothing, the map’s least value as 0.",
+    "Before averaging, each object’s heat is divided by its sum over the picture, so that every object counts the same. A mean map is coloured from its own least to its own largest value.",
+    `Boxes smaller than ${data.fine} cells of their map are averaged, but not called recognised by their surroundings: such a map cannot tell inside from outside.`,
+    "Maps blur over the edges of a box, the more the smaller it is: compare classes and models with each other, and with what an even spread would give.",
+    "Where a picture ends beside a box, there is no heat to count.",
+  ];
+  if (state.way.groups.missed) {
+    lines.push("An object is right if it has the class of a label and overlaps its box by more than half (IoU), the best score first and each label once.");
+    lines.push("Of a miss, the map is that of the best candidate that the model was asked about (detcam explain --ask), and the box is the label’s.");
+  }
+  find("reading").replaceChildren(...lines.map((line) => make("li", {}, line)));
+}
+
+function setUp() {
+  find("back").href = data.back.page;
+  find("back").textContent = data.back.title;
+  find("ways").hidden = data.ways.length < 2;
+  const title = ({ choices }) => Object.values(choices).filter(Boolean).join(" · ");
+  find("way").append(...data.ways.map((way, i) => make("option", { value: i }, title(way))));
+  find("colours").append(...Object.keys(data.colours).map((name) => make("option", { value: name }, name)));
+  find("choices").addEventListener("submit", (event) => event.preventDefault());
+  find("way").addEventListener("change", ({ target }) => choose({ way: data.ways[target.value] }));
+  find("kind").addEventListener("change", ({ target }) => choose({ kind: target.value }));
+  find("label").addEventListener("change", ({ target }) => choose({ label: target.value === "" ? null : group().classes[target.value].label }));
+  find("colours").addEventListener("change", () => {
+    fillWhole();
+    fillClasses();
+    repaintCards();
+  });
+  find("order").addEventListener("change", fillClasses);
+  find("more").addEventListener("click", () => {
+    state.few = false;
+    fillClasses();
+    document.querySelectorAll("button.class")[FEW].focus(); // the pressed button is gone
+  });
+  fillReading();
+  choose({ kind: "found" });
+}
+
+setUp();
