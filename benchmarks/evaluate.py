@@ -1,7 +1,7 @@
-"""The judge's table on labelled photographs, with contenders that are no method of detcam's own beside them.
+"""The judge's table on labelled pictures: every method at both presets of layers, baselines, and the rivals.
 
-Ultralytics' LayerCAM, as its `predict(visualize=True)` makes it, but one map per object. The level map, blurred: does
-a fused map owe its figures to the blur alone? D-RISE on the first pictures only (--drise), because it is dear.
+The methods that matter most take part in all pictures, the others in the first --rest, and those that sweep forwards in
+the first --dear; differences are taken on identical objects. With --scenes pictures are drawn instead of read.
 
 Rows go to --rows, one file a picture; run the same command again to go on after a stop. The summary goes to --out.
 """
@@ -14,93 +14,65 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 from rich.progress import track
-from torch import Tensor
-from torch.nn.functional import conv2d, interpolate, pad
+from rivals import rivals
 
-from detcam import Explainer, Explanation
-from detcam.engine import Capture
-from detcam.evaluate.contenders import Contender, contenders
+from detcam.evaluate.contenders import BASELINES, Contender, contenders
 from detcam.evaluate.faithfulness import STEPS
 from detcam.evaluate.labels import read_labels
 from detcam.evaluate.plots import draw
 from detcam.evaluate.report import Results, collect, markdown, summarise
 from detcam.evaluate.runner import Judge, Protocol, pictures
 from detcam.evaluate.store import Store
-from detcam.methods.perturbation import DRISE
+from detcam.explainer import Explainer
+from detcam.methods import METHODS, SweepMethod
 from detcam.models import load_model
+from detcam.scenes import HELD_OUT_SEED
+from detcam.scenes.yolo import write_dataset
 
 REPOSITORY = Path(__file__).parents[1]
 OUT = REPOSITORY / "benchmarks" / "results" / "evaluate_coco64.json"
-BLUR = 1.5  # deviation in cells of the object's level, as METHODS["fused"] has it
-CANDIDATES = ("fused", "odam @ evidence", "odam @ level")
-RIVALS = ("odam @ level", "odam @ evidence", "ultralytics layercam", "drise", "level blurred", "gaussian")
+CANDIDATES = ("fused", "odam @ evidence", "odam @ level", "rectified x level", "rectified @ evidence")
+RIVALS = (
+    "odam @ level", "odam @ evidence", "ultralytics layercam", "drise", "level blurred", "gaussian",
+    "shuffled odam @ level", "shuffled rectified @ evidence",
+)  # fmt: skip
 HEADLINES = (
     "pointing_mask", "energy_in_mask", "odi", "insertion_blur", "deletion_blur", "minimal_subset_blur", "randomised",
     "forwards",
 )  # fmt: skip
 DECIDING = ("insertion_blur", "deletion_blur", "minimal_subset_blur", "energy_in_mask", "odi")
-JUDGED = ("odam", "layercam", "gradcam", "fused")
-
-
-class LibraryLayerCAM:
-    """Ultralytics' own: ReLU(sum_k ReLU(g_k) A_k) at every head input, each over its maximum, the largest of them."""
-
-    def __init__(self, model: Any, **options: Any) -> None:
-        self._base = Explainer(model, "box", **options)
-        self._names = self._base.adapter.layers("level").names
-
-    def __call__(self, image: Any) -> Explanation:
-        found = self._base(image)
-        adapter = self._base.adapter
-        capture = Capture({name: adapter.module.get_submodule(name) for name in self._names}, cut_all=False)
-        with torch.enable_grad(), capture:
-            outputs = adapter.forward(adapter.prepare(found.image)[0][None], self._base.max_det)
-            scores = adapter.score(outputs, [found.objects], "class")
-        tensors = [layer.tensor for layer in capture.captured]
-        return replace(found, maps=[self._map(score, tensors, found.geometry.network) for score in scores])
-
-    def _map(self, score: Tensor, tensors: list[Tensor], size: tuple[int, int]) -> Tensor:
-        levels = []
-        for acts, grads in zip(tensors, torch.autograd.grad(score, tensors, retain_graph=True), strict=True):
-            level = (grads.clamp(min=0) * acts.detach()).sum(dim=1, keepdim=True).clamp(min=0)
-            level = interpolate(level, size, mode="bilinear")[0, 0]
-            levels.append(level / level.amax().clamp(min=1e-7))
-        return torch.stack(levels).amax(dim=0)
-
-
-def smooth(level: Tensor, cells: float) -> Tensor:
-    """A map [h, w] under ReLU, blurred by a Gaussian of so many cells, over its maximum."""
-    radius = int(3 * cells + 0.5)
-    kernel = torch.exp(-((torch.arange(-radius, radius + 1) / cells) ** 2) / 2)
-    padded = pad(level.clamp(min=0)[None, None], (radius,) * 4)
-    blurred = conv2d(conv2d(padded, kernel.view(1, 1, -1, 1)), kernel.view(1, 1, 1, -1))[0, 0]
-    return blurred / blurred.amax().clamp(min=1e-12)
-
-
-class BlurredLevel:
-    """ODAM's map at the level, blurred."""
-
-    def __init__(self, model: Any, **options: Any) -> None:
-        self._level = Explainer(model, "odam", "level", **options)
-
-    def __call__(self, image: Any) -> Explanation:
-        level = self._level(image)
-        return replace(level, maps=[smooth(one, BLUR) for one in level.maps])
+SETTINGS = (
+    "scenes", "imgsz", "pictures", "objects", "fills", "steps", "stability", "rest", "dear", "masks", "without",
+)  # fmt: skip
+MAIN = ("odam", "layercam", "gradcam", "fused")
 
 
 def taking_part(args: argparse.Namespace, paths: list[Path]) -> list[Contender]:
+    """Everyone; who is dear, or not among the methods that matter most, on the first pictures only."""
     options = {"imgsz": args.imgsz}
     model = load_model(args.weights)
-    found, left_out = contenders(model, JUDGED, ["level", "evidence"], **options)
-    assert not left_out, left_out
-    found.append(Contender("ultralytics layercam", LibraryLayerCAM(model, **options)))
-    found.append(Contender("level blurred", BlurredLevel(model, **options)))
-    dear = frozenset(path.name for path in paths[: args.drise])
-    found.append(Contender("drise", Explainer(model, DRISE(masks=args.masks), **options), dear))
-    return found
+    names = [name for name in METHODS if name not in ("captum", *args.without)]
+    found, left_out = contenders(model, names, ["level", "evidence"], **options)
+    for name, why in left_out.items():
+        print(f"left out: {name}: {why}")
+    some, few = (frozenset(path.name for path in paths[:count]) for count in (args.rest, args.dear))
+    result = rivals(model, **options)
+    for contender in found:
+        name = contender.name.split(" @ ")[0]
+        if "masks" in METHODS[name].parameters():
+            method = METHODS[name](masks=args.masks)
+            explain = Explainer(model, method, progress=contender.sweep, **options)
+            contender = replace(contender, explain=explain)
+        only = few if dear(name) else None if name in (*MAIN, *BASELINES) else some
+        result.append(replace(contender, only=only))
+    return result
+
+
+def dear(name: str) -> bool:
+    """Whether a method takes many forwards or backwards for a picture."""
+    return issubclass(METHODS[name], SweepMethod) and name not in BASELINES
 
 
 def duels(results: Results, protocol: Protocol) -> dict[str, Any]:
@@ -145,29 +117,44 @@ def headlines(document: dict[str, Any]) -> str:
 
 def summary(args: argparse.Namespace, protocol: Protocol, rows: list[dict[str, Any]]) -> None:
     """Put the run under its model's name into the file of figures."""
-    chosen = ("imgsz", "pictures", "objects", "fills", "steps", "stability", "drise", "masks")
+    chosen = (
+        "scenes",
+        "imgsz",
+        "pictures",
+        "objects",
+        "fills",
+        "steps",
+        "stability",
+        "rest",
+        "dear",
+        "masks",
+        "without",
+    )
     settings = {key: getattr(args, key) for key in chosen}
     document = summarise(rows, protocol.measures(), {**settings, "weights": Path(args.weights).name})
+    args.rows.joinpath("report.md").write_text(markdown(document))
+    draw(args.rows, document)
     document["failed"] = {name: len(why) for name, why in document["failed"].items()}
+    for long in ("agreement", "cascade", "differences"):  # in report.md; duels are the differences that decide
+        del document[long]
     document["duels"] = duels(collect(rows, protocol.measures()), protocol)
     document["command"] = f"python benchmarks/evaluate.py --weights {Path(args.weights).name} " + " ".join(
         f"--{key} {' '.join(map(str, value)) if isinstance(value, list) else value}"
         for key, value in settings.items()
-        if value is not None
+        if value not in (None, [])
     )
     report = json.loads(args.out.read_text()) if args.out.exists() else {"benchmark": "evaluate", "runs": {}}
     report["runs"][Path(args.weights).stem] = document
     args.out.write_text(json.dumps(report, indent=1) + "\n")
-    args.rows.joinpath("report.md").write_text(markdown(document))
-    draw(args.rows, document)
     print(headlines(document))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--weights", required=True)
-    parser.add_argument("--images", type=Path, required=True)
-    parser.add_argument("--labels", type=Path, required=True)
+    parser.add_argument("--weights", required=True, help="a file, or the name of a demo model")
+    parser.add_argument("--images", type=Path)
+    parser.add_argument("--labels", type=Path)
+    parser.add_argument("--scenes", type=int, help="draw so many held-out scenes, for a demo model")
     parser.add_argument("--rows", type=Path, required=True)
     parser.add_argument("--out", type=Path, default=OUT)
     parser.add_argument("--imgsz", type=int)
@@ -176,9 +163,15 @@ def main() -> None:
     parser.add_argument("--fills", nargs="+", default=["blur"])
     parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--stability", type=int, default=8)
-    parser.add_argument("--drise", type=int, default=12, help="pictures that D-RISE explains")
-    parser.add_argument("--masks", type=int, default=1000, help="of D-RISE")
+    parser.add_argument("--without", nargs="+", default=[], help="methods to leave out")
+    parser.add_argument("--masks", type=int, default=300, help="of methods that hide pixels at random")
+    parser.add_argument("--rest", type=int, default=16, help="pictures that methods beside the main ones explain")
+    parser.add_argument("--dear", type=int, default=4, help="pictures that methods that sweep explain")
     args = parser.parse_args()
+    if args.scenes:
+        seeds = range(HELD_OUT_SEED, HELD_OUT_SEED + args.scenes)
+        data = write_dataset(args.rows / "drawn", [], seeds).parent
+        args.images, args.labels = data / "images" / "val", data / "labels" / "val"
     protocol = Protocol(args.pictures, args.objects, tuple(args.fills), args.steps, stability=args.stability)
     paths = pictures(args.images, protocol)
     settings = {key: str(value) for key, value in vars(args).items() if key not in ("rows", "out")}

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from detcam.errors import InputError
+from detcam.errors import InputError, plain
+from detcam.flags import TrustFlag
+
+if TYPE_CHECKING:
+    from detcam.explanation import Explanation
 
 EPILOG = """
 Examples:
@@ -20,8 +24,11 @@ Examples:
 
 `detcam evaluate --model yolov8n.pt --images photos --labels instances.json --methods odam,fused,drise --quick`
 
+`detcam evaluate --model yolov8n.pt --images photos --labels labels --methods odam,layercam --report`
+
 `detcam evaluate --scenes 200 --out judged`
 """
+MAPS = "maps"  # folder of what --report keeps
 QUICK = {"max_det": 3}  # objects per picture: some methods take a backward through the whole model for each
 HEADLINES = ("energy_in_mask", "odi", "deletion_blur", "insertion_blur", "randomised", "forwards")
 
@@ -56,6 +63,10 @@ def evaluate(
     conf: Annotated[float, typer.Option(help="Lowest score of an object.")] = 0.25,
     imgsz: Annotated[int | None, typer.Option(help="Network input size. [default: the model's]")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1. [default: the model's]")] = None,
+    trust_checkpoint: TrustFlag = False,
+    report: Annotated[
+        bool, typer.Option("--report", help="Keep all maps of the pictures, and write pages to look at them.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")] = False,
 ) -> None:
     """Judge heatmaps: where they point, whether the score follows them, whether they depend on the model.
@@ -67,20 +78,26 @@ def evaluate(
     if scenes is not None:
         if model or images or labels:
             raise InputError("--scenes come with their own models, pictures and labels: leave out the other three")
+        if report:
+            raise InputError("--report shows the maps of pictures: give --model, --images and --labels")
         document = _on_scenes(20 if quick else scenes, chosen, places, quick, out_dir, resume, as_json)
     elif model is None or images is None or labels is None:
         raise InputError("evaluate: give --model, --images and --labels, or --scenes 200")
     else:
         document = _on_photographs(
-            model, images, labels, chosen, places, quick, out_dir, resume, as_json, tuple(fills.split(",")), pictures,
-            objects, {"target": target, "conf": conf, "imgsz": imgsz, "device": device, **(QUICK if quick else {})},
+            model, trust_checkpoint, images, labels, chosen, places, quick, out_dir, resume, as_json,
+            tuple(fills.split(",")), pictures, objects, report,
+            {"target": target, "conf": conf, "imgsz": imgsz, "device": device, **(QUICK if quick else {})},
         )  # fmt: skip
     _finish(out_dir, document, as_json)
+    if report:
+        _write_pages(out_dir, labels, as_json)
 
 
 def _on_photographs(
-    model: str, images: Path, labels: Path, methods: Sequence[str], layers: Sequence[str], quick: bool, folder: Path,
-    resume: bool, quiet: bool, fills: tuple[str, ...], limit: int | None, objects: int | None, options: dict[str, Any],
+    model: str, trust: bool, images: Path, labels: Path, methods: Sequence[str], layers: Sequence[str], quick: bool,
+    folder: Path, resume: bool, quiet: bool, fills: tuple[str, ...], limit: int | None, objects: int | None, keep: bool,
+    options: dict[str, Any],
 ) -> dict[str, Any]:  # fmt: skip
     from detcam.evaluate.contenders import contenders
     from detcam.evaluate.labels import read_labels
@@ -96,15 +113,15 @@ def _on_photographs(
     given = {"pictures": limit, "objects": objects}
     protocol = replace(protocol, fills=fills, **{k: v for k, v in given.items() if v is not None})
     paths, truth = pictures(images, protocol), read_labels(labels)
-    loaded = load_model(model)
+    loaded = load_model(model, trust)
     taking_part, left_out = contenders(loaded, methods, layers, quick, **options)
     settings = {
         "model": model, "weights": _fingerprint(model), "images": str(images.resolve()), "pictures": len(paths),
-        "labels": str(labels.resolve()), "methods": list(methods), "layers": list(layers), "quick": quick, **options,
-        "protocol": asdict(protocol),
+        "labels": str(labels.resolve()), "methods": list(methods), "layers": list(layers), "quick": quick,
+        "report": keep, **options, "protocol": asdict(protocol),
     }  # fmt: skip
     store = Store(folder, settings, resume)
-    judge = Judge(loaded, taking_part, truth, protocol, **options)
+    judge = Judge(loaded, taking_part, truth, protocol, _keep_in(folder / MAPS) if keep else None, **options)
     done = store.done()
     for row in _shown(judge.rows(paths, done), len(paths), len(done), quiet):
         store.add(row)
@@ -129,6 +146,20 @@ def _on_scenes(
     return {**document, "left_out": left_out}
 
 
+def _keep_in(folder: Path) -> Callable[[Path, str, Explanation], object]:
+    """Saves every contender's explanation: a folder for each picture, and in it one for each contender."""
+    return lambda path, name, explanation: explanation.save(folder / path.stem / name.replace(" @ ", "-"), path)
+
+
+def _write_pages(folder: Path, labels: Path | None, quiet: bool) -> None:
+    from rich.console import Console
+
+    from detcam.report import write_report
+
+    page = write_report(folder / MAPS, labels=labels)
+    Console(highlight=False, soft_wrap=True, quiet=quiet).print(plain(f"Maps: {page}"), markup=False)
+
+
 def _fingerprint(model: str) -> str | None:
     """The first digits of the SHA-256 of a weights file; None for a model that is no file."""
     path = Path(model)
@@ -149,7 +180,7 @@ def _shown(rows: Iterable[dict[str, Any]], total: int, done: int, quiet: bool) -
             yield row
             bar.advance(task)
             if not console.is_terminal:
-                console.print(f"{count}/{total} {row['picture']}: {len(row['objects'])} objects", markup=False)
+                console.print(plain(f"{count}/{total} {row['picture']}: {len(row['objects'])} objects"), markup=False)
 
 
 def _finish(folder: Path, document: dict[str, Any], as_json: bool) -> None:
@@ -168,8 +199,10 @@ def _finish(folder: Path, document: dict[str, Any], as_json: bool) -> None:
         print(json.dumps(document, indent=2, ensure_ascii=False))
         return
     shown = [m for m in document["measures"] if m["name"] in HEADLINES or m["name"].endswith((" mass", " rank"))]
-    heads = (f"{m['name'].replace('_', ' ')} {'↑' if m['better'] == 'higher' else '↓'}" for m in shown)
-    table = Table(Column(no_wrap=True), *heads)
+    heads = [f"{m['name'].replace('_', ' ')} {'↑' if m['better'] == 'higher' else '↓'}" for m in shown]
+    # Words of headings stay whole; a name too long for what is left of the terminal goes on in the next line.
+    columns = [Column(head, min_width=max(map(len, head.split()))) for head in heads]
+    table = Table(Column(overflow="fold"), *columns, box=None, padding=(0, 1, 0, 0))
     for name, row in document["contenders"].items():
         means = [row[m["name"]]["mean"] for m in shown]
         table.add_row(name, *("-" if v is None else f"{v:.3f}" if abs(v) < 10 else f"{v:.3g}" for v in means))

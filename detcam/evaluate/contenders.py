@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from detcam.errors import InputError
@@ -15,7 +15,28 @@ from detcam.methods.attention import AttentionMethod
 BASELINES = ("noise", "box", "gaussian", "eigencam")
 NEEDS_AN_ARGUMENT = ("captum",)  # no method by itself: `captum:NAME`
 PER_CHANNEL = ("scorecam", "sscam", "iscam", "ablationcam")  # a forward for each channel: not with `--quick`
-QUICK = {"masks": 60, "cells": 8, "steps": 4, "samples": 3}  # parameters that cost forwards, as `--quick` sets them
+QUICK = {"masks": 24, "cells": 8, "steps": 3, "samples": 2, "levels": 1}  # parameters that cost forwards
+
+
+@dataclass
+class Sweep:
+    """How long a method's sweep is, as its progress tells: a count, because a clock would decide otherwise each time.
+
+    Attributes:
+        backwards: whether each of its forwards has a backward for every object.
+        forwards: of the longest sweep so far; 0 for a method that does not sweep.
+    """
+
+    backwards: bool = False
+    forwards: int = 0
+
+    def __call__(self, done: int, total: int) -> None:
+        """What `Explainer(progress=...)` calls."""
+        self.forwards = max(self.forwards, total)
+
+    def passes(self, objects: int) -> int:
+        """Forwards and backwards for a picture of so many objects."""
+        return self.forwards * (1 + objects if self.backwards else 1)
 
 
 @dataclass(frozen=True)
@@ -26,11 +47,13 @@ class Contender:
         name: e.g. "odam @ level".
         explain: from a picture to the explanation of all its objects.
         only: the file names of the pictures it takes part in, for one that is dear; None: all.
+        sweep: how dear it is.
     """
 
     name: str
     explain: Callable[[Any], Explanation]
     only: frozenset[str] | None = None
+    sweep: Sweep = field(default_factory=Sweep)
 
 
 def contenders(
@@ -65,12 +88,13 @@ def contenders(
                 left_out[title] = "takes a forward for each channel: left out by --quick"
                 continue
             chosen: Any = layer.split("+") if "+" in layer or "." in layer else layer
+            sweep = Sweep(backwards="gradients" in method.reads)
             try:
-                explainer = Explainer(model, hastened(method) if quick else method, chosen, **options)
+                explainer = Explainer(model, hastened(method) if quick else method, chosen, progress=sweep, **options)
             except (InputError, ImportError) as error:
                 left_out[title] = str(error)
             else:
-                found.append(Contender(title, explainer))
+                found.append(Contender(title, explainer, sweep=sweep))
     if not found:
         raise InputError(f"no method can explain this model: {next(iter(left_out.values()), 'none was given')}")
     return found, left_out

@@ -12,10 +12,14 @@ from typing import Any
 import cv2
 import numpy as np
 
-from detcam.errors import InputError
+from detcam.errors import DependencyError, InputError
+from detcam.images import stored_size, verify_image
+from detcam.reading import read_regular
 
 UNLABELLED = 255  # in a PNG of class numbers
 SLACK = 1e-3  # how far beyond the picture a coordinate may lie, as a share: rounding of exporters
+MAX_BYTES = 2**31  # of a file: COCO's own largest has 450 MB
+DIGITS = 9  # of a class
 
 
 @dataclass(frozen=True)
@@ -61,14 +65,17 @@ def read_labels(path: Path) -> Labels:
     Raises:
         InputError: if there are no labels of these kinds.
     """
-    if path.is_file() and path.suffix.lower() == ".json":
-        return CocoLabels(path)
-    if path.is_dir():
-        if next(path.glob("*.txt"), None) is not None:
-            return YoloLabels(path)
-        if next(path.glob("*.png"), None) is not None or next(path.glob("*/*.png"), None) is not None:
-            return MaskLabels(path)
-    found = "does not exist" if not path.exists() else "holds no labels"
+    try:
+        if path.suffix.lower() == ".json" and not path.is_dir() and path.exists():
+            return CocoLabels(path)
+        if path.is_dir():
+            if next(path.glob("*.txt"), None) is not None:
+                return YoloLabels(path)
+            if next(path.glob("*.png"), None) is not None or next(path.glob("*/*.png"), None) is not None:
+                return MaskLabels(path)
+        found = "does not exist" if not path.exists() else "holds no labels"
+    except OSError as error:
+        raise InputError(f"labels {path} cannot be read ({error.strerror or error}): check the path") from None
     raise InputError(f"labels {path} {found}: give COCO's .json, or a folder of YOLO's .txt or of .png masks")
 
 
@@ -81,10 +88,10 @@ class YoloLabels(Labels):
     def of(self, picture: Path, height: int, width: int) -> list[Label]:
         """See `Labels.of`."""
         path = self._folder / f"{picture.stem}.txt"
-        if not path.exists():
-            return []
         try:
-            lines = path.read_text(encoding="utf-8").splitlines()
+            lines = read_regular(path, MAX_BYTES).decode("utf-8").splitlines()
+        except FileNotFoundError:
+            return []
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(f"{path}: cannot be read as text ({error}): check the file") from None
         return [
@@ -100,8 +107,8 @@ def _yolo_label(line: str, place: str, height: int, width: int) -> Label:
         numbers = np.array([float(value) for value in coordinates])
     except ValueError:
         raise InputError(f"{place}: {_short(line)} holds what is no number: expected `class x y w h`") from None
-    if not kind.isdigit():
-        raise InputError(f"{place}: class {kind!r} is no whole number from 0 on: write its number in the model")
+    if not _is_number(kind):
+        raise InputError(f"{place}: class {_short(kind)} is no whole number from 0 on: write its number in the model")
     if len(numbers) != 4 and (len(numbers) < 6 or len(numbers) % 2):
         raise InputError(
             f"{place}: {len(numbers)} numbers after the class: expected 4 (x y w h) or pairs of at least 3 corners"
@@ -120,6 +127,10 @@ def _yolo_label(line: str, place: str, height: int, width: int) -> Label:
     # A pixel belongs to the polygon by its centre, at half-integers; fillPoly counts centres from 0.
     cv2.fillPoly(mask, [np.round(polygon - 0.5).astype(np.int32)], 1)
     return Label(int(kind), np.concatenate([polygon.min(axis=0), polygon.max(axis=0)]), mask > 0)
+
+
+def _is_number(text: str) -> bool:
+    return text.isascii() and text.isdecimal() and len(text) <= DIGITS
 
 
 def _short(line: str) -> str:
@@ -142,27 +153,37 @@ class MaskLabels(Labels):
         labels = []
         for path in sorted((self._folder / picture.stem).glob("*.png")):
             name, _, count = path.stem.rpartition("_")
-            name = name if name and count.isdigit() else path.stem
+            name = name if name and count.isdecimal() else path.stem
             mask = self._pixels(path, height, width) > 0
             if not mask.any():
                 raise InputError(f"{path}: the mask is black all over: delete the file, or paint the object white")
-            labels.append(_masked(int(name) if name.isdigit() else name, mask))
+            labels.append(_masked(int(name) if _is_number(name) else name, mask))
         return labels
 
     def _pixels(self, path: Path, height: int, width: int) -> np.ndarray:
-        pixels = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
-        if pixels is None:
+        try:
+            data = read_regular(path, MAX_BYTES)
+        except OSError as error:
+            raise InputError(f"{path}: cannot be read ({error.strerror or error}): check the file") from None
+        stored = stored_size(data)
+        if stored is None:
             raise InputError(f"{path}: no PNG that can be decoded: save it again")
+        if stored != (height, width):  # said before a large one is decoded
+            raise InputError(
+                f"{path}: {stored[1]} x {stored[0]} pixels for a picture of {width} x {height}: a mask is as large as "
+                "its picture"
+            )
+        verify_image(data, path)
+        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+        if pixels is None:
+            raise InputError(f"{path}: no PNG that can be decoded: convert it")
         if pixels.ndim == 3:
             if pixels.shape[2] == 3 and (pixels[..., :1] == pixels).all():
                 pixels = pixels[..., 0]
             else:
                 raise InputError(f"{path}: {pixels.shape[2]} channels: save the numbers as one channel (mode L)")
         if pixels.shape != (height, width):
-            raise InputError(
-                f"{path}: {pixels.shape[1]} x {pixels.shape[0]} pixels for a picture of {width} x {height}: a mask is "
-                "as large as its picture"
-            )
+            raise InputError(f"{path}: its size is ambiguous: save it again")
         return pixels
 
 
@@ -178,18 +199,18 @@ class CocoLabels(Labels):
     def __init__(self, path: Path) -> None:
         self._path = path
         try:
-            document = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"{path}: cannot be read ({error}): check the file") from None
+            document = json.loads(read_regular(path, MAX_BYTES).decode("utf-8"))
         except json.JSONDecodeError as error:
             raise InputError(f"{path}, line {error.lineno}: no JSON ({error.msg}): export it again") from None
+        except (OSError, ValueError, RecursionError) as error:  # also text that is no UTF-8, and endless digits
+            raise InputError(f"{path}: cannot be read ({error}): check the file") from None
         try:
             self._names = {int(c["id"]): str(c["name"]) for c in document["categories"]}
             numbers = {int(image["id"]): Path(str(image["file_name"])).name for image in document["images"]}
             self._found: defaultdict[str, list[tuple[int, dict[str, Any]]]] = defaultdict(list)
             for place, annotation in enumerate(document["annotations"]):
                 self._found[numbers[int(annotation["image_id"])]].append((place, annotation))
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise InputError(
                 f"{path}: not in COCO's form ({type(error).__name__}: {error}): expected images, annotations and "
                 "categories that refer to each other by id"
@@ -207,7 +228,9 @@ class CocoLabels(Labels):
         try:
             name = self._names[int(annotation["category_id"])]
             x, y, w, h = (float(v) for v in annotation["bbox"])
-        except (KeyError, TypeError, ValueError) as error:
+            if not (np.isfinite([x, y, x + w, y + h]).all() and w >= 0 and h >= 0):
+                raise ValueError(f"bbox {[x, y, w, h]}")
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise InputError(
                 f"{place}: {type(error).__name__}: {error}: needs a category_id of categories and a bbox [x, y, w, h]"
             ) from None
@@ -217,24 +240,55 @@ class CocoLabels(Labels):
 
 
 def _coco_mask(shape: Any, place: str, height: int, width: int) -> np.ndarray:
-    """[H, W] bool from polygons or RLE, by COCO's own code."""
+    """[H, W] bool from polygons, by COCO's own code, or from RLE."""
+    try:
+        if isinstance(shape, list):
+            return _polygons(shape, height, width)
+        size, counts = [int(side) for side in shape["size"]], shape["counts"]
+        runs = [int(n) for n in counts] if isinstance(counts, list) else _runs(str(counts))
+        whole = len(size) == 2 and min(size) > 0 and min(runs, default=-1) >= 0 and sum(runs) == size[0] * size[1]
+        if not whole:
+            raise ValueError(f"its runs do not add up to {size}")
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise InputError(f"{place}: segmentation is no polygon list or RLE ({error}): export it again") from None
+    if size != [height, width]:
+        raise InputError(
+            f"{place}: an RLE of {size[1]} x {size[0]} pixels for a picture of {width} x {height}: these "
+            "labels are of another version of the picture"
+        )
+    inside = np.arange(len(runs)) % 2 == 1
+    return np.repeat(inside, runs).reshape(width, height).T  # RLE goes down the columns
+
+
+def _runs(text: str) -> list[int]:
+    """The lengths in COCO's compressed RLE: five bits a character, from 48 on, differences to the last but one."""
+    runs: list[int] = []
+    value = shift = 0
+    for character in text:
+        bits = ord(character) - 48
+        if not 0 <= bits < 64 or shift > 30:
+            raise ValueError(f"character {character!r} in its counts")
+        value |= (bits & 31) << shift
+        shift += 5
+        if not bits & 32:
+            value -= (1 << shift) if bits & 16 else 0  # negative numbers
+            runs.append(value + (runs[-2] if len(runs) > 2 else 0))
+            value = shift = 0
+    if shift:
+        raise ValueError("its counts break off")
+    return runs
+
+
+def _polygons(shape: list[Any], height: int, width: int) -> np.ndarray:
     try:
         from pycocotools import mask as coco
     except ImportError:
-        raise ImportError('COCO\'s masks need pycocotools: pip install "detcam[evaluate]"') from None
-    try:
-        if isinstance(shape, list):
-            runs = coco.merge(coco.frPyObjects(shape, height, width))
-        elif isinstance(shape["counts"], list):
-            runs = coco.frPyObjects(shape, *shape["size"])
-        else:
-            runs = {"size": shape["size"], "counts": str(shape["counts"]).encode()}
-        mask: np.ndarray = coco.decode(runs).astype(bool)
-    except Exception as error:  # its C code raises anything
-        raise InputError(f"{place}: segmentation is no polygon list or RLE ({error}): export it again") from None
-    if mask.shape != (height, width):
-        raise InputError(
-            f"{place}: an RLE of {mask.shape[1]} x {mask.shape[0]} pixels for a picture of {width} x {height}: these "
-            "labels are of another version of the picture"
-        )
+        raise DependencyError('COCO\'s masks need pycocotools: pip install "detcam[evaluate]"') from None
+    far = 2 * max(height, width)  # its C code takes time and memory for every pixel of an outline
+    for polygon in shape:
+        corners = np.asarray(polygon, dtype=np.float64)
+        if corners.ndim != 1 or len(corners) < 4 or len(corners) % 2 or not (np.abs(corners) <= far).all():
+            raise ValueError("a polygon that is no list x1, y1, x2, y2, ... near the picture")
+    runs = coco.merge(coco.frPyObjects([[float(v) for v in polygon] for polygon in shape], height, width))
+    mask: np.ndarray = coco.decode(runs).astype(bool)
     return mask

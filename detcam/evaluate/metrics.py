@@ -13,6 +13,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from detcam.errors import InputError
+
 Better = Literal["higher", "lower"]
 THRESHOLDS = 20  # of the visual explanation accuracy: 0, .05, ... .95 of the maximum
 
@@ -53,13 +55,13 @@ class Case:
     def __post_init__(self) -> None:
         n = len(self.heatmaps)
         if self.heatmaps.ndim != 3 or self.boxes.shape != (n, 4):
-            raise ValueError(
+            raise InputError(
                 f"Case: expected heatmaps [N, H, W] and boxes [N, 4], got {tuple(self.heatmaps.shape)} and "
                 f"{tuple(self.boxes.shape)}"
             )
         for name, masks in (("masks", self.masks), ("others", self.others)):
             if masks is not None and masks.shape != self.heatmaps.shape:
-                raise ValueError(
+                raise InputError(
                     f"Case.{name}: expected {tuple(self.heatmaps.shape)} as the heatmaps, got {tuple(masks.shape)}"
                 )
 

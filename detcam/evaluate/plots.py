@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from detcam.errors import DependencyError
+
 COLUMNS = 4  # panels side by side
 
 
@@ -12,12 +14,12 @@ def draw(folder: Path, document: dict[str, Any]) -> list[Path]:
     """Write `intervals.png` and `agreement.png` for a document of `report.summarise`; return their paths.
 
     Raises:
-        ImportError: without matplotlib.
+        DependencyError: without matplotlib.
     """
     try:
         from matplotlib.figure import Figure  # without pyplot: no window, no state
     except ImportError:
-        raise ImportError('plots need matplotlib: pip install "detcam[evaluate]"') from None
+        raise DependencyError('plots need matplotlib: pip install "detcam[evaluate]"') from None
     if not document["contenders"]:
         return []
     paths = [folder / "intervals.png", folder / "agreement.png"]
@@ -37,24 +39,23 @@ def intervals(figure: Any, document: dict[str, Any]) -> Any:
     for panel in axes.flat[len(measures) :]:
         panel.set_visible(False)
     for panel, measure in zip(axes.flat, measures, strict=False):
-        found = {n: document["contenders"][n][measure["name"]] for n in names}
-        means = [v["mean"] for v in found.values() if v["mean"] is not None]
-        best = (max if measure["better"] == "higher" else min)(means, default=None)
-        for place, value in enumerate(found.values()):
-            if value["mean"] is None:
-                continue
-            colour = "#b3541e" if value["mean"] == best else "#5b6c7d"
-            if value["low"] is not None:
-                panel.plot([value["low"], value["high"]], [place, place], color=colour, lw=1.6, alpha=0.6)
-            panel.plot(value["mean"], place, "o", color=colour, ms=4)
+        found = [(place, document["contenders"][name][measure["name"]]) for place, name in enumerate(names)]
+        found = [(place, value) for place, value in found if value["mean"] is not None]
+        best = (max if measure["better"] == "higher" else min)((v["mean"] for _, v in found), default=None)
+        colours = ["#b3541e" if v["mean"] == best else "#5b6c7d" for _, v in found]
+        places, means = [place for place, _ in found], [v["mean"] for _, v in found]
+        lows, highs = (
+            [m if v[end] is None else v[end] for m, (_, v) in zip(means, found, strict=True)] for end in ("low", "high")
+        )
+        panel.hlines(places, lows, highs, colors=colours, lw=1.6, alpha=0.6)
+        panel.scatter(means, places, c=colours, s=16)
         panel.set_title(
             f"{measure['name']} ({'higher' if measure['better'] == 'higher' else 'lower'} is better)", size=8
         )
-        panel.set_yticks(range(len(names)), names)
         panel.tick_params(labelsize=7)
         panel.grid(axis="x", alpha=0.25)
-        panel.margins(y=0.6 / len(names))
-    axes[0, 0].invert_yaxis()  # shared by all
+    axes[0, 0].set_yticks(range(len(names)), names)  # shared by all
+    axes[0, 0].set_ylim(len(names) - 0.4, -0.6)
     return drawn
 
 

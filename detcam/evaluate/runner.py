@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from detcam.explanation import Explanation
 from detcam.images import SUFFIXES, read_image
 
 Row = dict[str, Any]
+Keep = Callable[[Path, str, Explanation], object]
 
 COST = (
     Measure(
@@ -49,8 +50,8 @@ class Protocol:
         steps: points of a deletion curve after the first.
         stages: parts of the model that are randomised one after the other, see `stability.cascade`.
         stability: pictures whose maps are judged for noise and randomised weights.
-        dear: contenders that cost more bare forwards a picture are not judged for stability, which explains every
-            picture several times more.
+        dear: contenders that sweep more forwards and backwards a picture are not judged for stability, which explains
+            every picture several times more.
         memory: bytes that a batch of masked forwards may take, roughly.
     """
 
@@ -60,13 +61,13 @@ class Protocol:
     steps: int = faithfulness.STEPS
     stages: int = stability.STAGES
     stability: int = 8
-    dear: float = 60.0
+    dear: int = 60
     memory: int = 256 * 2**20
 
     @classmethod
     def quick(cls) -> Protocol:
         """Enough to see that all runs, and which way it points: minutes on two cores."""
-        return cls(pictures=3, objects=1, steps=5, stages=1, stability=1, dear=10.0)
+        return cls(pictures=2, objects=1, steps=4, stages=1, stability=1, dear=10)
 
     def measures(self) -> list[Measure]:
         """All columns that rows have."""
@@ -94,13 +95,20 @@ class Judge:
         contenders: who takes part; all must explain the same objects in the same order.
         labels: the ground truth.
         protocol: how much is judged.
+        keep: called with each picture's path, a contender's name and its explanation.
         options: those of `Explainer` that decide what is an object: conf, iou, max_det, imgsz, device, target.
     """
 
     def __init__(
-        self, model: Any, contenders: Sequence[Contender], labels: Labels, protocol: Protocol, **options: Any
+        self,
+        model: Any,
+        contenders: Sequence[Contender],
+        labels: Labels,
+        protocol: Protocol,
+        keep: Keep | None = None,
+        **options: Any,
     ) -> None:
-        self._contenders, self._labels, self._protocol = contenders, labels, protocol
+        self._contenders, self._labels, self._protocol, self._keep = contenders, labels, protocol, keep
         self._reference = Explainer(model, "box", **options)
         self._warm: set[str] = set()  # contenders whose first explanation, which sets things up, is behind them
 
@@ -137,6 +145,8 @@ class Judge:
         here = [c for c in self._contenders if c.only is None or path.name in c.only]
         explained = self._explained(image, here, plain, row)
         for name, explanation in explained.items():
+            if self._keep is not None:
+                self._keep(path, name, explanation)
             case = matched.case(explanation.render(matched.objects, dtype=torch.float32))
             for metric in metrics.localisation():
                 _note(row, name, metric.measure.name, metric.update(case))
@@ -159,7 +169,7 @@ class Judge:
         for contender in contenders:
             try:
                 explanation, seconds = _timed(contender, image)
-                if contender.name not in self._warm and seconds < self._protocol.dear * bare:
+                if contender.name not in self._warm and contender.sweep.passes(len(plain)) <= self._protocol.dear:
                     explanation, seconds = _timed(contender, image)
                 self._warm.add(contender.name)
             except DetcamError as error:
@@ -214,10 +224,9 @@ class Judge:
     def _stability(self, image: np.ndarray, explained: dict[str, Explanation], few: list[int], row: Row) -> None:
         row["cascade"] = {}
         for contender in self._contenders:
-            costs = row["objects"][0]["maps"].get(contender.name)
-            if costs is None or costs["forwards"] > self._protocol.dear:
+            plain = explained.get(contender.name)
+            if plain is None or contender.sweep.passes(len(plain)) > self._protocol.dear:
                 continue
-            plain = explained[contender.name]
             draws = [stability.sensitivity(plain, contender.explain(stability.noisy(image, i)))[few] for i in (0, 1)]
             _note(row, contender.name, "sensitivity", torch.stack(draws).nanmean(dim=0))
             if isinstance(contender.explain, Explainer):

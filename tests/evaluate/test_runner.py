@@ -1,7 +1,6 @@
 """The judge from end to end, on drawn scenes and the demo model: rows, resume, report, and the command."""
 
 import json
-import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -139,8 +138,8 @@ def test_the_report(judged: tuple[list[dict[str, Any]], list[str]], tmp_path: Pa
 def arguments(scenes: Path, out: Path, *more: str) -> list[str]:
     return [
         "evaluate", "--model", "scenes", "--images", str(scenes / "images" / "val"), "--labels",
-        str(scenes / "labels" / "val"), "--methods", "odam", "--layers", "level", "--imgsz", "192", "--quick", "--out",
-        str(out), *more,
+        str(scenes / "labels" / "val"), "--methods", "odam", "--layers", "level", "--imgsz", "192", "--quick", "--pictures", "3",
+        "--out", str(out), *more,
     ]  # fmt: skip
 
 
@@ -155,8 +154,6 @@ def without_times(store: Path) -> list[Any]:
 
 def test_a_killed_run_goes_on(scenes: Path, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Stopped after the first row, with a half-written one beside it: the same rows as without a stop."""
-    plain = replace(Protocol.quick(), dear=math.inf)  # else the time that a map takes decides what is judged of it
-    monkeypatch.setattr(Protocol, "quick", classmethod(lambda cls: plain))
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     assert cli.run(arguments(scenes, whole, "--json")) == 0
     document = json.loads(capsys.readouterr().out)
@@ -185,6 +182,23 @@ def test_a_killed_run_goes_on(scenes: Path, tmp_path: Path, capsys: Any, monkeyp
     assert {p.name for p in parts.iterdir()} >= {"report.json", "report.md", "intervals.png", "settings.json"}
 
 
+def test_pages_of_the_judged_maps(scenes: Path, tmp_path: Path, capsys: Any) -> None:
+    """--report keeps every contender's maps: those that a plain explanation has, side by side in a picture's page."""
+    assert cli.run(arguments(scenes, tmp_path, "--pictures", "2", "--report")) == 0
+    assert f"Maps: {tmp_path / 'maps' / 'index.html'}" in capsys.readouterr().out
+    path = sorted((scenes / "images" / "val").iterdir())[0]
+    folder = tmp_path / "maps" / path.stem
+    assert {f.name for f in folder.iterdir() if f.is_dir()} == {"odam-level", *BASELINES}
+    plain = Explainer("scenes", "odam", "level", **OPTIONS, max_det=3)(path)
+    with np.load(folder / "odam-level" / "heatmaps.npz") as kept:
+        np.testing.assert_allclose(kept["heatmaps"], plain.heatmaps.numpy(), atol=1e-5)
+    page = next(folder.rglob("report.html")).read_text()
+    assert all(f'"{name}"' in page for name in BASELINES)
+    assert (tmp_path / "maps" / "looks.html").exists()
+    assert cli.run(["evaluate", "--scenes", "1", "--report"]) == 2
+    assert "--report" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("more", "reason"),
     [
@@ -200,6 +214,24 @@ def test_wrong_usage_is_one_line(more: list[str], reason: str, scenes: Path, tmp
     error = capsys.readouterr().err
     assert reason in error
     assert error.count("\n") == 1
+
+
+def test_a_count_decides_who_is_dear(scenes: Path) -> None:
+    """A sweep's length, known beforehand: masks, or samples with a backward for each object, but never the clock."""
+    model = zoo.load("scenes")
+    options = {**OPTIONS, "max_det": 3}
+    found, _ = contenders(model, ["odam", "drise", "smoothgrad", "guidedbackprop"], ["level"], quick=True, **options)
+    named = {c.name: c for c in found}
+    protocol = replace(SMALL, pictures=1, dear=23)
+    judge = Judge(model, found, read_labels(scenes / "labels" / "val"), protocol, **options)
+    row = next(judge.rows(pictures(scenes / "images" / "val", protocol)))
+    objects = len(Explainer(model, "box", **options)(scenes / "images" / "val" / row["picture"]))
+    assert objects == 3
+    passes = {name: named[name].sweep.passes(objects) for name in named}
+    assert {name: passes[name] for name in ("odam @ level", "drise", "smoothgrad")} == {
+        "odam @ level": 0, "drise": 24, "smoothgrad": 2 * (1 + objects),
+    }  # fmt: skip
+    assert set(row["cascade"]) == set(named) - {"drise"}
 
 
 def test_the_command_needs_pictures_or_scenes(capsys: Any) -> None:

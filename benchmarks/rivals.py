@@ -1,0 +1,98 @@
+"""Contenders that are no method of detcam's own, and tries at a better default, for `benchmarks/evaluate.py`."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from detcam import Explainer, Explanation
+from detcam.engine import Capture
+from detcam.evaluate.contenders import Contender
+from detcam.evaluate.stability import held, randomised
+from detcam.methods.combination import Combination, Part, blurred
+from detcam.methods.gradient import ODAM
+
+BLUR = 1.5  # deviation in cells of the object's level, as METHODS["fused"] has it
+
+
+class LibraryLayerCAM:
+    """Ultralytics' own: ReLU(sum_k ReLU(g_k) A_k) at every head input, each over its maximum, the largest of them.
+
+    As its `predict(visualize=True)` makes it, but one map per object.
+    """
+
+    def __init__(self, model: Any, **options: Any) -> None:
+        self._base = Explainer(model, "box", **options)
+        self._names = self._base.adapter.layers("level").names
+
+    def __call__(self, image: Any) -> Explanation:
+        found = self._base(image)
+        adapter = self._base.adapter
+        capture = Capture({name: adapter.module.get_submodule(name) for name in self._names}, cut_all=False)
+        with torch.enable_grad(), capture:
+            outputs = adapter.forward(adapter.prepare(found.image)[0][None], self._base.max_det)
+            scores = adapter.score(outputs, [found.objects], "class")
+        tensors = [layer.tensor for layer in capture.captured]
+        return replace(found, maps=[self._map(score, tensors, found.geometry.network) for score in scores])
+
+    def _map(self, score: Tensor, tensors: list[Tensor], size: tuple[int, int]) -> Tensor:
+        levels = []
+        for acts, grads in zip(tensors, torch.autograd.grad(score, tensors, retain_graph=True), strict=True):
+            level = (grads.clamp(min=0) * acts.detach()).sum(dim=1, keepdim=True).clamp(min=0)
+            level = interpolate(level, size, mode="bilinear")[0, 0]
+            levels.append(level / level.amax().clamp(min=1e-7))
+        return torch.stack(levels).amax(dim=0)
+
+
+class BlurredLevel:
+    """ODAM's map at the level, blurred: does a fused map owe its figures to the blur alone?"""
+
+    def __init__(self, model: Any, **options: Any) -> None:
+        self._level = Explainer(model, "odam", "level", **options)
+
+    def __call__(self, image: Any) -> Explanation:
+        level = self._level(image)
+        return replace(level, maps=[blurred(one.clamp(min=0)[None], BLUR)[0] for one in level.maps])
+
+
+class Rectified(ODAM):
+    """ODAM with each layer's map under ReLU before several layers' maps are added, so that none cancels another."""
+
+    name = "rectified"
+
+    def maps(self, acts: Tensor, grads: Tensor | None) -> Tensor:
+        """See `Method.maps`."""
+        return super().maps(acts, grads).clamp(min=0)
+
+
+class Shuffled:
+    """The maps of a model with shuffled weights, for the real one's objects: what their shape alone is worth."""
+
+    def __init__(self, explainer: Explainer) -> None:
+        self._explainer = explainer
+
+    def __call__(self, image: Any) -> Explanation:
+        found, adapter = self._explainer(image), self._explainer.adapter
+        with randomised(adapter.module, 1.0, 1), held(adapter, found.objects):
+            changed = self._explainer(image)
+        return replace(found, maps=changed.maps)
+
+
+def rivals(model: Any, **options: Any) -> list[Contender]:
+    """Ultralytics' LayerCAM where the model is its detector, and the tries."""
+    rectified = Explainer(model, Rectified(), "evidence", **options)
+    narrowed = Combination([Part(Rectified(), "evidence"), Part(ODAM(), "level", BLUR)])
+    found = [
+        Contender("level blurred", BlurredLevel(model, **options)),
+        Contender("rectified @ evidence", rectified),
+        Contender("rectified x level", Explainer(model, narrowed, **options)),
+        Contender("shuffled rectified @ evidence", Shuffled(rectified)),
+        Contender("shuffled odam @ level", Shuffled(Explainer(model, "odam", "level", **options))),
+    ]
+    if type(rectified.adapter).__module__.endswith(".yolo"):
+        found.append(Contender("ultralytics layercam", LibraryLayerCAM(model, **options)))
+    return found
