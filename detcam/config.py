@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import os
+import reprlib
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from detcam.errors import InputError, nearest
+from detcam.reading import read_regular
+
+LIMIT = 16 * 1024  # bytes of a preset; what is longer is no preset
+NESTED = 64  # brackets: the time that YAML takes grows with their square
 
 
 class Preset(BaseModel):
@@ -21,6 +26,9 @@ class Preset(BaseModel):
     method: str = "auto"
     layers: str | list[str] = "auto"
     target: str = "class"
+    regions: Literal["class", "component"] = "class"
+    text: list[str] | None = None
+    adapter: Literal["auto", "panoptic"] = "auto"
     conf: float = Field(default=0.25, ge=0, le=1)
     iou: float = Field(default=0.7, ge=0, le=1)
     max_det: int = Field(default=300, ge=1)
@@ -36,6 +44,33 @@ class Preset(BaseModel):
         given = {name: value for name, value in flags.items() if value is not None}
         return _checked({**self.model_dump(), **given}, "option")
 
+    def options(self) -> dict[str, Any]:
+        """The arguments of `detcam.Explainer`."""
+        from detcam.adapters import PanopticAdapter
+
+        return {**self.model_dump(), "adapter": PanopticAdapter if self.adapter == "panoptic" else None}
+
+    def to_yaml(self) -> str:
+        """The preset as text that `read_preset` reads back as an equal one."""
+        return yaml.safe_dump(self.model_dump(), sort_keys=False, allow_unicode=True)
+
+
+class _Loader(yaml.SafeLoader):
+    """Plain YAML: no aliases, which could stand for more than memory holds, and no key twice."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("aliases (*name) are not read here")
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        mapping = super().construct_mapping(node, deep)
+        if len(mapping) < len(node.value):
+            names = [key.value for key, _ in node.value]
+            twice = next(name for name in names if names.count(name) > 1)
+            raise yaml.YAMLError(f"key {twice!r} is there twice")
+        return mapping
+
 
 def read_preset(path: str | os.PathLike[str]) -> Preset:
     """Read and check a preset.
@@ -45,10 +80,19 @@ def read_preset(path: str | os.PathLike[str]) -> Preset:
     """
     path = Path(path)
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+        raw = read_regular(path, LIMIT)
     except OSError as error:
-        raise InputError(f"config {path} cannot be read ({error.strerror or error}): check the path") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(
+            f"config {path} cannot be read ({error.strerror or error}): give a preset of a few lines, see "
+            "configs/default.yaml"
+        ) from None
+    if raw.count(b"[") + raw.count(b"{") > NESTED:
+        raise InputError(
+            f"config {path} is no valid YAML (more than {NESTED} brackets): compare it with configs/default.yaml"
+        )
+    try:
+        data = yaml.load(raw.decode("utf-8"), _Loader)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         reason = " ".join(str(error).split())
         raise InputError(f"config {path} is no valid YAML ({reason}): compare it with configs/default.yaml") from None
     if data is None:
@@ -62,9 +106,11 @@ def _checked(data: dict[Any, Any], where: str) -> Preset:
     """A preset from raw values, with pydantic's first complaint as one line."""
     for key in data:
         if key not in Preset.model_fields:
-            raise InputError(f"{where} {key!r} does not exist: {nearest(str(key), Preset.model_fields)}")
+            raise InputError(f"{where} {reprlib.repr(key)} does not exist: {nearest(str(key), Preset.model_fields)}")
     try:
         return Preset(**data)
     except ValidationError as error:
         first = error.errors()[0]
-        raise InputError(f"{where} {first['loc'][0]!r} is {first['input']!r}: {first['msg'].lower()}") from None
+        raise InputError(
+            f"{where} {first['loc'][0]!r} is {reprlib.repr(first['input'])}: {first['msg'].lower()}"
+        ) from None

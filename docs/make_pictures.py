@@ -1,4 +1,4 @@
-"""The screenshots in the README: `python docs/make_pictures.py`; needs chromium, and playwright of the extra `dev`."""
+"""The pictures in the README: `python docs/make_pictures.py`; needs chromium, and playwright of the extra `dev`."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from detcam.scenes import HELD_OUT_SEED, draw_scene
 
 HERE = Path(__file__).parent
 SCENE = 4
+OBJECT = "mushroom"
 WAYS = (("odam", "level"), ("odam", "evidence"), ("gradcam", "evidence"))
 
 
@@ -30,6 +31,23 @@ def explain_scene(folder: Path) -> Path:
     return write_report(folder)
 
 
+def mask_strip() -> None:
+    """A mask, what made the model name its object, and what made it draw the mask: three cuttings side by side."""
+    image = draw_scene(HELD_OUT_SEED + SCENE).image
+    named, drawn = (Explainer("scenes", target=target)(image) for target in ("class", "mask"))
+    i = named.labels.index(OBJECT)
+    assert drawn.masks is not None
+    outlined = image.copy()
+    contours, _ = cv2.findContours(drawn.masks[i].numpy().astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+    cv2.drawContours(outlined, contours, -1, (64, 224, 255), 2)
+    x1, y1, x2, y2 = (int(side) for side in named.boxes[i].tolist())
+    rows, columns = slice(max(y1 - 40, 0), y2 + 20), slice(max(x1 - 40, 0), x2 + 60)
+    panels = [picture[rows, columns] for picture in (outlined, named.overlay(i), drawn.overlay(i))]
+    strip = np.concatenate(panels, axis=1)
+    strip = cv2.resize(strip, (1200, round(1200 * strip.shape[0] / strip.shape[1])), interpolation=cv2.INTER_AREA)
+    Image.fromarray(strip & 0xF8 | 4).save(HERE / "mask.png", optimize=True)
+
+
 def take(page: Page, name: str) -> None:
     """A screenshot with 32 shades a colour, which is small enough for a repository."""
     pixels = np.asarray(Image.open(io.BytesIO(page.screenshot())).convert("RGB"))
@@ -37,7 +55,8 @@ def take(page: Page, name: str) -> None:
 
 
 def main() -> None:
-    """One page in the light, and one in the dark with two ways side by side."""
+    """A mask explained, one page in the light, and one in the dark with two ways side by side."""
+    mask_strip()
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
         address = explain_scene(Path(folder)).as_uri()
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
