@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 SOURCES := pyproject.toml setup.py $(shell find csrc -type f)
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint fuzz soak asan docs clean
 
 demo: $(VENV)/installed
 	$(BIN)/detcam demo --out demo
@@ -18,6 +18,19 @@ lint: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+fuzz: $(VENV)/installed
+	FUZZ=100000 $(BIN)/python -m pytest -n auto --dist worksteal tests/fuzz -rP
+	FUZZ=100000 $(BIN)/python -m pytest -s tests/ops/test_fuzz_ops.py
+
+soak: $(VENV)/installed
+	SOAK=10000 $(BIN)/python -m pytest -s tests/abuse/test_long_life.py
+
+asan: $(VENV)/installed
+	tests/ops/sanitized.sh $(BIN)/python
+
+docs: $(VENV)/installed
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --site-dir build/site
 
 $(VENV)/torch:
 	$(PYTHON) -m venv $(VENV)

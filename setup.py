@@ -4,6 +4,7 @@
     auto (default)  what this machine can; what cannot be built is left out, and the reason recorded
     cpu, cuda       kernels for the CPU, or for the CPU and CUDA; failing to build them is an error
     none            nothing: all runs on the PyTorch reference
+`DETCAM_SANITIZE=1` builds the CPU's with AddressSanitizer and UndefinedBehaviorSanitizer, see tests/ops/sanitized.sh.
 `TORCH_CUDA_ARCH_LIST` ("8.0 9.0") overrides the GPU architectures. Install torch first and build with
 `pip install --no-build-isolation`, or pip fetches a second torch to build against.
 
@@ -26,10 +27,13 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).parent
-BUILD = ROOT / "build" / f"kernels-{sysconfig.get_platform()}-{sys.implementation.cache_tag}"
+SANITIZED = os.environ.get("DETCAM_SANITIZE", "0") not in ("", "0")
+KIND = "sanitized" if SANITIZED else "kernels"
+BUILD = ROOT / "build" / f"{KIND}-{sysconfig.get_platform()}-{sys.implementation.cache_tag}"
 MODE = os.environ.get("DETCAM_BUILD", "auto").lower()
 WANTED = {"auto": ("cpu", "cuda"), "cpu": ("cpu",), "cuda": ("cpu", "cuda"), "none": ()}
 CUBINS = {"80", "86", "89", "90", "100", "120"}  # and the newest that nvcc knows, which is also kept as PTX
+SANITIZERS = "-fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer -g"
 STABLE_ABI = "-DTORCH_TARGET_VERSION=0x020a000000000000"  # one binary for torch 2.10 and everything after
 RULES = """
 rule cxx
@@ -83,6 +87,8 @@ class BuildKernels(build_ext):
 def build_cpu(facts: dict[str, str]) -> list[Path]:
     """The kernels in C++; adds to `facts` what `_C` will tell."""
     flags, libs, version = torch_build()
+    if SANITIZED:
+        flags, libs = f"{flags} {SANITIZERS}", f"{libs} {SANITIZERS}"
     binary = compile_binary("_cpu.so", "cxx", find_cxx(), sorted(ROOT.glob("csrc/cpu/*.cpp")), flags, libs)
     facts["TORCH"] = version
     return [binary]

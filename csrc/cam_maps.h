@@ -41,7 +41,9 @@ inline Shape check_arguments(const Tensor& acts, const Tensor& weights, const st
   STD_TORCH_CHECK(weights.scalar_type() == acts.scalar_type(),
                   "cam_maps: acts and weights must share a dtype");
   const int64_t objects = weights.size(0);
-  for (const int64_t side : {height, width, acts.size(2), acts.size(3)}) check_side(side, kOp);
+  for (const int64_t side : {height, width, acts.size(0), acts.size(1), acts.size(2), acts.size(3)}) {
+    check_side(side, kOp);
+  }
   check_per_object(index, objects, 0, ScalarType::Long, kOp, "index");
   check_per_object(window, objects, 4, ScalarType::Float, kOp, "window");
   check_beside(weights, acts, kOp);

@@ -18,10 +18,13 @@ import typer
 from rich.console import Console
 from rich.progress import Progress
 
-from detcam.errors import DetcamError, InputError, OutputError
+from detcam.compare.command import register as register_compare
+from detcam.errors import DetcamError, InputError, OutputError, plain
 from detcam.evaluate.command import register as register_evaluate
+from detcam.flags import TrustFlag
 from detcam.listings import register as register_listings
 from detcam.report.command import register as register_report
+from detcam.scale.command import register as register_batch
 from detcam.video.command import register as register_video
 
 app = typer.Typer(
@@ -48,13 +51,18 @@ Examples:
 `detcam explain street.jpg --model yolov8n.pt --method gradcam --layers model.9`
 
 `detcam explain street.jpg --model yolov8n.pt --ask 10,20,80,160:person`
+
+`detcam explain --config configs/mask.yaml --print-config > mine.yaml`
 """
 
 
 @app.command(epilog=EXPLAIN_EPILOG)
 def explain(
-    images: Annotated[list[Path], typer.Argument(help="Image files.", show_default=False)],
-    model: Annotated[str | None, typer.Option(help="A .pt path, or a demo model's name. [default: scenes]")] = None,
+    images: Annotated[list[Path] | None, typer.Argument(help="Image files.", show_default=False)] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(help="A .pt path, a folder of transformers, or a demo model's name. [default: scenes]"),
+    ] = None,
     method: Annotated[str | None, typer.Option(help="See `detcam methods`. [default: auto]")] = None,
     layers: Annotated[
         str | None,
@@ -64,6 +72,16 @@ def explain(
         str | None,
         typer.Option(help="class, prob, margin, box, left, top, right, bottom, mask, mask-margin. [default: class]"),
     ] = None,
+    regions: Annotated[
+        str | None,
+        typer.Option(help="class or component: what an object of a semantic segmenter is. [default: class]"),
+    ] = None,
+    text: Annotated[
+        list[str] | None, typer.Option(help="A phrase to look for, of detectors that take text. Repeatable.")
+    ] = None,
+    adapter: Annotated[
+        str | None, typer.Option(help="panoptic: read Mask2Former and its like so. [default: auto]")
+    ] = None,
     conf: Annotated[float | None, typer.Option(help="Lowest score of an object. [default: 0.25]")] = None,
     iou: Annotated[float | None, typer.Option(help="Overlap at which a weaker box is dropped. [default: 0.7]")] = None,
     max_det: Annotated[int | None, typer.Option(help="Objects per picture. [default: 300]")] = None,
@@ -71,6 +89,9 @@ def explain(
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1. [default: the model's]")] = None,
     out_dir: Annotated[Path, typer.Option("--out", help="Folder for the results.")] = Path("detcam-out"),
     config: Annotated[Path | None, typer.Option(help="A YAML preset, see configs/; flags win over it.")] = None,
+    print_config: Annotated[
+        bool, typer.Option("--print-config", help="Print the options in force as such a preset, and do nothing else.")
+    ] = False,
     ask: Annotated[
         list[str] | None,
         typer.Option(help="x1,y1,x2,y2:class of an object that was missed: explain its best candidate. Repeatable."),
@@ -80,6 +101,7 @@ def explain(
         typer.Option(help="x,y or x1,y1,x2,y2 in a segmenter's picture: explain what is there. Repeatable."),
     ] = None,
     report: Annotated[bool, typer.Option("--report", help="Write pages to look at, as detcam report does.")] = False,
+    trust_checkpoint: TrustFlag = False,
     as_json: JsonFlag = False,
 ) -> None:
     """Explain every object in one or more pictures.
@@ -94,29 +116,34 @@ def explain(
 
     preset = read_preset(config) if config else Preset()
     preset = preset.updated(
-        model=model, method=method, layers=_split(layers), target=target, conf=conf, iou=iou, max_det=max_det,
-        imgsz=imgsz, device=device,
+        model=model, method=method, layers=_split(layers), target=target, regions=regions, text=text or None,
+        adapter=adapter, conf=conf, iou=iou, max_det=max_det, imgsz=imgsz, device=device,
     )  # fmt: skip
+    if print_config:
+        print(preset.to_yaml(), end="")
+        return
+    if not images:
+        raise InputError("images: give at least one picture, e.g. detcam explain street.jpg")
     pairs = [parse_pair(text) for text in ask or ()] or None
-    regions = [parse_region(text) for text in region or ()] or None
+    asked = [parse_region(text) for text in region or ()] or None
     _require_files(images)
     _require_writable(out_dir)
     documents = []
     with _progress(len(images), quiet=as_json) as (advance, swept):
-        explainer = _explainer({**preset.model_dump(), "progress": swept})
+        explainer = _explainer({**preset.options(), "progress": swept, "trust_checkpoint": trust_checkpoint})
         for path, folder in zip(images, _folders(images, out_dir), strict=True):
-            explanation = explainer(path, ask=pairs, regions=regions)
+            explanation = explainer(path, ask=pairs, regions=asked)
             explanation.save(folder, path)
             documents.append({"source": str(path), "folder": str(folder), **explanation.to_dict()})
             advance()
             if not as_json:
-                out.print(f"{path}: {_count(explanation.labels)} -> {folder}", markup=False)
+                out.print(plain(f"{path}: {_count(explanation.labels)} -> {folder}"), markup=False)
                 for note in explanation.notes if pairs else []:
-                    out.print(f"  {note}", markup=False)
+                    out.print(plain(f"  {note}"), markup=False)
     if report:
         page = write_report(out_dir, _folders(images, out_dir))
         if not as_json:
-            out.print(f"Open {page}", markup=False)
+            out.print(plain(f"Open {page}"), markup=False)
     if as_json:
         print(json.dumps(documents, indent=2, ensure_ascii=False))
 
@@ -138,14 +165,17 @@ def demo(
         )
         explanation.save(folder)
         out.print(f"scene {i + 1}: {_count(explanation.labels)} -> {folder}", markup=False)
-    out.print(f"Open {out_dir / 'contact.png'}. The same for a photo of yours, with weights you have or that")
-    out.print("ultralytics downloads:\n\n    detcam explain photo.jpg --model yolov8n.pt --out photo-maps\n")
+    out.print(f"Open {out_dir / 'contact.png'}\n", markup=False)
+    out.print("The same for a photo of yours, with weights you have or that ultralytics downloads:\n")
+    out.print("    detcam explain photo.jpg --model yolov8n.pt --out photo-maps\n")
 
 
 register_listings(app)
 register_report(app)
 register_video(app)
 register_evaluate(app)
+register_batch(app)
+register_compare(app)
 
 
 def _explainer(options: dict[str, Any]) -> Any:
@@ -181,9 +211,9 @@ def _folders(images: Sequence[Path], folder: Path) -> list[Path]:
     seen: dict[str, int] = {}
     folders = []
     for path in images:
-        seen[path.stem] = seen.get(path.stem, 0) + 1
-        count = seen[path.stem]
-        folders.append(folder / (path.stem if count == 1 else f"{path.stem}_{count}"))
+        name = path.stem if path.stem.strip(".") else "picture"  # `...png` would lead out of the folder
+        seen[name] = seen.get(name, 0) + 1
+        folders.append(folder / (name if seen[name] == 1 else f"{name}_{seen[name]}"))
     return folders
 
 
@@ -235,5 +265,5 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _fail(message: str, code: int) -> int:
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    print(f"error: {plain(' '.join(message.split()))}", file=sys.stderr)
     return code

@@ -1,13 +1,44 @@
-"""The package's exceptions: each message says what is wrong, where, and what to do."""
+"""The package's exceptions: each message says what is wrong, where, and what to do.
+
+    DetcamError
+        InputError (also a ValueError)      what the caller gave cannot be used
+            ImageError                      the picture cannot be read
+            ModelError                      the model cannot be loaded, or no adapter explains it
+            LayerError                      the layer does not exist, does not run, or carries nothing
+            MethodError                     the method does not exist
+            TargetError                     the target does not exist for this model
+            OutputError                     the output cannot be written
+        DependencyError (also an ImportError)   a library is missing; names the extra to install
+
+Everything that leaves a public function on purpose is one of these; `detcam.ops` raises TypeError and ValueError, as
+torch's own operators do. The command line answers to all of them with one line and exit code 2.
+"""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
 
+LONGEST = 1000  # characters of a message: names in a hostile file may have no end
+JOINERS = "\u200c\u200d"  # inside words of Persian or Hindi, and inside emoji
+
+
+def plain(text: object) -> str:
+    r"""A name or message as one line that does nothing to a terminal: `\x1b`, `\n` in place of such characters.
+
+    Names of files and classes come from others, and could otherwise move the cursor, or hide what stands there.
+    """
+    return "".join(
+        c if c.isprintable() or c in JOINERS else c.encode("unicode_escape").decode("ascii") for c in str(text)
+    )
+
 
 class DetcamError(Exception):
     """Base class of every error that detcam raises on purpose."""
+
+    def __init__(self, message: object = "") -> None:
+        line = plain(message)
+        super().__init__(line if len(line) <= LONGEST else f"{line[: LONGEST // 2]} ... {line[-LONGEST // 3 :]}")
 
 
 class InputError(DetcamError, ValueError):
@@ -36,6 +67,10 @@ class TargetError(InputError):
 
 class OutputError(InputError):
     """The output cannot be written."""
+
+
+class DependencyError(DetcamError, ImportError):
+    """A library that this needs is not installed; the message names the extra that installs it."""
 
 
 def nearest(name: str, choices: Iterable[str]) -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import reprlib
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -15,6 +17,7 @@ from torch import Tensor, nn
 from detcam.adapters import Adapter, CallableAdapter, LayerPlan, Target, adapter_for
 from detcam.ask import AskedExplanation
 from detcam.engine import Capture, Captured, shadow
+from detcam.engine.shadow import hooks_kept
 from detcam.engine.sweeps import Progress
 from detcam.errors import InputError, LayerError, nearest
 from detcam.explanation import Explanation
@@ -23,7 +26,7 @@ from detcam.images import read_image
 from detcam.maps import Maps
 from detcam.methods import AnyMethod, get_method
 from detcam.models import load_model
-from detcam.options import Pair, check_options, check_target, checked_device, set_regions, set_text
+from detcam.options import Pair, check_layers, check_options, check_target, checked_device, set_regions, set_text
 from detcam.questions import Question, question
 from detcam.types import Objects
 from detcam.ways import Request, target_name, way_for
@@ -43,12 +46,39 @@ class _Placed:
     geometry: Geometry
 
 
+def _inside(model: Any) -> Any:
+    """The model that `torch.compile`, DataParallel or DistributedDataParallel wrap: they change how it runs only."""
+    while True:
+        if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+            model = model.module
+        elif isinstance(model, nn.Module) and "_orig_mod" in model._modules:
+            model = model._modules["_orig_mod"]
+        else:
+            return model
+
+
+class _Turns:
+    """A lock for one explainer; what is copied or pickled with it gets one of its own."""
+
+    def __init__(self) -> None:
+        self.lock = threading.RLock()
+
+    def __reduce__(self) -> tuple[type[_Turns], tuple[()]]:
+        return _Turns, ()
+
+
 class Explainer:
     """Explains each object that a detector or segmenter finds.
 
+    Threads may share one: their calls take turns, because all run on one view of the model. Explainers of their own run
+    beside each other, also on the same model. The same pictures give the same maps bit for bit on one device; in
+    a list or alone, and with other objects beside them, they agree to the rounding of float32: usually to 1e-5 of a
+    map's largest value, and to 1e-3 at the worst that is allowed.
+
     Args:
         model: an nn.Module or the library's own wrapper, a weights path, or a shipped demo model's name. It is never
-            changed: the explainer works on a private view that shares its weights.
+            changed: the explainer works on a private view that shares its weights. Of `torch.compile`, DataParallel and
+            DistributedDataParallel the model inside is explained.
         method: a name of `detcam.methods.METHODS`, "auto", or an instance of a method, e.g. `RISE(masks=4000)`.
         layers: "level" (the feature level that the object was read from), "evidence" (all tensors that enter the
             neck, cut together), "auto" (the method's choice of these), or names from the module's `named_modules()`,
@@ -74,9 +104,12 @@ class Explainer:
             that serves the model.
         text: for text-prompted detectors, the phrases to look for, e.g. `["a cat", "remote control"]`; they are the
             classes.
+        trust_checkpoint: load a weights path whatever classes it names, running any code in it; see
+            `detcam.models.load_model`.
 
     Raises:
         InputError: for a model, method, layer, target, option or device that cannot be used.
+        DependencyError: if the model's library is not installed.
     """
 
     def __init__(
@@ -96,14 +129,19 @@ class Explainer:
         regions: str = "class",
         adapter: type[Adapter] | CallableAdapter | None = None,
         text: Sequence[str] | None = None,
+        trust_checkpoint: bool = False,
     ) -> None:
         check_options(conf, iou, max_det, imgsz, target)
+        check_layers(layers)
+        model = _inside(model)
         self.method = get_method(method)
         self.target = target
         self.conf, self.iou, self.max_det = conf, iou, max_det
         name = str(model) if isinstance(model, (str, os.PathLike)) else type(model).__name__
         if isinstance(model, (str, os.PathLike)):
-            model = load_model(model)
+            model = load_model(model, trust_checkpoint)
+        if adapter is not None and not hasattr(adapter, "unwrap"):
+            raise InputError(f"adapter: expected a CallableAdapter or an Adapter class, got {reprlib.repr(adapter)}")
         adapter = adapter or adapter_for(model)
         module = adapter.unwrap(model)
         view = shadow(module)
@@ -116,6 +154,7 @@ class Explainer:
         plan_of = partial(self._plan, module=module)
         request = Request(self.adapter, target, max_det, memory, progress, self._run, plan_of)
         self.way = way_for(self.method, layers, request)
+        self._turns = _Turns()
         self.plan, self.target = self.way.plan, self.way.target
         self.settings = {
             "model": name,
@@ -172,8 +211,12 @@ class Explainer:
             LayerError: if a layer does not run, or no score depends on it.
             InputError: if `ask`, `regions` or `truth` hold anything else, or the family cannot be asked so.
         """
-        if not (ask is None and regions is None and truth is None):
+        with self._turns.lock, hooks_kept(self.adapter.module):
+            if ask is None and regions is None and truth is None:
+                return self._found(images)
             return self._answered(images, ask, regions, truth)
+
+    def _found(self, images: Any) -> Explanation | list[Explanation]:
         several = isinstance(images, (list, tuple))
         placed = [self._placed(source, position) for position, source in enumerate(images if several else [images])]
         batches: dict[tuple[int, ...], list[_Placed]] = {}
@@ -247,10 +290,10 @@ class Explainer:
         if not self.method.object_specific:
             return f"the same for every object: {self.method.name} reads activations only"
         if silent:
-            return (
-                f"zero map: the score has no gradient at {', '.join(self.plan.names)}; it was read at feature level "
-                f"{level} (layers='level' explains it there)"
-            )
+            where = f"zero map: the score has no gradient at {', '.join(self.plan.names)}"
+            if self.plan.fuse == "own":
+                return f"{where}, where it was read: it is constant there, or saturated (target='class' is before that)"
+            return f"{where}; it was read at feature level {level} (layers='level' explains it there)"
         if not bool(raw.isfinite().all()):
             return "cells that are not finite count as zero: the model or the method's formula overflowed there"
         if not bool((raw > 0).any()):

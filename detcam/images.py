@@ -16,9 +16,16 @@ import torch
 from PIL import Image, UnidentifiedImageError
 
 from detcam.errors import ImageError
+from detcam.reading import read_regular
 
 MAX_PIXELS = 178_956_970  # Pillow's limit, about 13,000 x 13,000: larger headers are refused before anything is decoded
+MAX_BYTES = 2**30  # of a file: more than those pixels take
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "TIFF", "GIF")  # one of Pillow's others starts programs
+# A few bytes are a whole scan of a progressive JPEG, which each take as long as a picture.
+JPEG_SCAN = b"\xff\xda"
+SCANS = 16  # an encoder writes ten
+MAX_SCANNED = 2**30  # scans times pixels, about 4 seconds
 
 
 def read_image(image: Any) -> np.ndarray:
@@ -31,6 +38,8 @@ def read_image(image: Any) -> np.ndarray:
     Raises:
         ImageError: if it is missing, damaged, too large, or of another shape, dtype or range.
     """
+    if isinstance(image, str) and "://" in image:
+        raise ImageError(f"{image} is a url: download it yourself and give the file")
     if isinstance(image, (str, os.PathLike)):
         return _read_file(Path(image))
     if isinstance(image, torch.Tensor):
@@ -47,41 +56,90 @@ def read_image(image: Any) -> np.ndarray:
 
 def _read_file(path: Path) -> np.ndarray:
     try:
-        data = path.read_bytes()
+        data = read_regular(path, MAX_BYTES)
     except FileNotFoundError:
         raise ImageError(f"{path} does not exist: check the path") from None
     except IsADirectoryError:
         raise ImageError(f"{path} is a directory: give the image files in it, e.g. {path}/*.jpg") from None
-    except OSError as error:
+    except PermissionError as error:
         raise ImageError(f"{path} cannot be read ({error.strerror or error}): check its permissions") from None
-    except ValueError as error:  # a NUL character in the name
-        raise ImageError(f"{str(path)!r} cannot be read ({error}): check the path") from None
+    except OSError as error:
+        raise ImageError(f"{path} cannot be read ({error.strerror or error}): give an image file") from None
+    return decode_image(data, path)
+
+
+def decode_image(data: bytes, name: str | Path) -> np.ndarray:
+    """The bytes of an image file as [H, W, 3] uint8 RGB, upright as its EXIF data say; of several frames the first.
+
+    Args:
+        data: the whole file; its format is told by its content.
+        name: what an error calls it.
+
+    Raises:
+        ImageError: if it is no picture, damaged or too large.
+    """
     if not data:
-        raise ImageError(f"{path} is empty (0 bytes): give an image file")
-    _verify(data, path)
+        raise ImageError(f"{name} is empty (0 bytes): give an image file")
+    size = verify_image(data, name)
     # OpenCV decodes, because the libraries' own predict calls do: other decoders differ in the last bit.
-    decoded = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+    try:
+        decoded = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+    except cv2.error:  # it found other sides in the file, and they are too long
+        decoded = None
     if decoded is None:
-        raise ImageError(f"{path} is of a format that cannot be decoded: convert it to JPEG or PNG")
+        raise ImageError(f"{name} is of a format that cannot be decoded: convert it to JPEG or PNG")
+    if decoded.shape[:2] not in (size, size[::-1]):
+        raise ImageError(f"{name} is damaged (its size is ambiguous): save it again or get a whole copy")
     return cv2.cvtColor(decoded, cv2.COLOR_BGR2RGB)
 
 
-def _verify(data: bytes, path: Path) -> None:
-    """Refuse what is no picture, is truncated or is too large. OpenCV alone fills what is missing with grey."""
+def stored_size(data: bytes) -> tuple[int, int] | None:
+    """(height, width) that an image file's header gives, before EXIF data turn the picture; None if there is none."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            width, height = _pillow_open()(io.BytesIO(data), formats=FORMATS).size
+    except Exception:  # `decode_image` says what is wrong with it
+        return None
+    return height, width
+
+
+def verify_image(data: bytes, path: str | Path) -> tuple[int, int]:
+    """(height, width) of an image file as stored, once it is known to be whole: OpenCV fills what is missing with grey.
+
+    Raises:
+        ImageError: if it is no picture, damaged or too large.
+    """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # our own limit is checked on the next line
-            picture = _pillow_open()(io.BytesIO(data))
+            picture = _pillow_open()(io.BytesIO(data), formats=FORMATS)
             width, height = picture.size
             if width * height > MAX_PIXELS:
                 raise Image.DecompressionBombError  # newer versions of Pillow raise it themselves
+            scans = data.count(JPEG_SCAN) if data.startswith(b"\xff\xd8") else 0
+            if scans > SCANS and scans * width * height > MAX_SCANNED:
+                raise ValueError("its scans would take minutes to decode")
             picture.load()
+            if picture.format == "PNG" and not _ends(data):
+                raise ValueError("a chunk of it leads beyond its end")
+            return height, width
     except UnidentifiedImageError:
         raise ImageError(f"{path} is not an image: give one of {' '.join(SUFFIXES)}") from None
     except Image.DecompressionBombError:
         raise ImageError(f"{path} has more pixels than the limit of {MAX_PIXELS:,}: shrink it first") from None
     except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, struct.error, ...
         raise ImageError(f"{path} is damaged ({error}): save it again or get a whole copy") from None
+
+
+def _ends(png: bytes) -> bool:
+    """Whether the chunks of a PNG file lead to its last one: OpenCV makes room for a length before it reads so much."""
+    place = 8
+    while place + 12 <= len(png):
+        if png[place + 4 : place + 8] == b"IEND":
+            return True
+        place += 12 + int.from_bytes(png[place : place + 4], "big")
+    return False
 
 
 def _pillow_open() -> Callable[..., Image.Image]:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
+import reprlib
 from collections.abc import Sequence
 from numbers import Integral, Real
 from typing import Any
 
 import torch
+from torch import nn
 
 from detcam.adapters import TARGETS, Adapter, Target
-from detcam.errors import InputError, TargetError, nearest
+from detcam.errors import InputError, LayerError, TargetError, nearest
 
 REGIONS = ("class", "component")
 EXAMPLE = "e.g. ask=[((10, 20, 80, 160), 'person')]"
@@ -34,6 +36,17 @@ def check_options(conf: float, iou: float, max_det: int, imgsz: int | None, targ
         raise TargetError(f"target {target!r} does not exist: {nearest(target, TARGETS)}")
 
 
+def check_layers(layers: Any) -> None:
+    """Complain about layers that are no names or modules.
+
+    Raises:
+        LayerError: if they are not.
+    """
+    chosen = [layers] if isinstance(layers, (str, nn.Module)) else layers
+    if not isinstance(chosen, (list, tuple)) or any(not isinstance(one, (str, nn.Module)) for one in chosen):
+        raise LayerError(f"layers: expected names or modules, got {reprlib.repr(layers)}: see `detcam layers`")
+
+
 def check_target(target: Target, adapter: Adapter) -> None:
     """Complain about a target that this model does not have.
 
@@ -53,7 +66,7 @@ def set_regions(adapter: Adapter, regions: str) -> None:
     Raises:
         InputError: for an unknown value, or where objects are no regions and the value is not the default.
     """
-    if regions not in REGIONS:
+    if not isinstance(regions, str) or regions not in REGIONS:
         raise InputError(f"regions: {regions!r} does not exist: {nearest(str(regions), REGIONS)}")
     if hasattr(adapter, "regions"):
         adapter.regions = regions
@@ -91,7 +104,7 @@ def checked_device(device: str | torch.device) -> torch.device:
     try:
         checked = torch.device(device)
         torch.empty(0, device=checked)
-    except (RuntimeError, AssertionError) as error:
+    except (RuntimeError, AssertionError, TypeError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(f"device {str(device)!r} cannot be used ({reason}): use device 'cpu'") from None
     return checked

@@ -32,7 +32,7 @@ def test_paths_that_hold_no_model(tmp_path: Path) -> None:
     refuse(text, r"text\.pt cannot be loaded")
     refuse(empty, r"empty\.pt cannot be loaded")
     refuse(plain, r"plain\.pt cannot be loaded")
-    refuse(folder, "is a directory")
+    refuse(folder, r"is a folder without config\.json")
     refuse(tmp_path / "model.onnx", "no .pt file")
 
 

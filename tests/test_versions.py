@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from torch import nn
 
 from detcam import Explainer, InputError
@@ -54,7 +55,7 @@ def test_a_checkpoint_of_an_old_ultralytics_is_refused(tmp_path: Path, monkeypat
     ultralytics: Any = pytest.importorskip("ultralytics")
     monkeypatch.setattr(ultralytics, "__version__", "8.0.1")
     path = tmp_path / "model.pt"
-    path.write_bytes(b"x")
+    torch.save({"model": ultralytics.nn.modules.Conv(3, 8)}, path)
     with pytest.raises(InputError, match=r"ultralytics 8\.0\.1 is too old"):
         load_model(path)
 

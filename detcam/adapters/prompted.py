@@ -134,6 +134,8 @@ def _processor(config: Any) -> Any:
     import transformers
 
     try:
-        return transformers.AutoProcessor.from_pretrained(config._name_or_path, local_files_only=True)
+        return transformers.AutoProcessor.from_pretrained(
+            config._name_or_path, local_files_only=True, trust_remote_code=False
+        )
     except (OSError, ValueError):
         return None

@@ -22,7 +22,8 @@ def made_for(model: Any, task: str) -> bool:
 
 def require_architecture(model: Any, served: Iterable[str]) -> None:
     """Raise a ModelError for a model whose architecture is none of `served`."""
-    kind = model.config.model_type
+    library = type(model).__module__.split(".")[0]
+    kind = getattr(getattr(model, "config", None), "model_type", library)
     if kind not in served:
         raise ModelError(f"{type(model).__name__}: {kind!r} is none of the architectures {', '.join(served)}")
 
@@ -34,7 +35,9 @@ def checkpoint_processor(config: Any) -> Any:
     import transformers
 
     try:
-        return transformers.AutoImageProcessor.from_pretrained(config._name_or_path, local_files_only=True)
+        return transformers.AutoImageProcessor.from_pretrained(
+            config._name_or_path, local_files_only=True, trust_remote_code=False
+        )
     except (OSError, ValueError):
         return None
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -43,6 +44,22 @@ def shadow(model: nn.Module) -> nn.Module:
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
                 module.register_forward_hook(_order_gradient)
     return view.eval()
+
+
+@contextmanager
+def hooks_kept(view: nn.Module) -> Iterator[None]:
+    """After an exception, take away the hooks that were added to the modules of `view` meanwhile.
+
+    Whoever adds hooks removes them too, but Ctrl-C may come while they are being added.
+    """
+    before = [(hooks := getattr(module, name), set(hooks)) for module in view.modules() for name in _HOOKS]
+    try:
+        yield
+    except BaseException:
+        for hooks, kept in before:
+            for key in hooks.keys() - kept:
+                del hooks[key]
+        raise
 
 
 def _order_gradient(module: nn.Module, args: Any, output: Tensor) -> None:

@@ -78,7 +78,9 @@ def get_method(method: str | AnyMethod) -> AnyMethod:
     """
     if isinstance(method, AnyMethod):
         return method
-    kind, colon, attribution = str(method).partition(":")
+    if not isinstance(method, str):
+        raise MethodError(f"method: expected a name or a method, got a {type(method).__name__}: see `detcam methods`")
+    kind, colon, attribution = method.partition(":")
     if colon and kind.lower() == Captum.name:
         return Captum(attribution)
     how = next((how for how in HOW if colon and how == kind.lower()), None)
@@ -86,7 +88,7 @@ def get_method(method: str | AnyMethod) -> AnyMethod:
         return Combination([_part(part) for part in attribution.split(",")], how)
     if colon and kind.lower() in WRAPPERS:
         return WRAPPERS[kind.lower()](get_method(attribution))
-    name = DEFAULT if method == "auto" else str(method).lower()
+    name = DEFAULT if method == "auto" else method.lower()
     if name in METHODS:
         return METHODS[name]()
     others = plugins()

@@ -9,8 +9,10 @@ from detcam.ops import reference
 from detcam.ops.library import (
     INPUT_DTYPES,
     check_boxes,
+    check_choice,
     check_index,
     check_out,
+    check_sides,
     check_size,
     check_tensor,
     check_window,
@@ -153,10 +155,12 @@ def cam_maps(
     count, images = weights.shape[0], acts.shape[0]
     height, width = check_size(size)
     check_index(index, count, images, acts.device)
-    if normalize not in NORMALIZATIONS:
-        raise ValueError(f"normalize: expected one of {', '.join(NORMALIZATIONS)}, got {normalize!r}")
-    if dtype not in OUTPUT_DTYPES:
-        raise TypeError(f"dtype: expected one of {list_names(OUTPUT_DTYPES)}, got {dtype}")
+    check_choice("normalize", normalize, NORMALIZATIONS)
+    if not isinstance(relu, bool):
+        raise TypeError(f"relu: expected True or False, got {type(relu).__name__}")
+    if not isinstance(dtype, torch.dtype) or dtype not in OUTPUT_DTYPES:
+        actual = dtype if isinstance(dtype, torch.dtype) else type(dtype).__name__
+        raise TypeError(f"dtype: expected one of {list_names(OUTPUT_DTYPES)}, got {actual}")
     if dtype == torch.uint8 and normalize == "none":
         raise ValueError('dtype: uint8 holds normalised maps only, got normalize="none"')
     bounds = None if window is None else check_window(window, count, acts.device)
@@ -188,10 +192,15 @@ def region_windows(
 
     Returns:
         Windows [N, 4] in cells, float32, on the device of `boxes`.
+
+    Raises:
+        TypeError: A tensor or numbers expected and something else given.
+        ValueError: Boxes of another shape, a size below 1, or a window without width or height.
     """
     height, width = check_size(size)
-    corners = check_boxes(boxes, len(boxes), boxes.device).double()
-    left, top, right, bottom = window
+    count = boxes.shape[0] if isinstance(boxes, Tensor) and boxes.ndim else 0
+    corners = check_boxes(boxes, count, getattr(boxes, "device", torch.device("cpu"))).double()
+    left, top, right, bottom = check_sides(window)
     across, down = (right - left) / width, (bottom - top) / height
     x1, y1, x2, y2 = corners.T
     return torch.stack([left + x1 * across, top + y1 * down, left + x2 * across, top + y2 * down], 1).float()

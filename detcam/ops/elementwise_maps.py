@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from detcam.ops import reference
-from detcam.ops.library import INPUT_DTYPES, check_index, check_tensor, library, recompute_gradients
+from detcam.ops.library import INPUT_DTYPES, check_choice, check_index, check_tensor, library, recompute_gradients
 
 ELEMENTWISE_MODES: dict[str, str] = {
     "gradient-times-activation": "maps [N, h, w]: sum_c g A (HiResCAM, ODAM)",
@@ -76,9 +76,8 @@ def elementwise_maps(
         ValueError: Shapes, devices or a mode that do not fit together.
         IndexError: An index outside [0, B), when it lies on the CPU.
     """
+    check_choice("mode", mode, (*ELEMENTWISE_MODES, *ALIASES))
     mode = ALIASES.get(mode, mode)
-    if mode not in ELEMENTWISE_MODES:
-        raise ValueError(f"mode: expected one of {', '.join((*ELEMENTWISE_MODES, *ALIASES))}, got {mode!r}")
     for name, value in (("acts", acts), ("grads", grads)):
         check_tensor(name, value, INPUT_DTYPES)
     if acts.ndim != 4 or 0 in acts.shape[1:]:

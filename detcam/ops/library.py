@@ -5,14 +5,19 @@ Each operator has a module with its schema, shape inference and checked Python c
 backend, a loaded binary adds a faster kernel for its own.
 """
 
-import math
-from collections.abc import Callable
+import reprlib
+from collections.abc import Callable, Collection
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 INPUT_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+INTEGERS = (int, np.integer, torch.SymInt)
+NUMBERS = (*INTEGERS, float, np.floating, torch.SymFloat)
+LARGEST_SIDE = 2**24 - 1  # float32 counts pixels and cells up to here; the kernels check it too
+LARGEST = torch.finfo(torch.float32).max
 
 library = torch.library.Library("detcam", "DEF")
 
@@ -30,11 +35,19 @@ def recompute_gradients(
 
 
 def check_tensor(name: str, value: Tensor, dtypes: tuple[torch.dtype, ...]) -> None:
-    """That `value` is a tensor of one of `dtypes`."""
+    """That `value` is a dense tensor of one of `dtypes`."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{name}: expected a tensor, got {type(value).__name__}")
+    if not _is_dense(value):
+        raise TypeError(f"{name}: expected a dense tensor, got {_kind(value)}")
     if value.dtype not in dtypes:
         raise TypeError(f"{name}: expected dtype {list_names(dtypes)}, got {value.dtype}")
+
+
+def check_choice(name: str, value: str, choices: Collection[str]) -> None:
+    """That `value` is one of the names in `choices`."""
+    if not isinstance(value, str) or value not in choices:
+        raise ValueError(f"{name}: expected one of {', '.join(choices)}, got {reprlib.repr(value)}")
 
 
 def check_out(out: Tensor, shape: tuple[int, ...], dtype: torch.dtype, **inputs: Tensor | None) -> None:
@@ -63,8 +76,8 @@ def _memory(tensor: Tensor) -> tuple[int, int]:
 
 def check_boxes(boxes: Tensor, count: int, device: torch.device) -> Tensor:
     """Corners of one box per object in pixels, as float32 [N, 4]."""
-    if not isinstance(boxes, Tensor) or not boxes.is_floating_point():
-        raise TypeError(f"boxes: expected a floating-point tensor, got {getattr(boxes, 'dtype', type(boxes).__name__)}")
+    if not _is_dense(boxes) or not boxes.is_floating_point():
+        raise TypeError(f"boxes: expected a floating-point tensor, got {_kind(boxes)}")
     if boxes.shape != (count, 4) or boxes.device != device:
         raise ValueError(f"boxes: expected [{count}, 4] on {device}, got {list(boxes.shape)} on {boxes.device}")
     return boxes.detach().float()
@@ -72,8 +85,10 @@ def check_boxes(boxes: Tensor, count: int, device: torch.device) -> Tensor:
 
 def check_size(size: tuple[int, int]) -> tuple[int, int]:
     """Height and width of an output."""
-    if len(size) != 2 or size[0] < 1 or size[1] < 1:
-        raise ValueError(f"size: expected (height, width) of at least 1, got {tuple(size)}")
+    if not isinstance(size, (tuple, list)) or not all(isinstance(side, INTEGERS) for side in size):
+        raise TypeError(f"size: expected (height, width) as whole numbers, got {reprlib.repr(size)}")
+    if len(size) != 2 or not 1 <= size[0] <= LARGEST_SIDE or not 1 <= size[1] <= LARGEST_SIDE:
+        raise ValueError(f"size: expected (height, width), both in [1, 2^24), got {reprlib.repr(tuple(size))}")
     return size[0], size[1]
 
 
@@ -83,8 +98,8 @@ def check_index(index: Tensor | None, count: int, images: int, device: torch.dev
         if images != 1:
             raise ValueError(f"index: expected the image of each object, as there are {images} images; got None")
         return
-    if not isinstance(index, Tensor) or index.dtype != torch.int64:
-        raise TypeError(f"index: expected an int64 tensor, got {getattr(index, 'dtype', type(index).__name__)}")
+    if not _is_dense(index) or index.dtype != torch.int64:
+        raise TypeError(f"index: expected an int64 tensor, got {_kind(index)}")
     if index.shape != (count,) or index.device != device:
         raise ValueError(f"index: expected [{count}] on {device}, got {list(index.shape)} on {index.device}")
     if device.type == "cpu" and count and not torch.compiler.is_compiling():
@@ -98,19 +113,40 @@ def check_window(
 ) -> Tensor:  # [N, 4]
     """Part of the feature map that fills the output: one for all objects, or one for each."""
     if isinstance(window, Tensor):
-        if not window.is_floating_point():
-            raise TypeError(f"window: expected a floating-point tensor, got {window.dtype}")
+        if not _is_dense(window) or not window.is_floating_point():
+            raise TypeError(f"window: expected a floating-point tensor, got {_kind(window)}")
         if window.shape not in ((4,), (count, 4)) or window.device != device:
             actual = f"{list(window.shape)} on {window.device}"
             raise ValueError(f"window: expected [4] or [{count}, 4] on {device}, got {actual}")
         return window.detach().float().expand(count, 4)
-    left, top, right, bottom = window
-    if not (all(map(math.isfinite, window)) and left < right and top < bottom):
-        raise ValueError(f"window: expected finite left < right and top < bottom, got {tuple(window)}")
+    check_sides(window)
     # Fills, not a copy from the host: a copy would wait for the stream and could not be captured in a CUDA
     # graph.
     sides = [torch.full((), side, dtype=torch.float32, device=device) for side in window]
     return torch.stack(sides).expand(count, 4)
+
+
+def check_sides(window: tuple[float, float, float, float]) -> tuple[float, float, float, float]:
+    """Left, top, right and bottom of a window that is the same for all objects."""
+    if not isinstance(window, (tuple, list)) or not all(isinstance(side, NUMBERS) for side in window):
+        raise TypeError(f"window: expected (left, top, right, bottom) as numbers, got {reprlib.repr(window)}")
+    if len(window) != 4:
+        raise ValueError(f"window: expected (left, top, right, bottom), got {len(window)} numbers")
+    left, top, right, bottom = window
+    if not (-LARGEST <= left < right <= LARGEST and -LARGEST <= top < bottom <= LARGEST):
+        actual = reprlib.repr(tuple(window))
+        raise ValueError(f"window: expected finite left < right and top < bottom, got {actual}")
+    return left, top, right, bottom
+
+
+def _is_dense(value: object) -> bool:
+    return isinstance(value, Tensor) and value.layout == torch.strided
+
+
+def _kind(value: object) -> str:
+    if not isinstance(value, Tensor):
+        return type(value).__name__
+    return str(value.dtype if _is_dense(value) else value.layout)
 
 
 def list_names(dtypes: tuple[torch.dtype, ...]) -> str:

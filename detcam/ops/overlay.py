@@ -1,10 +1,21 @@
 """The operator `overlay`: schema, shape inference, and the checked Python call."""
 
+import reprlib
+
 import torch
 from torch import Tensor
 
 from detcam.ops import reference
-from detcam.ops.library import INPUT_DTYPES, check_boxes, check_index, check_tensor, check_window, library
+from detcam.ops.library import (
+    INPUT_DTYPES,
+    NUMBERS,
+    check_boxes,
+    check_choice,
+    check_index,
+    check_tensor,
+    check_window,
+    library,
+)
 
 BLENDS: dict[str, str] = {
     "max": "the hottest object colours the pixel",
@@ -80,10 +91,11 @@ def overlay(
     count = maps.shape[0]
     if count or index is not None:
         check_index(index, count, frames.shape[0], frames.device)
+    if not isinstance(opacity, NUMBERS):
+        raise TypeError(f"opacity: expected a number in [0, 1], got {type(opacity).__name__}")
     if not 0 <= opacity <= 1:
-        raise ValueError(f"opacity: expected a number in [0, 1], got {opacity}")
-    if blend not in BLENDS:
-        raise ValueError(f"blend: expected one of {', '.join(BLENDS)}, got {blend!r}")
+        raise ValueError(f"opacity: expected a number in [0, 1], got {reprlib.repr(opacity)}")
+    check_choice("blend", blend, BLENDS)
     bounds = None if window is None else check_window(window, count, frames.device)
     corners = None if boxes is None else check_boxes(boxes, count, frames.device)
     heat = maps.detach().float()

@@ -26,10 +26,9 @@ def cam_maps(
             cells = cells.relu()
         if normalize in ("object", "image"):
             low, high = _extremes(cells)
-            if normalize == "image" and index is not None:
-                low, high = _over_images(low, high, index, acts.shape[0])
-            elif normalize == "image":
-                low, high = _extremes(cells[None].flatten(1, 2))
+            if normalize == "image":
+                own = torch.zeros(len(cells), dtype=torch.int64, device=cells.device) if index is None else index
+                low, high = _over_images(low, high, own, acts.shape[0])
             cells = _rescale(cells, low, high)
         elif normalize == "object-after":
             cells = cells - _extremes(cells)[0]  # a constant map is 0 then, and stays it in the resize
@@ -108,7 +107,7 @@ def _resize(cells: Tensor, window: Tensor | None, height: int, width: int) -> Te
 def _interpolation(start: Tensor, stop: Tensor, cells: int, pixels: int) -> Tensor:  # [N] -> [N, pixels, cells]
     """Weights of each cell in each pixel: half-pixel centres, a triangle, clamped at the border."""
     centres = (torch.arange(pixels, dtype=start.dtype, device=start.device) + 0.5) / pixels
-    at = (start[:, None] + centres * (stop - start)[:, None] - 0.5).clamp(0, cells - 1)
+    at = (start[:, None] + centres * (stop - start)[:, None] - 0.5).nan_to_num(0).clamp(0, cells - 1)
     return (1 - (at[..., None] - torch.arange(cells, device=start.device)).abs()).clamp(min=0)
 
 

@@ -12,6 +12,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from detcam.errors import InputError
 from detcam.scenes.backgrounds import background
 from detcam.scenes.palette import Palette
 from detcam.scenes.pen import Pen
@@ -84,7 +85,7 @@ def plan(seed: int, size: tuple[int, int] = (480, 640)) -> Plan:
     """Decide what a scene holds: see `draw_scene`."""
     height, width = size
     if seed < 0 or min(size) < MIN_SIDE:
-        raise ValueError(f"draw_scene: seed {seed}, size {size}: give a seed >= 0 and sides >= {MIN_SIDE} px")
+        raise InputError(f"draw_scene: seed {seed}, size {size}: give a seed >= 0 and sides >= {MIN_SIDE} px")
     rng = np.random.default_rng(seed)
     palette = Palette.random(rng)
     ground = background(rng, palette, height, width)

@@ -18,6 +18,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
+from detcam.errors import InputError
 from detcam.scenes.backgrounds import background
 from detcam.scenes.compose import Placed, Plan, Sprite, paint
 from detcam.scenes.palette import Palette
@@ -91,18 +92,18 @@ def draw_planted(seed: int, variant: str, change: str | None = None, only: int |
         only: the object to change; None: all.
 
     Raises:
-        ValueError: for an unknown variant, a change that the variant does not have, a negative seed, or an object that
+        InputError: for an unknown variant, a change that the variant does not have, a negative seed, or an object that
             the scene does not have.
     """
     if seed < 0 or variant not in VARIANTS:
-        raise ValueError(f"draw_planted: seed {seed}, {variant!r}: give a seed >= 0 and a variant of {VARIANTS}")
+        raise InputError(f"draw_planted: seed {seed}, {variant!r}: give a seed >= 0 and a variant of {VARIANTS}")
     if change not in (None, *changes(variant)):
-        raise ValueError(f"draw_planted: change {change!r}: {variant!r} has {', '.join(changes(variant))}")
+        raise InputError(f"draw_planted: change {change!r}: {variant!r} has {', '.join(changes(variant))}")
     rng = _rng(seed, variant)
     palette = Palette.random(rng)
     cells = rng.permutation(4)[: rng.integers(1, 4)]
     if only is not None and not 0 <= only < len(cells):
-        raise ValueError(f"draw_planted: object {only} of {len(cells)}")
+        raise InputError(f"draw_planted: object {only} of {len(cells)}")
     class_ids = rng.integers(0, 2, len(cells))
     gone = change[3:] if change is not None and change.startswith("no ") else ""
     layout = _Layout(tuple((i, gone) for i in range(len(cells)) if only in (None, i)))

@@ -12,6 +12,7 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
+from detcam.errors import InputError, OutputError
 from detcam.scenes.compose import CLASSES, Scene, draw_scene
 
 _ZOOM = 4  # contours run through pixel centres; tracing an enlarged mask brings them to the pixels' borders
@@ -63,7 +64,7 @@ def mask_polygon(mask: NDArray[np.bool_]) -> NDArray[np.float64]:
     ValueError for an empty mask.
     """
     if not mask.any():
-        raise ValueError("mask_polygon: the mask is empty: drop objects without visible pixels first")
+        raise InputError("mask_polygon: the mask is empty: drop objects without visible pixels first")
     large = cv2.resize(mask.astype(np.uint8), None, fx=_ZOOM, fy=_ZOOM, interpolation=cv2.INTER_NEAREST)
     contours, _ = cv2.findContours(large, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
     parts = [_simplified(contour) for contour in contours]
@@ -92,6 +93,6 @@ def _write_scene(folder: Path, split: str, size: tuple[int, int], seed: int) -> 
     scene = draw_scene(seed, size)
     picture = folder / "images" / split / f"{seed}.jpg"
     if not cv2.imwrite(str(picture), scene.image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 95]):
-        raise OSError(f"could not write {picture}")
+        raise OutputError(f"{picture} cannot be written: choose another folder")
     label = folder / "labels" / split / f"{seed}.txt"
     label.write_text("\n".join(label_lines(scene)) + "\n", encoding="utf-8")

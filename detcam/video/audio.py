@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from fractions import Fraction
 from typing import Any
 
-from detcam.video.source import import_av
+from detcam.video.container import import_av, open_container
 
 
 class Sound:
@@ -24,7 +24,7 @@ class Sound:
         av = import_av()
         self._error: Any = av.error.FFmpegError
         self._output = output
-        self._input = av.open(url)
+        self._input = open_container(url)
         self._start = Fraction(self._input.start_time or 0, av.time_base)
         self._streams: dict[int, Any] = {}
         self.left_out: list[str] = []

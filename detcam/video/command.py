@@ -16,7 +16,8 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 
-from detcam.errors import InputError, OutputError, nearest
+from detcam.errors import InputError, OutputError, nearest, plain
+from detcam.flags import TrustFlag
 
 EPILOG = """
 Examples:
@@ -68,6 +69,7 @@ def video(
     frames: Annotated[int | None, typer.Option(min=1, help="Stop after so many frames.")] = None,
     rows: Annotated[Path | None, typer.Option(help="JSON Lines file: one row per object and frame.")] = None,
     stats: Annotated[Path | None, typer.Option("--json", help="JSON file: frames, seconds of each stage.")] = None,
+    trust_checkpoint: TrustFlag = False,
 ) -> int:
     """Write a video with a heatmap on every object of every frame; sound, times and orientation are kept."""
     from detcam.explainer import Explainer
@@ -75,6 +77,7 @@ def video(
 
     options: dict[str, Any] = {
         "target": target, "conf": conf, "iou": iou, "max_det": max_det, "imgsz": imgsz, "device": device,
+        "trust_checkpoint": trust_checkpoint,
     }  # fmt: skip
     style = Style(view, _names(classes), track, strongest, side_by_side, colormap=colormap)
     with open_source(source) as opened:
@@ -91,12 +94,12 @@ def video(
     if stats is not None:
         _write_stats(stats, done)
     for line in _warnings(done):
-        print(f"warning: {line}", file=sys.stderr)
+        print(f"warning: {plain(line)}", file=sys.stderr)
     if done["choice"]:
-        console.print(done["choice"], markup=False)
+        console.print(plain(done["choice"]), markup=False)
     console.print(
         f"{done['frames']} frames, {done['objects']} objects in {done['tracks']} tracks, {done['fps']:.1f} frames a "
-        f"second -> {out_file}",
+        f"second -> {plain(out_file)}",
         markup=False,
     )
     if stop.is_set():

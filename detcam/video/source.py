@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import re
-import sys
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
@@ -18,9 +16,8 @@ import numpy as np
 
 from detcam.errors import ImageError, InputError
 from detcam.images import SUFFIXES, read_image
+from detcam.video.container import LIVE, MAX_PIXELS, import_av, open_container, reason
 
-LIVE = ("rtsp", "rtsps", "rtmp", "rtp", "udp", "srt")  # streams that do not wait for whoever reads them
-PATIENCE = 15.0  # seconds that a stream may keep silent
 FOLDER_RATE = Fraction(10)  # pictures of a folder have no times of their own
 
 
@@ -102,7 +99,7 @@ def open_source(source: Any) -> Source:
 
     Raises:
         InputError: if there is nothing to read, or nothing that can be read.
-        ImportError: if PyAV is needed and not installed.
+        DependencyError: if PyAV is needed and not installed.
     """
     if isinstance(source, Source):
         return source
@@ -111,15 +108,25 @@ def open_source(source: Any) -> Source:
     if isinstance(source, int) or (str(source).isdecimal() and not Path(source).exists()):
         return Camera(int(source))
     if "://" not in str(source):
-        path = Path(source)
-        if not path.exists():
-            raise InputError(f"{path} does not exist: check the path")
+        path = _existing(Path(source))
         if path.is_dir():
             pictures = [p for p in path.iterdir() if p.suffix.lower() in SUFFIXES and not p.name.startswith(".")]
             return Folder(sorted(pictures, key=_natural), str(path))
-        if not path.stat().st_size and path.is_file():
+        if not path.is_file():
+            raise InputError(f"{path} is no regular file: give a video file, a url or a camera's number")
+        if not path.stat().st_size:
             raise InputError(f"{path} is empty (0 bytes): give a video file")
     return Video(str(source))
+
+
+def _existing(path: Path) -> Path:
+    try:
+        path.stat()
+    except FileNotFoundError:
+        raise InputError(f"{path} does not exist: check the path") from None
+    except (OSError, ValueError) as error:  # a loop of links, no permission, a NUL character
+        raise InputError(f"{path} cannot be read ({getattr(error, 'strerror', error)}): check the path") from None
+    return path
 
 
 def _natural(path: Path) -> list[Any]:
@@ -136,11 +143,9 @@ class Video(Source):
         self.name = url
         self.live = scheme in LIVE
         try:
-            self._container = av.open(
-                url,
-                timeout=PATIENCE if scheme else None,
-                options={"rtsp_transport": "tcp"} if scheme.startswith("rtsp") else {},
-            )
+            self._container = open_container(url)
+        except InputError:
+            raise
         except (av.error.FFmpegError, OSError, ValueError) as error:
             raise InputError(f"{url} cannot be read as a video ({reason(error)}): give a video file") from None
         streams = self._container.streams
@@ -149,7 +154,14 @@ class Video(Source):
             self._container.close()
             raise InputError(f"{url} {what}: give a file with a video in it")
         self._stream = streams.video[0]
+        if self._stream.codec_context is None:
+            self._container.close()
+            raise InputError(f"{url} holds video of an unknown codec: convert it to H.264")
         self._stream.thread_type = "AUTO"
+        if self._stream.width * self._stream.height > MAX_PIXELS:
+            self._container.close()
+            raise InputError(f"{url} has frames of more pixels than the limit of {MAX_PIXELS:,}: shrink it first")
+        self._stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}  # its sides may change on the way
         self.frames = self._stream.frames or None
         self.rate = self._stream.average_rate or self._stream.guessed_rate
         self.time_base = self._stream.time_base
@@ -216,12 +228,14 @@ class Video(Source):
             image = np.ascontiguousarray(np.rot90(image, turns))
         step = float(1 / self.rate) if self.rate else 0.04
         when = self._last + step if self._last >= 0 else 0.0
-        if frame.pts is not None:
+        if frame.pts is not None and frame.time_base:
             when = float(frame.pts * frame.time_base - self._start)
         if when <= self._last:  # a broken file may go back in time; a video cannot
             when = self._last + float(self.time_base or Fraction(1, 1000))
         self._last = when
-        return Picture(image, when, float(frame.duration * frame.time_base) if frame.duration else None)
+        return Picture(
+            image, when, float(frame.duration * frame.time_base) if frame.duration and frame.time_base else None
+        )
 
     def close(self) -> None:
         """See `Source.close`. A thread that still waits for a silent stream lets go of it when that ends."""
@@ -291,27 +305,3 @@ class Folder(Source):
             self.decoded += 1
         if not self.decoded:
             raise InputError(f"{self.name}: not a single picture can be read: check the files")
-
-
-def import_av() -> Any:
-    """PyAV, with FFmpeg's own messages off.
-
-    Raises:
-        ImportError: if it is not installed.
-    """
-    fresh = "av" not in sys.modules
-    try:
-        import av
-    except ImportError:
-        raise ImportError('videos need PyAV, which is not installed: pip install "detcam[video]"') from None
-    if fresh:
-        av.logging.set_level(None)
-    return av
-
-
-def reason(error: Exception) -> str:
-    """What FFmpeg or the system complains about, in a few words."""
-    number = getattr(error, "errno", None)
-    if isinstance(error, OSError) and isinstance(number, int) and number > 0:
-        return os.strerror(number).lower()
-    return (getattr(error, "strerror", None) or str(error) or type(error).__name__).splitlines()[0].lower()

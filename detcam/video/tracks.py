@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from detcam import ops
+from detcam.errors import DependencyError
 from detcam.types import Objects
 
 LOST_SECONDS = 1.0  # how long a track may go unseen before it is given up
@@ -29,7 +30,7 @@ class Tracker:
         rate: frames per second, roughly.
 
     Raises:
-        ImportError: if `trackers` is not installed.
+        DependencyError: if `trackers` is not installed.
     """
 
     def __init__(self, rate: float) -> None:
@@ -37,7 +38,7 @@ class Tracker:
             from supervision import Detections
             from trackers import ByteTrackTracker
         except ImportError:
-            raise ImportError('videos need trackers and supervision: pip install "detcam[video]"') from None
+            raise DependencyError('videos need trackers and supervision: pip install "detcam[video]"') from None
         self._detections: Any = Detections
         # All objects are above the explainer's threshold: each may start a track, and at once.
         self._tracker: Any = ByteTrackTracker(

@@ -12,6 +12,8 @@ from typing import Any
 
 import yaml
 
+from detcam.errors import DependencyError, ModelError, nearest
+
 FOLDER = Path(__file__).parent
 
 
@@ -26,16 +28,20 @@ def load(name: str = "scenes") -> Any:
     One of Ultralytics is a `ultralytics.YOLO` or `ultralytics.RTDETR`, whose `predict(image)` uses the picture size
     that it was trained with unless `imgsz` is given, and whose results carry the class names. One of transformers is
     the library's model, with class names in its configuration and its image processor's settings in the folder that
-    `model.config._name_or_path` names. Raises ValueError for an unknown name, ImportError without the library.
+    `model.config._name_or_path` names.
+
+    Raises:
+        ModelError: for an unknown name.
+        DependencyError: if the model's library is not installed.
     """
     if name not in names():
-        raise ValueError(f"no demo model {name!r}: there is {', '.join(names()) or 'none'}")
+        raise ModelError(f"no demo model {name!r}: {nearest(str(name), names())}")
     description = yaml.safe_load((FOLDER / f"{name}.yaml").read_text(encoding="utf-8"))
     library = description.get("library", "ultralytics")
     try:
         return _BUILDERS[library](name, description)
     except ImportError as error:
-        raise ImportError(f'the demo model {name!r} runs on {library}: pip install "detcam[{library}]"') from error
+        raise DependencyError(f'the demo model {name!r} runs on {library}: pip install "detcam[{library}]"') from error
 
 
 def _ultralytics(name: str, description: dict[str, Any]) -> Any:

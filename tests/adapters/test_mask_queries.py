@@ -141,11 +141,15 @@ def test_every_segment_gets_a_map(kind: str, seed: int, tmp_path: Path) -> None:
             assert box == edges
     for explanation in explanations:
         assert len(explanation) == len(first) >= (3 if kind in ALONE else 0)  # rivals may leave none
-        assert all(bool(m.isfinite().all()) and bool(m.any()) for m in explanation.maps), explanation.notes
+        assert all(bool(m.isfinite().all()) for m in explanation.maps)
+        told = ["no gradient" in (note or "") for note in explanation.notes]  # EoMT's own mask may hide all patches
+        assert all(bool(m.any()) or why for m, why in zip(explanation.maps, told, strict=True)), explanation.notes
+        assert kind.startswith("eomt") or not any(told)
         assert explanation.heatmaps.shape == (len(first), *SIZE)
     if kind in ALONE:
         different = [i for i in range(len(first)) if index[i] != index[0]]
-        assert not torch.equal(first.maps[0], first.maps[different[0]])
+        other = first.maps[different[0]]
+        assert not torch.equal(first.maps[0], other) or not other.any()
 
 
 @pytest.mark.parametrize("kind", ["maskformer", "mask2former", "oneformer", "eomt"])

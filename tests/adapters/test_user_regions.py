@@ -247,7 +247,7 @@ def test_the_command_line_takes_regions(tmp_path: Path, monkeypatch: pytest.Monk
     import detcam.explainer
 
     cv2.imwrite(str(tmp_path / "planted.png"), planted_picture()[:, :, ::-1])
-    monkeypatch.setattr(detcam.explainer, "load_model", lambda name: planted_segmenter())
+    monkeypatch.setattr(detcam.explainer, "load_model", lambda name, trust: planted_segmenter())
     options = ["explain", str(tmp_path / "planted.png"), "--imgsz", "48", "--out", str(tmp_path / "out"), "--json"]
     assert run([*options, "--region", "16,16", "--region", "44,30,60,36:class 2"]) == 0
     document = json.loads(capsys.readouterr().out)[0]

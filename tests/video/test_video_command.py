@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from clips import Contents, moving_blobs, write_clip, write_sound
+from support import heeding_ctrl_c
 
 from detcam import cli
 from detcam.scenes import HELD_OUT_SEED, draw_scene
@@ -104,7 +105,8 @@ def test_ctrl_c_finishes_a_file_that_plays(tmp_path: Path) -> None:
     out = tmp_path / "out.mp4"
     arguments = [sys.executable, "-m", "detcam", "video", str(clip), "--out", str(out), "--imgsz", "64"]
     rows = tmp_path / "rows.jsonl"
-    with subprocess.Popen([*arguments, "--rows", str(rows)], stderr=subprocess.PIPE, text=True) as process:
+    command = [*arguments, "--rows", str(rows)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=heeding_ctrl_c) as process:
         deadline = time.monotonic() + 100
         seen = 0  # the file is there to stay once the first frame is written
         while seen < 5 and time.monotonic() < deadline:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import av
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -321,6 +322,11 @@ class TestDrawing:
             Style(**options)
 
 
+def halved(picture: np.ndarray) -> np.ndarray:
+    """[H, W, 3] uint8: with one colour for each 2 x 2 pixels, as files keep it."""
+    return av.VideoFrame.from_ndarray(picture).reformat(format="yuv420p").to_ndarray(format="rgb24")
+
+
 class TestWrite:
     """From file to file."""
 
@@ -345,12 +351,12 @@ class TestWrite:
         detcam.video.write(clip, tmp_path / "out.mp4", explainer)
         frames = list(detcam.video.explain(clip, explainer))
         for frame, image in zip(frames, Contents.of(tmp_path / "out.mp4").images, strict=True):
-            halved = av.VideoFrame.from_ndarray(frame.overlay()).reformat(format="yuv420p")  # colours of 2 x 2 pixels
-            assert np.abs(image.astype(int) - halved.to_ndarray(format="rgb24")).mean() < 8
+            assert np.abs(image.astype(int) - halved(frame.overlay())).mean() < 8
             drawn = (frame.overlay() != frame.image).any(axis=2)
-            changed = np.abs(image.astype(int) - frame.image).mean(axis=2)
-            if drawn.any() and not drawn.all():
-                assert changed[drawn].mean() > 3 * changed[~drawn].mean()
+            changed = np.abs(image.astype(int) - halved(frame.image)).mean(axis=2)
+            clear = cv2.dilate(drawn.astype(np.uint8), np.ones((17, 17))) == 0  # a codec's blocks carry colour over
+            if drawn.any() and clear.any():
+                assert changed[drawn].mean() > 3 * changed[clear].mean()
 
     def test_clocks_add_up(self, explainer: Explainer, tmp_path: Path, picture: np.ndarray) -> None:
         done = detcam.video.write(Pictures([picture] * 24), tmp_path / "out.mp4", explainer)
