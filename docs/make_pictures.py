@@ -14,7 +14,9 @@ from playwright.sync_api import Page, sync_playwright
 
 from detcam import Explainer
 from detcam.report import write_report
+from detcam.report.write import LOOKS
 from detcam.scenes import HELD_OUT_SEED, draw_scene
+from detcam.scenes.planted import draw_planted
 
 HERE = Path(__file__).parent
 SCENE = 4
@@ -48,6 +50,18 @@ def mask_strip() -> None:
     Image.fromarray(strip & 0xF8 | 4).save(HERE / "mask.png", optimize=True)
 
 
+def explain_context(folder: Path) -> Path:
+    """What a model looks at that was trained where the ground tells the classes apart."""
+    explainer = Explainer("planted_context", "odam", "evidence")
+    folder = folder / "scenes"  # the page says its name
+    folder.mkdir()
+    for seed in range(HELD_OUT_SEED, HELD_OUT_SEED + 24):
+        picture = folder / f"scene-{seed - HELD_OUT_SEED:02d}.png"
+        cv2.imwrite(str(picture), draw_planted(seed, "context").image[:, :, ::-1])
+        explainer(picture).save(folder / picture.stem, picture.name)
+    return write_report(folder).with_name(LOOKS)
+
+
 def take(page: Page, name: str) -> None:
     """A screenshot with 32 shades a colour, which is small enough for a repository."""
     pixels = np.asarray(Image.open(io.BytesIO(page.screenshot())).convert("RGB"))
@@ -55,7 +69,7 @@ def take(page: Page, name: str) -> None:
 
 
 def main() -> None:
-    """A mask explained, one page in the light, and one in the dark with two ways side by side."""
+    """A mask explained, one page in the light, one in the dark with two ways side by side, and one of a whole set."""
     mask_strip()
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
         address = explain_scene(Path(folder)).as_uri()
@@ -67,6 +81,12 @@ def main() -> None:
                 page.keyboard.press(key)
             page.locator(f".stage:last-child[data-painted='{keys[-1]}']").wait_for()
             take(page, f"report-{scheme}.png")
+        with tempfile.TemporaryDirectory() as several:
+            page = browser.new_page(viewport={"width": 1280, "height": 800})
+            page.goto(explain_context(Path(several)).as_uri())
+            page.locator("main").wait_for()
+            page.wait_for_timeout(500)  # pictures are painted one after the other
+            take(page, "looks.png")
         browser.close()
 
 
