@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import cv2
 import numpy as np
@@ -41,12 +41,18 @@ def save(
         OutputError: if the folder cannot be written.
     """
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        work = Path(tempfile.mkdtemp(prefix=".detcam-", dir=folder))
+        fresh = not folder.exists()
+        place = folder.parent if fresh else folder
+        place.mkdir(parents=True, exist_ok=True)
+        work = place / f".detcam-{uuid4().hex}"
+        work.mkdir()
     except OSError as error:
         raise OutputError(f"{folder} cannot be written ({error.strerror or error}): choose another --out") from None
     try:
         _write_all(work, document, arrays, picture, overview, overlays)
+        if fresh:
+            work.rename(folder)  # whole or not at all, whenever Ctrl-C comes
+            return folder
         for stale in _earlier_overlays(folder):
             stale.unlink(missing_ok=True)
         for path in sorted(work.iterdir()):
