@@ -48,7 +48,7 @@ def read_checkpoint(path: Path, trust: bool = False) -> nn.Module:
 def _restricted(path: Path) -> Any:
     _check_archive(path)
     try:
-        names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+        names = sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))  # of a set: in the same order always
     except Exception as error:  # an instruction or a text that the restricted unpickler does not read
         raise _unknown(path, named(path), error) from None
     _import_ultralytics(names, path)

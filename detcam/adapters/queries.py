@@ -20,6 +20,24 @@ def corners(boxes: Tensor) -> Tensor:
     return torch.cat([center - size / 2, center + size / 2], dim=1)
 
 
+def sigmoid_candidates(logits: Tensor, boxes: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
+    """One candidate for every query of a head with a sigmoid for each class; see `Adapter.candidates`.
+
+    Args:
+        logits: [B, Q, nc].
+        boxes: [B, Q, 4] (cx, cy, w, h) as shares of the network's input.
+        size: (height, width) of that input.
+
+    Returns:
+        boxes [B, Q, 4] (x1, y1, x2, y2) in its pixels, probabilities [B, Q, nc], and the best of each [B, Q].
+    """
+    height, width = size
+    shares = boxes.float()
+    probabilities = logits.float().sigmoid()
+    pixels = corners(shares.flatten(0, 1)).view_as(shares) * shares.new_tensor([width, height] * 2)
+    return pixels, probabilities, probabilities.amax(dim=2)
+
+
 def class_score(logits: Tensor, classes: Tensor, target: str, softmax: bool = False) -> Tensor:
     """One scalar per object from the class logits of its query.
 

@@ -15,10 +15,10 @@ from detcam.adapters.queries import (
     BOX_TARGETS,
     CLASS_TARGETS,
     class_score,
-    corners,
     mask_score,
     query_objects,
     side_score,
+    sigmoid_candidates,
 )
 from detcam.errors import ModelError
 from detcam.geometry import Geometry
@@ -182,11 +182,7 @@ class RfdetrAdapter(Adapter):
     @torch.no_grad()
     def candidates(self, outputs: RfdetrOutputs) -> tuple[Tensor, Tensor, Tensor]:
         """See `Adapter.candidates`: one for every query."""
-        height, width = outputs.size
-        boxes = outputs.boxes.float()
-        boxes = corners(boxes.flatten(0, 1)).view_as(boxes) * boxes.new_tensor([width, height] * 2)
-        probabilities = outputs.logits.float().sigmoid()
-        return boxes, probabilities, probabilities.amax(dim=2)
+        return sigmoid_candidates(outputs.logits, outputs.boxes, outputs.size)
 
     @torch.no_grad()
     def objects_at(self, outputs: RfdetrOutputs, candidates: Tensor, class_ids: Tensor, geometry: Geometry) -> Objects:

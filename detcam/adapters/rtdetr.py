@@ -23,6 +23,7 @@ from detcam.adapters.queries import (
     corners,
     query_objects,
     side_score,
+    sigmoid_candidates,
 )
 from detcam.adapters.yolo import module_of, predict_size
 from detcam.geometry import Geometry
@@ -141,11 +142,7 @@ class RtdetrAdapter(Adapter):
     @torch.no_grad()
     def candidates(self, outputs: RtdetrOutputs) -> tuple[Tensor, Tensor, Tensor]:
         """See `Adapter.candidates`: one for every query."""
-        height, width = outputs.size
-        boxes = outputs.boxes.float()
-        boxes = corners(boxes.flatten(0, 1)).view_as(boxes) * boxes.new_tensor([width, height] * 2)
-        probabilities = outputs.logits.float().sigmoid()
-        return boxes, probabilities, probabilities.amax(dim=2)
+        return sigmoid_candidates(outputs.logits, outputs.boxes, outputs.size)
 
     @torch.no_grad()
     def objects_at(self, outputs: RtdetrOutputs, candidates: Tensor, class_ids: Tensor, geometry: Geometry) -> Objects:

@@ -64,7 +64,14 @@ def in_double() -> Iterator[None]:
 
 
 def slopes(
-    adapter: Adapter, pixels: Tensor, geometry: Geometry, preset: str, choose: Any, targets: tuple[str, ...]
+    adapter: Adapter,
+    pixels: Tensor,
+    geometry: Geometry,
+    preset: str,
+    choose: Any,
+    targets: tuple[str, ...],
+    step: float = STEP,
+    complete: tuple[str, ...] = (),
 ) -> dict[str, tuple[float, float]]:
     """For each target the scalar's slope along a random direction at the preset's maps: (autograd, difference).
 
@@ -75,6 +82,8 @@ def slopes(
         preset: "level" or "evidence".
         choose: from the outputs to the one object that is followed.
         targets: which scalars.
+        step: of the difference.
+        complete: targets whose scalar must have a gradient at every one of the maps.
     """
     plan = adapter.layers(preset)
     modules = {name: adapter.module.get_submodule(name) for name in plan.names}
@@ -96,7 +105,7 @@ def slopes(
     sides = []
     for sign in (1, -1):
         values = {
-            captured.name: captured.tensor.detach() + sign * STEP * direction
+            captured.name: captured.tensor.detach() + sign * step * direction
             for captured, direction in zip(capture.captured, directions, strict=True)
         }
         with torch.no_grad():
@@ -108,6 +117,7 @@ def slopes(
         slope = sum(float((g * d).sum()) for g, d in zip(gradients, directions, strict=True) if g is not None)
         with torch.no_grad():
             plus, minus = (float(adapter.score(side, objects, target)) for side in sides)
-        found[target] = slope, (plus - minus) / (2 * STEP)
-        assert any(g is not None and bool(g.any()) for g in gradients), target
+        found[target] = slope, (plus - minus) / (2 * step)
+        reached = [g is not None and bool(g.any()) for g in gradients]
+        assert all(reached) if target in complete else any(reached), target
     return found

@@ -1,7 +1,6 @@
 """Detection transformers of the transformers library: its own detections, a sound map for each, exact gradients."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,13 +9,15 @@ import numpy as np
 import pytest
 import torch
 from detr_models import KINDS, detections, image_processor, middle, random_detr
+from differences import slopes
 from support import assert_same_objects, fingerprint, random_picture
 from torch import Tensor, nn
 
 from detcam import Explainer
 from detcam.adapters.detr import DetrAdapter
-from detcam.engine import Capture, object_gradients, shadow
+from detcam.engine import shadow
 from detcam.errors import ModelError
+from detcam.types import Objects
 
 pytest.importorskip("transformers")
 
@@ -83,81 +84,21 @@ def test_a_list_of_pictures_equals_one_by_one(kind: str, seed: int, double: None
             torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4 * float(other.abs().max()))
 
 
-class Replay(Capture):
-    """A forward in which the captured maps take given values."""
-
-    def __init__(self, modules: Any, grids: Any, values: dict[str, Tensor]) -> None:
-        super().__init__(modules, grids=grids)
-        self.values = values
-
-    def _cut_map(self, output: Tensor, name: str) -> Tensor:
-        output.detach()  # as often as the base class
-        return self.values[name]
-
-
-@contextmanager
-def detached(log: list[Tensor], replay: bool) -> Iterator[None]:
-    """Record what the models detach (reference points, contents of queries), or have it keep the recorded values."""
-    original = Tensor.detach
-    recorded = iter(list(log))
-
-    def detach(self: Tensor) -> Tensor:
-        if not replay:
-            log.append(original(self))
-            return log[-1]
-        return next(recorded)
-
-    Tensor.detach = detach  # type: ignore[method-assign,assignment]
-    try:
-        yield
-    finally:
-        Tensor.detach = original  # type: ignore[method-assign]
-
-
 @pytest.mark.parametrize("preset", ["level", "evidence"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_gradients_match_finite_differences(kind: str, preset: str, seed: int, double: None) -> None:
     picture = random_picture(seed, 120, 160)
     model, processor = random_detr(kind, seed)
-    view = shadow(model.double())
-    adapter = DetrAdapter(view, model, None, processor)
+    adapter = DetrAdapter(shadow(model.double()), model, None, processor)
     pixels, geometry = adapter.prepare(picture)
-    plan = adapter.layers(preset)
-    modules = {name: view.get_submodule(name) for name in plan.names}
 
-    def grids(tokens: int) -> list[tuple[int, int, int]]:
-        return adapter.grids(tokens, geometry.network)
+    def second(outputs: Any) -> Objects:
+        return adapter.detect(outputs, [geometry], 0.0, 0.7, 300)[0].select(torch.tensor([1]))
 
-    log: list[Tensor] = []
-
-    def run(capture: Capture, replay: bool = False) -> Any:
-        with detached(log, replay), capture:
-            return adapter.forward(pixels[None], 300)
-
-    capture = Capture(modules, plan.cut_all, grids)
-    outputs = run(capture)
-    assert not capture.missing()
-    objects = [adapter.detect(outputs, [geometry], 0.0, 0.7, 300)[0].select(torch.tensor([1]))]
-    images = torch.zeros(1, dtype=torch.int64)
-    tensors = [captured.tensor for captured in capture.captured]
-    directions = [torch.randn_like(tensor) for tensor in tensors]
-    step = 1e-8  # so small that hardly ever a sample or an activation crosses a kink
-    sides = []
-    for sign in (1, -1):
-        values = {
-            captured.name: captured.tensor.detach() + sign * step * direction
-            for captured, direction in zip(capture.captured, directions, strict=True)
-        }
-        with torch.no_grad():
-            sides.append(run(Replay(modules, grids, values), replay=True))
-    for target in ("class", "prob", "margin", "left", "bottom"):
-        scalars = adapter.score(outputs, objects, target)
-        _, gradients = next(iter(object_gradients(scalars, images, tensors)))
-        slope = sum(float((g * d).sum()) for g, d in zip(gradients, directions, strict=True) if g is not None)
-        plus, minus = (float(adapter.score(side, objects, target)) for side in sides)
-        assert slope == pytest.approx((plus - minus) / (2 * step), rel=1e-3, abs=1e-4), target
-        if target == "class":
-            assert all(g is not None and bool(g.any()) for g in gradients)
+    targets = ("class", "prob", "margin", "left", "bottom")
+    found = slopes(adapter, pixels, geometry, preset, second, targets, step=1e-8, complete=("class",))
+    for target, (slope, difference) in found.items():
+        assert slope == pytest.approx(difference, rel=1e-3, abs=1e-4), target
 
 
 @pytest.mark.parametrize("kind", ["detr", "conditional_detr", "rt_detr", "yolos"])

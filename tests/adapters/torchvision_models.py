@@ -114,6 +114,7 @@ def _spread_two_stage(model: Any, images: Any, features: dict[str, Tensor]) -> N
     proposals, _ = model.rpn(images, features)
     pooled = heads.box_head(heads.box_roi_pool(features, proposals, images.image_sizes))
     _spread(heads.box_predictor.cls_score, lambda: [heads.box_predictor(pooled)[0]], 2.0)
+    heads.box_predictor.cls_score.bias -= heads.box_predictor(pooled)[0].mean(dim=0)  # or all may be background
     _spread(heads.box_predictor.bbox_pred, lambda: [heads.box_predictor(pooled)[1]], 1.0)
     if heads.has_mask():
         cells = heads.mask_head(heads.mask_roi_pool(features, proposals, images.image_sizes))
@@ -184,15 +185,20 @@ def assert_same_objects(explanation: Any, result: dict[str, Tensor], conf: float
         assert bool((ours.any(dim=2).any(dim=1) == theirs.any(dim=2).any(dim=1)).all())
 
 
-def assert_sound_maps(explanation: Any) -> None:
-    """One finite map per object at the picture's size, and a gradient for each: a map without heat says why."""
+def assert_sound_maps(explanation: Any, reads: list[bool] | None = None) -> None:
+    """One finite map per object at the picture's size, and a gradient for each: a map without heat says why.
+
+    `reads` tells for which objects torchvision itself read anything from the maps; by default for all.
+    """
+    reads = reads or [True] * len(explanation)
     height, width = explanation.image.shape[:2]
     assert explanation.heatmaps.shape == (len(explanation), height, width)
     assert bool(explanation.heatmaps.isfinite().all())
-    for raw, note in zip(explanation.maps, explanation.notes, strict=True):
+    for raw, note, read in zip(explanation.maps, explanation.notes, reads, strict=True):
         assert bool(raw.isfinite().all())
-        assert bool(raw.any()), "the scalar has no gradient"
-        assert bool((raw > 0).any()) or (note is not None and "no cell contributes positively" in note)
+        assert bool(raw.any()) == read, "the scalar has a gradient where the object read something, and only there"
+        why = "no cell contributes positively" if read else "the score has no gradient"
+        assert bool((raw > 0).any()) or (note is not None and why in note)
 
 
 def slopes(score: Callable[[list[Tensor]], Tensor], at: list[Tensor], along: list[Tensor], step: float) -> Tensor:

@@ -48,24 +48,7 @@ const on = {
   leave() {
     find("value").textContent = HINT;
   },
-  zoom(by, place = null) {
-    const zoom = clamp(look.zoom * by, 1, 20);
-    if (place) {
-      look.x = place.u + ((look.x - place.u) * look.zoom) / zoom;
-      look.y = place.v + ((look.y - place.v) * look.zoom) / zoom;
-    }
-    look.zoom = zoom;
-    lookAgain();
-  },
-  pan(dx, dy) {
-    look.x += dx;
-    look.y += dy;
-    lookAgain();
-  },
-  whole() {
-    Object.assign(look, { zoom: 1, x: 0.5, y: 0.5 });
-    lookAgain();
-  },
+  ...moving(look, lookAgain),
   swap() {
     state.swapped = !state.swapped;
     find("swap").setAttribute("aria-pressed", String(state.swapped));

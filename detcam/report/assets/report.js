@@ -36,24 +36,7 @@ const on = {
     on.preview(null);
     find("value").textContent = "Point at the picture to read its heat.";
   },
-  zoom(by, place = null) {
-    const zoom = clamp(look.zoom * by, 1, 20);
-    if (place) {
-      look.x = place.u + ((look.x - place.u) * look.zoom) / zoom;
-      look.y = place.v + ((look.y - place.v) * look.zoom) / zoom;
-    }
-    look.zoom = zoom;
-    lookAgain();
-  },
-  pan(dx, dy) {
-    look.x += dx;
-    look.y += dy;
-    lookAgain();
-  },
-  whole() {
-    Object.assign(look, { zoom: 1, x: 0.5, y: 0.5 });
-    lookAgain();
-  },
+  ...moving(look, lookAgain),
 };
 
 const stages = [new Stage(look, on), new Stage(look, on)];

@@ -10,6 +10,30 @@ function shape(tag, attributes, ...children) {
   return element;
 }
 
+/** What a page does when someone zooms or moves: change where its stages look, and have them look `again`. */
+function moving(look, again) {
+  return {
+    zoom(by, place = null) {
+      const zoom = clamp(look.zoom * by, 1, 20);
+      if (place) {
+        look.x = place.u + ((look.x - place.u) * look.zoom) / zoom;
+        look.y = place.v + ((look.y - place.v) * look.zoom) / zoom;
+      }
+      look.zoom = zoom;
+      again();
+    },
+    pan(dx, dy) {
+      look.x += dx;
+      look.y += dy;
+      again();
+    },
+    whole() {
+      Object.assign(look, { zoom: 1, x: 0.5, y: 0.5 });
+      again();
+    },
+  };
+}
+
 class Stage {
   /** look: { zoom, x, y }, the place (in shares of the picture) in the middle. on: what to tell the page about. */
   constructor(look, on) {
