@@ -8,7 +8,7 @@ own way from candidates to objects tells why it was not returned.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal
 
 import torch
@@ -182,7 +182,10 @@ def answers(
         reason: Reason = "no overlap"
         rival = None
         if overlap > 0:
-            reason, rival = _verdict(asked, other, found, unlimited, conf, adapter.selection(iou))
+            selection = adapter.selection(iou)
+            if not adapter.enters(outputs, asked, conf):
+                selection = replace(selection, overlap=None)
+            reason, rival = _verdict(asked, other, found, unlimited, conf, selection)
         mine = [2 * i, 2 * i + 1] if reason == "another class won" else [2 * i]
         answer = Answer(
             box=tuple(box),

@@ -209,6 +209,10 @@ class Adapter(ABC):
         """How candidates become objects, if the user chose the overlap `iou`."""
         return Selection()
 
+    def enters(self, outputs: Any, asked: Objects, conf: float) -> bool:
+        """Whether the one candidate `asked` reaches suppression; a family's own limit may drop it before."""
+        return True
+
     def class_names(self, count: int) -> dict[int, str]:
         """The classes of the `count` columns of `candidates`, by number."""
         names: dict[int, str] = getattr(self, "names", {})

@@ -234,6 +234,13 @@ class DenseAdapter(TorchvisionAdapter):
         """See `Adapter.selection`: the model's own overlap."""
         return Selection(overlap=self.network.nms_thresh)
 
+    @torch.no_grad()
+    def enters(self, outputs: DenseOutputs, asked: Objects, conf: float) -> bool:
+        """See `Adapter.enters`: the best `topk_candidates` do, of each level or of each class."""
+        scores = self._scores(outputs.logits, outputs.centreness)[0]
+        index, labels = self._candidates(scores, outputs, min(self.network.score_thresh, conf))
+        return bool(((index == asked.index) & (labels == asked.class_ids)).any())
+
     def class_names(self, count: int) -> dict[int, str]:
         """See `Adapter.class_names`."""
         return dict(enumerate(class_names(list(range(count)), count)))
