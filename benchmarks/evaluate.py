@@ -1,7 +1,8 @@
 """The judge's table on labelled pictures: every method at both presets of layers, baselines, and the rivals.
 
 The methods that matter most take part in all pictures, the others in the first --rest, and those that sweep forwards in
-the first --dear; differences are taken on identical objects. With --scenes pictures are drawn instead of read.
+the first --dear; differences are taken on identical objects. With --scenes pictures are drawn instead of read; the demo
+models of the other families, "scenes-detr" and "scenes-semantic", are judged by the same command.
 
 Rows go to --rows, one file a picture; run the same command again to go on after a stop. The summary goes to --out.
 """
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,7 @@ from detcam.evaluate.labels import read_labels
 from detcam.evaluate.plots import draw
 from detcam.evaluate.report import Results, collect, markdown, summarise
 from detcam.evaluate.runner import Judge, Protocol, pictures
+from detcam.evaluate.stability import STAGES
 from detcam.evaluate.store import Store
 from detcam.explainer import Explainer
 from detcam.methods import METHODS, SweepMethod
@@ -33,32 +36,37 @@ from detcam.scenes.yolo import write_dataset
 
 REPOSITORY = Path(__file__).parents[1]
 OUT = REPOSITORY / "benchmarks" / "results" / "evaluate_coco64.json"
-CANDIDATES = ("fused", "odam @ evidence", "odam @ level", "rectified x level", "rectified @ evidence")
-RIVALS = (
-    "odam @ level", "odam @ evidence", "ultralytics layercam", "drise", "level blurred", "gaussian",
-    "shuffled odam @ level", "shuffled rectified @ evidence",
+CANDIDATES = (
+    "fused", "odam @ evidence", "odam @ level", "rectified x level", "rectified @ evidence", "level + 5 % around",
+    "level + 5 % evidence", "layercam @ level", "gradcam @ level", "attention", "samplingpoints", "relevance",
+    "odam @ level, margin", "odam @ evidence, margin", "odam @ level, prob", "odam @ evidence, prob",
 )  # fmt: skip
+RIVALS = ("odam @ level", "odam @ evidence", "ultralytics layercam", "drise", "level blurred", "gaussian")
 HEADLINES = (
     "pointing_mask", "energy_in_mask", "odi", "insertion_blur", "deletion_blur", "minimal_subset_blur", "randomised",
     "forwards",
 )  # fmt: skip
 DECIDING = ("insertion_blur", "deletion_blur", "minimal_subset_blur", "energy_in_mask", "odi")
 SETTINGS = (
-    "scenes", "imgsz", "pictures", "objects", "fills", "steps", "stability", "rest", "dear", "masks", "without",
+    "scenes", "imgsz", "max_det", "pictures", "objects", "fills", "steps", "stability", "stages", "rest", "dear",
+    "masks", "targets", "shuffled", "without",
 )  # fmt: skip
-MAIN = ("odam", "layercam", "gradcam", "fused")
+MAIN = ("odam", "layercam", "gradcam", "fused", "attention", "rollout", "relevance", "samplingpoints")
+LAYERS = ("level", "evidence")
 
 
-def taking_part(args: argparse.Namespace, paths: list[Path]) -> list[Contender]:
-    """Everyone; who is dear, or not among the methods that matter most, on the first pictures only."""
-    options = {"imgsz": args.imgsz}
+def taking_part(args: argparse.Namespace, paths: list[Path]) -> tuple[list[Contender], dict[str, str]]:
+    """Everyone, and who cannot; who is dear, or not of the methods that matter most, on the first pictures only."""
+    options = {"imgsz": args.imgsz, "max_det": args.max_det}
     model = load_model(args.weights)
     names = [name for name in METHODS if name not in ("captum", *args.without)]
-    found, left_out = contenders(model, names, ["level", "evidence"], **options)
-    for name, why in left_out.items():
-        print(f"left out: {name}: {why}")
+    found, left_out = contenders(model, names, LAYERS, **options)
+    left_out |= dict.fromkeys(args.without, "left out by --without")
+    result = rivals(model, found, args.shuffled, **options)
+    for target in args.targets:
+        others, _ = contenders(model, ["odam"], LAYERS, target=target, **options)
+        result += [replace(one, name=f"{one.name}, {target}") for one in others if one.name not in BASELINES]
     some, few = (frozenset(path.name for path in paths[:count]) for count in (args.rest, args.dear))
-    result = rivals(model, **options)
     for contender in found:
         name = contender.name.split(" @ ")[0]
         if "masks" in METHODS[name].parameters():
@@ -67,7 +75,7 @@ def taking_part(args: argparse.Namespace, paths: list[Path]) -> list[Contender]:
             contender = replace(contender, explain=explain)
         only = few if dear(name) else None if name in (*MAIN, *BASELINES) else some
         result.append(replace(contender, only=only))
-    return result
+    return result, left_out
 
 
 def dear(name: str) -> bool:
@@ -85,7 +93,7 @@ def duels(results: Results, protocol: Protocol) -> dict[str, Any]:
             for m in wanted
         }
         for name in CANDIDATES
-        for rival in RIVALS
+        for rival in (*RIVALS, f"shuffled {name}")
         if name != rival and {name, rival} <= set(results.names)
     }
 
@@ -115,23 +123,11 @@ def headlines(document: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def summary(args: argparse.Namespace, protocol: Protocol, rows: list[dict[str, Any]]) -> None:
+def summary(args: argparse.Namespace, protocol: Protocol, rows: list[dict[str, Any]], left_out: dict[str, str]) -> None:
     """Put the run under its model's name into the file of figures."""
-    chosen = (
-        "scenes",
-        "imgsz",
-        "pictures",
-        "objects",
-        "fills",
-        "steps",
-        "stability",
-        "rest",
-        "dear",
-        "masks",
-        "without",
-    )
-    settings = {key: getattr(args, key) for key in chosen}
+    settings = {key: getattr(args, key) for key in SETTINGS}
     document = summarise(rows, protocol.measures(), {**settings, "weights": Path(args.weights).name})
+    document["left_out"] = left_out
     args.rows.joinpath("report.md").write_text(markdown(document))
     draw(args.rows, document)
     document["failed"] = {name: len(why) for name, why in document["failed"].items()}
@@ -139,7 +135,7 @@ def summary(args: argparse.Namespace, protocol: Protocol, rows: list[dict[str, A
         del document[long]
     document["duels"] = duels(collect(rows, protocol.measures()), protocol)
     document["command"] = f"python benchmarks/evaluate.py --weights {Path(args.weights).name} " + " ".join(
-        f"--{key} {' '.join(map(str, value)) if isinstance(value, list) else value}"
+        f"--{key} {' '.join(map(_quoted, value)) if isinstance(value, list) else value}"
         for key, value in settings.items()
         if value not in (None, [])
     )
@@ -147,6 +143,10 @@ def summary(args: argparse.Namespace, protocol: Protocol, rows: list[dict[str, A
     report["runs"][Path(args.weights).stem] = document
     args.out.write_text(json.dumps(report, indent=1) + "\n")
     print(headlines(document))
+
+
+def _quoted(value: object) -> str:
+    return shlex.quote(str(value))
 
 
 def main() -> None:
@@ -158,11 +158,16 @@ def main() -> None:
     parser.add_argument("--rows", type=Path, required=True)
     parser.add_argument("--out", type=Path, default=OUT)
     parser.add_argument("--imgsz", type=int)
+    parser.add_argument("--max_det", type=int, default=300, help="objects of a picture that are explained, at most")
     parser.add_argument("--pictures", type=int)
     parser.add_argument("--objects", type=int, default=2)
     parser.add_argument("--fills", nargs="+", default=["blur"])
     parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--stability", type=int, default=8)
+    parser.add_argument("--stages", type=int, default=STAGES, help="of the cascade of randomised weights")
+    parser.add_argument("--targets", nargs="+", default=[], help="other scalars that odam explains too")
+    parser.add_argument("--shuffled", nargs="+", default=["odam @ level", "rectified @ evidence"],
+                        help="whose maps of a model with shuffled weights take part")  # fmt: skip
     parser.add_argument("--without", nargs="+", default=[], help="methods to leave out")
     parser.add_argument("--masks", type=int, default=300, help="of methods that hide pixels at random")
     parser.add_argument("--rest", type=int, default=16, help="pictures that methods beside the main ones explain")
@@ -172,16 +177,18 @@ def main() -> None:
         seeds = range(HELD_OUT_SEED, HELD_OUT_SEED + args.scenes)
         data = write_dataset(args.rows / "drawn", [], seeds).parent
         args.images, args.labels = data / "images" / "val", data / "labels" / "val"
-    protocol = Protocol(args.pictures, args.objects, tuple(args.fills), args.steps, stability=args.stability)
+    protocol = Protocol(args.pictures, args.objects, tuple(args.fills), args.steps, args.stages, args.stability)
     paths = pictures(args.images, protocol)
     settings = {key: str(value) for key, value in vars(args).items() if key not in ("rows", "out")}
     store = Store(args.rows, settings, resume=True)
-    found = taking_part(args, paths)
-    judge = Judge(load_model(args.weights), found, read_labels(args.labels), protocol, imgsz=args.imgsz)
+    found, left_out = taking_part(args, paths)
+    judge = Judge(
+        load_model(args.weights), found, read_labels(args.labels), protocol, imgsz=args.imgsz, max_det=args.max_det
+    )
     done = store.done()
     for row in track(judge.rows(paths, done), "judging", len(paths) - len(done), console=Console(width=120)):
         store.add(row)
-    summary(args, protocol, list(store.rows()))
+    summary(args, protocol, list(store.rows()), left_out)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,9 @@ from rich.progress import track
 from rich.table import Table
 
 from detcam import Explainer
+from detcam.evaluate.contenders import reads_layers
 from detcam.evaluate.report import versions
+from detcam.methods import get_method
 from detcam.methods.similarity import box_iou
 from detcam.report import looks_at
 from detcam.scenes import HELD_OUT_SEED
@@ -31,12 +33,13 @@ from detcam.scenes.planted import VARIANTS, draw_planted
 RESULT = Path(__file__).parent / "results" / "looks.json"
 
 
-def measured(variant: str, scenes: int) -> dict[str, Any]:
-    """What the model of a variant looks at."""
-    explainer = Explainer(f"planted_{variant}", "odam", "evidence")
+def measured(variant: str, method: str, scenes: int) -> dict[str, Any]:
+    """What the model of a variant looks at, as a method sees it."""
+    layers = "evidence" if reads_layers(get_method(method)) else "auto"
+    explainer = Explainer(f"planted_{variant}", method, layers)
     on_cause: list[float] = []
     with tempfile.TemporaryDirectory() as folder:
-        for seed in track(range(HELD_OUT_SEED, HELD_OUT_SEED + scenes), variant, transient=True):
+        for seed in track(range(HELD_OUT_SEED, HELD_OUT_SEED + scenes), f"{method} {variant}", transient=True):
             scene = draw_planted(seed, variant)
             path = Path(folder) / f"{seed}.png"
             cv2.imwrite(str(path), scene.image[:, :, ::-1])
@@ -49,7 +52,7 @@ def measured(variant: str, scenes: int) -> dict[str, Any]:
     summary = looks.summary()
     assert summary.quartiles is not None
     return {
-        "variant": variant, "objects": summary.measured, "median outside": summary.quartiles[2],
+        "variant": variant, "method": method, "objects": summary.measured, "median outside": summary.quartiles[2],
         "quartiles": summary.quartiles, "mostly outside": summary.mostly, "in other boxes": summary.others,
         "on the cause": float(np.nanmean(on_cause)),
     }  # fmt: skip
@@ -59,17 +62,18 @@ def main() -> None:
     """Print the table and write it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scenes", type=int, default=40, help="of each variant")
+    parser.add_argument("--methods", nargs="+", default=["odam", "integratedgradients", "occlusion"])
     parser.add_argument("--out", type=Path, default=RESULT)
     arguments = parser.parse_args()
-    rows = [measured(variant, arguments.scenes) for variant in VARIANTS]
-    table = Table("decided by", "objects", "median outside", "mostly outside", "on the cause")
+    rows = [measured(variant, method, arguments.scenes) for method in arguments.methods for variant in VARIANTS]
+    table = Table("method", "decided by", "objects", "median outside", "mostly outside", "on the cause")
     for row in rows:
         shares = [f"{row[name]:.2f}" for name in ("median outside", "on the cause")]
         mostly = f"{row['mostly outside'] / row['objects']:.2f}"
-        table.add_row(row["variant"], str(row["objects"]), shares[0], mostly, shares[1])
+        table.add_row(row["method"], row["variant"], str(row["objects"]), shares[0], mostly, shares[1])
     Console().print(table)
     document = {
-        "command": f"python benchmarks/looks.py --scenes {arguments.scenes}",
+        "command": f"python benchmarks/looks.py --scenes {arguments.scenes} --methods {' '.join(arguments.methods)}",
         "date": date.today().isoformat(),
         "versions": versions(),
         "scenes": arguments.scenes,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -11,11 +12,13 @@ from torch.nn.functional import interpolate
 
 from detcam import Explainer, Explanation
 from detcam.engine import Capture
+from detcam.evaluate.choices import held_choices
 from detcam.evaluate.contenders import Contender
 from detcam.evaluate.stability import held, randomised
 from detcam.methods.combination import Combination, Part, blurred
 from detcam.methods.gradient import ODAM
 
+TAIL = 0.05  # heat of a tail, as a share of the sharp map's
 BLUR = 1.5  # deviation in cells of the object's level, as METHODS["fused"] has it
 
 
@@ -69,6 +72,35 @@ class Rectified(ODAM):
         return super().maps(acts, grads).clamp(min=0)
 
 
+class Tailed(Combination):
+    """ODAM's map at the level, and under it a twentieth as much heat of something broad.
+
+    Most cells of a sharp map hold no heat, and curves that hide or show hot pixels first take those in any order. How
+    much of a curve is owed to that order, and how little heat buys it?
+
+    Args:
+        broad: what the rest of the heat is spread by, blurred; negative values put their cells last.
+        deviations: of the Gaussians that it is blurred with, in its own cells; their peaks count the same.
+    """
+
+    def __init__(self, broad: Part, deviations: tuple[float, ...]) -> None:
+        super().__init__([Part(ODAM(), "level"), broad], "mean")
+        self._deviations = deviations
+
+    def join(self, maps: list[Tensor]) -> Tensor:
+        """See `Combination.join`."""
+        size = max((one.shape[1:] for one in maps), key=lambda shape: shape[0] * shape[1])
+        sharp, *tails = (
+            one if one.shape[1:] == size else interpolate(one[:, None], size, mode="bilinear")[:, 0]
+            for one in (maps[0].clamp(min=0), *(blurred(maps[1], deviation) for deviation in self._deviations))
+        )
+        tail = torch.stack([one / one.abs().amax(dim=(1, 2), keepdim=True).clamp(min=1e-30) for one in tails]).sum(
+            dim=0
+        )
+        heat = (sharp.sum(dim=(1, 2)) / tail.clamp(min=0).sum(dim=(1, 2)).clamp(min=1e-30))[:, None, None]
+        return sharp + TAIL * heat * tail
+
+
 class Shuffled:
     """The maps of a model with shuffled weights, for the real one's objects: what their shape alone is worth."""
 
@@ -77,22 +109,40 @@ class Shuffled:
 
     def __call__(self, image: Any) -> Explanation:
         found, adapter = self._explainer(image), self._explainer.adapter
-        with randomised(adapter.module, 1.0, 1), held(adapter, found.objects):
-            changed = self._explainer(image)
+
+        def again() -> Explanation:
+            with held(adapter, found.objects):
+                return self._explainer(image)
+
+        same_queries = held_choices(adapter, again)
+        with randomised(adapter.module, 1.0, 1), same_queries():
+            changed = again()
         return replace(found, maps=changed.maps)
 
 
-def rivals(model: Any, **options: Any) -> list[Contender]:
-    """Ultralytics' LayerCAM where the model is its detector, and the tries."""
+def rivals(model: Any, found: Sequence[Contender], shuffled: Sequence[str], **options: Any) -> list[Contender]:
+    """The tries, Ultralytics' LayerCAM where the model is its detector, and shuffled twins.
+
+    Args:
+        model: see `Explainer`.
+        found: the methods that take part.
+        shuffled: the names of those, and of the tries, that have a twin with shuffled weights.
+        options: of `Explainer`.
+    """
     rectified = Explainer(model, Rectified(), "evidence", **options)
     narrowed = Combination([Part(Rectified(), "evidence"), Part(ODAM(), "level", BLUR)])
-    found = [
+    tries = [
         Contender("level blurred", BlurredLevel(model, **options)),
         Contender("rectified @ evidence", rectified),
         Contender("rectified x level", Explainer(model, narrowed, **options)),
-        Contender("shuffled rectified @ evidence", Shuffled(rectified)),
-        Contender("shuffled odam @ level", Shuffled(Explainer(model, "odam", "level", **options))),
+        Contender("level + 5 % around", Explainer(model, Tailed(Part(Rectified(), "level"), (1.5, 4.0)), **options)),
+        Contender("level + 5 % evidence", Explainer(model, Tailed(Part(ODAM(), "evidence"), (2.0, 6.0)), **options)),
     ]
     if type(rectified.adapter).__module__.endswith(".yolo"):
-        found.append(Contender("ultralytics layercam", LibraryLayerCAM(model, **options)))
-    return found
+        tries.append(Contender("ultralytics layercam", LibraryLayerCAM(model, **options)))
+    twins = [
+        Contender(f"shuffled {one.name}", Shuffled(one.explain))
+        for one in (*found, *tries)
+        if one.name in shuffled and isinstance(one.explain, Explainer)
+    ]
+    return [*tries, *twins]

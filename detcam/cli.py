@@ -21,7 +21,26 @@ from rich.progress import Progress
 from detcam.compare.command import register as register_compare
 from detcam.errors import DetcamError, InputError, OutputError, plain
 from detcam.evaluate.command import register as register_evaluate
-from detcam.flags import TrustFlag
+from detcam.flags import (
+    AdapterFlag,
+    ConfFlag,
+    ConfigFlag,
+    DeviceFlag,
+    ImgszFlag,
+    IouFlag,
+    JsonFlag,
+    LayersFlag,
+    MaxDetFlag,
+    MethodFlag,
+    ModelFlag,
+    PrintConfigFlag,
+    RegionsFlag,
+    TargetFlag,
+    TextFlag,
+    TrustFlag,
+    preset_of,
+)
+from detcam.interrupted import CODE, NOTHING, Interrupted, interruptible
 from detcam.listings import register as register_listings
 from detcam.report.command import register as register_report
 from detcam.scale.command import register as register_batch
@@ -38,8 +57,6 @@ app = typer.Typer(
 )
 out = Console(highlight=False, soft_wrap=True)
 DEMO_SEEDS = (4, 0, 3)  # the first scenes of the held-out seeds that a newcomer sees
-
-JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
 
 EXPLAIN_EPILOG = """
 Examples:
@@ -59,39 +76,21 @@ Examples:
 @app.command(epilog=EXPLAIN_EPILOG)
 def explain(
     images: Annotated[list[Path] | None, typer.Argument(help="Image files.", show_default=False)] = None,
-    model: Annotated[
-        str | None,
-        typer.Option(help="A .pt path, a folder of transformers, or a demo model's name. [default: scenes]"),
-    ] = None,
-    method: Annotated[str | None, typer.Option(help="See `detcam methods`. [default: auto]")] = None,
-    layers: Annotated[
-        str | None,
-        typer.Option(help="auto, level, evidence, or module names with commas between. [default: auto]"),
-    ] = None,
-    target: Annotated[
-        str | None,
-        typer.Option(help="class, prob, margin, box, left, top, right, bottom, mask, mask-margin. [default: class]"),
-    ] = None,
-    regions: Annotated[
-        str | None,
-        typer.Option(help="class or component: what an object of a semantic segmenter is. [default: class]"),
-    ] = None,
-    text: Annotated[
-        list[str] | None, typer.Option(help="A phrase to look for, of detectors that take text. Repeatable.")
-    ] = None,
-    adapter: Annotated[
-        str | None, typer.Option(help="panoptic: read Mask2Former and its like so. [default: auto]")
-    ] = None,
-    conf: Annotated[float | None, typer.Option(help="Lowest score of an object. [default: 0.25]")] = None,
-    iou: Annotated[float | None, typer.Option(help="Overlap at which a weaker box is dropped. [default: 0.7]")] = None,
-    max_det: Annotated[int | None, typer.Option(help="Objects per picture. [default: 300]")] = None,
-    imgsz: Annotated[int | None, typer.Option(help="Network input size. [default: the model's]")] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1. [default: the model's]")] = None,
+    model: ModelFlag = None,
+    method: MethodFlag = None,
+    layers: LayersFlag = None,
+    target: TargetFlag = None,
+    regions: RegionsFlag = None,
+    text: TextFlag = None,
+    adapter: AdapterFlag = None,
+    conf: ConfFlag = None,
+    iou: IouFlag = None,
+    max_det: MaxDetFlag = None,
+    imgsz: ImgszFlag = None,
+    device: DeviceFlag = None,
     out_dir: Annotated[Path, typer.Option("--out", help="Folder for the results.")] = Path("detcam-out"),
-    config: Annotated[Path | None, typer.Option(help="A YAML preset, see configs/; flags win over it.")] = None,
-    print_config: Annotated[
-        bool, typer.Option("--print-config", help="Print the options in force as such a preset, and do nothing else.")
-    ] = False,
+    config: ConfigFlag = None,
+    print_config: PrintConfigFlag = False,
     ask: Annotated[
         list[str] | None,
         typer.Option(help="x1,y1,x2,y2:class of an object that was missed: explain its best candidate. Repeatable."),
@@ -109,43 +108,66 @@ def explain(
     Writes explanation.json, heatmaps.npz, an overlay per object and contact.png; with several images, into a
     folder for each.
     """
-    from detcam.config import Preset, read_preset
     from detcam.options import parse_pair
     from detcam.regions import parse_region
-    from detcam.report import write_report
 
-    preset = read_preset(config) if config else Preset()
-    preset = preset.updated(
-        model=model, method=method, layers=_split(layers), target=target, regions=regions, text=text or None,
-        adapter=adapter, conf=conf, iou=iou, max_det=max_det, imgsz=imgsz, device=device,
+    preset = preset_of(
+        config, model=model, method=method, layers=layers, target=target, regions=regions, text=text, adapter=adapter,
+        conf=conf, iou=iou, max_det=max_det, imgsz=imgsz, device=device,
     )  # fmt: skip
     if print_config:
         print(preset.to_yaml(), end="")
         return
     if not images:
         raise InputError("images: give at least one picture, e.g. detcam explain street.jpg")
-    pairs = [parse_pair(text) for text in ask or ()] or None
-    asked = [parse_region(text) for text in region or ()] or None
+    questions = {
+        "ask": [parse_pair(text) for text in ask or ()] or None,
+        "regions": [parse_region(text) for text in region or ()] or None,
+    }
     _require_files(images)
     _require_writable(out_dir)
-    documents = []
-    with _progress(len(images), quiet=as_json) as (advance, swept):
-        explainer = _explainer({**preset.options(), "progress": swept, "trust_checkpoint": trust_checkpoint})
-        for path, folder in zip(images, _folders(images, out_dir), strict=True):
-            explanation = explainer(path, ask=pairs, regions=asked)
-            explanation.save(folder, path)
-            documents.append({"source": str(path), "folder": str(folder), **explanation.to_dict()})
-            advance()
-            if not as_json:
-                out.print(plain(f"{path}: {_count(explanation.labels)} -> {folder}"), markup=False)
-                for note in explanation.notes if pairs else []:
-                    out.print(plain(f"  {note}"), markup=False)
+    folders = _folders(images, out_dir)
+    options = {**preset.options(), "trust_checkpoint": trust_checkpoint}
+    documents = _explain_each(options, questions, list(zip(images, folders, strict=True)), out_dir, as_json)
     if report:
-        page = write_report(out_dir, _folders(images, out_dir))
+        page = _pages(out_dir, folders)
         if not as_json:
             out.print(plain(f"Open {page}"), markup=False)
     if as_json:
         print(json.dumps(documents, indent=2, ensure_ascii=False))
+
+
+def _explain_each(
+    options: dict[str, Any], questions: dict[str, Any], places: Sequence[tuple[Path, Path]], out_dir: Path, quiet: bool
+) -> list[dict[str, Any]]:
+    """Explain each picture into its folder; returns what was written."""
+    documents: list[dict[str, Any]] = []
+    saved = 0
+
+    def written() -> str:
+        some = f"{saved} of {len(places)} pictures are explained in {out_dir}: the same command starts over"
+        return some if saved else NOTHING
+
+    with interruptible(written), _progress(len(places), quiet) as (advance, swept):
+        explainer = _explainer({**options, "progress": swept})
+        for path, folder in places:
+            explanation = explainer(path, **questions)
+            explanation.save(folder, path)
+            saved += 1
+            documents.append({"source": str(path), "folder": str(folder), **explanation.to_dict()})
+            advance()
+            if not quiet:
+                out.print(plain(f"{path}: {_count(explanation.labels)} -> {folder}"), markup=False)
+                for note in explanation.notes if questions["ask"] else []:
+                    out.print(plain(f"  {note}"), markup=False)
+    return documents
+
+
+def _pages(out_dir: Path, folders: list[Path]) -> Path:
+    from detcam.report import write_report
+
+    with interruptible(lambda: f"all pictures are explained in {out_dir}: detcam report {out_dir} writes the pages"):
+        return write_report(out_dir, folders)
 
 
 @app.command(epilog="Example: `detcam demo --out demo`")
@@ -157,14 +179,17 @@ def demo(
     from detcam.scenes import HELD_OUT_SEED, draw_scene
 
     _require_writable(out_dir)
-    explainer = _explainer({"model": "scenes"})
-    for i in range(scenes):
-        folder = out_dir if i == 0 else out_dir / f"scene_{i + 1:03d}"
-        explanation = explainer(
-            draw_scene(HELD_OUT_SEED + DEMO_SEEDS[i % len(DEMO_SEEDS)] + i // len(DEMO_SEEDS)).image
-        )
-        explanation.save(folder)
-        out.print(f"scene {i + 1}: {_count(explanation.labels)} -> {folder}", markup=False)
+    saved = 0
+    with interruptible(lambda: f"{saved} of {scenes} scenes are explained in {out_dir}" if saved else NOTHING):
+        explainer = _explainer({"model": "scenes"})
+        for i in range(scenes):
+            folder = out_dir if i == 0 else out_dir / f"scene_{i + 1:03d}"
+            explanation = explainer(
+                draw_scene(HELD_OUT_SEED + DEMO_SEEDS[i % len(DEMO_SEEDS)] + i // len(DEMO_SEEDS)).image
+            )
+            explanation.save(folder)
+            saved += 1
+            out.print(f"scene {i + 1}: {_count(explanation.labels)} -> {folder}", markup=False)
     out.print(f"Open {out_dir / 'contact.png'}\n", markup=False)
     out.print("The same for a photo of yours, with weights you have or that ultralytics downloads:\n")
     out.print("    detcam explain photo.jpg --model yolov8n.pt --out photo-maps\n")
@@ -182,11 +207,6 @@ def _explainer(options: dict[str, Any]) -> Any:
     from detcam.explainer import Explainer
 
     return Explainer(**options)
-
-
-def _split(layers: str | None) -> str | list[str] | None:
-    """One name or preset as it is; several names as a list."""
-    return layers.split(",") if layers and "," in layers else layers
 
 
 def _require_files(images: Sequence[Path]) -> None:
@@ -250,9 +270,13 @@ def run(arguments: Sequence[str]) -> int:
     arguments = [argument for argument in arguments if argument != "--debug"]
     os.environ.setdefault("YOLO_VERBOSE", "False")  # ultralytics' banner would mix with our output
     try:
-        return app(list(arguments), standalone_mode=False, prog_name="detcam") or 0
-    except KeyboardInterrupt:
-        return _fail("interrupted", 130)
+        code = app(list(arguments), standalone_mode=False, prog_name="detcam") or 0
+        if code == CODE:  # typer's own answer to Ctrl-C, where no command had begun to write
+            raise KeyboardInterrupt
+        return int(code)
+    except (Interrupted, KeyboardInterrupt) as stopped:
+        print(f"interrupted: {plain(stopped) or NOTHING}", file=sys.stderr)
+        return CODE
     except Exception as error:
         if debug:
             traceback.print_exc()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import reprlib
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, Literal
 
@@ -42,7 +43,7 @@ class Preset(BaseModel):
             InputError: if a value is out of range or of the wrong type.
         """
         given = {name: value for name, value in flags.items() if value is not None}
-        return _checked({**self.model_dump(), **given}, "option")
+        return _checked({**self.model_dump(exclude_unset=True), **given}, "option")
 
     def options(self) -> dict[str, Any]:
         """The arguments of `detcam.Explainer`."""
@@ -50,9 +51,9 @@ class Preset(BaseModel):
 
         return {**self.model_dump(), "adapter": PanopticAdapter if self.adapter == "panoptic" else None}
 
-    def to_yaml(self) -> str:
-        """The preset as text that `read_preset` reads back as an equal one."""
-        return yaml.safe_dump(self.model_dump(), sort_keys=False, allow_unicode=True)
+    def to_yaml(self, without: Collection[str] = ()) -> str:
+        """The preset, but for some keys, as text that `read_preset` reads back as an equal one."""
+        return yaml.safe_dump(self.model_dump(exclude=set(without)), sort_keys=False, allow_unicode=True)
 
 
 class _Loader(yaml.SafeLoader):
@@ -72,8 +73,16 @@ class _Loader(yaml.SafeLoader):
         return mapping
 
 
-def read_preset(path: str | os.PathLike[str]) -> Preset:
+def _nearest(key: str) -> str:
+    return nearest(key, Preset.model_fields)
+
+
+def read_preset(path: str | os.PathLike[str], hint: Callable[[str], str] = _nearest) -> Preset:
     """Read and check a preset.
+
+    Args:
+        path: of the file.
+        hint: from a key that does not exist to what to do about it, the end of the message.
 
     Raises:
         InputError: if the file is missing, is no YAML mapping, has an unknown key, or a value out of range.
@@ -99,14 +108,14 @@ def read_preset(path: str | os.PathLike[str]) -> Preset:
         data = {}
     if not isinstance(data, dict):
         raise InputError(f"config {path}: expected keys and values, got a {type(data).__name__}")
-    return _checked(data, f"config {path}: key")
+    return _checked(data, f"config {path}: key", hint)
 
 
-def _checked(data: dict[Any, Any], where: str) -> Preset:
+def _checked(data: dict[Any, Any], where: str, hint: Callable[[str], str] = _nearest) -> Preset:
     """A preset from raw values, with pydantic's first complaint as one line."""
     for key in data:
         if key not in Preset.model_fields:
-            raise InputError(f"{where} {reprlib.repr(key)} does not exist: {nearest(str(key), Preset.model_fields)}")
+            raise InputError(f"{where} {reprlib.repr(key)} does not exist: {hint(str(key))}")
     try:
         return Preset(**data)
     except ValidationError as error:

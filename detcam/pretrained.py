@@ -10,6 +10,7 @@ from typing import Any
 
 from detcam.checkpoint import TRUST
 from detcam.errors import DependencyError, ModelError
+from detcam.outsized import SIDE, bounded, check_counts
 from detcam.versions import require
 
 CONFIG = "config.json"
@@ -29,7 +30,8 @@ def read_folder(folder: Path, trust: bool = False) -> Any:
         trust: take weights from `pytorch_model.bin` and the like, too.
 
     Raises:
-        ModelError: if it is none, is damaged, names a class that transformers lacks, or holds pickled weights only.
+        ModelError: if it is none, is damaged, names a class that transformers lacks, describes a model much larger
+            than its weights, or holds pickled weights only.
         DependencyError: if transformers is not installed.
     """
     document = _config(folder)
@@ -46,7 +48,7 @@ def read_folder(folder: Path, trust: bool = False) -> Any:
     if not (isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel)):
         raise ModelError(f"model {folder}: {CONFIG} names the class {name!r}, which transformers does not have")
     try:
-        with _silent():
+        with _silent(), bounded(_weight(folder)):
             model: Any = kind.from_pretrained(
                 str(folder.absolute()),
                 local_files_only=True,
@@ -89,13 +91,15 @@ def _config(folder: Path, name: str = CONFIG) -> dict[str, Any]:
 
 
 def _check(folder: Path, document: dict[str, Any], trust: bool) -> None:
-    """Refuse what would run code of the folder's own, go to the network, or unpickle."""
+    """Refuse what would run code of the folder's own, go to the network, unpickle, or count without end."""
     if (folder / "adapter_config.json").exists():
         raise ModelError(f"model {folder} is an adapter to another model: merge them and save the result")
     for name in PROCESSORS:  # the adapter reads them later
         if (folder / name).exists():
-            _config(folder, name)
+            for part in _parts(_config(folder, name)):
+                check_counts(part, f"model {folder}: {name}", SIDE)
     for part in _parts(document):
+        check_counts(part, f"model {folder}: {CONFIG}")
         if "auto_map" in part:
             raise ModelError(
                 f"model {folder} needs code of its own ({CONFIG}: auto_map), which is never run: load it in Python "
@@ -112,6 +116,11 @@ def _check(folder: Path, document: dict[str, Any], trust: bool) -> None:
                 f"it, or {TRUST}"
             )
         raise ModelError(f"model {folder} holds no weights: put model.safetensors beside {CONFIG}")
+
+
+def _weight(folder: Path) -> int:
+    """Bytes of all weights in a folder."""
+    return sum(path.stat().st_size for pattern in ("*.safetensors", *PICKLES) for path in folder.glob(pattern))
 
 
 def _parts(value: Any) -> Iterator[dict[str, Any]]:

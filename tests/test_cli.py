@@ -218,7 +218,7 @@ def test_families_say_what_was_tested_and_what_is_here(capsys: pytest.CaptureFix
     assert {row["tested"] for row in rows if row["family"] == "ultralytics"} == {"ultralytics 8.4.190"}
     assert cli.run(["families"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert any("tested: ultralytics 8.4.175 and 8.4.190; here" in line for line in lines)
+    assert any("tested: ultralytics 8.4.183 and 8.4.190; here" in line for line in lines)
 
 
 def test_demo_explains_held_out_scenes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

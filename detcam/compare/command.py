@@ -17,7 +17,21 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from detcam.errors import InputError, plain
-from detcam.flags import TrustFlag
+from detcam.flags import (
+    AdapterFlag,
+    ConfFlag,
+    DeviceFlag,
+    ImgszFlag,
+    IouFlag,
+    JsonFlag,
+    MaxDetFlag,
+    PrintConfigFlag,
+    RegionsFlag,
+    TextFlag,
+    TrustFlag,
+    preset_of,
+)
+from detcam.interrupted import NOTHING, interruptible
 
 EPILOG = """
 Examples:
@@ -27,6 +41,8 @@ Examples:
 `detcam compare photos/*.jpg --model yolov8n.pt --method odam --method gradcam --out compared`
 
 `detcam compare street.jpg --model yolov8n.pt --layers level --layers evidence --json`
+
+`detcam compare street.jpg --model yolov8n-seg.pt --config configs/default.yaml --config configs/mask.yaml`
 
 Options that are given twice differ between the sides, the first value for A, the second for B; all else is the same.
 """
@@ -42,7 +58,7 @@ def register(app: typer.Typer) -> None:
 
 
 def compare(
-    images: Annotated[list[Path], typer.Argument(help="Image files.", show_default=False)],
+    images: Annotated[list[Path] | None, typer.Argument(help="Image files.", show_default=False)] = None,
     model: Annotated[
         list[str] | None,
         typer.Option(
@@ -59,17 +75,24 @@ def compare(
     target: Annotated[
         list[str] | None, typer.Option(help="As in `detcam explain`; twice to compare. [default: class]")
     ] = None,
+    config: Annotated[
+        list[Path] | None, typer.Option(help="A YAML preset, see configs/; flags win over it; twice to compare.")
+    ] = None,
+    print_config: PrintConfigFlag = False,
     match: Annotated[float, typer.Option(help="Least overlap (IoU) of two boxes that are the same object.")] = 0.5,
-    conf: Annotated[float, typer.Option(help="Lowest score of an object.")] = 0.25,
-    iou: Annotated[float, typer.Option(help="Overlap at which a model drops its weaker box.")] = 0.7,
-    max_det: Annotated[int, typer.Option(help="Objects per picture.")] = 300,
-    imgsz: Annotated[int | None, typer.Option(help="Network input size. [default: the model's]")] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1. [default: the model's]")] = None,
+    regions: RegionsFlag = None,
+    text: TextFlag = None,
+    adapter: AdapterFlag = None,
+    conf: ConfFlag = None,
+    iou: IouFlag = None,
+    max_det: MaxDetFlag = None,
+    imgsz: ImgszFlag = None,
+    device: DeviceFlag = None,
     trust_checkpoint: TrustFlag = False,
     out_dir: Annotated[Path, typer.Option("--out", help="Folder for the results.")] = Path("detcam-compare"),
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")] = False,
+    as_json: JsonFlag = False,
 ) -> None:
-    """Compare the heatmaps of two models, methods, layers or targets, object by object.
+    """Compare the heatmaps of two models, methods, layers, targets or presets, object by object.
 
     Objects are matched by class and overlap; those whose heatmaps differ most come first, and those that only one side
     found are listed too. Writes compare.json and a page to look at, compare.html.
@@ -78,18 +101,28 @@ def compare(
     from detcam.compare.sides import names, sides
     from detcam.compare.write import PAGE, write_comparison
 
-    given = {"model": model, "method": method, "layers": layers, "target": target}
+    files = [str(path) for path in config or ()]
+    given = {"model": model, "method": method, "layers": layers, "target": target, "config": files}
     a, b = sides({name: values or [] for name, values in given.items()})
+    presets = [
+        preset_of(
+            **side, regions=regions, text=text, adapter=adapter, conf=conf, iou=iou, max_det=max_det, imgsz=imgsz,
+            device=device,
+        )
+        for side in (a, b)
+    ]  # fmt: skip
+    if print_config:
+        print("---\n".join(f"# {name}\n{side.to_yaml()}" for name, side in zip("AB", presets, strict=True)), end="")
+        return
     check_iou(match, "--match")
+    if not images:
+        raise InputError("images: give at least one picture, e.g. detcam compare street.jpg --config a --config b")
     for path in images:  # said before a model is loaded
         if not path.exists():
             raise InputError(f"{path} does not exist: check the path")
-    options = {
-        "conf": conf, "iou": iou, "max_det": max_det, "imgsz": imgsz, "device": device,
-        "trust_checkpoint": trust_checkpoint,
-    }  # fmt: skip
-    explainers = _explainer(a, options), _explainer(b, options)
-    with _progress(images, quiet=as_json) as shown:
+    unwritten = f"{NOTHING}, as a comparison is only when all pictures are compared: the same command starts over"
+    with interruptible(lambda: unwritten), _progress(images, quiet=as_json) as shown:
+        explainers = [_explainer({**preset.options(), "trust_checkpoint": trust_checkpoint}) for preset in presets]
         document = write_comparison(out_dir, _compared(explainers, shown, match), names(a, b))
     if as_json:
         print(json.dumps(document, indent=2, ensure_ascii=False))
@@ -97,16 +130,13 @@ def compare(
         report(document, out_dir / PAGE, Console(highlight=False))
 
 
-def _explainer(side: dict[str, str], options: dict[str, Any]) -> Any:
+def _explainer(options: dict[str, Any]) -> Any:
     from detcam.explainer import Explainer
 
-    layers = side["layers"]
-    return Explainer(
-        side["model"], side["method"], layers.split(",") if "," in layers else layers, side["target"], **options
-    )
+    return Explainer(**options)
 
 
-def _compared(explainers: tuple[Any, Any], images: Iterator[Path], match: float) -> Iterator[tuple[Path, Any]]:
+def _compared(explainers: Sequence[Any], images: Iterator[Path], match: float) -> Iterator[tuple[Path, Any]]:
     from detcam.compare.pairs import compare
     from detcam.images import read_image
 

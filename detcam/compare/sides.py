@@ -7,16 +7,17 @@ from pathlib import PurePath
 
 from detcam.errors import InputError
 
-DEFAULTS = {"model": "scenes", "method": "auto", "layers": "auto", "target": "class"}
+OPTIONS = ("model", "method", "layers", "target", "config")  # may differ
+FILES = ("model", "config")
 
-Side = dict[str, str]  # the four options that may differ
+Side = dict[str, str]  # those of them that were given
 
 
 def sides(given: Mapping[str, Sequence[str]]) -> tuple[Side, Side]:
     """The options of the first and of the second side.
 
     Args:
-        given: for each of DEFAULTS what the user gave: nothing, one value for both sides, or one for each.
+        given: for each of OPTIONS what the user gave: nothing, one value for both sides, or one for each.
 
     Raises:
         InputError: if an option is given more often, or none is given twice.
@@ -25,21 +26,20 @@ def sides(given: Mapping[str, Sequence[str]]) -> tuple[Side, Side]:
         if len(values) > 2:
             raise InputError(f"--{name} is given {len(values)} times: give it twice at most, once for each side")
     if all(len(values) < 2 for values in given.values()):
-        options = ", ".join(f"--{name}" for name in DEFAULTS)
+        options = ", ".join(f"--{name}" for name in OPTIONS)
         raise InputError(
             f"nothing to compare: give one of {options} twice, e.g. --model old.pt --model new.pt, or "
             "--method odam --method gradcam"
         )
-    chosen = {name: list(given.get(name) or [default]) for name, default in DEFAULTS.items()}
-    first, second = ({name: values[place] for name, values in chosen.items()} for place in (0, -1))
+    first, second = ({name: values[place] for name, values in given.items() if values} for place in (0, -1))
     return first, second
 
 
 def names(a: Side, b: Side) -> tuple[str, str]:
-    """Names that say what tells the sides apart, e.g. "old.pt" and "new.pt"; the model's if nothing does."""
-    telling = [name for name in DEFAULTS if a[name] != b[name]] or ["model"]
-    shown = {name: ends(a[name], b[name]) if name == "model" else (a[name], b[name]) for name in telling}
-    return " · ".join(pair[0] for pair in shown.values()), " · ".join(pair[1] for pair in shown.values())
+    """Names that say what tells the sides apart, e.g. "old.pt" and "new.pt"; all that was given if nothing does."""
+    telling = [name for name in OPTIONS if a.get(name) != b.get(name)] or list(a)
+    pairs = [ends(a[name], b[name]) if name in FILES else (a[name], b[name]) for name in telling]
+    return " · ".join(pair[0] for pair in pairs), " · ".join(pair[1] for pair in pairs)
 
 
 def ends(one: str, other: str) -> tuple[str, str]:

@@ -12,9 +12,26 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from detcam.errors import InputError, plain
-from detcam.flags import TrustFlag
+from detcam.flags import (
+    AdapterFlag,
+    ConfFlag,
+    ConfigFlag,
+    DeviceFlag,
+    ImgszFlag,
+    IouFlag,
+    JsonFlag,
+    MaxDetFlag,
+    PrintConfigFlag,
+    RegionsFlag,
+    TargetFlag,
+    TextFlag,
+    TrustFlag,
+    preset_of,
+)
+from detcam.interrupted import NOTHING, interruptible
 
 if TYPE_CHECKING:
+    from detcam.config import Preset
     from detcam.explanation import Explanation
 
 EPILOG = """
@@ -26,10 +43,12 @@ Examples:
 
 `detcam evaluate --model yolov8n.pt --images photos --labels labels --methods odam,layercam --report`
 
+`detcam evaluate --config mine.yaml --images photos --labels labels`
+
 `detcam evaluate --scenes 200 --out judged`
 """
 MAPS = "maps"  # folder of what --report keeps
-QUICK = {"max_det": 3}  # objects per picture: some methods take a backward through the whole model for each
+FEW = 3  # objects per picture of a quick run: some methods take a backward through the whole model for each
 HEADLINES = ("energy_in_mask", "odi", "deletion_blur", "insertion_blur", "randomised", "forwards")
 
 
@@ -39,7 +58,9 @@ def register(app: typer.Typer) -> None:
 
 
 def evaluate(
-    model: Annotated[str | None, typer.Option(help="A .pt path, or the name of a demo model.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="A .pt path, a folder of transformers, or a demo model's name.")
+    ] = None,
     images: Annotated[Path | None, typer.Option(help="Folder of pictures.")] = None,
     labels: Annotated[
         Path | None,
@@ -49,8 +70,13 @@ def evaluate(
         int | None,
         typer.Option(min=1, help="Judge on so many drawn scenes of each kind instead, whose cause is known."),
     ] = None,
-    methods: Annotated[str, typer.Option(help="all, or names with commas between.")] = "all",
-    layers: Annotated[str, typer.Option(help="Presets or module names with commas between.")] = "level,evidence",
+    methods: Annotated[
+        str | None, typer.Option(help="all, or names with commas between. [default: the preset's, or all]")
+    ] = None,
+    layers: Annotated[
+        str | None,
+        typer.Option(help="level, evidence or module names, commas between. [default: the preset's, or the first two]"),
+    ] = None,
     out_dir: Annotated[Path, typer.Option("--out", help="Folder for the results.")] = Path("detcam-evaluate"),
     quick: Annotated[bool, typer.Option("--quick", help="A look in under 5 minutes on 2 cores.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the rows that --out holds.")] = False,
@@ -59,45 +85,82 @@ def evaluate(
         int | None, typer.Option(min=1, help="Objects per picture for deletion, insertion and stability. [default: 3]")
     ] = None,
     fills: Annotated[str, typer.Option(help="What hides pixels: blur, black, inpaint.")] = "blur",
-    target: Annotated[str, typer.Option(help="The scalar that is explained, as in detcam explain.")] = "class",
-    conf: Annotated[float, typer.Option(help="Lowest score of an object.")] = 0.25,
-    imgsz: Annotated[int | None, typer.Option(help="Network input size. [default: the model's]")] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1. [default: the model's]")] = None,
+    target: TargetFlag = None,
+    regions: RegionsFlag = None,
+    text: TextFlag = None,
+    adapter: AdapterFlag = None,
+    conf: ConfFlag = None,
+    iou: IouFlag = None,
+    max_det: MaxDetFlag = None,
+    imgsz: ImgszFlag = None,
+    device: DeviceFlag = None,
+    config: ConfigFlag = None,
+    print_config: PrintConfigFlag = False,
     trust_checkpoint: TrustFlag = False,
     report: Annotated[
         bool, typer.Option("--report", help="Keep all maps of the pictures, and write pages to look at them.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")] = False,
+    as_json: JsonFlag = False,
 ) -> None:
     """Judge heatmaps: where they point, whether the score follows them, whether they depend on the model.
 
     Every method at every layer, and baselines that know nothing, on identical objects. Writes report.json, report.md,
     plots with intervals, and a row for each picture, from which a run that was stopped goes on with --resume.
     """
-    chosen, places = methods.split(","), layers.split(",")
-    if scenes is not None:
-        if model or images or labels:
-            raise InputError("--scenes come with their own models, pictures and labels: leave out the other three")
+    preset = preset_of(
+        config, model=model, target=target, regions=regions, text=text, adapter=adapter, conf=conf, iou=iou,
+        max_det=max_det, imgsz=imgsz, device=device,
+    )  # fmt: skip
+    chosen = methods.split(",") if methods else _own(preset.method, ["all"])
+    places = layers.split(",") if layers else _own(preset.layers, ["level", "evidence"])
+    if print_config:
+        print(_printed(preset, chosen, places), end="")
+        return
+    with interruptible(lambda: _written(out_dir)):
+        if scenes is not None:
+            options = {"config": config} if config else preset.model_dump(exclude_unset=True)
+            given = {"images": images, "labels": labels, **options}
+            if needless := [f"--{name.replace('_', '-')}" for name, value in given.items() if value is not None]:
+                raise InputError(f"--scenes come with models, labels and options: leave out {', '.join(needless)}")
+            if report:
+                raise InputError("--report shows the maps of pictures: give --model, --images and --labels")
+            document = _on_scenes(20 if quick else scenes, chosen, places, quick, out_dir, resume, as_json)
+        elif "model" not in preset.model_fields_set or images is None or labels is None:
+            raise InputError("evaluate: give --model, --images and --labels, or --scenes 200")
+        else:
+            document = _on_photographs(
+                preset, trust_checkpoint, images, labels, chosen, places, quick, out_dir, resume, as_json,
+                tuple(fills.split(",")), pictures, objects, report,
+            )  # fmt: skip
+        _finish(out_dir, document, as_json)
         if report:
-            raise InputError("--report shows the maps of pictures: give --model, --images and --labels")
-        document = _on_scenes(20 if quick else scenes, chosen, places, quick, out_dir, resume, as_json)
-    elif model is None or images is None or labels is None:
-        raise InputError("evaluate: give --model, --images and --labels, or --scenes 200")
-    else:
-        document = _on_photographs(
-            model, trust_checkpoint, images, labels, chosen, places, quick, out_dir, resume, as_json,
-            tuple(fills.split(",")), pictures, objects, report,
-            {"target": target, "conf": conf, "imgsz": imgsz, "device": device, **(QUICK if quick else {})},
-        )  # fmt: skip
-    _finish(out_dir, document, as_json)
-    if report:
-        _write_pages(out_dir, labels, as_json)
+            _write_pages(out_dir, labels, as_json)
+
+
+def _own(choice: str | list[str], otherwise: list[str]) -> list[str]:
+    """What a preset wants judged, as flags name it; `otherwise` where it leaves the choice."""
+    return otherwise if choice == "auto" else [choice if isinstance(choice, str) else "+".join(choice)]
+
+
+def _printed(preset: Preset, methods: list[str], layers: list[str]) -> str:
+    """The options in force as a preset, without methods or layers where it could not hold them: it has one of each."""
+    unsaid = {"method": methods == ["all"] or len(methods) > 1, "layers": len(layers) > 1}
+    places = layers[0].split("+") if "+" in layers[0] else layers[0]
+    chosen = preset.updated(method=methods[0], layers=places)
+    return chosen.to_yaml(without=[name for name, several in unsaid.items() if several])
+
+
+def _written(folder: Path) -> str:
+    from detcam.evaluate.store import ROWS
+    from detcam.scale.shown import counted
+
+    rows = len(list((folder / ROWS).glob("*.json")))
+    return f"{counted(rows, 'picture')} judged in {folder}: go on with --resume" if rows else NOTHING
 
 
 def _on_photographs(
-    model: str, trust: bool, images: Path, labels: Path, methods: Sequence[str], layers: Sequence[str], quick: bool,
+    preset: Preset, trust: bool, images: Path, labels: Path, methods: Sequence[str], layers: Sequence[str], quick: bool,
     folder: Path, resume: bool, quiet: bool, fills: tuple[str, ...], limit: int | None, objects: int | None, keep: bool,
-    options: dict[str, Any],
 ) -> dict[str, Any]:  # fmt: skip
     from detcam.evaluate.contenders import contenders
     from detcam.evaluate.labels import read_labels
@@ -113,12 +176,16 @@ def _on_photographs(
     given = {"pictures": limit, "objects": objects}
     protocol = replace(protocol, fills=fills, **{k: v for k, v in given.items() if v is not None})
     paths, truth = pictures(images, protocol), read_labels(labels)
-    loaded = load_model(model, trust)
+    if quick:
+        preset = preset.updated(max_det=min(preset.max_det, FEW))
+    loaded, options = load_model(preset.model, trust), preset.options()
+    for own in ("model", "method", "layers"):  # of each contender
+        del options[own]
     taking_part, left_out = contenders(loaded, methods, layers, quick, **options)
     settings = {
-        "model": model, "weights": _fingerprint(model), "images": str(images.resolve()), "pictures": len(paths),
-        "labels": str(labels.resolve()), "methods": list(methods), "layers": list(layers), "quick": quick,
-        "report": keep, **options, "protocol": asdict(protocol),
+        **preset.model_dump(exclude={"method"}), "weights": _fingerprint(preset.model),
+        "images": str(images.resolve()), "pictures": len(paths), "labels": str(labels.resolve()),
+        "methods": list(methods), "layers": list(layers), "quick": quick, "report": keep, "protocol": asdict(protocol),
     }  # fmt: skip
     store = Store(folder, settings, resume)
     judge = Judge(loaded, taking_part, truth, protocol, _keep_in(folder / MAPS) if keep else None, **options)

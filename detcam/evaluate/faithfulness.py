@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 
 from detcam.adapters import Adapter
+from detcam.adapters.segments import regions_of
+from detcam.adapters.semantic import SemanticAdapter, SemanticOutputs
 from detcam.errors import MethodError
 from detcam.evaluate.masking import Fill
 from detcam.evaluate.metrics import Better, Measure, Metric
@@ -159,8 +161,10 @@ def _batched(score: Score, fill: Fill, hidden: Callable[[slice], Tensor], asked:
 class Likeness:
     """s of objects in changed pictures: max over predictions of IoU with the object's box * p(object's class).
 
-    Families that list no candidates (semantic segmenters, classifiers) are asked for the probability of the object
-    itself.
+    A semantic segmenter predicts regions: s is the largest IoU * p over the changed picture's regions of the object's
+    class, with the IoU of regions on the grid of the last classifier, and p the region's mean softmax. So a class that
+    stays where it was but spreads beyond loses too. Of other families that list no candidates the probability of the
+    object itself is asked.
 
     Args:
         adapter: the model.
@@ -173,15 +177,39 @@ class Likeness:
 
     @torch.no_grad()
     def __call__(self, pictures: Tensor, asked: Tensor) -> Tensor:
-        """[b] float32 in [0, 1] of the objects `asked` [b] in pictures [b, 3, h, w]."""
+        """[b] float32 in [0, 1] of the objects `asked` [b] in pictures [b, 3, h, w].
+
+        Raises:
+            MethodError: for a family that has neither candidates, regions nor a probability.
+        """
         outputs = self._adapter.forward(pictures.contiguous(memory_format=torch.channels_last), self._max_det)
+        if isinstance(self._adapter, SemanticAdapter):
+            return self._of_regions(self._adapter, outputs, asked)
         try:
             boxes, probabilities, _ = self._adapter.candidates(outputs)
         except MethodError:
+            if "prob" not in self._adapter.available:
+                raise MethodError(
+                    f"this {self._adapter.family} {self._adapter.task} model lists no candidates and has no "
+                    "probability (target 'prob') to ask for"
+                ) from None
             own = [self._objects.select(i[None]) for i in asked]
             return self._adapter.score(outputs, own, "prob").reshape(len(asked), -1).amax(dim=1).float()
         pairs = zip(boxes, probabilities, self._of(asked), strict=True)
         return torch.stack([(overlap(own, some) * p[:, c]).amax() for some, p, (own, c) in pairs])
+
+    def _of_regions(self, adapter: SemanticAdapter, outputs: SemanticOutputs, asked: Tensor) -> Tensor:
+        """[b] the largest IoU * p of regions of each object's class, as the adapter's own option cuts them."""
+        assert self._objects.mask_logits is not None
+        shares = (self._objects.mask_logits[asked] + 1) / 2  # [b, h, w] of each cell
+        best, labels = outputs.logits.float().softmax(dim=1).max(dim=1)
+        scores = []
+        for share, number, label, p in zip(shares, self._objects.class_ids[asked].tolist(), labels, best, strict=True):
+            own = label.where(label == number, -1)
+            masks, _, means = regions_of(own, p, set(), adapter.regions, 0.0, own.numel())
+            fits = mask_overlap(share, masks)
+            scores.append((fits * means).amax() if len(masks) else p.new_zeros(()))
+        return torch.stack(scores)
 
     def _of(self, asked: Tensor) -> Iterator[tuple[Tensor, int]]:
         classes = self._objects.class_ids[asked].tolist()
@@ -194,3 +222,9 @@ def overlap(box: Tensor, boxes: Tensor) -> Tensor:
     both = sides.prod(dim=1)
     areas = (boxes[:, 2:] - boxes[:, :2]).clamp(min=0).prod(dim=1) + (box[2:] - box[:2]).clamp(min=0).prod()
     return both / (areas - both).clamp(min=torch.finfo(both.dtype).tiny)
+
+
+def mask_overlap(share: Tensor, masks: Tensor) -> Tensor:
+    """[A] IoU of one region with masks [A, h, w] bool; the region is given as the share of each cell, [h, w]."""
+    both = (share * masks).sum(dim=(1, 2))
+    return both / (share.sum() + masks.sum(dim=(1, 2)) - both).clamp(min=torch.finfo(share.dtype).tiny)

@@ -13,6 +13,7 @@ import cv2
 import numpy as np
 
 from detcam.errors import DependencyError, InputError
+from detcam.evaluate.naming import names_beside
 from detcam.images import stored_size, verify_image
 from detcam.reading import read_regular
 
@@ -42,7 +43,13 @@ class Label:
 
 
 class Labels(ABC):
-    """The labels of a set of pictures."""
+    """The labels of a set of pictures.
+
+    Attributes:
+        names: what the data set calls its classes, by number; None if it does not say.
+    """
+
+    names: dict[int, str] | None = None
 
     @abstractmethod
     def of(self, picture: Path, height: int, width: int) -> list[Label]:
@@ -80,10 +87,11 @@ def read_labels(path: Path) -> Labels:
 
 
 class YoloLabels(Labels):
-    """See `read_labels`. A picture without a file has no objects."""
+    """See `read_labels`. A picture without a file has no objects. Names are those of a data.yaml nearby."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+        self.names = names_beside(folder)
 
     def of(self, picture: Path, height: int, width: int) -> list[Label]:
         """See `Labels.of`."""

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from detcam.evaluate.faithfulness import overlap
+from detcam.evaluate.faithfulness import mask_overlap, overlap
 from detcam.evaluate.labels import Label
 from detcam.evaluate.metrics import Case
 from detcam.explanation import Explanation
@@ -38,19 +38,50 @@ class Matched:
         return Case(heatmaps, self.boxes, self.masks, self.others)
 
 
-def match(explanation: Explanation, labels: Sequence[Label]) -> Matched:
-    """Pair objects with labels: see `pair`."""
-    found = pair(explanation.boxes, explanation.scores, explanation.class_ids.tolist(), explanation.labels, labels)
+def match(explanation: Explanation, labels: Sequence[Label], regions: str | None = None) -> Matched:
+    """Pair objects with labels: see `pair`.
+
+    Args:
+        explanation: of a picture.
+        labels: its labels.
+        regions: of a semantic segmenter the option of that name, else None. Its regions are paired by the IoU of masks
+            where all labels have one; all labels of a class count as one if regions are classes, see `by_class`.
+    """
+    if regions == "class":
+        labels = by_class(labels)
     device = explanation.boxes.device
     boxes = _boxes(labels, device)
+    painted = [label.mask for label in labels if label.mask is not None]
+    every = torch.from_numpy(np.stack(painted)).to(device) if painted and len(painted) == len(labels) else None
+    objects = explanation.objects
+    if regions is not None and every is not None and objects.masks is not None and len(objects):
+        fits = torch.stack([mask_overlap(mask.float(), every) for mask in objects.masks])
+    else:
+        fits = _box_fits(explanation.boxes, boxes)
+    found = _paired(fits, explanation.scores, explanation.class_ids.tolist(), explanation.labels, labels)
     own = [j for _, j, _ in found]
     masks = others = None
-    painted = [label.mask for label in labels if label.mask is not None]
-    if own and len(painted) == len(labels):
-        every = torch.from_numpy(np.stack(painted)).to(device)
+    if own and every is not None:
         masks = every[own]
         others = every.any(dim=0) & ~masks
     return Matched([i for i, _, _ in found], [fit for _, _, fit in found], boxes[own], masks, others)
+
+
+def by_class(labels: Sequence[Label]) -> list[Label]:
+    """One label for each class: what a segmenter that tells no objects apart can find of several.
+
+    Its box is around all of them, its mask where any has one; None if any has none.
+    """
+    together: dict[int | str, list[Label]] = {}
+    for label in labels:
+        together.setdefault(label.kind, []).append(label)
+    merged = []
+    for kind, some in together.items():
+        corners = np.stack([label.box for label in some])
+        box = np.concatenate([corners[:, :2].min(axis=0), corners[:, 2:].max(axis=0)])
+        masks = [label.mask for label in some if label.mask is not None]
+        merged.append(Label(kind, box, np.any(masks, axis=0) if len(masks) == len(some) else None))
+    return merged
 
 
 def pair(
@@ -68,15 +99,27 @@ def pair(
     Returns:
         (object, label, IoU) by falling score.
     """
-    labelled = _boxes(labels, boxes.device)
+    return _paired(_box_fits(boxes, _boxes(labels, boxes.device)), scores, class_ids, names, labels)
+
+
+def _box_fits(boxes: Tensor, labelled: Tensor) -> Tensor:
+    """[N, L] IoU of boxes [N, 4] and [L, 4]."""
+    fits = [overlap(box, labelled) for box in boxes]
+    return torch.stack(fits) if fits else labelled.new_zeros(0, len(labelled))
+
+
+def _paired(
+    fits: Tensor, scores: Tensor, class_ids: Sequence[int], names: Sequence[str], labels: Sequence[Label]
+) -> list[tuple[int, int, float]]:
+    """See `pair`; `fits` [N, L] are the IoU of objects and labels."""
     free = set(range(len(labels)))
     pairs: list[tuple[int, int, float]] = []
     for i in scores.argsort(descending=True, stable=True).tolist():
-        fits = overlap(boxes[i], labelled).tolist()
-        best = max((j for j in free if labels[j].is_of(class_ids[i], names[i])), key=fits.__getitem__, default=None)
-        if best is not None and fits[best] > IOU:
+        own = fits[i].tolist()
+        best = max((j for j in free if labels[j].is_of(class_ids[i], names[i])), key=own.__getitem__, default=None)
+        if best is not None and own[best] > IOU:
             free.remove(best)
-            pairs.append((i, best, fits[best]))
+            pairs.append((i, best, own[best]))
     return pairs
 
 

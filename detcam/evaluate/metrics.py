@@ -219,6 +219,7 @@ _COLUMNS: tuple[tuple[str, Better, str, Callable[[Case], Tensor]], ...] = (
     ("compactness", "lower", "root mean square distance of the heat from the box centre, in box sides", compactness),
     ("complexity", "lower", "entropy of the heat over that of an even map; noise: .98", complexity),
 )  # fmt: skip
+NEED_MASKS = frozenset({"pointing_mask", "energy_in_mask", "energy_in_mask_per_area", "odi", "vea"})
 LOCALISATION = tuple((Measure(name, better, text, "localisation"), f) for name, better, text, f in _COLUMNS)
 
 

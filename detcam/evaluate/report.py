@@ -89,6 +89,7 @@ def summarise(
         "unchanged_by_randomised_weights": flagged(results),
         "agreement": _agreement(rows, results.names),
         "cascade": _cascade(rows),
+        "undefined": undefined(results, measures, rows),
         "failed": failed,
     }
 
@@ -98,6 +99,20 @@ def flagged(results: Results) -> list[str]:
     asked = [name for name in results.names if "randomised" in results.values[name]]
     means = {name: results.mean(name, "randomised").mean for name in asked}
     return [name for name, mean in means.items() if mean >= PASSED]  # NaN is not
+
+
+def undefined(results: Results, measures: Sequence[Measure], rows: Iterable[dict[str, Any]]) -> dict[str, Any]:
+    """Measure -> why -> the contenders that have no value at all for that reason, the last that was met."""
+    reasons: dict[str, dict[str, str]] = {}
+    for row in rows:
+        for measure, whys in row.get("undefined", {}).items():
+            reasons.setdefault(measure, {}).update(whys)
+    found: dict[str, dict[str, list[str]]] = {}
+    for measure in measures:
+        for name in results.names:
+            if np.isnan(results.values[name][measure.name]).all() and (why := reasons.get(measure.name, {}).get(name)):
+                found.setdefault(measure.name, {}).setdefault(why, []).append(name)
+    return found
 
 
 def versions() -> dict[str, str]:
@@ -172,6 +187,13 @@ def markdown(document: dict[str, Any]) -> str:
         lines += ["", *_differences(document, measures)]
     lines += ["", "## What the columns are", ""]
     lines += [f"- `{m['name']}` ({m['better']} is better): {m['text']}." for m in document["measures"]]
+    if document.get("undefined"):
+        lines += ["", "## Not defined", ""]
+        lines += [
+            f"- `{measure}`: {why}: {', '.join(names) if len(names) < len(document['contenders']) else 'all'}."
+            for measure, whys in document["undefined"].items()
+            for why, names in whys.items()
+        ]
     if document.get("left_out"):
         lines += ["", "## Left out", "", *(f"- {name}: {why}" for name, why in document["left_out"].items())]
     if document["failed"]:

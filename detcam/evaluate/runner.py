@@ -13,15 +13,24 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from detcam.errors import DetcamError, InputError
+from detcam.errors import DetcamError, InputError, MethodError
 from detcam.evaluate import faithfulness, masking, metrics, stability
 from detcam.evaluate.contenders import Contender
 from detcam.evaluate.labels import Labels
 from detcam.evaluate.matching import match
 from detcam.evaluate.metrics import Measure
+from detcam.evaluate.naming import by_name
 from detcam.explainer import Explainer
 from detcam.explanation import Explanation
 from detcam.images import SUFFIXES, read_image
+
+# Why a value is not defined.
+BLANK = "the map is blank where it is measured"
+NO_MASKS = "the labels give no mask for every object"
+NO_SCORE = "the unchanged picture's s is 0"
+NOT_AGAIN = "the object is not found again under noise, or its map is blank"
+CONSTANT = "the map, or that of the randomised model, is the same at every cell"
+NO_WEIGHTS = "it is explained by a function, which has no weights to randomise"
 
 Row = dict[str, Any]
 Keep = Callable[[Path, str, Explanation], object]
@@ -110,6 +119,9 @@ class Judge:
     ) -> None:
         self._contenders, self._labels, self._protocol, self._keep = contenders, labels, protocol, keep
         self._reference = Explainer(model, "box", **options)
+        adapter = self._reference.adapter
+        self._names: dict[int, str] = getattr(adapter, "names", {})
+        self._regions: str | None = getattr(adapter, "regions", None)
         self._warm: set[str] = set()  # contenders whose first explanation, which sets things up, is behind them
 
     def rows(self, paths: Sequence[Path], done: Collection[str] = ()) -> Iterator[Row]:
@@ -123,13 +135,14 @@ class Judge:
 
         Returns:
             {"picture", "objects": [{"label", "class_id", "score", "iou", "maps": {contender: {measure: value}}}],
-            "agreement": {"names", "matrix"}, "cascade": {contender: [...]}, "failed": {contender: why}}. Values that
-            are missing or NaN are not defined.
+            "agreement": {"names", "matrix"}, "cascade": {contender: [...]}, "failed": {contender: why},
+            "undefined": {measure: {contender: why}}}. Values that are missing are not defined.
         """
         image = read_image(path)
         plain = self._reference(image)
-        matched = match(plain, self._labels.of(path, *image.shape[:2]))
-        row: Row = {"picture": path.name, "objects": [], "failed": {}}
+        labels = by_name(self._labels.of(path, *image.shape[:2]), self._labels.names, self._names)
+        matched = match(plain, labels, self._regions)
+        row: Row = {"picture": path.name, "objects": [], "failed": {}, "undefined": {}}
         if not matched.objects:
             return row
         row["objects"] = [
@@ -149,9 +162,14 @@ class Judge:
                 self._keep(path, name, explanation)
             case = matched.case(explanation.render(matched.objects, dtype=torch.float32))
             for metric in metrics.localisation():
-                _note(row, name, metric.measure.name, metric.update(case))
+                why = NO_MASKS if case.masks is None and metric.measure.name in metrics.NEED_MASKS else BLANK
+                _note(row, name, metric.measure.name, metric.update(case), why)
         few = matched.objects[: self._protocol.objects]
-        self._faithfulness(image, plain, explained, few, row)
+        try:
+            self._faithfulness(image, plain, explained, few, row)
+        except MethodError as error:  # of the family, whatever the map
+            for measure in (m for fill in self._protocol.fills for m in faithfulness.measures(fill)):
+                row["undefined"][measure.name] = dict.fromkeys(explained, str(error))
         row["agreement"] = {
             "names": list(explained),
             "matrix": [_listed(line) for line in stability.agreement(list(explained.values()), few)],
@@ -219,20 +237,27 @@ class Judge:
                 made = faithfulness.curves(score, fill, places, owner, whole, hidden, batch, self._protocol.steps)
                 for metric in faithfulness.metrics(fill_name):
                     for name, own in zip(some, metric.update(made).view(len(some), -1), strict=True):
-                        _note(row, name, metric.measure.name, own)
+                        _note(row, name, metric.measure.name, own, NO_SCORE)
 
     def _stability(self, image: np.ndarray, explained: dict[str, Explanation], few: list[int], row: Row) -> None:
         row["cascade"] = {}
         for contender in self._contenders:
             plain = explained.get(contender.name)
-            if plain is None or contender.sweep.passes(len(plain)) > self._protocol.dear:
+            if plain is None:
+                continue
+            if (passes := contender.sweep.passes(len(plain))) > self._protocol.dear:
+                why = f"takes {passes} passes a picture, and is not repeated for more than {self._protocol.dear}"
+                for measure in stability.STABILITY:
+                    row["undefined"].setdefault(measure.name, {})[contender.name] = why
                 continue
             draws = [stability.sensitivity(plain, contender.explain(stability.noisy(image, i)))[few] for i in (0, 1)]
-            _note(row, contender.name, "sensitivity", torch.stack(draws).nanmean(dim=0))
+            _note(row, contender.name, "sensitivity", torch.stack(draws).nanmean(dim=0), NOT_AGAIN)
             if isinstance(contender.explain, Explainer):
                 changes = stability.cascade(contender.explain, image, plain, few, self._protocol.stages)
-                _note(row, contender.name, "randomised", changes[-1])
+                _note(row, contender.name, "randomised", changes[-1], CONSTANT)
                 row["cascade"][contender.name] = _listed(changes.nanmean(dim=1))
+            else:
+                row["undefined"].setdefault("randomised", {})[contender.name] = NO_WEIGHTS
 
 
 def network_heat(explanation: Explanation, objects: list[int]) -> Tensor:
@@ -267,9 +292,11 @@ def _listed(values: Tensor) -> list[float | None]:
     return [round(v, 4) if v == v else None for v in values.tolist()]
 
 
-def _note(row: Row, name: str, measure: str, values: Tensor) -> None:
-    """Write values of the first objects of a row; NaN is left out, as JSON has none."""
+def _note(row: Row, name: str, measure: str, values: Tensor, why: str = "") -> None:
+    """Write values of the first objects of a row; NaN is left out, as JSON has none, and `why` says what it means."""
     for entry, value in zip(row["objects"], values.tolist(), strict=False):
         maps = entry["maps"].setdefault(name, {})
         if value == value:
             maps[measure] = round(value, 6)
+        else:
+            row["undefined"].setdefault(measure, {})[name] = why

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from detcam.adapters import Adapter
+from detcam.evaluate.choices import held_choices
 from detcam.evaluate.faithfulness import overlap
 from detcam.evaluate.metrics import Measure
 from detcam.explainer import Explainer
@@ -90,22 +91,52 @@ def sensitivity(plain: Explanation, changed: Explanation) -> Tensor:
     return values
 
 
-@contextmanager
-def randomised(module: nn.Module, share: float, seed: int) -> Iterator[None]:
-    """Within, the last `share` of a private view's layers have their weights shuffled, each tensor by itself.
+def run_order(module: nn.Module, forward: Callable[[], object]) -> list[nn.Module]:
+    """The layers of a private view that hold weights, in the order that they start in during `forward`.
 
-    Layers count in the order they are registered in, which is the order they run in but for odd models. Shuffling keeps
-    each tensor's values, so that signals keep a natural size; running means and deviations stay.
+    One that never runs as a module (another one reads its weights) follows the one that is registered before it; what
+    comes before any that run, comes first.
     """
     layers = [m for m in module.modules() if any(True for _ in m.parameters(recurse=False))]
+    turns: dict[nn.Module, int] = {}
+
+    def note(layer: nn.Module, args: object) -> None:
+        turns[layer] = len(turns) if layer not in turns else turns[layer]
+
+    handles = [layer.register_forward_pre_hook(note) for layer in layers]
+    try:
+        forward()
+    finally:
+        for handle in handles:
+            handle.remove()
+    places, last = {}, -1
+    for layer in layers:
+        last = places[layer] = turns.get(layer, last)
+    return sorted(layers, key=places.__getitem__)
+
+
+@contextmanager
+def randomised(module: nn.Module, share: float, seed: int, order: Sequence[nn.Module] | None = None) -> Iterator[None]:
+    """Within, the last `share` of a private view's layers have their weights shuffled, each tensor by itself.
+
+    Shuffling keeps each tensor's values, so that signals keep a natural size; running means and deviations stay.
+
+    Args:
+        module: the private view.
+        share: of its layers, in [0, 1].
+        seed: of the shuffling.
+        order: the layers as they run, see `run_order`; None: as they are registered.
+    """
+    layers = [m for m in module.modules() if any(True for _ in m.parameters(recurse=False))]
+    last = set((order or layers)[len(layers) - round(share * len(layers)) :])
     generator = torch.Generator().manual_seed(seed)
     kept: list[tuple[nn.Module, str, nn.Parameter]] = []
-    for layer in layers[len(layers) - round(share * len(layers)) :]:
+    for layer in (layer for layer in layers if layer in last):
         for name, weight in list(layer.named_parameters(recurse=False)):
-            order = torch.randperm(weight.numel(), generator=generator).to(weight.device)
-            shuffled = weight.detach().flatten()[order].view_as(weight)
+            order_of_values = torch.randperm(weight.numel(), generator=generator).to(weight.device)
+            shuffled = weight.detach().flatten()[order_of_values].view_as(weight)
             kept.append((layer, name, weight))
-            setattr(layer, name, nn.Parameter(shuffled, requires_grad=False))
+            setattr(layer, name, nn.Parameter(shuffled, requires_grad=weight.requires_grad))
     try:
         yield
     finally:
@@ -126,8 +157,9 @@ def held(adapter: Adapter, objects: Objects) -> Iterator[None]:
 def cascade(explainer: Explainer, image: Any, plain: Explanation, objects: list[int], stages: int = STAGES) -> Tensor:
     """Rank correlation of the raw maps with those after ever more of the model is randomised, from the output on.
 
-    Adebayo et al. 2018, "Sanity Checks for Saliency Maps", section 3: cascading randomisation. The same anchor or query
-    and class is explained throughout. Raw maps are compared before ReLU, with their signs. Cells where both maps are
+    Adebayo et al. 2018, "Sanity Checks for Saliency Maps", section 3: cascading randomisation. The same anchor, query
+    or region is explained for the same class throughout; a model that chooses its queries keeps its choice (see
+    `held_choices`). Raw maps are compared before ReLU, with their signs. Cells where both maps are
     zero are left out: they show where the score's receptive field ends, not what the model learned, and would make any
     two maps of a small field alike.
 
@@ -143,10 +175,16 @@ def cascade(explainer: Explainer, image: Any, plain: Explanation, objects: list[
     """
     adapter = explainer.adapter
     chosen = plain.objects.select(torch.tensor(objects, device=plain.boxes.device))
+
+    def again() -> Explanation:
+        with held(adapter, chosen):
+            return explainer(image)
+
+    order, same_queries = run_order(adapter.module, again), held_choices(adapter, again)
     rows = []
     for stage in range(1, stages + 1):
-        with randomised(adapter.module, stage / stages, stage), held(adapter, chosen):
-            changed = explainer(image)
+        with randomised(adapter.module, stage / stages, stage, order), same_queries():
+            changed = again()
         pairs = [(plain.maps[i], changed.maps[k]) for k, i in enumerate(objects)]
         rows.append(torch.stack([_where_any(a.flatten(), b.flatten().to(a)) for a, b in pairs]))
     return torch.stack(rows)

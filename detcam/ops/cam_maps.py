@@ -96,6 +96,17 @@ def _cam_maps_out_tracked(keys: torch.DispatchKeySet, *arguments: Any, out: Tens
 library.impl("cam_maps.out", _cam_maps_out_tracked, "ADInplaceOrView", with_keyset=True)
 
 
+def _cam_maps_out_negated(*arguments: Any, out: Tensor) -> None:
+    """Arguments whose sign is a flag: torch's own fallback would end the process, for an operator without result."""
+    if out.is_neg():
+        raise ValueError("out: expected memory that holds its values, got a lazily negated view")
+    plain = (value.resolve_neg() if isinstance(value, Tensor) else value for value in arguments)
+    torch.ops.detcam.cam_maps.out(*plain, out=out)
+
+
+library.impl("cam_maps.out", _cam_maps_out_negated, "Negative")
+
+
 def cam_maps(
     acts: Tensor,  # [C, h, w] or [B, C, h, w]
     weights: Tensor,  # [N, C]

@@ -61,6 +61,8 @@ def check_out(out: Tensor, shape: tuple[int, ...], dtype: torch.dtype, **inputs:
         raise ValueError("out: carries no gradient, and something here requires one: use torch.no_grad() or no out")
     if torch.compiler.is_compiling() or out.is_meta:
         return  # without memory, there is no overlap to find
+    if out.is_neg():
+        raise ValueError("out: expected memory that holds its values, got a lazily negated view")
     start, end = _memory(out)
     for name, value in inputs.items():
         if value is not None and max(start, _memory(value)[0]) < min(end, _memory(value)[1]):

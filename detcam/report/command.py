@@ -9,6 +9,8 @@ import typer
 from rich.console import Console
 from rich.progress import Progress
 
+from detcam.interrupted import interruptible
+
 EPILOG = """
 Examples:
 
@@ -43,7 +45,8 @@ def report(
     from detcam.report.write import LOOKS
 
     console = Console(highlight=False, soft_wrap=True)
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+    bar = Progress(console=console, transient=True, disable=not console.is_terminal)
+    with interruptible(lambda: f"the pages that {folder} holds are whole: the same command writes them all"), bar:
         task = bar.add_task("writing pages", total=None)
         page = write_report(
             folder, progress=lambda done, total: bar.update(task, completed=done, total=total), labels=labels

@@ -10,7 +10,25 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from detcam.errors import InputError, nearest, plain
-from detcam.flags import TrustFlag
+from detcam.flags import (
+    AdapterFlag,
+    ConfFlag,
+    ConfigFlag,
+    ImgszFlag,
+    IouFlag,
+    JsonFlag,
+    LayersFlag,
+    MaxDetFlag,
+    MethodFlag,
+    ModelFlag,
+    PrintConfigFlag,
+    RegionsFlag,
+    TargetFlag,
+    TextFlag,
+    TrustFlag,
+    preset_of,
+)
+from detcam.interrupted import NOTHING, interruptible
 
 if TYPE_CHECKING:
     from detcam.scale.items import Source
@@ -31,7 +49,6 @@ Examples:
 The results are Parquet files: objects/ and pictures/ in --out. `detcam.scale.load(DIR)` gives explanations.
 """
 ENGINES = ("local", "ray")
-INTERRUPTED = 130
 
 
 def register(app: typer.Typer) -> None:
@@ -41,37 +58,30 @@ def register(app: typer.Typer) -> None:
 
 def batch(
     source: Annotated[
-        str,
+        str | None,
         typer.Argument(
             metavar="SRC",
             help="Folder, glob, .txt list, COCO .json, .parquet or WebDataset .tar; here or at a URL (s3://...).",
             show_default=False,
         ),
-    ],
+    ] = None,
     out: Annotated[str, typer.Option("--out", help="Folder or URL for the dataset.")] = "detcam-batch",
-    model: Annotated[str | None, typer.Option(help="A .pt path, or a demo model's name. [default: scenes]")] = None,
-    method: Annotated[str | None, typer.Option(help="See `detcam methods`. [default: auto]")] = None,
-    layers: Annotated[
-        str | None, typer.Option(help="auto, level, evidence, or module names with commas between. [default: auto]")
-    ] = None,
-    target: Annotated[
-        str | None, typer.Option(help="The scalar that is explained, as in `detcam explain`. [default: class]")
-    ] = None,
-    regions: Annotated[
-        str | None,
-        typer.Option(help="class or component: what an object of a semantic segmenter is. [default: class]"),
-    ] = None,
-    text: Annotated[
-        list[str] | None, typer.Option(help="A phrase to look for, of detectors that take text. Repeatable.")
-    ] = None,
-    conf: Annotated[float | None, typer.Option(help="Lowest score of an object. [default: 0.25]")] = None,
-    iou: Annotated[float | None, typer.Option(help="Overlap at which a weaker box is dropped. [default: 0.7]")] = None,
-    max_det: Annotated[int | None, typer.Option(help="Objects per picture. [default: 300]")] = None,
-    imgsz: Annotated[int | None, typer.Option(help="Network input size. [default: the model's]")] = None,
+    model: ModelFlag = None,
+    method: MethodFlag = None,
+    layers: LayersFlag = None,
+    target: TargetFlag = None,
+    regions: RegionsFlag = None,
+    text: TextFlag = None,
+    adapter: AdapterFlag = None,
+    conf: ConfFlag = None,
+    iou: IouFlag = None,
+    max_det: MaxDetFlag = None,
+    imgsz: ImgszFlag = None,
     device: Annotated[
         str | None, typer.Option(help="cpu, cuda, cuda:1. [default: every GPU, or the CPU without any]")
     ] = None,
-    config: Annotated[Path | None, typer.Option(help="A YAML preset, see configs/; flags win over it.")] = None,
+    config: ConfigFlag = None,
+    print_config: PrintConfigFlag = False,
     metrics: Annotated[
         str | None,
         typer.Option(help="More columns: pointing_box, energy_in_box_per_area, compactness, complexity."),
@@ -91,6 +101,12 @@ def batch(
     max_errors: Annotated[
         int | None, typer.Option(min=0, help="Stop when more pictures than these failed. [default: never]")
     ] = None,
+    retry_errors: Annotated[
+        bool, typer.Option("--retry-errors", help="With --resume: do the pictures that failed again, too.")
+    ] = False,
+    timeout: Annotated[
+        float, typer.Option(min=0, help="Seconds until a picture that hangs is given up; 0: never.")
+    ] = 600.0,
     root: Annotated[str | None, typer.Option(help="Folder of the pictures that a list or COCO file names.")] = None,
     column: Annotated[str | None, typer.Option(help="Pictures' column of a Parquet file, or suffix in a tar.")] = None,
     key: Annotated[str | None, typer.Option(help="Keys' column of a Parquet file.")] = None,
@@ -103,48 +119,59 @@ def batch(
         bool, typer.Option("--dry-run", help="Count, try a few pictures, print the time and size to expect.")
     ] = False,
     trust_checkpoint: TrustFlag = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")] = False,
-) -> int:
+    as_json: JsonFlag = False,
+) -> None:
     """Explain every object of every picture of a set, into a dataset of Parquet files.
 
     A row for each object with its box, score and heatmap, and a row for each picture, which says why if it could not
     be read. A job that was stopped or killed goes on with --resume and gives the same dataset.
     """
-    from detcam.config import Preset, read_preset
     from detcam.scale.sources import open_source
     from detcam.scale.work import Options
 
-    preset = read_preset(config) if config else Preset()
-    several = layers.split(",") if layers and "," in layers else layers
-    preset = preset.updated(
-        model=model, method=method, layers=several, target=target, regions=regions, text=text or None, conf=conf,
-        iou=iou, max_det=max_det, imgsz=imgsz, device=device,
+    preset = preset_of(
+        config, model=model, method=method, layers=layers, target=target, regions=regions, text=text, adapter=adapter,
+        conf=conf, iou=iou, max_det=max_det, imgsz=imgsz, device=device,
     )  # fmt: skip
+    if print_config:
+        print(preset.to_yaml(), end="")
+        return
+    if source is None:
+        raise InputError("SRC: give the pictures, e.g. detcam batch photos")
     columns = tuple(metrics.split(",")) if metrics else ()
     options = Options(**preset.model_dump(), metrics=columns, trust_checkpoint=trust_checkpoint)
     place = options.device
-    runs = _engine(engine, out, address, workers, threads, place)
+    runs = _engine(engine, out, address, workers, threads, place, timeout)
     opened = open_source(source, root=root, column=column, key=key, web=web)
     if dry_run:
         _estimate(opened, options, chunk, (workers, threads, place), as_json)
-        return 0
-    limits = {"chunk": chunk, "resume": resume, "max_errors": max_errors, "save": overlays or report}
-    return _run(opened, out, options, runs, limits, report, as_json)
+        return
+    limits = {
+        "chunk": chunk, "resume": resume, "max_errors": max_errors, "retry_errors": retry_errors,
+        "save": overlays or report,
+    }  # fmt: skip
+    _run(opened, out, options, runs, limits, report, as_json)
 
 
 def _engine(
-    name: str, out: str, address: str | None, workers: int | None, threads: int | None, device: str | None
+    name: str,
+    out: str,
+    address: str | None,
+    workers: int | None,
+    threads: int | None,
+    device: str | None,
+    timeout: float,
 ) -> Engine:
     if name == "local":
         from detcam.scale.local_engine import LocalEngine
 
         if address is not None:
             raise InputError("--address is of a Ray cluster: add --engine ray")
-        return LocalEngine(workers, threads, device)
+        return LocalEngine(workers, threads, device, timeout)
     if name == "ray":
         from detcam.scale.ray_engine import RayEngine
 
-        return RayEngine(address=address, workers=workers, threads=threads, device=device, out=out)
+        return RayEngine(workers, threads, device, address, out, timeout)
     raise InputError(f"engine {name!r} does not exist: {nearest(name, ENGINES)}")
 
 
@@ -172,34 +199,34 @@ def _estimate(
 
 def _run(
     source: Source, out: str, options: Options, engine: Engine, limits: dict[str, Any], report: bool, as_json: bool
-) -> int:
+) -> None:
     from detcam.scale.job import run
     from detcam.scale.shown import progress, summary
 
     last: list[Tally] = []
-    with progress(quiet=as_json) as told:
+
+    def written() -> str:
+        return f"{last[0].done} of {last[0].total} pictures are done in {out}: go on with --resume" if last else NOTHING
+
+    with interruptible(written), progress(quiet=as_json) as told:
 
         def tell(tally: Tally) -> None:
             last[:] = [tally]
             told(tally)
 
-        try:
-            tally = run(source, out, options, engine, progress=tell, **limits)
-        except KeyboardInterrupt:
-            done = f"{last[0].done} of {last[0].total} pictures are done" if last else "nothing is done"
-            typer.echo(plain(f"interrupted: {done} in {out}: go on with --resume"), err=True)
-            return INTERRUPTED
+        tally = run(source, out, options, engine, progress=tell, **limits)
     page = _report(out) if report else None
     if as_json:
         print(json.dumps({**asdict(tally), "out": out, "seconds": tally.seconds}, indent=2, ensure_ascii=False))
-        return 0
+        return
     for line in summary(tally, out, page):
         typer.echo(plain(line))
-    return 0
 
 
 def _report(out: str) -> Path:
     from detcam.report import write_report
     from detcam.scale.dataset import SAVED
 
-    return write_report(Path(out) / SAVED)
+    saved = Path(out) / SAVED
+    with interruptible(lambda: f"all pictures are done in {out}: detcam report {saved} writes the pages"):
+        return write_report(saved)

@@ -6,6 +6,12 @@
 
 A shard appears whole or not at all, and that of pictures after that of objects: a chunk is done if the table of
 pictures has its shard. What is done again has the same name and replaces what was there, so no row is ever doubled.
+
+    DIR/objects/part-000012_1.parquet   rows of pictures that had failed, and were tried again
+
+A picture that failed has no objects, so that these rows replace none. Their shard comes first, too; then that of
+pictures is replaced by one without those errors, which counts in its metadata how many such shards belong to it. One
+that is not counted was left by a job that was killed between the two: the next one removes it.
 """
 
 from __future__ import annotations
@@ -26,13 +32,14 @@ if TYPE_CHECKING:
 MANIFEST, OBJECTS, PICTURES, SAVED = "job.json", "objects", "pictures", "explanations"
 FORMAT = 1
 NAMES = ("source.name", "options.model")  # may change: a digest of what they stand for may not
-PART = re.compile(r"part-(\d{6,})\.parquet")
+PART, MORE = re.compile(r"part-(\d{6,})\.parquet"), re.compile(r"part-(\d{6,})_(\d+)\.parquet")
+COUNTED = b"detcam.more"  # in the metadata of a shard of pictures: the further shards of objects
 DICTIONARIES = ["label", "method", "layers", "target", "note", "status", "worker", "uri", "key"]  # what repeats
 
 
-def part_name(chunk: int) -> str:
-    """The file name of a chunk's shards."""
-    return f"part-{chunk:06d}.parquet"
+def part_name(chunk: int, more: int = 0) -> str:
+    """The file name of a chunk's shards; from 1 on, of a further one of objects."""
+    return f"part-{chunk:06d}{f'_{more}' if more else ''}.parquet"
 
 
 class Dataset:
@@ -82,6 +89,7 @@ class Dataset:
             self._check(earlier, manifest, len(done), resume)
         for folder in (self.folder, self._objects, self._pictures):
             folder.tidy()
+        self._remove_uncounted(done)
         if earlier != manifest:
             self.folder.write(MANIFEST, (json.dumps(manifest, ensure_ascii=False, indent=1) + "\n").encode())
         return done
@@ -116,20 +124,49 @@ class Dataset:
         self._pictures.write(name, pictures)
         return len(objects) + len(pictures)
 
+    def amend(self, batch: Batch) -> int:
+        """Keep the rows of pictures of a chunk that is done, in the place of their errors; the bytes that it took.
+
+        Raises:
+            OutputError: if they cannot be written.
+        """
+        import pyarrow as pa
+
+        earlier = self.pictures(batch.chunk)
+        new = {row["key"]: row for row in batch.pictures.to_pylist()}
+        rows = [new.get(row["key"], row) for row in earlier.to_pylist()]
+        more, objects = _counted(earlier), b""
+        if len(batch.objects):
+            more, objects = more + 1, encoded(batch.objects)
+            self._objects.write(part_name(batch.chunk, more), objects)
+        table = pa.Table.from_pylist(rows, batch.pictures.schema.with_metadata({COUNTED: str(more)}))
+        pictures = encoded(table)
+        self._pictures.write(part_name(batch.chunk), pictures)
+        return len(objects) + len(pictures)
+
+    def _remove_uncounted(self, done: frozenset[int]) -> None:
+        for name in self._objects.names():
+            if found := MORE.fullmatch(name):
+                chunk, more = map(int, found.groups())
+                if chunk not in done or more > _counted(self.pictures(chunk)):
+                    self._objects.remove(name)
+
     def pictures(self, chunk: int) -> pa.Table:
         """The rows of a chunk's pictures."""
-        return self._read(self._pictures, chunk)
+        return self._read(self._pictures, part_name(chunk))
 
-    def objects(self, chunk: int) -> pa.Table:
-        """The rows of a chunk's objects."""
-        return self._read(self._objects, chunk)
+    def objects(self, chunk: int, pictures: pa.Table | None = None) -> pa.Table:
+        """The rows of a chunk's objects; its pictures are read for it, unless they are given."""
+        import pyarrow as pa
+
+        more = _counted(self.pictures(chunk) if pictures is None else pictures)
+        return pa.concat_tables(self._read(self._objects, part_name(chunk, i)) for i in range(more + 1))
 
     @staticmethod
-    def _read(folder: Folder, chunk: int) -> pa.Table:
+    def _read(folder: Folder, name: str) -> pa.Table:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        name = part_name(chunk)
         try:
             return pq.ParquetFile(io.BytesIO(folder.read(name))).read()
         except (OSError, pa.ArrowException) as error:  # pyarrow's errors of damaged files are OSErrors, too
@@ -137,6 +174,11 @@ class Dataset:
                 f"{folder.name}/{name} cannot be read ({' '.join(str(error).split())}): remove it there and in "
                 f"{PICTURES}/, and run the job again with --resume"
             ) from None
+
+
+def _counted(pictures: pa.Table) -> int:
+    """The further shards of objects that belong to a shard of pictures."""
+    return int((pictures.schema.metadata or {}).get(COUNTED, 0))
 
 
 def encoded(table: pa.Table) -> bytes:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -29,13 +29,15 @@ class Chunk:
 
     Attributes:
         number: its place among the chunks of the source.
-        start: the place of its first picture among the pictures of the source.
+        places: the places of its pictures among those of the source.
         items: its pictures, in the source's order.
+        again: these are only those that failed when the shard was made: whoever runs the job puts them in their places.
     """
 
     number: int
-    start: int
+    places: Sequence[int]
     items: tuple[Item, ...]
+    again: bool = False
 
     def __len__(self) -> int:
         return len(self.items)
@@ -58,9 +60,26 @@ class Source(Protocol):
         """The pictures from place `start` up to `stop`, lazily; what comes before is skipped without being read."""
 
 
-def chunks(source: Source, size: int, skip: frozenset[int] = frozenset()) -> Iterator[Chunk]:
-    """The pictures of a source in chunks of `size`, without those whose numbers are in `skip`, lazily."""
-    count = source.count()
+def chunks(
+    source: Source,
+    size: int,
+    skip: frozenset[int] = frozenset(),
+    again: Mapping[int, Sequence[int]] | None = None,
+) -> Iterator[Chunk]:
+    """The pictures of a source in chunks of `size`, lazily.
+
+    Args:
+        source: all pictures.
+        size: how many a chunk has.
+        skip: the numbers of chunks that are left out.
+        again: numbers of chunks of which only the pictures at these places of the source are taken.
+    """
+    count, again = source.count(), again or {}
     for number, start in enumerate(range(0, count, size)):
-        if number not in skip:
-            yield Chunk(number, start, tuple(source.items(start, min(start + size, count))))
+        if number in again:
+            places = tuple(again[number])
+            items = tuple(item for place in places for item in source.items(place, place + 1))
+            yield Chunk(number, places, items, again=True)
+        elif number not in skip:
+            stop = min(start + size, count)
+            yield Chunk(number, range(start, stop), tuple(source.items(start, stop)))

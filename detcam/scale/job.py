@@ -129,6 +129,7 @@ def run(
     resume: bool = False,
     save: bool = False,
     max_errors: int | None = None,
+    retry_errors: bool = False,
     progress: Callable[[Tally], None] | None = None,
 ) -> Tally:
     """Explain every picture of a source that is not done yet.
@@ -142,16 +143,19 @@ def run(
         resume: go on with a job; it must have been the same one.
         save: also save each explanation, as `Explanation.save` does, under `explanations` in `out`.
         max_errors: stop when more pictures than these have failed; None: never.
+        retry_errors: with `resume`, also do again the pictures that failed before: their new rows replace their errors.
         progress: called at the beginning and whenever a chunk is done.
 
     Raises:
-        InputError: for a folder that is not empty, another job's folder, options that cannot be used, and too many
-            errors.
+        InputError: for a folder that is not empty, another job's folder, options that cannot be used, too many errors,
+            and `retry_errors` without `resume`.
         OutputError: if something cannot be written.
         DetcamError: if workers die while they start.
         DependencyError: if pyarrow is not installed.
     """
     require_arrow()
+    if retry_errors and not resume:
+        raise InputError("--retry-errors goes on with a job that has errors: add --resume")
     folder = Folder(out)
     if save:
         options = _saving(options, folder, source.name)
@@ -161,23 +165,36 @@ def run(
     chunk = chunk or chunk_size(source.count())
     done = dataset.begin(manifest(source, options, chunk), resume)
     tally = Tally(source.count())
+    again: dict[int, list[int]] = {}
     for number in sorted(done):
-        tally.add(dataset.pictures(number))
+        pictures = dataset.pictures(number)
+        if retry_errors and (failed := _failed(pictures)):
+            again[number] = [number * chunk + row for row in failed]
+            pictures = pictures.filter([status != "error" for status in pictures["status"].to_pylist()])
+        tally.add(pictures)
     tally.before = tally.done
     tell = progress or (lambda tally: None)
     tell(tally)
 
     def keep(batch: Batch) -> None:
-        tally.written += dataset.write(batch) if batch.written is None else batch.written
+        if batch.written is None:
+            tally.written += dataset.amend(batch) if batch.chunk in again else dataset.write(batch)
+        else:
+            tally.written += batch.written
         tally.add(batch.pictures)
         tell(tally)
         _check(tally, max_errors)
 
     _check(tally, max_errors)
-    engine(chunks(source, chunk, done), options, keep)
+    engine(chunks(source, chunk, done, again), options, keep)
     if tally.done != tally.total:
         raise DetcamError(f"{tally.total - tally.done} pictures are missing in {out}: go on with --resume")
     return tally
+
+
+def _failed(pictures: pa.Table) -> list[int]:
+    """The rows of pictures that failed."""
+    return [row for row, status in enumerate(pictures["status"].to_pylist()) if status == "error"]
 
 
 def _saving(options: Options, folder: Folder, source: str) -> Options:

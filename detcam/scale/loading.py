@@ -122,9 +122,10 @@ class Loaded(Sequence[LoadedExplanation]):
         return {key: i for i, key in enumerate(self.keys)}
 
     def _read(self, chunk: int) -> tuple[list[dict[str, Any]], dict[str, list[dict[str, Any]]]]:
-        pictures = self._dataset.pictures(chunk).to_pylist()
+        table = self._dataset.pictures(chunk)
+        pictures = table.to_pylist()
         objects: dict[str, list[dict[str, Any]]] = {}
-        for row in self._dataset.objects(chunk).to_pylist():
+        for row in self._dataset.objects(chunk, table).to_pylist():
             objects.setdefault(row["key"], []).append(row)
         counts = Counter({key: len(rows) for key, rows in objects.items()})
         for picture in pictures:

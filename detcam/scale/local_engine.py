@@ -10,16 +10,18 @@ import threading
 from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
+from time import monotonic
 from typing import Any
 
 from detcam.errors import DetcamError, plain
-from detcam.scale.items import Chunk
+from detcam.scale.items import Chunk, Item
 from detcam.scale.local_worker import serve
+from detcam.scale.pulse import LOOK, Patience, Pulse
 from detcam.scale.rows import Batch, failed
-from detcam.scale.work import OnBatch, Options
+from detcam.scale.work import TIMEOUT, OnBatch, Options
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +31,7 @@ STARTS = 3  # deaths one after the other of workers that had not begun yet
 
 @dataclass
 class _Task:
-    """Pictures to explain: a chunk, or one picture of a chunk that killed its workers."""
+    """Pictures to explain: a chunk, or one picture of a chunk that killed or held up its workers."""
 
     chunk: Chunk
     whole: _Task | None = None  # the chunk that it is a part of
@@ -45,6 +47,7 @@ class _Slot:
     device: str | None
     process: BaseProcess
     connection: Connection
+    patience: Patience
     task: _Task | None = None
     ready: bool = False
 
@@ -56,12 +59,20 @@ class LocalEngine:
         workers: how many processes; None: one for each GPU, or without any one for each core.
         threads: of each worker on the CPU; None: the cores shared out among the workers.
         device: where all workers run; None: each on a GPU of its own, or without any on the CPU.
+        timeout: seconds for a picture, see `Engine`; 0: no limit.
     """
 
-    def __init__(self, workers: int | None = None, threads: int | None = None, device: str | None = None) -> None:
+    def __init__(
+        self,
+        workers: int | None = None,
+        threads: int | None = None,
+        device: str | None = None,
+        timeout: float = TIMEOUT,
+    ) -> None:
         devices = [device] if device is not None else _gpus()
         self.workers = workers or (len(devices) if devices and device != "cpu" else cores())
         self.threads = threads or max(cores() // self.workers, 1)
+        self.timeout = timeout
         self._devices = devices or [None]
 
     def __call__(self, chunks: Iterable[Chunk], options: Options, on_batch: OnBatch) -> None:
@@ -104,14 +115,15 @@ class _Run:
         self._again: deque[_Task] = deque()
         self._slots: dict[int, _Slot] = {}
         self._context = _context()
-        self._failed_starts = 0
+        self._failed_starts, self._looked = 0, monotonic()
 
     def run(self) -> None:
         try:
             while self._fill():
                 connections = {slot.connection: number for number, slot in self._slots.items()}
-                for connection in wait(list(connections)):
+                for connection in wait(list(connections), LOOK if self._engine.timeout else None):
                     self._hear(connections[connection])  # type: ignore[index]
+                self._watch()
         finally:
             for slot in self._slots.values():
                 slot.connection.close()  # an idle worker ends at that
@@ -143,19 +155,20 @@ class _Run:
 
     def _start(self, number: int) -> _Slot:
         ours, theirs = self._context.Pipe()
+        pulse = Pulse(self._context)
         name, device = f"worker-{number}", self._engine.device(number)
-        process = self._context.Process(
-            target=serve, args=(theirs, self._options, device, name, self._engine.threads), name=name, daemon=True
-        )
+        given = theirs, self._options, device, name, self._engine.threads, pulse
+        process = self._context.Process(target=serve, args=given, name=name, daemon=True)
         with _no_interrupts():  # Ctrl-C reaches the whole group of processes; this one tells the others to end
             process.start()
         theirs.close()  # or its end would be open when the worker is dead
-        return _Slot(name, device, process, ours)
+        return _Slot(name, device, process, ours, Patience(pulse))
 
     @staticmethod
     def _assign(slot: _Slot, task: _Task) -> None:
         slot.task = task
         if slot.ready:
+            slot.patience.renew()
             with suppress(OSError):  # it died: its connection says so
                 slot.connection.send(task.chunk)
 
@@ -183,16 +196,26 @@ class _Run:
         if whole is None:
             self._on_batch(batch)
             return
-        whole.parts[task.chunk.start] = batch
+        whole.parts[task.chunk.places[0]] = batch
         if len(whole.parts) == len(whole.chunk):
             self._on_batch(Batch.joined([part for _, part in sorted(whole.parts.items())]))
 
-    def _bury(self, number: int) -> None:
-        """A worker died: start another one, and do its pictures again."""
+    def _watch(self) -> None:
+        """Kill the workers that have done nothing for too long."""
+        before, self._looked = self._looked, monotonic()
+        seconds, limit = min(self._looked - before, LOOK), self._engine.timeout
+        for number, slot in list(self._slots.items()):
+            at_work = limit and slot.ready and slot.task is not None and not slot.connection.poll()
+            if at_work and slot.patience.ended(seconds, limit):
+                slot.process.kill()
+                self._bury(number, f"longer than {limit:g} s")
+
+    def _bury(self, number: int, late: str | None = None) -> None:
+        """A worker died, or was too late: start another one, and do its pictures again."""
         slot = self._slots.pop(number)
         slot.connection.close()
         slot.process.join()
-        task, how = slot.task, _how(slot.process.exitcode)
+        task, how = slot.task, late or _how(slot.process.exitcode)
         if not slot.ready:
             self._failed_starts += 1
             if self._failed_starts == STARTS:
@@ -201,21 +224,30 @@ class _Run:
             return
         items = task.chunk.items
         log.warning(
-            "%s died (%s) at chunk %d, pictures %s to %s: they are done again",
-            slot.name, how, task.chunk.number, plain(items[0].key), plain(items[-1].key),
+            "%s %s (%s) at chunk %d, pictures %s to %s: they are done again",
+            slot.name, "hung" if late else "died", how, task.chunk.number, plain(items[0].key), plain(items[-1].key),
         )  # fmt: skip
         task.deaths += slot.ready
-        if task.deaths < TRIES:
+        if task.deaths < TRIES and not (late and len(items) > 1):
             self._again.append(task)
         elif len(items) > 1:
-            log.warning("chunk %d killed %d workers: its pictures are done one by one", task.chunk.number, TRIES)
-            for place, item in enumerate(items, task.chunk.start):
-                self._again.append(_Task(Chunk(task.chunk.number, place, (item,)), whole=task))
+            log.warning("chunk %d: its pictures are done one by one", task.chunk.number)
+            for place, item in zip(task.chunk.places, items, strict=True):
+                self._again.append(_Task(replace(task.chunk, places=(place,), items=(item,)), whole=task))
         else:
-            log.warning("%s killed its workers: given up", plain(items[0].uri))
-            reason = f"{items[0].uri}: the process that explained it died {TRIES} times ({how}): look at it by itself"
-            outcome = failed(items[0], reason, slot.name)
+            log.warning("%s is given up", plain(items[0].uri))
+            outcome = failed(items[0], hung(items[0], late) if late else fatal(items[0], how), slot.name)
             self._finish(task, Batch.of(task.chunk.number, [outcome], self._options.metrics))
+
+
+def fatal(item: Item, how: str = "") -> str:
+    """Why a picture failed that killed its workers."""
+    return f"{item.uri}: the process that explained it died {TRIES} times{how and f' ({how})'}: look at it by itself"
+
+
+def hung(item: Item, late: str) -> str:
+    """Why a picture failed that held up its workers."""
+    return f"{item.uri} took {late} {TRIES} times: look at it by itself, or try --retry-errors with a longer --timeout"
 
 
 def _how(code: int | None) -> str:

@@ -14,27 +14,26 @@ from typing import TYPE_CHECKING
 from detcam.errors import DetcamError
 
 if TYPE_CHECKING:
-    from detcam.scale.work import Options, Worker
+    from detcam.scale.work import Options, Tick, Worker
 
 
-def serve(connection: Connection, options: Options, device: str | None, name: str, threads: int) -> None:
+def serve(connection: Connection, options: Options, device: str | None, name: str, threads: int, tick: Tick) -> None:
     """Make a worker and say None; then answer each chunk with its Batch, or an exception, until nobody listens."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the engine decides when to end
     threading.Thread(target=_end_with_the_engine, daemon=True).start()
     try:
-        _serve(connection, options, device, name, threads)
+        _serve(connection, make_worker(options, device, name, threads), tick)
     except (EOFError, OSError):  # the engine ended
         return
     except Exception as error:
         connection.send(portable(error))
 
 
-def _serve(connection: Connection, options: Options, device: str | None, name: str, threads: int) -> None:
-    worker = make_worker(options, device, name, threads)
+def _serve(connection: Connection, worker: Worker, tick: Tick) -> None:
     connection.send(None)
     while True:
         chunk = connection.recv()
-        connection.send(worker.run(chunk.items, chunk.number, chunk.start))
+        connection.send(worker.run(chunk.items, chunk.number, chunk.places, tick))
 
 
 def _end_with_the_engine() -> None:
@@ -58,7 +57,9 @@ def make_worker(options: Options, device: str | None, name: str, threads: int) -
 
     torch.set_num_threads(threads)
     cv2.setNumThreads(threads)
-    return Worker(options, device, name)
+    worker = Worker(options, device, name)
+    worker.warm_up()
+    return worker
 
 
 def portable(error: Exception) -> Exception:

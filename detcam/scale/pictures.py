@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TypeVar
@@ -47,18 +47,32 @@ class _File:
     size: tuple[int, int]  # (height, width); zeros if it is no picture
 
 
-def batches(items: Sequence[Item], size: int) -> Iterator[list[Picture]]:
-    """All items in batches of up to `size` pictures of like size; the next batch is decoded while one is in use."""
+def batches(items: Sequence[Item], size: int, tick: Callable[[], None] = lambda: None) -> Iterator[list[Picture]]:
+    """All items in batches of up to `size` pictures of like size; the next batch is decoded while one is in use.
+
+    Args:
+        items: the pictures.
+        size: of a batch.
+        tick: called, in some thread, whenever a file was read or decoded.
+    """
     with ThreadPoolExecutor(READERS) as readers:
-        yield from ahead(_batches(items, size, readers))
+        yield from ahead(_batches(items, size, readers, tick))
 
 
-def _batches(items: Sequence[Item], size: int, readers: ThreadPoolExecutor) -> Iterator[list[Picture]]:
+def _batches(
+    items: Sequence[Item], size: int, readers: ThreadPoolExecutor, tick: Callable[[], None]
+) -> Iterator[list[Picture]]:
     for first in range(0, len(items), WINDOW):
         window = range(first, min(first + WINDOW, len(items)))
-        files = list(readers.map(_file, window, [items[i] for i in window]))
+        files = list(_ticking(readers.map(_file, window, [items[i] for i in window]), tick))
         for group in _alike(files, size):
-            yield list(readers.map(_decoded, group))
+            yield list(_ticking(readers.map(_decoded, group), tick))
+
+
+def _ticking(values: Iterable[T], tick: Callable[[], None]) -> Iterator[T]:
+    for value in values:
+        tick()
+        yield value
 
 
 def _file(position: int, item: Item) -> _File:

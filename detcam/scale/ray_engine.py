@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any
 from detcam.errors import DependencyError, DetcamError, InputError
 from detcam.scale.items import Chunk
 from detcam.scale.local_engine import STARTS, cores
-from detcam.scale.ray_worker import Desk, Explaining, Receipt, Setting
+from detcam.scale.ray_desk import Desk
+from detcam.scale.ray_worker import Explaining, Receipt, Setting
 from detcam.scale.storage import is_url
-from detcam.scale.work import OnBatch, Options
+from detcam.scale.work import TIMEOUT, OnBatch, Options
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -42,6 +43,7 @@ class RayEngine:
         address: of a running cluster, as `ray.init` takes it; None: RAY_ADDRESS, or a cluster of this machine, which is
             started and ended here. A connection that the caller made is used and left as it is.
         out: the folder of the dataset, where workers write; None: rows go to `on_batch` whole.
+        timeout: seconds for a picture, see `Engine`; 0: no limit.
     """
 
     def __init__(
@@ -51,8 +53,10 @@ class RayEngine:
         device: str | None = None,
         address: str | None = None,
         out: str | os.PathLike[str] | None = None,
+        timeout: float = TIMEOUT,
     ) -> None:
         self._asked_workers, self._asked_threads, self._device = workers, threads, device
+        self._timeout = timeout
         self._address = address or os.environ.get("RAY_ADDRESS") or "local"
         folder = None if out is None else os.fspath(out)
         self._out = folder if folder is None or is_url(folder) else os.path.abspath(folder)
@@ -81,7 +85,7 @@ class RayEngine:
         with self._connected():
             workers, threads, gpus = self._shares
             device = self._device if not gpus else "cuda"
-            setting = Setting(options, device, threads, os.getcwd(), self._out)
+            setting = Setting(options, device, threads, os.getcwd(), self._out, self._timeout)
             run = _Run(setting, workers, gpus, on_batch)
             try:
                 run.feed([*first, *islice(chunks, AHEAD * workers - 1)])
@@ -169,6 +173,8 @@ class _Run:
         self.open: dict[int, Chunk] = {}
         self._on_batch, self._fed = on_batch, 0
         self._desk = ray.remote(Desk).options(num_cpus=0).remote()
+        if setting.timeout:
+            self._desk.watch.remote(setting.timeout)
         read = ray.data.read_datasource(_datasource(self._desk), num_cpus=0, override_num_blocks=1)
         read.context.enable_progress_bars = False
         read.context.target_max_block_size = 1  # a block for each chunk, so that each goes its own way
@@ -206,7 +212,7 @@ class _Run:
             raise receipt.batch
         if receipt.deaths:
             log.warning(
-                "chunk %d, pictures %s to %s: %d workers died, it was done again",
+                "chunk %d, pictures %s to %s: %d workers died or hung, it was done again",
                 chunk.number, chunk.items[0].key, chunk.items[-1].key, receipt.deaths,
             )  # fmt: skip
         self._desk.done.remote(receipt.place)

@@ -1,19 +1,18 @@
-"""What runs inside a Ray cluster: a desk that hands out chunks, and the workers that explain them."""
+"""What explains pictures inside a Ray cluster."""
 
 from __future__ import annotations
 
-import asyncio
 import os
 import pickle
-from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from detcam.errors import DetcamError, InputError
 from detcam.scale.dataset import Dataset
-from detcam.scale.items import Chunk, Item
-from detcam.scale.local_engine import STARTS, TRIES
+from detcam.scale.items import Chunk
+from detcam.scale.local_engine import STARTS, TRIES, fatal, hung
 from detcam.scale.local_worker import make_worker, portable
+from detcam.scale.ray_desk import Signs
 from detcam.scale.rows import Batch, failed
 from detcam.scale.storage import Folder
 
@@ -23,52 +22,6 @@ if TYPE_CHECKING:
     from detcam.scale.work import Options, Worker
 
 
-class Desk:
-    """Holds the chunks that are under way, and knows what was begun and not ended: that died with its worker.
-
-    A Ray actor, one for each run. Chunks have places 0, 1, 2, ... in the order in which they are put here; what is
-    asked for again, because the process that had it was lost, is still here unless it is done.
-    """
-
-    def __init__(self) -> None:
-        self._chunks: dict[int, bytes] = {}
-        self._put, self._finished = 0, False
-        self._changed = asyncio.Condition()
-        self._open: Counter[str] = Counter()
-
-    async def put(self, chunk: bytes) -> None:
-        """The next chunk."""
-        async with self._changed:
-            self._chunks[self._put] = chunk
-            self._put += 1
-            self._changed.notify_all()
-
-    async def finish(self) -> None:
-        """There are no more."""
-        async with self._changed:
-            self._finished = True
-            self._changed.notify_all()
-
-    async def take(self, place: int) -> bytes | None:
-        """The chunk at a place, once it is there; b"" if it is done already, None if there are no more."""
-        async with self._changed:
-            await self._changed.wait_for(lambda: place < self._put or self._finished)
-        return self._chunks.get(place, b"") if place < self._put else None
-
-    async def done(self, place: int) -> None:
-        """The rows of a chunk are kept."""
-        self._chunks.pop(place, None)
-
-    async def begin(self, what: str) -> int:
-        """Say that something begins; how often it was begun before and never ended."""
-        self._open[what] += 1
-        return self._open[what] - 1
-
-    async def end(self, what: str) -> None:
-        """Say that it ended."""
-        del self._open[what]
-
-
 @dataclass(frozen=True)
 class Receipt:
     """What a worker sends to the driver.
@@ -76,7 +29,7 @@ class Receipt:
     Attributes:
         place: of the chunk at the desk.
         batch: its rows, without those of objects if the worker kept them itself; or what is wrong.
-        deaths: workers that it killed.
+        deaths: workers that it killed or held up.
     """
 
     place: int
@@ -94,6 +47,7 @@ class Setting:
         threads: on the CPU.
         folder: where the driver runs, so that relative paths mean the same here.
         out: the folder of the dataset, if workers keep their rows themselves.
+        timeout: seconds for a picture, see `Engine`; 0: no limit.
     """
 
     options: Options
@@ -101,6 +55,7 @@ class Setting:
     threads: int
     folder: str
     out: str | None
+    timeout: float = 0.0
 
 
 class Explaining:
@@ -109,6 +64,7 @@ class Explaining:
     def __init__(self, setting: Setting, desk: Any) -> None:
         self._setting, self._desk = setting, desk
         self._worker: Worker | None = None
+        self._signs: Signs | None = None
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """A receipt for each chunk."""
@@ -119,8 +75,12 @@ class Explaining:
     def _receipt(self, place: int, packed: bytes) -> Receipt:
         try:
             chunk: Chunk = pickle.loads(packed)
-            deaths = self._begin(f"chunk {place}")
-            batch = self._kept(self._explained(self._ready(), chunk, deaths))
+            deaths, late = self._begin(f"chunk {place}")
+            if deaths < TRIES and not late:
+                batch = self._explained(self._ready(), chunk, f"chunk {place}")
+            else:
+                batch = self._one_by_one(self._ready(), chunk)
+            batch = self._kept(batch, chunk)
             self._end(f"chunk {place}")
             return Receipt(place, batch, deaths)
         except Exception as error:
@@ -130,7 +90,7 @@ class Explaining:
         """The worker, made when the first chunk comes: what is wrong with its options is then told like the rest."""
         if self._worker is None:
             start = f"start {_runtime().get_actor_id()}"  # an actor that is started again keeps its id
-            if self._begin(start) == STARTS:
+            if self._begin(start)[0] == STARTS:
                 raise DetcamError("workers die while they start: use fewer --workers, or a smaller model")
             if os.path.isdir(self._setting.folder):
                 os.chdir(self._setting.folder)
@@ -138,36 +98,49 @@ class Explaining:
                 raise InputError(f"{self._setting.out} is not seen by all machines: choose a shared folder or a URL")
             setting = self._setting
             self._worker = make_worker(setting.options, setting.device, _name(), setting.threads)
+            if setting.timeout:
+                runtime = _runtime()
+                self._signs = Signs(self._desk, runtime.get_actor_id(), runtime.current_actor, setting.timeout)
             self._end(start)
         return self._worker
 
-    def _explained(self, worker: Worker, chunk: Chunk, deaths: int) -> Batch:
-        if deaths < TRIES:
-            return worker.run(chunk.items, chunk.number, chunk.start)
-        places = enumerate(chunk.items, chunk.start)
-        return Batch.joined([self._alone(worker, item, chunk.number, place) for place, item in places])
+    def _explained(self, worker: Worker, chunk: Chunk, what: str) -> Batch:
+        """The rows of a chunk; the desk watches that it goes on."""
+        if self._signs is None:
+            return worker.run(chunk.items, chunk.number, chunk.places)
+        self._signs.watch(what)
+        try:
+            return worker.run(chunk.items, chunk.number, chunk.places, self._signs.pulse)
+        finally:
+            self._signs.rest()
 
-    def _alone(self, worker: Worker, item: Item, chunk: int, place: int) -> Batch:
-        """One picture of a chunk that killed its workers."""
-        if self._begin(f"picture {place}") >= TRIES:
-            reason = f"{item.uri}: the process that explained it died {TRIES} times: look at it by itself"
-            batch = Batch.of(chunk, [failed(item, reason, _name())], self._setting.options.metrics)
+    def _one_by_one(self, worker: Worker, chunk: Chunk) -> Batch:
+        """The rows of a chunk that killed or held up its workers."""
+        places = zip(chunk.places, chunk.items, strict=True)
+        return Batch.joined([self._alone(worker, replace(chunk, places=(p,), items=(item,))) for p, item in places])
+
+    def _alone(self, worker: Worker, chunk: Chunk) -> Batch:
+        item, what = chunk.items[0], f"picture {chunk.places[0]}"
+        tried, late = self._begin(what)
+        if tried < TRIES:
+            batch = self._explained(worker, chunk, what)
         else:
-            batch = worker.run([item], chunk, place)
-        self._end(f"picture {place}")
+            reason = hung(item, f"longer than {self._setting.timeout:g} s") if late else fatal(item)
+            batch = Batch.of(chunk.number, [failed(item, reason, _name())], self._setting.options.metrics)
+        self._end(what)
         return batch
 
-    def _kept(self, batch: Batch) -> Batch:
+    def _kept(self, batch: Batch, chunk: Chunk) -> Batch:
         """The rows, written where they belong; those of objects are then left out of what travels to the driver."""
-        if self._setting.out is None:
+        if self._setting.out is None or chunk.again:
             return batch
         written = Dataset(Folder(self._setting.out)).write(batch)
         return Batch(batch.chunk, batch.objects.slice(0, 0), batch.pictures, written)
 
-    def _begin(self, what: str) -> int:
+    def _begin(self, what: str) -> tuple[int, bool]:
         import ray
 
-        before: int = ray.get(self._desk.begin.remote(what))
+        before: tuple[int, bool] = ray.get(self._desk.begin.remote(what))
         return before
 
     def _end(self, what: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from detcam.reading import read_regular
 from detcam.scale.items import Item
 from detcam.scale.places import is_url, open_file, opened_store
 
+AT_ONCE = 16 << 20  # bytes that a store is asked for first: nearly every picture is smaller, and costs one request
 PART = re.compile(r"#(?:bytes=(?P<first>\d+)\+(?P<count>\d+)|row=(?P<row>\d+)&column=(?P<column>.+))$")
 
 
@@ -33,11 +35,10 @@ def read_uri(uri: str) -> bytes:
     part = PART.search(uri)
     try:
         if part is None:
-            return _span(uri, None, None)
+            return _whole(uri)
         file = uri[: part.start()]
         if part["row"] is None:
-            first = int(part["first"])
-            return _span(file, first, first + int(part["count"]))
+            return _span(file, int(part["first"]), int(part["count"]))
         return _row(file, int(part["row"]), part["column"])
     except InputError as error:
         raise ImageError(str(error)) from None
@@ -48,16 +49,61 @@ def read_uri(uri: str) -> bytes:
         raise ImageError(f"{uri} cannot be read ({reason}): check the path and its permissions") from None
 
 
-def _span(file: str, first: int | None, stop: int | None) -> bytes:
+def _whole(file: str) -> bytes:
+    if not is_url(file):
+        return read_regular(Path(file), MAX_BYTES)
+    if file.startswith(("http://", "https://")):
+        return _streamed(file)
+    data = _start(file)
+    if len(data) < AT_ONCE:
+        return data
+    system, path = opened_store(file)
+    size = system.size(path)
+    return data + _span(file, len(data), _bounded(size) - len(data))
+
+
+def _start(file: str) -> bytes:
+    """The first bytes of a store's file: to ask for its size before would be one more request for every picture."""
+    system, path = opened_store(file)
+    try:
+        data: bytes = system.cat_file(path, start=0, end=AT_ONCE)
+    except (FileNotFoundError, PermissionError):
+        raise
+    except Exception:
+        if system.size(path) == 0:  # stores call that an error, too: it has no first byte
+            return b""
+        raise
+    return data
+
+
+def _streamed(file: str) -> bytes:
+    """A file of the web: its server may ignore that a part was asked for, and never end."""
+    system, path = opened_store(file)
+    data = bytearray()
+    with system.open(path, "rb", block_size=0, size=1) as opened:  # any size: it would be one more request
+        while part := opened.read(AT_ONCE):
+            data += part
+            _bounded(len(data))
+    return bytes(data)
+
+
+def _span(file: str, first: int, count: int) -> bytes:
+    if not _bounded(count):
+        return b""
     if is_url(file):
         system, path = opened_store(file)
-        data: bytes = system.cat_file(path, start=first, end=stop)
+        data: bytes = system.cat_file(path, start=first, end=first + count)
         return data
-    if first is None or stop is None:
-        return read_regular(Path(file), MAX_BYTES)
     with open(file, "rb") as opened:
         opened.seek(first)
-        return opened.read(stop - first)
+        return opened.read(count)
+
+
+def _bounded(size: int) -> int:
+    """The size, if a picture may have it."""
+    if size > MAX_BYTES:
+        raise OSError(errno.EFBIG, f"longer than {MAX_BYTES:,} bytes")
+    return size
 
 
 def _row(file: str, row: int, column: str) -> bytes:

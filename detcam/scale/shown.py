@@ -95,7 +95,10 @@ def summary(tally: Tally, out: str, page: Path | None) -> Iterator[str]:
     if new:
         yield f"{duration(tally.seconds)}, {tally.rate:.3g} pictures a second, {size(tally.written)} written"
     if tally.errors:
-        yield f"{counted(tally.errors, 'picture')} failed, see pictures/ in {out} where status is 'error':"
+        yield (
+            f"{counted(tally.errors, 'picture')} failed, see pictures/ in {out} where status is 'error'; --resume "
+            "--retry-errors does them again:"
+        )
         for key, error in tally.first:
             yield f"  {key}: {error}"
     if page is not None:

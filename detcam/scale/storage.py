@@ -98,6 +98,22 @@ class Folder:
         finally:
             beside.unlink(missing_ok=True)
 
+    def remove(self, name: str) -> None:
+        """Remove a file of it.
+
+        Raises:
+            OutputError: if it cannot be removed.
+        """
+        try:
+            if self.local is not None:
+                (self.local / name).unlink(missing_ok=True)
+                return
+            system, path = opened_store(self.name)
+            with _as_os_errors():
+                system.rm_file(f"{path}/{name}")
+        except OSError as error:
+            raise OutputError(f"{self.name}/{name} cannot be removed ({error.strerror or error}): remove it") from None
+
     def tidy(self) -> None:
         """Remove what writers that were killed left half-written."""
         if self.local is not None and self.local.is_dir():

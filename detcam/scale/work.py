@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from time import perf_counter
 from typing import Any, Protocol
 
+import numpy as np
 from pydantic import ConfigDict
 
 from detcam.config import Preset
@@ -20,6 +22,18 @@ from detcam.scale.pictures import Picture, batches
 from detcam.scale.rows import Batch, Outcome, explained, failed
 
 CPU_BATCH, CUDA_BATCH = 4, 16  # pictures per forward: at 320 pixels 4 take 1.6 times less each than 1, and 16 no less
+TIMEOUT = 600.0  # seconds for a picture: slow methods take minutes, and none so many
+
+
+class Tick(Protocol):
+    """What a worker calls whenever it has done something, from any thread: see `Worker.run`."""
+
+    def __call__(self, together: int | None = None) -> None:
+        """Something was done, and now so many pictures are explained together; None: as many as before."""
+
+
+def silently(together: int | None = None) -> None:
+    """A `Tick` that nobody hears."""
 
 
 class Options(Preset):
@@ -62,51 +76,62 @@ class Worker:
         self._batch = CUDA_BATCH if self._explainer.adapter.device.type == "cuda" else CPU_BATCH
         self._proven = False  # whether some object was explained: then the options can be used
 
-    def run(self, items: Sequence[Item], chunk: int = 0, start: int = 0) -> Batch:
+    def warm_up(self) -> None:
+        """Explain a blank picture, whatever comes of it: the first forward is slow, and is no picture's fault."""
+        with suppress(Exception):
+            self._explainer([np.full((64, 64, 3), 128, np.uint8)])
+
+    def run(
+        self, items: Sequence[Item], chunk: int = 0, places: Sequence[int] | None = None, tick: Tick = silently
+    ) -> Batch:
         """Explain pictures; one that cannot be read or explained gets a row that says why.
 
         Args:
             items: the pictures.
             chunk: the number of the chunk that they belong to.
-            start: the place of the first one in the source.
+            places: their places in the source; None: they are its first.
+            tick: called after every step, so that who watches this process can tell that it goes on.
 
         Raises:
             InputError: if the options cannot be used, which some show only when a picture is explained.
         """
+        places = places or range(len(items))
         outcomes: dict[int, Outcome] = {}
-        for pictures in batches(items, self._batch):
-            outcomes.update(zip((p.position for p in pictures), self._outcomes(pictures, start), strict=True))
+        for pictures in batches(items, self._batch, tick):
+            outcomes.update(zip((p.position for p in pictures), self._outcomes(pictures, places, tick), strict=True))
         return Batch.of(chunk, (outcomes[i] for i in range(len(items))), self._options.metrics)
 
-    def _outcomes(self, pictures: Sequence[Picture], start: int) -> Iterator[Outcome]:
+    def _outcomes(self, pictures: Sequence[Picture], places: Sequence[int], tick: Tick) -> Iterator[Outcome]:
         began = perf_counter()
         readable = [picture for picture in pictures if picture.image is not None]
-        results = iter(self._explained(readable))
+        results = iter(self._explained(readable, tick))
         each = (perf_counter() - began) / max(len(readable), 1)
         for picture in pictures:
+            tick(1)
             result = picture.error if picture.image is None else next(results)
             if isinstance(result, str):
                 yield failed(picture.item, result, self._name)
             else:
-                yield self._rows(picture, result, each, start)
+                yield self._rows(picture, result, each, places[picture.position])
 
-    def _explained(self, pictures: Sequence[Picture]) -> list[Explanation | str]:
+    def _explained(self, pictures: Sequence[Picture], tick: Tick) -> list[Explanation | str]:
         """An explanation of each picture, or why there is none: if a batch fails, its pictures are tried alone."""
+        tick(max(len(pictures), 1))
         try:
             made: list[Explanation | str] = list(self._explainer([picture.image for picture in pictures]))
         except Exception as error:  # memory, a library's own, ...: one picture must not cost the others theirs
             if isinstance(error, InputError) and not isinstance(error, ImageError) and not self._proven:
                 raise  # of the options, and so for every picture
             if len(pictures) > 1:
-                return [result for picture in pictures for result in self._explained([picture])]
+                return [result for picture in pictures for result in self._explained([picture], tick)]
             return [_reason(error)]
         self._proven = self._proven or any(len(one) for one in made)
         return made
 
-    def _rows(self, picture: Picture, explanation: Explanation, seconds: float, start: int) -> Outcome:
+    def _rows(self, picture: Picture, explanation: Explanation, seconds: float, place: int) -> Outcome:
         try:
             if self._options.save_to is not None:
-                folder = Path(self._options.save_to) / folder_name(start + picture.position, picture.item.key)
+                folder = Path(self._options.save_to) / folder_name(place, picture.item.key)
                 explanation.save(folder, picture.item.uri)
             return explained(picture.item, explanation, seconds, self._name, self._options.metrics)
         except OutputError:
@@ -135,5 +160,6 @@ class Engine(Protocol):
         """Hand the Batch of every chunk to `on_batch`, in the calling thread, in the order in which they are done.
 
         Whatever `on_batch` raises ends the run, and the workers with it. `chunks` is lazy: an engine takes no more than
-        its workers can soon do. A worker that dies is replaced and its chunk is done again.
+        its workers can soon do. A worker that dies is replaced and its chunk is done again; so is one that does nothing
+        for too long, and a picture that it then does nothing with alone fails.
         """

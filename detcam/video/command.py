@@ -17,7 +17,24 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 
 from detcam.errors import InputError, OutputError, nearest, plain
-from detcam.flags import TrustFlag
+from detcam.flags import (
+    AdapterFlag,
+    ConfFlag,
+    ConfigFlag,
+    DeviceFlag,
+    ImgszFlag,
+    IouFlag,
+    LayersFlag,
+    MethodFlag,
+    ModelFlag,
+    PrintConfigFlag,
+    RegionsFlag,
+    TargetFlag,
+    TextFlag,
+    TrustFlag,
+    preset_of,
+)
+from detcam.interrupted import Interrupted
 
 EPILOG = """
 Examples:
@@ -26,11 +43,12 @@ Examples:
 
 `detcam video street.mp4 --model yolov8n.pt --layers level --every 3 --classes person,bicycle --rows rows.jsonl`
 
+`detcam video street.mp4 --config configs/mask.yaml --model yolov8n-seg.pt`
+
 `detcam video rtsp://camera/stream --model yolov8n.pt --budget 20 --view fused --frames 600`
 
 Ctrl-C finishes the file with the frames so far, which play, and exits with 130.
 """
-INTERRUPTED = 130
 LINE_SECONDS = 5.0  # between two lines of progress where there is no terminal
 
 
@@ -41,18 +59,23 @@ def register(app: typer.Typer) -> None:
 
 def video(
     source: Annotated[
-        str, typer.Argument(help="Video file, url, camera number or folder of pictures.", show_default=False)
-    ],
+        str | None, typer.Argument(help="Video file, url, camera number or folder of pictures.", show_default=False)
+    ] = None,
     out_file: Annotated[Path, typer.Option("--out", help="File to write: .mp4, .mov or .mkv.")] = Path("detcam.mp4"),
-    model: Annotated[str, typer.Option(help="A .pt path, or a demo model's name.")] = "scenes",
-    method: Annotated[str, typer.Option(help="See `detcam methods`.")] = "auto",
-    layers: Annotated[str, typer.Option(help="auto, level, evidence, or module names with commas between.")] = "auto",
-    target: Annotated[str, typer.Option(help="The scalar that is explained, as in `detcam explain`.")] = "class",
-    conf: Annotated[float, typer.Option(help="Lowest score of an object.")] = 0.25,
-    iou: Annotated[float, typer.Option(help="Overlap at which a weaker box is dropped.")] = 0.7,
-    max_det: Annotated[int, typer.Option(help="Objects per frame.")] = 300,
-    imgsz: Annotated[int | None, typer.Option(help="Network input size. [default: the model's]")] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1. [default: the model's]")] = None,
+    model: ModelFlag = None,
+    method: MethodFlag = None,
+    layers: LayersFlag = None,
+    target: TargetFlag = None,
+    regions: RegionsFlag = None,
+    text: TextFlag = None,
+    adapter: AdapterFlag = None,
+    conf: ConfFlag = None,
+    iou: IouFlag = None,
+    max_det: Annotated[int | None, typer.Option(help="Objects per frame. [default: 300]")] = None,
+    imgsz: ImgszFlag = None,
+    device: DeviceFlag = None,
+    config: ConfigFlag = None,
+    print_config: PrintConfigFlag = False,
     every: Annotated[int, typer.Option(min=1, help="Explain each K-th frame; carry heatmaps along in between.")] = 1,
     budget: Annotated[
         float | None, typer.Option(help="Frames per second to reach: chooses --every, and a cheaper method if needed.")
@@ -70,21 +93,28 @@ def video(
     rows: Annotated[Path | None, typer.Option(help="JSON Lines file: one row per object and frame.")] = None,
     stats: Annotated[Path | None, typer.Option("--json", help="JSON file: frames, seconds of each stage.")] = None,
     trust_checkpoint: TrustFlag = False,
-) -> int:
+) -> None:
     """Write a video with a heatmap on every object of every frame; sound, times and orientation are kept."""
     from detcam.explainer import Explainer
     from detcam.video import Style, open_source, write
 
-    options: dict[str, Any] = {
-        "target": target, "conf": conf, "iou": iou, "max_det": max_det, "imgsz": imgsz, "device": device,
-        "trust_checkpoint": trust_checkpoint,
-    }  # fmt: skip
+    preset = preset_of(
+        config, model=model, method=method, layers=layers, target=target, regions=regions, text=text, adapter=adapter,
+        conf=conf, iou=iou, max_det=max_det, imgsz=imgsz, device=device,
+    )  # fmt: skip
+    if print_config:
+        print(preset.to_yaml(), end="")
+        return
+    if source is None:
+        raise InputError("source: give a video, e.g. detcam video street.mp4")
+    options = {**preset.options(), "trust_checkpoint": trust_checkpoint}
     style = Style(view, _names(classes), track, strongest, side_by_side, colormap=colormap)
     with open_source(source) as opened:
-        explainer = Explainer(model, method, layers.split(",") if "," in layers else layers, **options)
+        explainer = Explainer(**options)
         _check_classes(style.classes, explainer)
         # What a budget falls back on; where the user asked for just that, nothing is cheaper.
-        cheaper = Explainer(model, "odam", "level", **options) if budget is not None and target == "class" else None
+        fallback = {**options, "method": "odam", "layers": "level"}
+        cheaper = Explainer(**fallback) if budget is not None and preset.target == "class" else None
         console = Console(highlight=False, soft_wrap=True)
         with _interruptible() as stop, _progress(console, opened.frames, frames) as advance:
             done = write(
@@ -103,9 +133,7 @@ def video(
         markup=False,
     )
     if stop.is_set():
-        print("interrupted: the file holds the frames so far", file=sys.stderr)
-        return INTERRUPTED
-    return 0
+        raise Interrupted(f"{out_file} holds the {done['frames']} frames so far, and plays")
 
 
 def _names(classes: str | None) -> tuple[str, ...] | None:

@@ -1,18 +1,24 @@
-"""Folders of transformers that want code, the network or pickles: one line each; honest ones explain."""
+"""Folders of transformers that want code, the network, pickles or all memory: one line each; honest ones explain."""
 
 import json
 import shutil
 import struct
+import threading
 from pathlib import Path
+from typing import Any
 
+import psutil
 import pytest
 import torch
 from hostile import Calls, zipped
 from support import random_picture
+from torch import nn
+from torch.nn.modules.module import _global_module_registration_hooks, _global_parameter_registration_hooks
 
 from detcam import Explainer, zoo
 from detcam.errors import ModelError
 from detcam.models import load_model
+from detcam.outsized import bounded
 
 pytest.importorskip("transformers")
 SOURCE = zoo.FOLDER / "scenes-semantic"
@@ -117,6 +123,54 @@ def test_offsets_beyond_the_file(folder: Path) -> None:
     header = json.dumps({"x": {"dtype": "F32", "shape": [2**30, 2**30], "data_offsets": [0, 2**62]}}).encode()
     (folder / WEIGHTS).write_bytes(struct.pack("<Q", len(header)) + header)
     refused(folder, "cannot be loaded")
+
+
+@pytest.mark.parametrize(
+    ("entries", "words"),
+    [
+        ({"hidden_size": 10**9}, ("config.json has 1,000,000,000 for 'hidden_size'",)),
+        ({"id2label": None, "num_labels": 10**9}, ("1,000,000,000 for 'num_labels'",)),
+        ({"backbone_config": {"depths": [1, 10**9, 1, 1]}}, ("1,000,000,003 for 'depths'",)),
+        ({"anchor_image_size": [2**18, 2**18]}, ("524,288 for 'anchor_image_size'", "16,384 is the most")),
+        ({"backbone_config": {"depths": [2**20, 2**20, 1, 1]}}, ("2,097,154 for 'depths'",)),
+        ({"backbone_config": {"depths": [1, 10**5, 1, 1], "hidden_sizes": [1, 1, 1, 1]}}, ("16,384 layers",)),
+        ({"backbone_config": {"hidden_sizes": [24, 48, 96, 10**5]}}, ("parameters, for", "bytes of weights")),
+        ({"hidden_size": 2**14}, ("parameters, for", "bytes of weights")),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else None,
+)
+def test_configurations_of_absurd_size(entries: dict[str, Any], words: tuple[str, ...], folder: Path) -> None:
+    """One line, before the memory is taken: of every layer something is built, so 10^9 of them never end."""
+    backbone = json.loads((folder / "config.json").read_text())["backbone_config"]
+    if "backbone_config" in entries:
+        entries = {"backbone_config": {**backbone, **entries["backbone_config"]}}
+    changed(folder, **entries)
+    before = psutil.Process().memory_info().rss
+    refused(folder, *words)
+    assert psutil.Process().memory_info().rss - before < 300 * 2**20
+    assert not any((_global_parameter_registration_hooks, _global_module_registration_hooks))
+
+
+@pytest.mark.parametrize("entry", [{"size": {"height": 10**6, "width": 10**6}}, {"pad_size": 10**5}], ids=str)
+def test_processors_that_make_absurd_pictures(entry: dict[str, Any], folder: Path) -> None:
+    path = folder / "preprocessor_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **entry}))
+    refused(folder, "preprocessor_config.json has", "8,192 is the most")
+
+
+def test_models_that_others_build_meanwhile_are_not_counted(seed: int) -> None:
+    """Only what is built on the meta device, in the thread that loads."""
+    with bounded(0), torch.device("meta"):
+        nn.Linear(1000, 1000)
+        in_thread = threading.Thread(target=lambda: built.append(nn.Linear(2**13, 2**12, device="meta")))
+        built: list[nn.Module] = []
+        in_thread.start()
+        in_thread.join()
+        nn.Linear(1000, 1000, device="cpu")
+        with pytest.raises(ValueError, match="more than 16,777,216 parameters, for 0 bytes"):
+            nn.Linear(2**13, 2**12)
+    assert len(built) == 1
+    nn.Linear(2**13, 2**12, device="meta")
 
 
 def test_folders_that_are_none(folder: Path, tmp_path: Path) -> None:

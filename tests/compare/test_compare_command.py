@@ -136,10 +136,10 @@ def test_errors_are_one_line(
 
 def test_options_given_twice_differ_and_the_others_are_shared() -> None:
     a, b = sides({"model": ["x.pt", "y.pt"], "layers": ["model.9", "level"], "target": ["box"]})
-    assert a == {"model": "x.pt", "method": "auto", "layers": "model.9", "target": "box"}
-    assert b == {"model": "y.pt", "method": "auto", "layers": "level", "target": "box"}
+    assert a == {"model": "x.pt", "layers": "model.9", "target": "box"}
+    assert b == {"model": "y.pt", "layers": "level", "target": "box"}
     assert names(a, b) == ("x.pt · model.9", "y.pt · level")
-    assert names(a, a) == ("x.pt", "x.pt")
+    assert names({"model": "x.pt"}, {"model": "x.pt"}) == ("x.pt", "x.pt")
 
 
 @pytest.mark.parametrize(

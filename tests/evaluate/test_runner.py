@@ -204,7 +204,7 @@ def test_pages_of_the_judged_maps(scenes: Path, tmp_path: Path, capsys: Any) -> 
     [
         (["--fills", "pink"], "fill 'pink' does not exist"),
         (["--methods", "odamm"], "did you mean 'odam'"),
-        (["--scenes", "3"], "leave out the other three"),
+        (["--scenes", "3"], "leave out --images, --labels, --model, "),
         (["--images", "nowhere"], "no folder with pictures"),
         (["--labels", "nowhere"], "nowhere does not exist"),
     ],

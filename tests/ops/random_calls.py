@@ -164,7 +164,15 @@ def check_cam_maps(call: Arguments, result: Tensor) -> None:
         return  # the range of what is seen may be as narrow as rounding
     coarse = 1.0 if result.dtype == torch.uint8 else {torch.bfloat16: 8e-3, torch.float16: 1e-3}.get(result.dtype, 1e-4)
     span = max(float(expected.double().abs().max()) if count else 0, 1.0)
-    assert_near(result, expected, coarse if result.dtype == torch.uint8 else coarse * span)
+    wide = torch.ones(count, dtype=torch.bool)
+    if call["normalize"] == "object-after" and count and expected.numel():
+        # Rows of a coarse map may average to a constant, whose rounding is all that is left to be normalised.
+        plain = reference.cam_maps(
+            acts, weights, call["index"], window, *call["size"], "none", call["relu"], torch.float32
+        )
+        plain = plain.flatten(1).double()
+        wide = plain.amax(dim=1) - plain.amin(dim=1) > 1e-3 * plain.abs().amax(dim=1)
+    assert_near(result[wide], expected[wide], coarse if result.dtype == torch.uint8 else coarse * span)
     if call["dtype"] != torch.uint8 or call["normalize"] != "none":
         out = torch.empty_like(result)
         assert ops.cam_maps(**call, out=out) is out
@@ -228,7 +236,7 @@ def wrong(name: str, value: Any, draw: random.Random) -> Any:
 
 
 def wrong_tensor(value: Tensor, draw: random.Random) -> Tensor:
-    if value.is_meta or value.layout != torch.strided:
+    if value.is_meta or value.layout != torch.strided or value.numel() > 2**22:
         return value  # it is wrong already
     kind = draw.randrange(10)
     if kind == 0:
@@ -256,7 +264,10 @@ def wrong_tensor(value: Tensor, draw: random.Random) -> Tensor:
 
 
 SAYS = re.compile(r"^\w+: .*(expected .*got|holds .*got|carries no)", re.S)
-FULL = re.compile(r"memory|allocate|bad_alloc|overflow|must be in \[1, 2\^24\)|too large|negative dimension", re.I)
+# Torch 2.10 hides the reason behind its stable API.
+FULL = re.compile(
+    r"memory|allocate|bad_alloc|overflow|must be in \[1, 2\^24\)|too large|negative dimension|API call failed", re.I
+)
 
 
 def named(error: Exception, says: re.Pattern[str]) -> str:
@@ -276,8 +287,9 @@ def run_wrong(op: Callable[..., Any], call: Arguments, check: Callable[[Argument
     except (RuntimeError, MemoryError) as error:
         named(error, FULL)
         return "memory"
-    if result.is_meta or result.numel() > 2**22:
-        return "right after all"
+    given = [value for value in call.values() if isinstance(value, Tensor)]
+    if result.is_meta or max(one.numel() for one in (result, *given)) > 2**22:
+        return "right after all"  # too much for the reference, even where a stride of 0 holds it in a few bytes
     assert not result.is_floating_point() or op is ops.elementwise_maps or bool(result.isfinite().all())
     check(call, result)
     return "right after all"

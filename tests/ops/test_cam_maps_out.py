@@ -64,12 +64,25 @@ class TestOut:
             (torch.empty(2, 8, 8, dtype=torch.float16), TypeError, "out: expected dtype float32, got torch.float16"),
             (torch.empty(2, 8, 8, device="meta"), ValueError, r"out: expected .* on cpu, got \[2, 8, 8\] on meta"),
             (torch.empty(2, 8, 8, requires_grad=True), ValueError, "out: carries no gradient"),
+            (torch._neg_view(torch.zeros(2, 8, 8)), ValueError, "out: expected memory that holds its values"),
         ],
     )
     def test_errors_say_expected_and_actual(self, out: object, error: type, message: str) -> None:
         acts, weights, index = torch.zeros(2, 3, 4, 5), torch.zeros(2, 3), torch.tensor([0, 1])
         with pytest.raises(error, match=message):
             ops.cam_maps(acts, weights, (8, 8), index, out=out)
+
+    def test_arguments_whose_sign_is_a_flag(self) -> None:
+        """Also past the Python checks: torch's own fallback for such arguments would end the process."""
+        case = random_case(fresh_seed())
+        out = torch.empty(len(case.weights), *case.size)
+        expected = ops.cam_maps(-case.acts, case.weights, case.size, case.index)
+        assert ops.cam_maps(torch._neg_view(case.acts), case.weights, case.size, case.index, out=out) is out
+        assert torch.equal(out, expected)
+        raw = (case.acts, case.weights, case.index, None, "object", True)
+        with pytest.raises(ValueError, match="lazily negated"):
+            torch.ops.detcam.cam_maps.out(*raw, out=torch._neg_view(out))
+        assert torch.equal(out, expected)
 
     def test_inputs_that_require_a_gradient(self) -> None:
         case = random_case(fresh_seed())

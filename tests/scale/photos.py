@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 import pyarrow as pa
 
-from detcam.scale.items import Chunk, Item, Source, chunks
+from detcam.scale.items import Item, Source, chunks
 from detcam.scale.rows import Batch
 from detcam.scale.work import Options, Worker
 from detcam.scenes import HELD_OUT_SEED, draw_scene
@@ -89,6 +89,24 @@ class Deadly:
         raise AssertionError("still alive")
 
 
+class Stopping(Deadly):
+    """A picture that stops the whole process that reads it, as a decoder without end does that no signal reaches."""
+
+    @property
+    def data(self) -> bytes:
+        os.kill(os.getpid(), signal.SIGSTOP)
+        raise AssertionError("went on")
+
+
+class Endless(Deadly):
+    """A picture whose read never returns, as on a mount that is dead."""
+
+    @property
+    def data(self) -> bytes:
+        while True:
+            time.sleep(60)
+
+
 class Held:
     """A picture that does not come as long as a file beside it says so."""
 
@@ -126,7 +144,7 @@ def command_with_held_pictures() -> None:
 def plain_work(source: Source, size: int, options: Options = OPTIONS) -> list[Batch]:
     """What the work gives without any engine."""
     worker = Worker(options)
-    return [worker.run(chunk.items, chunk.number, chunk.start) for chunk in chunks(source, size)]
+    return [worker.run(chunk.items, chunk.number, chunk.places) for chunk in chunks(source, size)]
 
 
 def joined(batches: list[Batch]) -> tuple[pa.Table, pa.Table]:
@@ -152,7 +170,3 @@ def assert_same_rows(actual: tuple[pa.Table, pa.Table], expected: tuple[pa.Table
                 assert abs(value - wanted[name]) <= 1e-3 * max(abs(wanted[name]), 1), (row["key"], name, value)
             else:
                 assert value == wanted[name], (row["key"], name)
-
-
-def numbered(chunk: int, items: list[Item]) -> Chunk:
-    return Chunk(chunk, 0, tuple(items))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 from pathlib import Path
@@ -9,12 +10,24 @@ from typing import Any
 
 import psutil
 import pytest
-from photos import OPTIONS, Deadly, Given, assert_same_rows, items_of, joined, plain_work, write_photos
+from photos import (
+    OPTIONS,
+    Deadly,
+    Endless,
+    Given,
+    Stopping,
+    assert_same_rows,
+    items_of,
+    joined,
+    plain_work,
+    write_photos,
+)
 
 from detcam import InputError
 from detcam.errors import DetcamError
 from detcam.scale.items import Item, chunks
 from detcam.scale.local_engine import LocalEngine, cores
+from detcam.scale.pulse import LOOK, Patience, Pulse
 from detcam.scale.rows import Batch
 from detcam.scale.work import Options
 
@@ -63,6 +76,69 @@ def test_a_picture_that_kills_workers_is_found(seed: int, tmp_path: Path) -> Non
     assert "deadly/deadly.png: the process that explained it died 2 times (SIGKILL" in rows[2]["error"]
     sound = pictures.filter([row["status"] != "error" for row in rows])
     assert_same_rows((objects, sound), joined(plain_work(Given(items), 5)))
+
+
+def test_a_worker_that_is_stopped_costs_nothing(
+    limit: float, seed: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    source = Given(items_of(write_photos(tmp_path, seed, 6)))
+    batches: list[Batch] = []
+    stopped: list[psutil.Process] = []
+
+    def keep(batch: Batch) -> None:
+        batches.append(batch)
+        if not stopped:  # the worker has begun with the next pictures
+            stopped.extend(workers_of())
+            stopped[0].suspend()
+
+    LocalEngine(1, threads=1, timeout=limit)(chunks(source, 2), OPTIONS, keep)
+    assert_same_rows(joined(batches), joined(plain_work(source, 2)))
+    assert f"worker-0 hung (longer than {limit:g} s) at chunk 1" in caplog.text
+    assert not any(process.is_running() for process in stopped)
+
+
+def test_a_picture_that_hangs_costs_its_row_only(limit: float, seed: int, tmp_path: Path) -> None:
+    """A reader that waits for ever, and a process that no signal but SIGKILL ends; nothing of theirs is left."""
+    items = items_of(write_photos(tmp_path, seed, 6))
+    endless: Any = Endless("endless.png")
+    stopping: Any = Stopping("stopping.png")
+    source = Given([*items[:2], endless, *items[2:4], stopping, *items[4:]])
+    batches: list[Batch] = []
+    LocalEngine(2, threads=1, timeout=limit)(chunks(source, 4), OPTIONS, batches.append)
+    objects, pictures = joined(batches)
+    rows = pictures.to_pylist()
+    assert [row["key"] for row in rows] == [item.key for item in source.items()]
+    failed = {row["key"]: row["error"] for row in rows if row["status"] == "error"}
+    assert list(failed) == ["endless.png", "stopping.png"]
+    assert all(f"deadly/{key} took longer than {limit:g} s" in error for key, error in failed.items())
+    sound = pictures.filter([row["status"] != "error" for row in rows])
+    assert_same_rows((objects, sound), joined(plain_work(Given(items), 6)))
+    assert workers_of() == []
+
+
+def test_patience() -> None:
+    """Only time in which nothing was done counts, once for each picture that is explained together with others."""
+    pulse = Pulse(multiprocessing)
+    patience = Patience(pulse)
+    assert [patience.ended(1, limit=3) for _ in range(4)] == [False, False, True, True]
+    pulse()
+    assert [patience.ended(1, limit=3) for _ in range(4)] == [False, False, False, True]
+    pulse(4)
+    assert [patience.ended(1, limit=3) for _ in range(13)] == [False] * 12 + [True]
+    patience.renew()
+    assert [patience.ended(1, limit=3) for _ in range(3)] == [False, False, True]
+
+
+def test_time_in_which_the_engine_was_stopped_does_not_count(
+    seed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After Ctrl-Z all of a job has done nothing for long: no worker is to blame."""
+    seen: list[float] = []
+    monkeypatch.setattr(Patience, "ended", lambda self, seconds, limit: seen.append(seconds))
+    clock = iter(range(0, 10**9, 3600))
+    monkeypatch.setattr("detcam.scale.local_engine.monotonic", lambda: next(clock))
+    LocalEngine(1, threads=1)(chunks(Given(items_of(write_photos(tmp_path, seed, 3))), 2), OPTIONS, lambda batch: None)
+    assert set(seen) == {LOOK}
 
 
 @pytest.mark.parametrize("wrong", [{"method": "nope"}, {"model": "nope.pt"}, {"layers": "nope"}])

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Coroutine, Iterable, Iterator
+from collections.abc import Coroutine, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,10 @@ import psutil
 import pyarrow as pa
 import pyarrow.dataset
 import pytest
-from photos import OPTIONS, assert_same_rows, joined, plain_work, write_photos
+from photos import OPTIONS, Given, Stopping, assert_same_rows, items_of, joined, plain_work, write_photos
 
 from detcam.errors import InputError
-from detcam.scale import ray_worker
+from detcam.scale import ray_desk, ray_worker
 from detcam.scale.items import Chunk, Item
 from detcam.scale.job import run
 from detcam.scale.local_engine import STARTS, TRIES
@@ -53,17 +53,20 @@ def cluster() -> Iterator[str]:
     """A cluster of two cores, by its address: one that was there before the job."""
     from ray.cluster_utils import Cluster
 
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     head = {"num_cpus": 2, "object_store_memory": 100 << 20, "include_dashboard": False}
-    for left in reversed(range(STARTS)):
-        try:
-            cluster = Cluster(initialize_head=True, head_node_args=head)
-            break
-        except Exception:  # it waits for 30 seconds, which a busy machine may need
-            if not left:
-                raise
-    yield cluster.address
-    cluster.shutdown()
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        environment.setenv("RAY_worker_niceness", "0")  # or workers stand still while other tests run
+        environment.setenv("PYTHONPATH", str(Path(__file__).parent))  # where workers find pictures that hang
+        for left in reversed(range(STARTS)):
+            try:
+                cluster = Cluster(initialize_head=True, head_node_args=head)
+                break
+            except Exception:  # it waits for 30 seconds, which a busy machine may need
+                if not left:
+                    raise
+        yield cluster.address
+        cluster.shutdown()
 
 
 @pytest.fixture
@@ -127,11 +130,25 @@ def test_a_driver_that_is_killed_leaves_a_job_that_can_be_gone_on_with(
     assert_complete(out, scenes)
 
 
+def test_a_picture_that_hangs_costs_its_row_only(limit: float, cluster: str, seed: int, tmp_path: Path) -> None:
+    """It stops the process of every worker that reads it: no thread of theirs can help."""
+    items = items_of(write_photos(tmp_path / "in", seed, 5))
+    stopping: Any = Stopping("stopping.png")
+    source, out = Given([*items[:3], stopping, *items[3:]]), tmp_path / "out"
+    engine = RayEngine(workers=1, threads=1, address=cluster, out=out, timeout=limit)
+    tally = run(source, str(out), OPTIONS, engine, chunk=CHUNK)
+    assert (tally.done, tally.errors) == (6, 1)
+    assert f"deadly/stopping.png took longer than {limit:g} s" in tally.first[0][1]
+    objects, pictures = (pyarrow.dataset.dataset(out / table).to_table() for table in TABLES)
+    sound = pictures.filter([status != "error" for status in pictures["status"].to_pylist()])
+    assert_same_rows((objects, sound), joined(plain_work(Given(items), 5)))
+
+
 def test_no_work_needs_no_cluster_and_no_cluster_is_told() -> None:
     nobody = RayEngine(address="127.0.0.1:1")
     nobody(iter(()), OPTIONS, lambda batch: None)
     with pytest.raises(InputError, match=r"no Ray cluster answers at '127\.0\.0\.1:1'.*refused"):
-        nobody([Chunk(0, 0, items("a"))], OPTIONS, lambda batch: None)
+        nobody([Chunk(0, range(1), items("a"))], OPTIONS, lambda batch: None)
     engine = RayEngine(workers=3, threads=2)
     assert (engine.workers, engine.threads) == (3, 2)
 
@@ -146,19 +163,21 @@ class Fatal:
     def __init__(self, deadly: set[str]) -> None:
         self.deadly, self.runs = deadly, 0
 
-    def run(self, items: list[Item], chunk: int, start: int) -> Batch:
+    def run(self, items: list[Item], chunk: int, places: Sequence[int]) -> Batch:
         self.runs += 1
         if any(item.key in self.deadly for item in items):
             raise Died
         if any(item.key == "wrong" for item in items):
             raise InputError("the options are wrong")
-        return Batch.of(chunk, [failed(item, f"place {start + i}", "here") for i, item in enumerate(items)], ())
+        return Batch.of(
+            chunk, [failed(item, f"place {place}", "here") for place, item in zip(places, items, strict=True)], ()
+        )
 
 
 class Handle:
     """Calls a desk here as Ray calls it there."""
 
-    def __init__(self, desk: ray_worker.Desk) -> None:
+    def __init__(self, desk: ray_desk.Desk) -> None:
         self._desk = desk
 
     def __getattr__(self, name: str) -> Any:
@@ -177,7 +196,7 @@ def explaining(monkeypatch: pytest.MonkeyPatch) -> Any:
 
     monkeypatch.setattr(ray, "get", lambda value: value)
     monkeypatch.setattr(ray_worker, "_name", lambda: "here")
-    desk = Handle(ray_worker.Desk())
+    desk = Handle(ray_desk.Desk())
 
     def until_done(worker: Fatal, chunk: Chunk, place: int = 0) -> ray_worker.Receipt:
         table = pa.table({"place": [place], "chunk": [pickle.dumps(chunk)]})
@@ -199,7 +218,7 @@ def items(*keys: str) -> tuple[Item, ...]:
 
 def test_a_chunk_that_kills_its_workers_is_done_picture_by_picture(explaining: Any) -> None:
     worker = Fatal({"b"})
-    receipt = explaining(worker, Chunk(7, 40, items("a", "b", "c")))
+    receipt = explaining(worker, Chunk(7, range(40, 43), items("a", "b", "c")))
     assert receipt.deaths == 2 * TRIES  # as a whole, and then by b alone
     assert worker.runs == TRIES + 2 * TRIES + 2, "a, b twice; then a and c, and b no more"
     errors = receipt.batch.pictures["error"].to_pylist()
@@ -208,19 +227,19 @@ def test_a_chunk_that_kills_its_workers_is_done_picture_by_picture(explaining: A
     assert errors[0] == "place 40"
     assert errors[2] == "place 42"
     assert f"/b: the process that explained it died {TRIES} times" in errors[1]
-    again = explaining(worker, Chunk(8, 43, items("d", "e")), place=1)
+    again = explaining(worker, Chunk(8, range(43, 45), items("d", "e")), place=1)
     assert (again.deaths, again.batch.pictures["error"].to_pylist()) == (0, ["place 43", "place 44"])
 
 
 def test_errors_of_the_options_come_back_as_they_are(explaining: Any) -> None:
-    receipt = explaining(Fatal(set()), Chunk(0, 0, items("wrong")))
+    receipt = explaining(Fatal(set()), Chunk(0, range(1), items("wrong")))
     assert isinstance(receipt.batch, InputError)
     assert "the options are wrong" in str(receipt.batch)
 
 
 def test_the_desk_keeps_what_is_not_done() -> None:
     async def scenario() -> None:
-        desk = ray_worker.Desk()
+        desk = ray_desk.Desk()
         waiting = asyncio.ensure_future(desk.take(1))
         await desk.put(b"first")
         await asyncio.sleep(0)

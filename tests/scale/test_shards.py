@@ -14,7 +14,7 @@ from detcam import Explainer, InputError
 from detcam.errors import DetcamError, ImageError
 from detcam.scale import load
 from detcam.scale.dataset import Dataset
-from detcam.scale.items import Item, Source, chunks
+from detcam.scale.items import Chunk, Item, Source, chunks
 from detcam.scale.job import Tally, chunk_size, manifest, run
 from detcam.scale.rows import Batch
 from detcam.scale.sources import open_source
@@ -34,7 +34,7 @@ class InThisProcess:
         for chunk in chunks:
             if len(self.numbers) == self.stop_after:
                 raise KeyboardInterrupt
-            on_batch(worker.run(chunk.items, chunk.number, chunk.start))
+            on_batch(worker.run(chunk.items, chunk.number, chunk.places))
             self.numbers.append(chunk.number)
 
 
@@ -261,8 +261,10 @@ def test_chunks_are_the_same_whatever_is_skipped() -> None:
     source = Given([Item(str(i), str(i)) for i in range(10)])
     every = list(chunks(source, 3))
     assert [[item.key for item in chunk.items] for chunk in every] == [list("012"), list("345"), list("678"), ["9"]]
-    assert [chunk.start for chunk in every] == [0, 3, 6, 9]
+    assert [list(chunk.places) for chunk in every] == [[0, 1, 2], [3, 4, 5], [6, 7, 8], [9]]
     assert list(chunks(source, 3, frozenset({0, 2}))) == [every[1], every[3]]
+    some = list(chunks(source, 3, frozenset({0, 1, 2}), {1: [3, 5]}))
+    assert some == [Chunk(1, (3, 5), (every[1].items[0], every[1].items[2]), again=True), every[3]]
     source.handed = 0
     assert next(chunks(source, 3)) == every[0]
     assert source.handed == 3, "what is far ahead is not asked for"

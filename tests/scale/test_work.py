@@ -213,12 +213,12 @@ def test_metrics_and_saved_explanations(explainer: Explainer, seed: int, tmp_pat
     options = Options(
         model="scenes", imgsz=160, metrics=("compactness", "pointing_box"), save_to=str(tmp_path / "saved")
     )
-    rows = Worker(options).run(items, start=5).objects.to_pylist()
-    for i, item in enumerate(items):
+    rows = Worker(options).run(items, places=(5, 9)).objects.to_pylist()
+    for place, item in zip((5, 9), items, strict=True):
         expected = explainer(item.uri)
         case = Case(expected.heatmaps, expected.boxes)
         for name, values in (("compactness", compactness(case)), ("pointing_box", pointing_box(case))):
             found = [row[name] for row in rows if row["key"] == item.key]
             assert found == pytest.approx(values.tolist(), abs=2e-3)
-        saved = tmp_path / "saved" / f"{5 + i:08d}-{item.key}" / "explanation.json"
+        saved = tmp_path / "saved" / f"{place:08d}-{item.key}" / "explanation.json"
         assert saved.is_file()
