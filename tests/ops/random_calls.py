@@ -197,8 +197,9 @@ def check_overlay(call: Arguments, result: Tensor) -> None:
     window = windows_of(call["window"], len(call["maps"]))
     boxes = None if call["boxes"] is None else call["boxes"].float()
     maps, index = call["maps"].float(), call["index"]
-    expected = reference.overlay(frame, maps, call["lut"], index, window, boxes, call["opacity"], call["blend"])
-    assert_near(result, expected, 2.0 + len(maps) * (call["blend"] == "alpha"))
+    frames = frame.reshape(-1, *frame.shape[-3:])  # a single one has no axis for images
+    expected = reference.overlay(frames, maps, call["lut"], index, window, boxes, call["opacity"], call["blend"])
+    assert_near(result.view_as(expected), expected, 2.0 + len(maps) * (call["blend"] == "alpha"))
 
 
 def check_region_windows(call: Arguments, result: Tensor) -> None:
