@@ -72,7 +72,8 @@ class Worker:
     def __init__(self, options: Options, device: str | None = None, name: str = "worker-0") -> None:
         check_metrics(options.metrics)
         self._options, self._name = options, name
-        self._explainer = Explainer(**options.arguments(device))
+        self._tick: Tick = silently
+        self._explainer = Explainer(**options.arguments(device), progress=lambda done, total: self._tick())
         self._batch = CUDA_BATCH if self._explainer.adapter.device.type == "cuda" else CPU_BATCH
         self._proven = False  # whether some object was explained: then the options can be used
 
@@ -95,35 +96,35 @@ class Worker:
         Raises:
             InputError: if the options cannot be used, which some show only when a picture is explained.
         """
-        places = places or range(len(items))
+        places, self._tick = places or range(len(items)), tick
         outcomes: dict[int, Outcome] = {}
         for pictures in batches(items, self._batch, tick):
-            outcomes.update(zip((p.position for p in pictures), self._outcomes(pictures, places, tick), strict=True))
+            outcomes.update(zip((p.position for p in pictures), self._outcomes(pictures, places), strict=True))
         return Batch.of(chunk, (outcomes[i] for i in range(len(items))), self._options.metrics)
 
-    def _outcomes(self, pictures: Sequence[Picture], places: Sequence[int], tick: Tick) -> Iterator[Outcome]:
+    def _outcomes(self, pictures: Sequence[Picture], places: Sequence[int]) -> Iterator[Outcome]:
         began = perf_counter()
         readable = [picture for picture in pictures if picture.image is not None]
-        results = iter(self._explained(readable, tick))
+        results = iter(self._explained(readable))
         each = (perf_counter() - began) / max(len(readable), 1)
         for picture in pictures:
-            tick(1)
+            self._tick(1)
             result = picture.error if picture.image is None else next(results)
             if isinstance(result, str):
                 yield failed(picture.item, result, self._name)
             else:
                 yield self._rows(picture, result, each, places[picture.position])
 
-    def _explained(self, pictures: Sequence[Picture], tick: Tick) -> list[Explanation | str]:
+    def _explained(self, pictures: Sequence[Picture]) -> list[Explanation | str]:
         """An explanation of each picture, or why there is none: if a batch fails, its pictures are tried alone."""
-        tick(max(len(pictures), 1))
+        self._tick(max(len(pictures), 1))
         try:
             made: list[Explanation | str] = list(self._explainer([picture.image for picture in pictures]))
         except Exception as error:  # memory, a library's own, ...: one picture must not cost the others theirs
             if isinstance(error, InputError) and not isinstance(error, ImageError) and not self._proven:
                 raise  # of the options, and so for every picture
             if len(pictures) > 1:
-                return [result for picture in pictures for result in self._explained([picture], tick)]
+                return [result for picture in pictures for result in self._explained([picture])]
             return [_reason(error)]
         self._proven = self._proven or any(len(one) for one in made)
         return made

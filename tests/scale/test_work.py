@@ -32,6 +32,19 @@ def explainer() -> Explainer:
     return Explainer("scenes", imgsz=160)
 
 
+def test_a_sweep_gives_signs_of_life(seed: int, tmp_path: Path) -> None:
+    """A method that takes hundreds of forwards for a picture does not hang."""
+    items = items_of(write_photos(tmp_path, seed, 1))
+    heard: list[str] = []
+    for method in ("odam", "occlusion"):
+
+        def hear(together: int | None = None, method: str = method) -> None:
+            heard.append(method)
+
+        Worker(OPTIONS.model_copy(update={"method": method})).run(items, tick=hear)
+    assert heard.count("occlusion") > heard.count("odam") > 0
+
+
 def test_rows_say_what_the_explainer_says(worker: Worker, explainer: Explainer, seed: int, tmp_path: Path) -> None:
     items = items_of(write_photos(tmp_path, seed, 7))
     batch = worker.run(items, chunk=3)
