@@ -220,7 +220,8 @@ function fillHead() {
   const parts = [counted(pictures, "picture"), `${counted(both, "object")} in both`, `${only_a} in A only`, `${only_b} in B only`];
   if (similarity !== null) parts.splice(2, 0, `mean similarity ${figure(similarity)}`);
   find("summary").textContent = parts.join(" · ");
-  const told = (settings) => [settings.method, settings.layers && `layers ${[settings.layers].flat().join(", ")}`, settings.target && `target ${settings.target}`];
+  const layers = (settings) => [settings.layers ?? []].flat().join(", "); // a method at the pixels has none
+  const told = (settings) => [settings.method, layers(settings) && `layers ${layers(settings)}`, settings.target && `target ${settings.target}`];
   const made = data.settings.map((settings) => told(settings).filter(Boolean).join(" · "));
   const lines = made[0] === made[1] ? [["A and B", made[0]]] : made.map((line, i) => [MARKS[i], line]);
   find("made").append(...lines.flatMap(([who, line], i) => (line ? [i ? " — " : "", `${who}: `, named(line)] : [])));
