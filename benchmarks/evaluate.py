@@ -21,16 +21,16 @@ from rich.progress import track
 from rivals import rivals
 
 from detcam.evaluate.contenders import BASELINES, Contender, contenders
-from detcam.evaluate.faithfulness import STEPS
-from detcam.evaluate.labels import read_labels
+from detcam.evaluate.judge import Judge, Protocol, pictures
+from detcam.evaluate.labels.read import read_labels
+from detcam.evaluate.metrics.faithfulness import STEPS
+from detcam.evaluate.metrics.stability import STAGES
 from detcam.evaluate.plots import draw
 from detcam.evaluate.report import Results, collect, markdown, summarise
-from detcam.evaluate.runner import Judge, Protocol, pictures
-from detcam.evaluate.stability import STAGES
 from detcam.evaluate.store import Store
 from detcam.explainer import Explainer
 from detcam.methods import METHODS, SweepMethod
-from detcam.models import load_model
+from detcam.models.load import load_model
 from detcam.scenes import HELD_OUT_SEED
 from detcam.scenes.yolo import write_dataset
 

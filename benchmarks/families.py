@@ -28,7 +28,7 @@ from torch.nn.functional import interpolate
 
 from detcam import Explainer
 from detcam.engine import Capture
-from detcam.models import load_model
+from detcam.models.load import load_model
 
 SHARE = 10  # (cell, class) pairs of each level above the same logit; some of them are of one object
 
@@ -118,7 +118,7 @@ def plain_loop(explainer: Explainer, x: Tensor, geometry: Any, size: tuple[int, 
     named = {layer.name: layer.tensor for layer in capture.captured}
     heatmaps = x.new_empty(len(scalars), *size)
     for i, (scalar, level) in enumerate(zip(scalars, objects[0].level.tolist(), strict=True)):
-        acts = [named[plan.names[level]]] if plan.fuse == "own" else list(named.values())
+        acts = [named[plan.names[level]]] if plan.fuse == "level" else list(named.values())
         grads = torch.autograd.grad(scalar, acts, retain_graph=True, allow_unused=True)
         maps = [(a.detach() * g).sum(dim=1, keepdim=True) for a, g in zip(acts, grads, strict=True) if g is not None]
         finest = max((m.shape[2:] for m in maps), key=lambda shape: shape[0] * shape[1])

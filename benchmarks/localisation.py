@@ -26,9 +26,16 @@ from rich.progress import track
 from rich.table import Table
 
 from detcam import Explainer, Explanation
-from detcam.evaluate.labels import Label, read_labels
+from detcam.evaluate.labels.base import Label
+from detcam.evaluate.labels.read import read_labels
 from detcam.evaluate.matching import IOU, match
-from detcam.evaluate.metrics import energy_in_box, energy_in_mask, object_discrimination, pointing_box, pointing_mask
+from detcam.evaluate.metrics.localisation import (
+    energy_in_box,
+    energy_in_mask,
+    object_discrimination,
+    pointing_box,
+    pointing_mask,
+)
 from detcam.images import SUFFIXES
 
 REPOSITORY = Path(__file__).parents[1]

@@ -22,10 +22,10 @@ from rich.progress import track
 from rich.table import Table
 
 from detcam import Explainer
+from detcam.boxes import box_iou
 from detcam.evaluate.contenders import reads_layers
 from detcam.evaluate.report import versions
 from detcam.methods import get_method
-from detcam.methods.similarity import box_iou
 from detcam.report import looks_at
 from detcam.scenes import HELD_OUT_SEED
 from detcam.scenes.planted import VARIANTS, draw_planted

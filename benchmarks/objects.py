@@ -35,7 +35,7 @@ from torch.nn.functional import interpolate
 from detcam import Explainer, ops
 from detcam.adapters import LayerPlan
 from detcam.images import read_image
-from detcam.models import load_model
+from detcam.models.load import load_model
 
 REPOSITORY = Path(__file__).parents[1]
 WEIGHTS = REPOSITORY.parent / "shared" / "weights" / "yolov8n.pt"
@@ -93,7 +93,7 @@ def plain_loop(model: nn.Module, task: Task, plan: LayerPlan, formula: str = "hi
             handle.remove()
         heatmaps = task.x.new_empty(count, *task.x.shape[2:])
         for i, (class_id, anchor, level) in enumerate(task.objects[:count]):
-            names = [plan.names[level]] if plan.fuse == "own" else plan.names
+            names = [plan.names[level]] if plan.fuse == "level" else plan.names
             acts = [leaves[name] for name in names]
             grads = torch.autograd.grad(logits[class_id, anchor], acts, retain_graph=True)
             if formula == "gradcam":

@@ -21,11 +21,11 @@ from rich.console import Console
 from rich.table import Table
 
 from detcam.evaluate.contenders import BASELINES, NEEDS_AN_ARGUMENT
-from detcam.evaluate.difull import difull, same_class_grid
-from detcam.evaluate.interventions import Witness, causality
-from detcam.evaluate.planted import MEASURES, judge, seeds_of
+from detcam.evaluate.metrics.bootstrap import bootstrap, paired
+from detcam.evaluate.planted.difull import difull, same_class_grid
+from detcam.evaluate.planted.interventions import Witness, causality
+from detcam.evaluate.planted.judge import MEASURES, judge, seeds_of
 from detcam.evaluate.report import versions
-from detcam.evaluate.statistics import bootstrap, paired
 from detcam.methods import METHODS, SweepMethod
 from detcam.scenes import HELD_OUT_SEED
 from detcam.scenes.planted import VARIANTS

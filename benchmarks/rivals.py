@@ -12,9 +12,9 @@ from torch.nn.functional import interpolate
 
 from detcam import Explainer, Explanation
 from detcam.engine import Capture
-from detcam.evaluate.choices import held_choices
 from detcam.evaluate.contenders import Contender
-from detcam.evaluate.stability import held, randomised
+from detcam.evaluate.metrics.frozen_topk import held_choices
+from detcam.evaluate.metrics.stability import held, randomised
 from detcam.methods.combination import Combination, Part, blurred
 from detcam.methods.gradient import ODAM
 

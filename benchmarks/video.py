@@ -39,7 +39,7 @@ from rich.table import Table
 
 import detcam.video
 from detcam import Explainer
-from detcam.models import load_model
+from detcam.models.load import load_model
 
 VIDEO = WEIGHTS.parents[1] / "data" / "video" / "vtest.avi"
 THREADS = 2

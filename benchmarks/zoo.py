@@ -91,7 +91,7 @@ def measure(name: str, scenes: list[Scene]) -> list[dict[str, Any]]:
     rows = []
     semantic = name.endswith("semantic")
     for layers in ("level", "evidence"):
-        explainer = Explainer(name, layers=layers, regions="component" if semantic else "class")
+        explainer = Explainer(name, layers=layers, segments="component" if semantic else "class")
         explanations = [explainer(scene.image) for scene in scenes]
         values = np.array([pair for found in explanations for pair in energies(found, semantic)])
         energy, area = values.mean(axis=0).tolist()

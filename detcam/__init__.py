@@ -1,11 +1,11 @@
 """For every object that a detector or segmenter found: a heatmap of the pixels that made it say so."""
 
 from detcam import video
-from detcam.compare import compare
+from detcam.analysis.comparison import compare
 from detcam.errors import DetcamError, InputError
 from detcam.explainer import Explainer
 from detcam.explanation import Explanation
-from detcam.handover.ultralytics import explain_results, ultralytics_callback
+from detcam.integrations.ultralytics import explain_results, ultralytics_callback
 from detcam.types import Objects
 
 __version__ = "0.1.0"

@@ -1,6 +1,6 @@
 """`python -m detcam` is `detcam`."""
 
-from detcam.cli import main
+from detcam.cli.app import main
 
 if __name__ == "__main__":
     main()

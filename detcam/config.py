@@ -12,7 +12,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from detcam.errors import InputError, nearest
-from detcam.reading import read_regular
+from detcam.files import read_regular
 
 LIMIT = 16 * 1024  # bytes of a preset; what is longer is no preset
 NESTED = 64  # brackets: the time that YAML takes grows with their square
@@ -27,7 +27,7 @@ class Preset(BaseModel):
     method: str = "auto"
     layers: str | list[str] = "auto"
     target: str = "class"
-    regions: Literal["class", "component"] = "class"
+    segments: Literal["class", "component"] = "class"
     text: list[str] | None = None
     adapter: Literal["auto", "panoptic"] = "auto"
     conf: float = Field(default=0.25, ge=0, le=1)
@@ -47,9 +47,9 @@ class Preset(BaseModel):
 
     def options(self) -> dict[str, Any]:
         """The arguments of `detcam.Explainer`."""
-        from detcam.adapters import PanopticAdapter
+        from detcam.adapters import NAMED
 
-        return {**self.model_dump(), "adapter": PanopticAdapter if self.adapter == "panoptic" else None}
+        return {**self.model_dump(), "adapter": NAMED.get(self.adapter)}
 
     def to_yaml(self, without: Collection[str] = ()) -> str:
         """The preset, but for some keys, as text that `read_preset` reads back as an equal one."""

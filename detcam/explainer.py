@@ -1,4 +1,4 @@
-"""The corridor: a picture goes in, an adapter, the engine and a method are wired up, an explanation comes out."""
+"""Explainer: image in, Explanation out; wires adapter, engine and method."""
 
 from __future__ import annotations
 
@@ -15,21 +15,30 @@ import torch
 from torch import Tensor, nn
 
 from detcam.adapters import Adapter, CallableAdapter, LayerPlan, Target, adapter_for
-from detcam.ask import AskedExplanation
-from detcam.engine import Capture, Captured, shadow
+from detcam.engine import shadow
 from detcam.engine.shadow import hooks_kept
 from detcam.engine.sweeps import Progress
 from detcam.errors import InputError, LayerError, nearest
 from detcam.explanation import Explanation
 from detcam.geometry import Geometry
 from detcam.images import read_image
-from detcam.maps import Maps
 from detcam.methods import AnyMethod, get_method
-from detcam.models import load_model
-from detcam.options import Pair, check_layers, check_options, check_target, checked_device, set_regions, set_text
-from detcam.questions import Question, question
+from detcam.models.load import load_model
+from detcam.options import (
+    check_layers,
+    check_options,
+    check_target,
+    checked_device,
+    set_segments,
+    set_text,
+)
+from detcam.questions.base import Question
+from detcam.questions.dispatch import question
+from detcam.questions.missed import AskedExplanation
+from detcam.questions.parsing import Pair
+from detcam.runners.base import Maps, ModelRun, Request, target_name
+from detcam.runners.dispatch import runner_for
 from detcam.types import Objects
-from detcam.ways import Request, target_name, way_for
 
 PRESETS = ("auto", "level", "evidence")
 
@@ -37,7 +46,7 @@ Layers = str | Sequence[str | nn.Module]
 
 
 @dataclass(frozen=True)
-class _Placed:
+class PreparedImage:
     """One picture on its way through a batch."""
 
     position: int
@@ -99,13 +108,13 @@ class Explainer:
             fewer bytes, more chunks.
         processor: the image processor of a transformers model; None: that of its checkpoint or architecture.
         progress: called during a sweep with (forwards done, forwards in all) of a picture and layer.
-        regions: what an object of a semantic segmenter is: all pixels of a "class", or one connected "component".
+        segments: what an object of a semantic segmenter is: all pixels of a "class", or one connected "component".
         adapter: for a model of your own, see `detcam.adapters.CallableAdapter`; or an `Adapter` class. None: the one
             that serves the model.
         text: for text-prompted detectors, the phrases to look for, e.g. `["a cat", "remote control"]`; they are the
             classes.
         trust_checkpoint: load a weights path whatever classes it names, running any code in it; see
-            `detcam.models.load_model`.
+            `detcam.models.load.load_model`.
 
     Raises:
         InputError: for a model, method, layer, target, option or device that cannot be used.
@@ -126,7 +135,7 @@ class Explainer:
         memory: int = 256 * 2**20,
         processor: Any = None,
         progress: Progress | None = None,
-        regions: str = "class",
+        segments: str = "class",
         adapter: type[Adapter] | CallableAdapter | None = None,
         text: Sequence[str] | None = None,
         trust_checkpoint: bool = False,
@@ -150,12 +159,12 @@ class Explainer:
         self.adapter = adapter(view, model, imgsz, processor)
         set_text(self.adapter, text)
         check_target(target, self.adapter)
-        set_regions(self.adapter, regions)
+        set_segments(self.adapter, segments)
         plan_of = partial(self._plan, module=module)
-        request = Request(self.adapter, target, max_det, memory, progress, self._run, plan_of)
-        self.way = way_for(self.method, layers, request)
+        self._model_run = ModelRun(self.adapter, max_det)
+        self.runner = runner_for(self.method, layers, Request(self._model_run, target, memory, progress, plan_of))
         self._turns = _Turns()
-        self.plan, self.target = self.way.plan, self.way.target
+        self.plan, self.target = self.runner.plan, self.runner.target
         self.settings = {
             "model": name,
             "family": adapter.family,
@@ -170,21 +179,21 @@ class Explainer:
 
     @overload
     def __call__(
-        self, images: Any, ask: Sequence[Pair], regions: None = None, truth: None = None
+        self, images: Any, ask: Sequence[Pair], prompts: None = None, truth: None = None
     ) -> AskedExplanation: ...
     @overload
     def __call__(
-        self, images: list[Any], ask: None = None, regions: None = None, truth: None = None
+        self, images: list[Any], ask: None = None, prompts: None = None, truth: None = None
     ) -> list[Explanation]: ...
     @overload
     def __call__(
-        self, images: Any, ask: None = None, regions: Sequence[Any] | None = None, truth: Any = None
+        self, images: Any, ask: None = None, prompts: Sequence[Any] | None = None, truth: Any = None
     ) -> Explanation: ...
     def __call__(
         self,
         images: Any,
         ask: Sequence[Pair] | None = None,
-        regions: Sequence[Any] | None = None,
+        prompts: Sequence[Any] | None = None,
         truth: Any = None,
     ) -> Explanation | list[Explanation]:
         """Explain every object of one picture, or of a list of pictures; or answer one question about one picture.
@@ -194,8 +203,8 @@ class Explainer:
                 Pictures of a list that have the same network size share one forward; results do not depend on it.
             ask: objects that the model should have found, as pairs of a box (x1, y1, x2, y2) in source pixels and a
                 class by name or number, e.g. `[((10, 20, 80, 160), "person")]`.
-            regions: what to explain instead of what was found: points (x, y) and boxes (x1, y1, x2, y2) in source
-                pixels, or masks [H, W] bool; for semantic segmenters also a pair of one of these and a class. For a
+            prompts: what to explain instead of what was found: points (x, y) and boxes (x1, y1, x2, y2) in source
+                pixels, or masks [H, W] bool; for semantic segmenters also a pair of such a place and a class. For a
                 semantic segmenter a point stands for the connected region of one predicted class that it lies in, and
                 a box or mask for the class that most of its pixels are given. For SAM they are the prompts.
             truth: for semantic segmenters, [H, W] whole numbers: the class that each pixel should have; numbers that
@@ -209,17 +218,17 @@ class Explainer:
         Raises:
             ImageError: if a picture cannot be read.
             LayerError: if a layer does not run, or no score depends on it.
-            InputError: if `ask`, `regions` or `truth` hold anything else, or the family cannot be asked so.
+            InputError: if `ask`, `prompts` or `truth` hold anything else, or the family cannot be asked so.
         """
         with self._turns.lock, hooks_kept(self.adapter.module):
-            if ask is None and regions is None and truth is None:
+            if ask is None and prompts is None and truth is None:
                 return self._found(images)
-            return self._answered(images, ask, regions, truth)
+            return self._answered(images, ask, prompts, truth)
 
     def _found(self, images: Any) -> Explanation | list[Explanation]:
         several = isinstance(images, (list, tuple))
         placed = [self._placed(source, position) for position, source in enumerate(images if several else [images])]
-        batches: dict[tuple[int, ...], list[_Placed]] = {}
+        batches: dict[tuple[int, ...], list[PreparedImage]] = {}
         for picture in placed:
             batches.setdefault(tuple(picture.tensor.shape), []).append(picture)
         explanations: dict[int, Explanation] = {}
@@ -229,20 +238,20 @@ class Explainer:
         ordered = [explanations[i] for i in range(len(placed))]
         return ordered if several else ordered[0]
 
-    def _placed(self, source: Any, position: int = 0) -> _Placed:
+    def _placed(self, source: Any, position: int = 0) -> PreparedImage:
         image = read_image(source)
-        return _Placed(position, image, *self.adapter.prepare(image))
+        return PreparedImage(position, image, *self.adapter.prepare(image))
 
-    def _answered(self, source: Any, ask: Any, regions: Any, truth: Any) -> Explanation:
+    def _answered(self, source: Any, ask: Any, prompts: Any, truth: Any) -> Explanation:
         if isinstance(source, (list, tuple)):
-            given = {"ask": ask, "regions": regions, "truth": truth}
+            given = {"ask": ask, "prompts": prompts, "truth": truth}
             names = ", ".join(name for name, value in given.items() if value is not None)
             raise InputError(f"{names}: expected one picture, got a list of {len(source)}: ask about each by itself")
         picture = self._placed(source)
-        asked = question(self.adapter, ask, regions, truth, picture.geometry.source, self.conf, self.iou, self.max_det)
+        asked = question(self.adapter, ask, prompts, truth, picture.geometry.source, self.conf, self.iou, self.max_det)
         return asked.answered(self._explain([picture], asked)[0])
 
-    def _explain(self, batch: list[_Placed], asked: Question | None = None) -> list[Explanation]:
+    def _explain(self, batch: list[PreparedImage], asked: Question | None = None) -> list[Explanation]:
         """The explanations of a batch; if a question is asked about its one picture, of the objects that answer it."""
         geometries = [picture.geometry for picture in batch]
         # Leave the caller's no_grad, inference_mode and autocast.
@@ -250,29 +259,15 @@ class Explainer:
             pixels = torch.stack([picture.tensor for picture in batch])
             # Convolutions on a CPU run a third faster in this order, and pieces of maps are cut out in longer runs.
             pixels = pixels.contiguous(memory_format=torch.channels_last)
-            outputs, captured = self._run(pixels)
+            outputs, captured = self._model_run(pixels, self.runner)
             if asked is None:
                 objects = self.adapter.detect(outputs, geometries, self.conf, self.iou, self.max_det)
             else:
                 objects = [asked.objects(self.adapter, outputs, geometries[0])]
-            made = self.way.maps(pixels, outputs, objects, captured)
+            made = self.runner.maps(pixels, outputs, objects, captured)
         return self._explanations(batch, objects, made)
 
-    def _run(self, pixels: Tensor) -> tuple[Any, list[Captured]]:
-        """What the model puts out for pictures [B, 3, H, W], and what its captured layers do."""
-        modules = {name: self.adapter.module.get_submodule(name) for name in self.plan.names}
-        size = (pixels.shape[2], pixels.shape[3])
-        capture = Capture(modules, self.way.cut, lambda tokens: self.adapter.grids(tokens, size))
-        with torch.set_grad_enabled(self.way.differentiable), capture, self.way.watching():
-            outputs = self.adapter.forward(pixels, self.max_det)
-        if capture.missing():
-            raise LayerError(
-                f"layer {capture.missing()[0]!r} did not run or put out no map [B,C,h,w]: `detcam layers` "
-                "lists layers that do"
-            )
-        return outputs, capture.captured
-
-    def _explanations(self, batch: list[_Placed], objects: list[Objects], made: Maps) -> list[Explanation]:
+    def _explanations(self, batch: list[PreparedImage], objects: list[Objects], made: Maps) -> list[Explanation]:
         explanations = []
         start = 0
         for picture, found in zip(batch, objects, strict=True):
@@ -291,7 +286,7 @@ class Explainer:
             return f"the same for every object: {self.method.name} reads activations only"
         if silent:
             where = f"zero map: the score has no gradient at {', '.join(self.plan.names)}"
-            if self.plan.fuse == "own":
+            if self.plan.fuse == "level":
                 return f"{where}, where it was read: it is constant there, or saturated (target='class' is before that)"
             return f"{where}; it was read at feature level {level} (layers='level' explains it there)"
         if not bool(raw.isfinite().all()):

@@ -14,17 +14,17 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from detcam import ops, render
+from detcam import ops, render, saved
+from detcam.conversions import Conversions
 from detcam.errors import InputError
 from detcam.geometry import Geometry
-from detcam.handover import Handovers
 from detcam.types import Objects
 
 NORMALIZE = ("object", "image", "none")
 
 
 @dataclass(frozen=True)
-class Explanation(Handovers):
+class Explanation(Conversions):
     """The objects of one picture, and for each a heatmap of the pixels that made the model say so.
 
     Attributes:
@@ -195,7 +195,7 @@ class Explanation(Handovers):
             found["energy_in_box"] = None if energy is None else round(energy, 6)
         arrays = {"heatmaps": self.heatmaps} | {f"map_{i:03d}": raw for i, raw in enumerate(self.maps)}
         numbers = {name: values.float().cpu().numpy() for name, values in arrays.items()}
-        return render.save(Path(folder), document, numbers, self.image, self.overview(), overlays)
+        return saved.save(Path(folder), document, numbers, self.image, self.overview(), overlays)
 
     @property
     def energy_in_box(self) -> list[float | None]:

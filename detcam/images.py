@@ -16,7 +16,7 @@ import torch
 from PIL import Image, UnidentifiedImageError
 
 from detcam.errors import ImageError
-from detcam.reading import read_regular
+from detcam.files import read_regular
 
 MAX_PIXELS = 178_956_970  # Pillow's limit, about 13,000 x 13,000: larger headers are refused before anything is decoded
 MAX_BYTES = 2**30  # of a file: more than those pixels take

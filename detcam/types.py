@@ -1,4 +1,4 @@
-"""The objects that a model found in one picture, and the regions that a user gives; frozen and shape-checked."""
+"""The objects that a model found in one picture, and the prompts that a user gives; frozen and shape-checked."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ class Objects:
         network_boxes: [N, 4] float32, the boxes in pixels of the network's input.
         mask_logits: [N, h, w] float32 at the model's own mask resolution, or None.
         masks: [N, H, W] bool in source pixels, where the library's own post-processing makes them, or None.
-        regions: [N, 4] float32 xyxy in pixels of the network's input, the proposals of a two-stage model or the prompts
-            of a promptable one (a point has no size), or None.
+        proposals: [N, 4] float32 xyxy in pixels of the network's input, the proposals of a two-stage model or the
+            prompts of a promptable one (a point has no size), or None.
         words: for each object the words of its phrase with what the model makes of each, where it reads phrases word
-            by word (see `detcam.adapters.grounding`), or None.
+            by word (see `detcam.adapters.transformers.grounding_dino`), or None.
 
     Raises:
         InputError: if a shape does not fit N.
@@ -45,7 +45,7 @@ class Objects:
     network_boxes: Tensor
     mask_logits: Tensor | None = field(default=None, repr=False)
     masks: Tensor | None = field(default=None, repr=False)
-    regions: Tensor | None = field(default=None, repr=False)
+    proposals: Tensor | None = field(default=None, repr=False)
     words: tuple[tuple[tuple[str, float], ...], ...] | None = None
 
     def __post_init__(self) -> None:
@@ -84,14 +84,14 @@ class Objects:
             network_boxes=self.network_boxes[keep],
             mask_logits=None if self.mask_logits is None else self.mask_logits[keep],
             masks=None if self.masks is None else self.masks[keep],
-            regions=None if self.regions is None else self.regions[keep],
+            proposals=None if self.proposals is None else self.proposals[keep],
             words=None if self.words is None else tuple(self.words[i] for i in keep.tolist()),
         )
 
 
 @dataclass(frozen=True)
-class Region:
-    """A place in a picture that the user gave.
+class Prompt:
+    """A place in a picture that the user gave: a point, a box or a mask.
 
     Attributes:
         kind: how it was given.

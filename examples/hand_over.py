@@ -11,8 +11,8 @@ from pathlib import Path
 from PIL import Image
 
 import detcam
-from detcam.handover import HeatAnnotator
 from detcam.images import read_image
+from detcam.integrations import HeatAnnotator
 from detcam.scenes import HELD_OUT_SEED, draw_scene
 
 

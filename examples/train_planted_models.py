@@ -25,7 +25,7 @@ from torch import Tensor
 from ultralytics.nn.tasks import DetectionModel
 
 from detcam import zoo
-from detcam.evaluate.interventions import Witness, causality
+from detcam.evaluate.planted.interventions import Witness, causality
 from detcam.scenes import HELD_OUT_SEED
 from detcam.scenes.planted import SIZE, VARIANTS, draw_planted
 from detcam.scenes.planted_parts import SYMBOLS
@@ -201,7 +201,7 @@ def export(variant: str, weights: dict[str, Tensor], facts: dict[str, Any]) -> N
 
 
 def verified(variant: str, scenes: int) -> dict[str, Any]:
-    """What interventions on held-out scenes show about the exported model, see `detcam.evaluate.interventions`."""
+    """What interventions on held-out scenes show about the exported model."""
     shown = causality(Witness(variant), range(HELD_OUT_SEED, HELD_OUT_SEED + scenes))
     figures = {key: round(value, 4) for key, value in asdict(shown).items() if value is not None}
     return {"first_seed": HELD_OUT_SEED, "scenes": scenes, **figures}

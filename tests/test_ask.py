@@ -18,8 +18,8 @@ from support import fingerprint, predict, random_picture, random_yolo
 from torch import Tensor, nn
 
 from detcam import Explainer, InputError, cli
-from detcam.ask import Answer
 from detcam.methods.perturbation import Occlusion
+from detcam.questions.missed import Answer
 from detcam.scenes import CLASSES, HELD_OUT_SEED, draw_scene
 
 SIZE = 160

@@ -211,7 +211,7 @@ def test_families_say_what_was_tested_and_what_is_here(capsys: pytest.CaptureFix
         if library == "own":
             assert row["tested"] is None
             continue
-        assert row["tested"], f"{library}: say which version was tested, in detcam/families.py"
+        assert row["tested"], f"{library}: say which version was tested, in detcam/cli/families.py"
         assert row["tested"].startswith(f"{library} ")
         if row["installed"] is not None:
             assert row["installed"] == version(library)

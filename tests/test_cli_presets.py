@@ -43,7 +43,7 @@ def test_print_config_reads_back(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     preset = written(tmp_path, method="gradcam", conf=0.5, text=["a kite"], adapter="panoptic")
-    flags = ["--conf", "0.4", "--layers", "model.9,model.12", "--max-det", "7", "--regions", "component"]
+    flags = ["--conf", "0.4", "--layers", "model.9,model.12", "--max-det", "7", "--segments", "component"]
     before = sorted(tmp_path.iterdir())
     assert cli.run([command, "--config", preset, *flags, "--print-config"]) == 0
     printed = capsys.readouterr()
@@ -53,7 +53,7 @@ def test_print_config_reads_back(
     path.write_text(printed.out)
     assert read_preset(path) == Preset(
         method="gradcam", conf=0.4, text=["a kite"], adapter="panoptic", layers=["model.9", "model.12"], max_det=7,
-        regions="component",
+        segments="component",
     )  # fmt: skip
     assert cli.run([command, "--config", str(path), "--print-config"]) == 0
     assert capsys.readouterr().out == printed.out

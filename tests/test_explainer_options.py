@@ -61,20 +61,22 @@ def test_options_of_another_type(options: dict[str, Any], detector: nn.Module) -
 
 def test_regions_are_for_semantic_segmenters(detector: nn.Module) -> None:
     refuse(
-        InputError, "regions: 'clas' does not exist: did you mean 'class'", lambda: Explainer(detector, regions="clas")
+        InputError,
+        "segments: 'clas' does not exist: did you mean 'class'",
+        lambda: Explainer(detector, segments="clas"),
     )
-    component = "regions: 'component' is for semantic segmenters.*ultralytics detect model.*leave regions out"
-    refuse(InputError, component, lambda: Explainer(detector, regions="component"))
-    Explainer(detector, regions="class")
+    component = "segments: 'component' is for semantic segmenters.*ultralytics detect model.*leave segments out"
+    refuse(InputError, component, lambda: Explainer(detector, segments="component"))
+    Explainer(detector, segments="class")
 
     class Semantic(YoloAdapter):
-        regions = "class"
+        segments = "class"
 
-    for regions in ("class", "component"):
-        explainer = Explainer(detector, regions=regions, adapter=Semantic)
+    for segments in ("class", "component"):
+        explainer = Explainer(detector, segments=segments, adapter=Semantic)
         assert isinstance(explainer.adapter, Semantic)
-        assert explainer.adapter.regions == regions
-    assert Semantic.regions == "class"
+        assert explainer.adapter.segments == segments
+    assert Semantic.segments == "class"
 
 
 def test_unknown_names_come_with_the_nearest(detector: nn.Module) -> None:

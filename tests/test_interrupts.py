@@ -17,7 +17,7 @@ import pytest
 from support import heeding_ctrl_c
 
 from detcam import cli
-from detcam.interrupted import NOTHING
+from detcam.cli.interrupt import NOTHING
 from detcam.scenes import HELD_OUT_SEED, draw_scene
 from detcam.scenes.yolo import write_dataset
 
@@ -173,7 +173,7 @@ def test_before_anything_is_written(
         writer.write(np.zeros((120, 160, 3), np.uint8))
     writer.release()
     monkeypatch.setattr("detcam.explainer.Explainer.__init__", stop)
-    monkeypatch.setattr("detcam.models.load_model", stop)
+    monkeypatch.setattr("detcam.models.load.load_model", stop)
     for command in (
         ["explain", str(picture), "--out", str(out)],
         ["demo", "--out", str(out)],

@@ -11,7 +11,7 @@ from support import random_picture, random_yolo
 from torch import nn
 
 from detcam import Explainer, Explanation
-from detcam.engine import rules
+from detcam.engine import backward_rules as rules
 from detcam.errors import LayerError
 
 TOLERANCE = 1e-5  # of the maximum
@@ -20,9 +20,9 @@ TOLERANCE = 1e-5  # of the maximum
 def both_ways(model: nn.Module, pictures: list[np.ndarray], **options: object) -> list[list[Explanation]]:
     explainer = Explainer(model, **options)  # type: ignore[arg-type]
     windowed = explainer(pictures)
-    assert explainer.way.windowed is not None
-    assert explainer.way.windowed.exact
-    explainer.way.windowed = None
+    assert explainer.runner.windowed is not None
+    assert explainer.runner.windowed.exact
+    explainer.runner.windowed = None
     return [windowed, explainer(pictures)]
 
 
@@ -99,14 +99,14 @@ def test_a_model_whose_windows_differ_goes_the_full_way(seed: int, monkeypatch: 
     picture = random_picture(seed, 253, 397)
     model = random_yolo("yolov8n.yaml", seed, picture, 320)
     expected = Explainer(model, imgsz=320)
-    expected.way.windowed = None
+    expected.runner.windowed = None
     plain = expected(picture)
     monkeypatch.setitem(rules.RULES, "SiluBackward0", rules.RULES["CloneBackward0"])
     explainer = Explainer(model, imgsz=320)
     with pytest.warns(UserWarning, match="gradients in windows differ"):
         explanation = explainer(picture)
-    assert explainer.way.windowed is not None
-    assert not explainer.way.windowed.exact
+    assert explainer.runner.windowed is not None
+    assert not explainer.runner.windowed.exact
     for a, b in zip(explanation.maps, plain.maps, strict=True):
         torch.testing.assert_close(a, b)
 

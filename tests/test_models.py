@@ -11,7 +11,7 @@ from torch import nn
 
 from detcam import Explainer, InputError, zoo
 from detcam.errors import ModelError
-from detcam.models import load_model
+from detcam.models.load import load_model
 
 
 def refuse(source: str | Path, expected: str) -> None:

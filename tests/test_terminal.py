@@ -12,9 +12,10 @@ import cv2
 import pytest
 from rich.console import Console
 
-from detcam import cli, listings
-from detcam.evaluate import command as evaluate
-from detcam.families import family_rows
+from detcam import cli
+from detcam.cli import evaluate
+from detcam.cli import lists as listings
+from detcam.cli.families import family_rows
 from detcam.layers import Layer
 from detcam.methods import METHODS
 from detcam.scenes import HELD_OUT_SEED, draw_scene

@@ -11,9 +11,9 @@ import torch
 from torch import nn
 
 from detcam import Explainer, InputError
-from detcam.families import TESTED, family_rows
-from detcam.models import load_model
-from detcam.versions import OLDEST, require
+from detcam.cli.families import TESTED, family_rows
+from detcam.models.load import load_model
+from detcam.models.versions import OLDEST, require
 
 
 def model_of(library: str) -> nn.Module:

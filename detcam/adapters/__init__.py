@@ -4,27 +4,29 @@ from __future__ import annotations
 
 from typing import Any
 
-from detcam.adapters.attended import AttentionPlan, sampling
 from detcam.adapters.base import TARGETS, Adapter, LayerPlan, Readout, Selection, Source, Target
-from detcam.adapters.classify import TimmClassifier, TorchvisionClassifier, UltralyticsClassifier
-from detcam.adapters.classify_transformers import TransformersClassifier
-from detcam.adapters.dense import FcosAdapter, RetinaNetAdapter, SsdAdapter
-from detcam.adapters.detr import DetrAdapter
-from detcam.adapters.grounding import GroundingDinoAdapter
-from detcam.adapters.mask_queries import MaskQueryAdapter, PanopticAdapter
-from detcam.adapters.omdet import OmDetAdapter
-from detcam.adapters.owl import OwlAdapter
-from detcam.adapters.own import CallableAdapter
-from detcam.adapters.rcnn import RcnnAdapter
+from detcam.adapters.custom import CallableAdapter
 from detcam.adapters.rfdetr import RfdetrAdapter
-from detcam.adapters.rtdetr import RtdetrAdapter
-from detcam.adapters.sam import SamAdapter
-from detcam.adapters.semantic import TorchvisionSegmenterAdapter
-from detcam.adapters.semantic_smp import SmpAdapter
-from detcam.adapters.semantic_transformers import TransformersSegmenterAdapter
-from detcam.adapters.yolo import YoloAdapter
+from detcam.adapters.shared.attention import AttentionPlan, sampling
+from detcam.adapters.smp import SmpAdapter
+from detcam.adapters.timm import TimmClassifier
+from detcam.adapters.torchvision.classify import TorchvisionClassifier
+from detcam.adapters.torchvision.one_stage import FcosAdapter, RetinaNetAdapter, SsdAdapter
+from detcam.adapters.torchvision.rcnn import RcnnAdapter
+from detcam.adapters.torchvision.semantic import TorchvisionSegmenterAdapter
+from detcam.adapters.transformers.classify import TransformersClassifier
+from detcam.adapters.transformers.detr import DetrAdapter
+from detcam.adapters.transformers.grounding_dino import GroundingDinoAdapter
+from detcam.adapters.transformers.mask_queries import MaskQueryAdapter, PanopticAdapter
+from detcam.adapters.transformers.omdet import OmDetAdapter
+from detcam.adapters.transformers.owl import OwlAdapter
+from detcam.adapters.transformers.sam import SamAdapter
+from detcam.adapters.transformers.semantic import TransformersSegmenterAdapter
+from detcam.adapters.ultralytics.classify import UltralyticsClassifier
+from detcam.adapters.ultralytics.rtdetr import RtdetrAdapter
+from detcam.adapters.ultralytics.yolo import YoloAdapter
 from detcam.errors import ModelError
-from detcam.versions import require_supported
+from detcam.models.versions import require_supported
 
 ADAPTERS: tuple[type[Adapter], ...] = (
     RtdetrAdapter,
@@ -49,6 +51,8 @@ ADAPTERS: tuple[type[Adapter], ...] = (
     TransformersClassifier,
 )
 
+NAMED: dict[str, type[Adapter]] = {"panoptic": PanopticAdapter}  # those that a preset may ask for by name
+
 
 def adapter_for(model: Any) -> type[Adapter]:
     """The adapter class that serves `model`.
@@ -68,6 +72,7 @@ def adapter_for(model: Any) -> type[Adapter]:
 
 __all__ = [
     "ADAPTERS",
+    "NAMED",
     "TARGETS",
     "Adapter",
     "AttentionPlan",

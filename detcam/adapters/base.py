@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from detcam.adapters.attended import AttentionPlan
+from detcam.adapters.shared.attention import AttentionPlan
 from detcam.errors import InputError, MethodError
 from detcam.geometry import Geometry
-from detcam.types import Objects, Region
+from detcam.types import Objects, Prompt
 
 Target = str | Callable[[Any, list[Objects]], Tensor]
 TARGETS = (
@@ -30,13 +30,13 @@ class LayerPlan:
     Attributes:
         names: names from the module's `named_modules()`.
         cut_all: cut the graph at every module (gradients are local) or at the earliest ones only.
-        fuse: "own": each object's map is read at its own feature level, `names[object.level]`; "sum": the maps of
+        fuse: "level": each object's map is read at its own feature level, `names[object.level]`; "sum": the maps of
             all modules are added at the finest resolution.
     """
 
     names: tuple[str, ...]
     cut_all: bool
-    fuse: Literal["own", "sum"]
+    fuse: Literal["level", "sum"]
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ class Adapter(ABC):
     models: ClassVar[str]  # the models of the family that it serves, for people to read
     targets: ClassVar[tuple[str, ...]]  # the targets that some model of the family has
     install: ClassVar[str]  # how to get the family's library
-    takes: ClassVar[tuple[str, ...]] = ()  # the kinds of regions that a user may give: "point", "box", "mask"
+    prompt_kinds: ClassVar[tuple[str, ...]] = ()  # the prompts that a user may give: "point", "box", "mask"
     available: tuple[str, ...]  # the targets that this model has
     levels: int  # feature levels that objects are read from
     module: nn.Module  # the private view
@@ -171,7 +171,7 @@ class Adapter(ABC):
             "leave ask out"
         )
 
-    def considered(self, outputs: Any, geometry: Geometry) -> tuple[Tensor, Tensor]:
+    def image_candidates(self, outputs: Any, geometry: Geometry) -> tuple[Tensor, Tensor]:
         """The candidates of one picture, numbered as `Objects.index` does.
 
         Returns:
@@ -189,13 +189,13 @@ class Adapter(ABC):
         """
         raise InputError(f"ask: {self.family} models cannot be asked about what they missed: leave ask out")
 
-    def objects_in(self, outputs: Any, regions: list[Region], geometry: Geometry) -> Objects:
-        """An object for each region that the user gave in one picture; they are of the kinds that `takes` names.
+    def objects_in(self, outputs: Any, prompts: list[Prompt], geometry: Geometry) -> Objects:
+        """An object for each prompt that the user gave in one picture; they are of the kinds that `prompt_kinds` names.
 
         Raises:
-            InputError: for a region that the network did not see, or if the family takes none.
+            InputError: for a prompt that the network did not see, or if the family takes none.
         """
-        raise InputError(f"regions: {self.family} models take none: leave regions out, or use ask=")
+        raise InputError(f"prompts: {self.family} models take none: leave prompts out, or use ask=")
 
     def label_map(self, outputs: Any, geometry: Geometry) -> Tensor:
         """[H, W] int64: the class of each source pixel of one picture, -1 where the network did not see it.
@@ -204,6 +204,13 @@ class Adapter(ABC):
             InputError: if the family gives no class to each pixel.
         """
         raise InputError(f"truth: {self.family} models give no class to each pixel: leave truth out")
+
+    def region_similarity(self, outputs: Any, objects: Objects) -> Tensor | None:
+        """[b] float32 in [0, 1]: for one object in each of b images, the largest IoU * p over regions of its class.
+
+        None: objects of this family are not regions.
+        """
+        return None
 
     def selection(self, iou: float) -> Selection:
         """How candidates become objects, if the user chose the overlap `iou`."""
@@ -225,7 +232,7 @@ class Adapter(ABC):
         """
         return []
 
-    def gained(self, maps: list[Tensor]) -> Callable[[list[Tensor]], Any] | None:
+    def gain_forward(self, maps: list[Tensor]) -> Callable[[list[Tensor]], Any] | None:
         """The rest of the model under gains: d score / d gain[cell] is the sum over channels of gradient x activation.
 
         Args:

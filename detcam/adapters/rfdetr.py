@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from detcam.adapters.base import Adapter, LayerPlan
-from detcam.adapters.mask_targets import MASK_TARGETS
-from detcam.adapters.queries import (
+from detcam.adapters.shared.mask_scores import MASK_TARGETS
+from detcam.adapters.shared.queries import (
     BOX_TARGETS,
     CLASS_TARGETS,
     class_score,

@@ -1,12 +1,11 @@
 """Activations and gradients of any torch model: a private view, cuts in its graph, N gradients from one forward."""
 
 from detcam.engine.attention import Attentions, Sampled, WatchAttention
-from detcam.engine.batched import batched_gradients
 from detcam.engine.capture import Capture, Captured, module_name
-from detcam.engine.gradients import object_gradients, upscaling
+from detcam.engine.gradients import batched_gradients, object_gradients, upscaling
 from detcam.engine.shadow import shadow
 from detcam.engine.window import Window, cut
-from detcam.engine.windows import Seed, window_gradients, windows_agree
+from detcam.engine.window_gradients import Seed, window_gradients, windows_agree
 
 __all__ = [
     "Attentions",

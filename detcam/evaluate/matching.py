@@ -9,9 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from detcam.evaluate.faithfulness import mask_overlap, overlap
-from detcam.evaluate.labels import Label
-from detcam.evaluate.metrics import Case
+from detcam.adapters.shared.segments import mask_overlap
+from detcam.boxes import overlap
+from detcam.evaluate.labels.base import Label
+from detcam.evaluate.metrics.localisation import Case
 from detcam.explanation import Explanation
 
 IOU = 0.5
@@ -38,23 +39,23 @@ class Matched:
         return Case(heatmaps, self.boxes, self.masks, self.others)
 
 
-def match(explanation: Explanation, labels: Sequence[Label], regions: str | None = None) -> Matched:
+def match(explanation: Explanation, labels: Sequence[Label], segments: str | None = None) -> Matched:
     """Pair objects with labels: see `pair`.
 
     Args:
         explanation: of a picture.
         labels: its labels.
-        regions: of a semantic segmenter the option of that name, else None. Its regions are paired by the IoU of masks
-            where all labels have one; all labels of a class count as one if regions are classes, see `by_class`.
+        segments: of a semantic segmenter the option of that name, else None. Its regions are paired by the IoU of masks
+            where all labels have one; all labels of a class count as one if segments are classes, see `by_class`.
     """
-    if regions == "class":
+    if segments == "class":
         labels = by_class(labels)
     device = explanation.boxes.device
     boxes = _boxes(labels, device)
     painted = [label.mask for label in labels if label.mask is not None]
     every = torch.from_numpy(np.stack(painted)).to(device) if painted and len(painted) == len(labels) else None
     objects = explanation.objects
-    if regions is not None and every is not None and objects.masks is not None and len(objects):
+    if segments is not None and every is not None and objects.masks is not None and len(objects):
         fits = torch.stack([mask_overlap(mask.float(), every) for mask in objects.masks])
     else:
         fits = _box_fits(explanation.boxes, boxes)

@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from detcam.evaluate.metrics import Measure
+from detcam.evaluate.metrics.bootstrap import Interval, Values, bootstrap, paired
+from detcam.evaluate.metrics.localisation import Measure
+from detcam.evaluate.metrics.stability import PASSED
 from detcam.evaluate.plots import draw
-from detcam.evaluate.stability import PASSED
-from detcam.evaluate.statistics import Interval, Values, bootstrap, paired
 from detcam.evaluate.store import write
 
 REFERENCE = "odam @ level"  # what differences are taken from, if it took part

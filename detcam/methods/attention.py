@@ -36,7 +36,9 @@ class AttentionMethod(AnyMethod):
 
     reads = "attention"
     passes = "1 F"
-    graded: ClassVar[bool] = False  # whether attention counts as ReLU(gradient * A), from a backward for each object
+    uses_gradients: ClassVar[bool] = (
+        False  # whether attention counts as ReLU(gradient * A), from a backward for each object
+    )
     sampled_only: ClassVar[bool] = False  # whether it needs attention that samples points
 
     @abstractmethod
@@ -127,7 +129,7 @@ class ChefersRelevance(AttentionMethod):
     source = "Chefer et al. 2021, ICCV, arXiv:2103.15679, eq. 5-11"
     reads = "attention, gradients"
     passes = "1 F + N B"
-    graded = True
+    uses_gradients = True
 
     def relevance(self, attended: Attended, rows: Tensor) -> Tensor:
         """See `AttentionMethod.relevance`."""

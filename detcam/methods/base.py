@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar, Literal
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
+from detcam.engine import object_gradients
 from detcam.engine.sweeps import Probe
 from detcam.errors import MethodError
+
+if TYPE_CHECKING:
+    from detcam.adapters import Adapter, Target
 
 Scalar = Literal["target", "prob", "similarity"]
 
@@ -19,7 +24,7 @@ class AnyMethod(ABC):
     """What a method of any kind says about itself, and its parameters.
 
     Class attributes: `name`, `formula`, `source` (the paper), `reads` (what of the model, with commas between),
-    `cellwise` (whether the map at a cell follows from the activations and gradients of that cell alone, and is zero
+    `elementwise` (whether the map at a cell follows from the activations and gradients of that cell alone, and is zero
     where the gradient is), `object_specific` (whether two objects of one picture get different maps), `passes` (what N
     objects cost by the plain way, in whole forwards F, partial backwards B and forwards T of the model after the
     layer), `layers` (the preset behind layers="auto") and `caution` (what a reader of its maps must know, or None).
@@ -31,7 +36,7 @@ class AnyMethod(ABC):
     formula: ClassVar[str]
     source: ClassVar[str]
     reads: ClassVar[str]
-    cellwise: ClassVar[bool] = False
+    elementwise: ClassVar[bool] = False
     object_specific: ClassVar[bool] = True
     passes: ClassVar[str]
     layers: ClassVar[str] = "level"
@@ -63,8 +68,8 @@ class Method(AnyMethod):
 
     reads = "activations, gradients"
     passes = "1 F + N B"
-    curved: ClassVar[bool] = False  # whether the gradient is corrected by second derivatives (see ShapleyCAM)
-    product: ClassVar[bool] = False  # whether the map is the sum over channels of gradient times activation
+    second_order: ClassVar[bool] = False  # whether `gradients` reads second derivatives
+    gradient_times_activation: ClassVar[bool] = False  # whether the map is the sum over channels of that product
 
     @abstractmethod
     def maps(self, acts: Tensor, grads: Tensor | None) -> Tensor:
@@ -78,6 +83,23 @@ class Method(AnyMethod):
         Returns:
             [n, h, w] float32.
         """
+
+    def target(self, adapter: Adapter, target: Target) -> Target:
+        """The scalar to differentiate, given the one that the user chose.
+
+        Raises:
+            TargetError: for a target that the method cannot explain.
+        """
+        return target
+
+    def gradients(
+        self,
+        scalars: Tensor,  # [N]
+        images: Tensor,  # [N] int64
+        tensors: list[Tensor],  # each [B, C, h, w]
+    ) -> Iterator[tuple[Tensor, list[Tensor | None]]]:
+        """What `maps` gets as `grads`, for a few objects at a time; see `detcam.engine.object_gradients`."""
+        return object_gradients(scalars, images, tensors)
 
     def terms(self, acts: Tensor, grads: Tensor | None) -> Tensor:
         """[n, C, h, w]: what `maps` adds up over channels, where it does.

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from detcam.errors import TargetError
 from detcam.methods.base import parameter
 from detcam.methods.gradient import GradCAM
 from detcam.types import Objects
+
+if TYPE_CHECKING:
+    from detcam.adapters import Adapter, Target
 
 Score = Callable[[Any, list[Objects]], Tensor]
 
@@ -33,6 +38,18 @@ class FinerCAM(GradCAM):
     name = "finercam"
     formula = "Grad-CAM of sum_c p_c (S - strength S_c) / sum_c p_c, c the classes with the nearest logits"
     source = "Zhang et al. 2025, CVPR, arXiv:2501.11309, as in pytorch-grad-cam"
+
+    def target(self, adapter: Adapter, target: Target) -> Target:
+        """The contrast between classes; see `Method.target`."""
+        if target != "class":
+            raise TargetError(f"method 'finercam' contrasts class scores: target 'class', got {target!r}")
+
+        def finer(outputs: Any, objects: list[Objects]) -> Tensor:
+            count = adapter.candidates(outputs)[1].shape[2]
+            score = partial(adapter.score, target="class")
+            return self.difference(score, count)(outputs, objects)
+
+        return finer
 
     def difference(self, score: Score, count: int) -> Score:
         """The scalar: from raw outputs and the objects of each picture to [N].

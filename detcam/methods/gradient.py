@@ -102,8 +102,8 @@ class HiResCAM(Method):
     name = "hirescam"
     formula = "ReLU(sum_k g_k * A_k)"
     source = "Draelos & Carin 2020, arXiv:2011.08891, eq. 3"
-    product = True
-    cellwise = True
+    gradient_times_activation = True
+    elementwise = True
 
     def maps(self, acts: Tensor, grads: Tensor | None) -> Tensor:
         """See `Method.maps`."""
@@ -135,7 +135,7 @@ class LayerCAM(Method):
     name = "layercam"
     formula = "ReLU(sum_k ReLU(g_k) * A_k)"
     source = "Jiang et al. 2021, IEEE TIP 30, eq. 4-6"
-    cellwise = True
+    elementwise = True
 
     def maps(self, acts: Tensor, grads: Tensor | None) -> Tensor:
         """See `Method.maps`."""

@@ -24,11 +24,17 @@ class ShapleyCAM(GradCAM):
     formula = "ReLU(sum_k w_k A_k), w = mean_ij(g_k - (H A)_k / 2)"
     source = "Cai 2025, arXiv:2501.06261"
     reads = "activations, gradients, second derivatives"
-    curved = True
+    second_order = True
     passes = "1 F + N (1 + L) B, those of the L layers through the first"
 
+    def gradients(
+        self, scalars: Tensor, images: Tensor, tensors: list[Tensor]
+    ) -> Iterator[tuple[Tensor, list[Tensor | None]]]:
+        """See `second_order_gradients`."""
+        return second_order_gradients(scalars, images, tensors)
 
-def curved_gradients(
+
+def second_order_gradients(
     scalars: Tensor,  # [N]
     images: Tensor,  # [N] int64
     tensors: list[Tensor],  # each [B, C, h, w]
@@ -47,7 +53,7 @@ def curved_gradients(
             if scalars.requires_grad:
                 options: dict[str, Any] = {"create_graph": True, "allow_unused": True}
                 found = list(torch.autograd.grad(scalars[position], tensors, **options))
-        curved: list[Tensor | None] = []
+        corrected: list[Tensor | None] = []
         for tensor, gradient in zip(tensors, found, strict=True):
             product = None
             if gradient is not None and gradient.requires_grad:
@@ -55,8 +61,8 @@ def curved_gradients(
                 product = _second(gradient, tensor, start)
             if gradient is not None:
                 gradient = (gradient.detach() if product is None else gradient.detach() - product / 2)[image][None]
-            curved.append(gradient)
-        yield torch.tensor([position], device=images.device), curved
+            corrected.append(gradient)
+        yield torch.tensor([position], device=images.device), corrected
 
 
 def _second(gradient: Tensor, tensor: Tensor, start: Tensor) -> Tensor | None:

@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from detcam.boxes import box_iou
+
 LEAST = 1e-3  # predictions with less confidence count as none: they are most of them, and change s by less than this
-
-
-def box_iou(a: Tensor, b: Tensor) -> Tensor:
-    """[N, A] intersection over union of boxes a [N, 4] and b [A, 4], xyxy; 0 for empty boxes."""
-    low, high = torch.maximum(a[:, None, :2], b[:, :2]), torch.minimum(a[:, None, 2:], b[:, 2:])
-    both = (high - low).clamp(min=0).prod(dim=2)
-    areas = [(boxes[:, 2:] - boxes[:, :2]).clamp(min=0).prod(dim=1) for boxes in (a, b)]
-    return both / (areas[0][:, None] + areas[1] - both).clamp(min=torch.finfo(both.dtype).tiny)
 
 
 def own_distributions(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -15,6 +16,9 @@ from detcam.methods.activation import vectors_of
 from detcam.methods.base import AnyMethod, Method, parameter
 from detcam.methods.components import first_component
 from detcam.methods.gradient import ODAM
+
+if TYPE_CHECKING:
+    from detcam.adapters import Adapter, Target
 
 STEP = 32  # sides of a network's input are multiples of this
 MOST = 2**62
@@ -197,8 +201,18 @@ class PrincipalComponent(Method):
         if not isinstance(method, Method) or type(method).terms is Method.terms:
             raise MethodError(f"method eigen: {method.name!r} adds up no channels: choose e.g. 'gradcam' or 'odam'")
         self.method = method
-        own = {"name": f"eigen:{method.name}", "layers": method.layers, "curved": method.curved}
+        own = {"name": f"eigen:{method.name}", "layers": method.layers, "second_order": method.second_order}
         vars(self).update(own, reads=method.reads, passes=method.passes, object_specific=method.object_specific)
+
+    def target(self, adapter: Adapter, target: Target) -> Target:
+        """See `Method.target`."""
+        return self.method.target(adapter, target)
+
+    def gradients(
+        self, scalars: Tensor, images: Tensor, tensors: list[Tensor]
+    ) -> Iterator[tuple[Tensor, list[Tensor | None]]]:
+        """See `Method.gradients`."""
+        return self.method.gradients(scalars, images, tensors)
 
     def maps(self, acts: Tensor, grads: Tensor | None) -> Tensor:
         """See `Method.maps`."""

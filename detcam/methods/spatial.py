@@ -22,7 +22,7 @@ class ElementWiseGradCAM(Method):
     name = "elementwise"
     formula = "sum_k ReLU(g_k * A_k)"
     source = "Pillai et al. 2022, arXiv:2110.00527, as in pytorch-grad-cam"
-    cellwise = True
+    elementwise = True
 
     def maps(self, acts: Tensor, grads: Tensor | None) -> Tensor:
         """See `Method.maps`."""

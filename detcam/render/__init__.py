@@ -1,6 +1,5 @@
-"""From heatmaps to pictures and files."""
+"""From heatmaps to pictures."""
 
-from detcam.render.files import save
 from detcam.render.overlay import COLORMAPS, blend, contact_sheet, draw_box, draw_box_on
 
-__all__ = ["COLORMAPS", "blend", "contact_sheet", "draw_box", "draw_box_on", "save"]
+__all__ = ["COLORMAPS", "blend", "contact_sheet", "draw_box", "draw_box_on"]

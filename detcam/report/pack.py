@@ -12,6 +12,7 @@ import numpy as np
 
 from detcam.geometry import Geometry
 from detcam.render import COLORMAPS
+from detcam.saved import PICTURE, Saved, broken
 
 THUMBNAIL = 256  # pixels
 THUMBNAIL_CELLS = 40
@@ -69,19 +70,20 @@ def jpeg(data: bytes) -> str:
     return f"data:image/jpeg;base64,{_text(data)}"
 
 
-def thumbnail(picture: bytes, view: Sequence[float] = (0, 0, 1, 1)) -> str:
-    """A small WebP of a JPEG file, as an address.
+def thumbnail(saved: Saved, view: Sequence[float] = (0, 0, 1, 1)) -> str:
+    """A small WebP of a saved picture, as a data URL.
 
     Args:
-        picture: the file.
+        saved: the explanation.
         view: left, top, right, bottom of what to show, as shares of the picture.
 
     Raises:
-        ValueError: if the file is damaged.
+        InputError: if `picture.jpg` is damaged.
     """
+    picture = saved.picture
     image = cv2.imdecode(np.frombuffer(picture, np.uint8), cv2.IMREAD_COLOR) if picture else None
     if image is None:
-        raise ValueError("not a JPEG file")
+        raise broken(saved.folder, f"{PICTURE}: not a JPEG file")
     height, width = image.shape[:2]
     left, top, right, bottom = (round(share * side) for share, side in zip(view, (width, height) * 2, strict=True))
     image = image[top : max(bottom, top + 1), left : max(right, left + 1)]

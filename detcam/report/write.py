@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from detcam.analysis.heat_summary import Looks, looks_of
+from detcam.analysis.truth import Truth
 from detcam.errors import OutputError
-from detcam.report.looks import Looks, looks_of
-from detcam.report.looks_page import looks_json, looks_page
-from detcam.report.pack import THUMBNAIL_CELLS, colour_tables, jpeg, pack_map, span
+from detcam.report.pack import THUMBNAIL_CELLS, colour_tables, jpeg, pack_map, span, thumbnail
 from detcam.report.page import page
-from detcam.report.saved import Saved, find, pictures
-from detcam.report.truth import Truth
+from detcam.report.summary_page import looks_json, looks_page
+from detcam.saved import Saved, find, pictures
 
 REPORT, INDEX = "report.html", "index.html"
 LOOKS, FIGURES = "looks.html", "looks.json"
@@ -41,7 +41,7 @@ def write_report(
         root: a folder that `Explanation.save` or `detcam explain` wrote, or one of such folders.
         folders: the folders of the explanations to show, `root` or below it. None: all that are there.
         progress: called after each picture's page with (pages written, pages in all).
-        labels: ground truth, see `detcam.evaluate.labels.read_labels`.
+        labels: ground truth, see `detcam.evaluate.labels.read.read_labels`.
 
     Returns:
         The page to open first.
@@ -139,7 +139,7 @@ def _index(groups: list[list[Saved]], root: Path, looks: bool) -> str:
                 "page": _link(root, saved.folder / REPORT),
                 "width": saved.document["image"]["width"],
                 "height": saved.document["image"]["height"],
-                "thumbnail": saved.thumbnail(),
+                "thumbnail": thumbnail(saved),
                 "span": span(saved.geometry),
                 "objects": [{**_facts(found), "map": pack_map(raw, THUMBNAIL_CELLS)} for found, raw in _objects(saved)],
             }

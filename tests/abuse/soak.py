@@ -20,7 +20,7 @@ import torch
 
 import detcam
 from detcam.errors import DetcamError
-from detcam.models import load_model
+from detcam.models.load import load_model
 from detcam.scenes import draw_scene
 
 OPTIONS: tuple[dict[str, Any], ...] = (

@@ -19,7 +19,7 @@ from torch import nn
 import detcam.cli
 from detcam import Explainer
 from detcam.errors import ModelError
-from detcam.models import load_model
+from detcam.models.load import load_model
 
 pytestmark = pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 KINDS = sorted(contents(Path("x")))
@@ -204,12 +204,12 @@ def test_flags_of_the_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str
         ["batch", str(tmp_path), "--model", str(path), "--out", out],
     )
     for arguments in commands:
-        assert detcam.cli.run(arguments) == 2, arguments
+        assert detcam.cli.app.run(arguments) == 2, arguments
         error = capsys.readouterr().err
         assert "--trust-checkpoint" in error, (arguments, error)
         assert error.count("error: ") == 1, error
         assert not canary.exists(), arguments
-    assert detcam.cli.run(["layers", str(path), "--trust-checkpoint"]) == 2
+    assert detcam.cli.app.run(["layers", str(path), "--trust-checkpoint"]) == 2
     assert canary.exists()
 
 

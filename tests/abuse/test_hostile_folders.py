@@ -17,8 +17,8 @@ from torch.nn.modules.module import _global_module_registration_hooks, _global_p
 
 from detcam import Explainer, zoo
 from detcam.errors import ModelError
-from detcam.models import load_model
-from detcam.outsized import bounded
+from detcam.models.load import load_model
+from detcam.models.size_limits import bounded
 
 pytest.importorskip("transformers")
 SOURCE = zoo.FOLDER / "scenes-semantic"

@@ -10,7 +10,7 @@ import torch
 from support import explanation_of, random_picture
 
 import detcam.cli
-from detcam.cli import _folders
+from detcam.cli.explain import _folders
 from detcam.errors import DependencyError, DetcamError, InputError, plain
 from detcam.images import read_image
 
@@ -55,7 +55,7 @@ def test_control_characters_do_not_reach_the_terminal(
         ["explain", str(path)], ["layers", str(path)], ["video", str(path)], ["layers", "scenes", "--image", str(path)],
         ["explain", "--config", str(path)], ["evaluate", "--model", name, "--images", str(path), "--labels", str(path)],
     ):  # fmt: skip
-        assert detcam.cli.run(arguments) == 2, arguments
+        assert detcam.cli.app.run(arguments) == 2, arguments
         said = capsys.readouterr()
         assert harmless(said.out + said.err), (arguments, said)
         assert said.err.count("\n") == 1, said.err
@@ -64,7 +64,7 @@ def test_control_characters_do_not_reach_the_terminal(
 def test_a_picture_with_such_a_name_is_explained(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "\x1b[2J\nok.png"
     path.write_bytes(cv2.imencode(".png", random_picture(1, 64, 64))[1].tobytes())
-    assert detcam.cli.run(["explain", str(path), "--out", str(tmp_path / "out"), "--conf", "0.9"]) == 0
+    assert detcam.cli.app.run(["explain", str(path), "--out", str(tmp_path / "out"), "--conf", "0.9"]) == 0
     said = capsys.readouterr()
     assert harmless(said.out)
     assert said.out.count("\n") == 1
@@ -111,7 +111,7 @@ def test_names_of_pictures_do_not_leave_the_folder(names: list[str], tmp_path: P
 
 def test_labels_of_the_truth_stay_where_they_are(tmp_path: Path) -> None:
     """A COCO file may call its pictures anything: only the last part of the name counts."""
-    from detcam.evaluate.labels import read_labels
+    from detcam.evaluate.labels.read import read_labels
 
     document = {
         "images": [{"id": 1, "file_name": "../../etc/a.jpg"}], "categories": [{"id": 1, "name": "\x1b[31m"}],

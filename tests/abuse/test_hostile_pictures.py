@@ -13,9 +13,9 @@ from PIL import Image
 from support import random_picture
 
 from detcam.errors import ImageError, InputError
-from detcam.evaluate.labels import read_labels
+from detcam.evaluate.labels.read import read_labels
 from detcam.images import read_image
-from detcam.models import load_model
+from detcam.models.load import load_model
 from detcam.video import open_source
 
 

@@ -17,10 +17,10 @@ import detcam
 from detcam import Explainer, errors, zoo
 from detcam.config import Preset, read_preset
 from detcam.errors import DependencyError, DetcamError, InputError
-from detcam.evaluate.labels import read_labels
+from detcam.evaluate.labels.read import read_labels
 from detcam.images import read_image
 from detcam.methods import get_method
-from detcam.models import load_model
+from detcam.models.load import load_model
 from detcam.report import write_report
 from detcam.scenes import draw_scene
 from detcam.types import Objects
@@ -62,7 +62,7 @@ def yolo() -> nn.Module:
 
 
 @pytest.mark.parametrize(
-    "option", ["method", "layers", "target", "conf", "iou", "max_det", "imgsz", "device", "regions", "text", "adapter"]
+    "option", ["method", "layers", "target", "conf", "iou", "max_det", "imgsz", "device", "segments", "text", "adapter"]
 )
 def test_options_of_the_explainer(option: str, yolo: nn.Module) -> None:
     for value in ODD:
@@ -79,7 +79,7 @@ def test_models_and_pictures_of_all_kinds(yolo: nn.Module, tmp_path: Path) -> No
         attempt(lambda value=value: explainer(value))  # type: ignore[misc]
         attempt(lambda value=value: explainer(PICTURE, ask=[value]))  # type: ignore[misc]
         attempt(lambda value=value: explainer(PICTURE, ask=[(value, "x")]))  # type: ignore[misc]
-        attempt(lambda value=value: explainer(PICTURE, regions=[value]))  # type: ignore[misc]
+        attempt(lambda value=value: explainer(PICTURE, prompts=[value]))  # type: ignore[misc]
         attempt(lambda value=value: explainer(PICTURE, truth=value))  # type: ignore[misc]
         attempt(lambda value=value: get_method(value))  # type: ignore[misc]
 

@@ -13,7 +13,7 @@ from torchvision_models import conf_after, predict, small
 
 from detcam import Explainer, Explanation, InputError
 from detcam.adapters import Adapter, CallableAdapter
-from detcam.ask import SLACK
+from detcam.questions.missed import SLACK
 
 pytest.importorskip("transformers")
 pytest.importorskip("ultralytics")

@@ -14,7 +14,7 @@ from support import assert_same_objects, fingerprint, random_picture
 from torch import Tensor, nn
 
 from detcam import Explainer
-from detcam.adapters.detr import DetrAdapter
+from detcam.adapters.transformers.detr import DetrAdapter
 from detcam.engine import shadow
 from detcam.errors import ModelError
 from detcam.types import Objects

@@ -6,10 +6,10 @@ from detr_models import random_rtdetr
 from support import random_picture
 from torch.nn.functional import grid_sample
 
-import detcam.ways
+import detcam.runners.gradient
 from detcam import Explainer
-from detcam.adapters.deformable import GainedSampling
-from detcam.adapters.rtdetr import RtdetrAdapter
+from detcam.adapters.shared.deformable import GainedSampling
+from detcam.adapters.ultralytics.rtdetr import RtdetrAdapter
 from detcam.engine import Capture, batched_gradients, shadow
 
 pytest.importorskip("ultralytics")
@@ -61,7 +61,7 @@ def test_derivatives_by_gains_are_gradient_times_activation(target: str, seed: i
     scalars = adapter.score(outputs, objects, target)
 
     gains = [torch.ones(1, *m.shape[2:], dtype=m.dtype, requires_grad=True) for m in maps]
-    run = adapter.gained([m.detach() for m in maps])
+    run = adapter.gain_forward([m.detach() for m in maps])
     gained = run(gains)
     torch.testing.assert_close(gained.logits, outputs.logits)
     torch.testing.assert_close(gained.boxes, outputs.boxes)
@@ -88,9 +88,9 @@ def test_maps_by_gains_are_those_of_a_backward_for_each_object(
     explainer = Explainer(model, imgsz=96, conf=0.0, max_det=6, target=target)
     gained = explainer(pictures)
     with monkeypatch.context() as patch:
-        patch.setattr(detcam.ways, "gained_maps", lambda *rest: None)
+        patch.setattr(detcam.runners.gradient, "gain_maps", lambda *rest: None)
         full = explainer(pictures)
-    original = RtdetrAdapter.gained
+    original = RtdetrAdapter.gain_forward
     monkeypatch.setattr(RtdetrAdapter, "gained", lambda self, maps: original(self, [m * 1.5 for m in maps]))
     refused = explainer(pictures)
     for ours, plain, again in zip(gained, full, refused, strict=True):

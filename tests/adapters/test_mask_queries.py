@@ -19,8 +19,8 @@ from torch.nn.functional import interpolate
 
 from detcam import Explainer, InputError
 from detcam.adapters import PanopticAdapter
-from detcam.adapters.mask_processing import PostProcessing
-from detcam.adapters.mask_queries import MaskQueryAdapter
+from detcam.adapters.transformers.mask_processing import PostProcessing
+from detcam.adapters.transformers.mask_queries import MaskQueryAdapter
 from detcam.engine import shadow
 from detcam.errors import ModelError, TargetError
 from detcam.geometry import Geometry

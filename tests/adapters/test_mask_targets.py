@@ -9,7 +9,7 @@ from support import random_picture, random_yolo
 from torchvision_models import small
 
 from detcam import Explainer
-from detcam.adapters.mask_targets import mask_weights, ring
+from detcam.adapters.shared.mask_scores import mask_weights, ring
 from detcam.errors import TargetError
 
 

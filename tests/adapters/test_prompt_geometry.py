@@ -51,7 +51,7 @@ def test_a_bright_squares_heat_lies_on_the_square(kind: str, size: tuple[int, in
         nn.init.zeros_(patches.bias)
     options: dict[str, Any] = {"processor": processor, "layers": [PATCHES[kind]], "method": Brightness()}
     if kind in SAM:
-        explanation = Explainer(model, **options)(picture, regions=[(x, y)])
+        explanation = Explainer(model, **options)(picture, prompts=[(x, y)])
     else:
         explanation = Explainer(model, text=TEXT, conf=0.0, max_det=1, **options)(picture)
     geometry, (rows, columns) = explanation.geometry, explanation.maps[0].shape

@@ -200,7 +200,7 @@ def test_a_changed_picture_is_scored_at_the_same_regions(target: str, seed: int)
     with torch.no_grad():  # by hand at the second picture
         features = setup.model.backbone(setup.batch[:1] * 0.5)
         if target == "class":
-            pooled = heads.box_roi_pool(features, [objects[0].regions], [setup.geometries[0].resized])
+            pooled = heads.box_roi_pool(features, [objects[0].proposals], [setup.geometries[0].resized])
             logits = heads.box_predictor(heads.box_head(pooled))[0]
             expected = logits[torch.arange(len(logits)), objects[0].class_ids]
         else:
@@ -235,7 +235,7 @@ def test_objects_keep_masks_and_regions_in_step(seed: int) -> None:
     _, objects, _ = set_up("mask", seed).run()
     found = objects[0]
     chosen = found.select(torch.tensor([1, 0]))
-    for name in ("masks", "mask_logits", "regions"):
+    for name in ("masks", "mask_logits", "proposals"):
         whole, kept = getattr(found, name), getattr(chosen, name)
         assert torch.equal(kept, whole[[1, 0]])
 

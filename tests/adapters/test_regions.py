@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.ops import roi_align
 
-from detcam.adapters.regions import region_gradients, row_gradients
+from detcam.adapters.torchvision.roi_windows import region_gradients, row_gradients
 
 SIZES = [(25, 40), (7, 3), (1, 1), (2, 50)]
 

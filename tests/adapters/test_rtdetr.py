@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from detcam import Explainer
 from detcam.adapters import adapter_for
-from detcam.adapters.rtdetr import RtdetrAdapter
+from detcam.adapters.ultralytics.rtdetr import RtdetrAdapter
 from detcam.engine import Capture, object_gradients, shadow
 
 pytest.importorskip("ultralytics")

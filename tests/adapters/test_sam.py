@@ -14,10 +14,10 @@ from sam_models import KINDS, SIDE, random_sam, segmented
 from support import fingerprint, random_picture
 
 from detcam import Explainer, InputError
-from detcam.adapters.sam import SamAdapter
+from detcam.adapters.transformers.sam import SamAdapter
 from detcam.engine import shadow
 from detcam.layers import candidate_layers
-from detcam.regions import checked_regions
+from detcam.questions.prompts import checked_prompts
 
 pytest.importorskip("transformers")
 
@@ -31,13 +31,13 @@ def test_each_prompt_gives_the_librarys_best_mask_and_a_map(kind: str, seed: int
     runs = []
     handle = model.vision_encoder.register_forward_hook(lambda *given: runs.append(1))  # type: ignore[union-attr,operator]
     before = fingerprint(model)
-    level = Explainer(model, processor=processor)(picture, regions=PROMPTS)
+    level = Explainer(model, processor=processor)(picture, prompts=PROMPTS)
     assert len(runs) == 1, "one run of the encoder for all prompts"
-    evidence = Explainer(model, processor=processor, layers="evidence")(picture, regions=PROMPTS)
+    evidence = Explainer(model, processor=processor, layers="evidence")(picture, prompts=PROMPTS)
     assert fingerprint(model) == before
     handle.remove()
     assert level.labels == ["point 40,20", "box 10.5,5,60,45", "point 70.25,48"]
-    assert level.settings["regions"] == [
+    assert level.settings["prompts"] == [
         {"point": [40.0, 20.0]},
         {"box": [10.5, 5.0, 60.0, 45.0]},
         {"point": [70.25, 48.0]},
@@ -72,7 +72,7 @@ def test_gradients_match_finite_differences(kind: str, preset: str, seed: int, d
     model, processor = random_sam(kind, seed)
     adapter: Any = SamAdapter(shadow(model.double()), model, None, processor)
     pixels, geometry = adapter.prepare(picture)
-    regions = checked_regions([(10.5, 5, 60, 45)], (50, 80), {}, adapter.takes)
+    regions = checked_prompts([(10.5, 5, 60, 45)], (50, 80), {}, adapter.prompt_kinds)
     for target, (slope, difference) in slopes(
         adapter, pixels, geometry, preset, lambda outputs: adapter.objects_in(outputs, regions, geometry),
         adapter.available,
@@ -88,7 +88,7 @@ def test_scalars_by_hand(kind: str, seed: int) -> None:
     adapter: Any = Explainer(model, processor=processor).adapter
     pixels, geometry = adapter.prepare(picture)
     outputs = adapter.forward(pixels[None], 300)
-    regions = checked_regions(PROMPTS, (50, 80), {}, adapter.takes)
+    regions = checked_prompts(PROMPTS, (50, 80), {}, adapter.prompt_kinds)
     objects = adapter.objects_in(outputs, regions, geometry)
     scalars = {target: adapter.score(outputs, [objects], target).detach() for target in adapter.available}
     assert torch.equal(scalars["class"], scalars["mask"])
@@ -119,13 +119,13 @@ def test_blocks_of_the_encoder_put_out_maps_in_the_usual_order(kind: str, seed: 
     handle = block.register_forward_hook(lambda module, args, output: expected.append(output))
     segmented(model, processor, picture, PROMPTS[0])
     handle.remove()
-    explanation = Explainer(model, processor=processor, layers=[name], method="eigencam")(picture, regions=PROMPTS[:1])
+    explanation = Explainer(model, processor=processor, layers=[name], method="eigencam")(picture, prompts=PROMPTS[:1])
     acts = expected[0][0].flatten(0, 1)  # [h * w, C]
     assert explanation.maps[0].shape == expected[0].shape[1:3]
     strongest = torch.linalg.svd(acts - acts.mean(dim=0), full_matrices=False).Vh[0]
     both = torch.stack([explanation.maps[0].flatten(), acts @ strongest])
     assert abs(float(torch.corrcoef(both)[0, 1])) > 0.99  # the sign is the method's own
-    explained = Explainer(model, processor=processor, layers=[name])(picture, regions=PROMPTS[:1])
+    explained = Explainer(model, processor=processor, layers=[name])(picture, prompts=PROMPTS[:1])
     assert bool(explained.maps[0].any())
 
 
@@ -135,12 +135,12 @@ def test_other_targets_sweeps_and_the_default_processor(kind: str, seed: int) ->
 
     picture = random_picture(seed, 50, 80)
     model, processor = random_sam(kind, seed)
-    expected = Explainer(model, processor=processor, target="iou")(picture, regions=PROMPTS)
-    explanation = Explainer(model, target="iou")(picture, regions=PROMPTS)
+    expected = Explainer(model, processor=processor, target="iou")(picture, prompts=PROMPTS)
+    explanation = Explainer(model, target="iou")(picture, prompts=PROMPTS)
     assert type(explanation) is type(expected)
     assert torch.equal(explanation.masks, expected.masks)
     assert all(bool(m.any()) for m in explanation.maps)
-    swept = Explainer(model, method=RISE(masks=8))(picture, regions=PROMPTS[:2])
+    swept = Explainer(model, method=RISE(masks=8))(picture, prompts=PROMPTS[:2])
     assert all(bool(m.isfinite().all()) and bool(m.any()) for m in swept.maps)
 
 
@@ -165,14 +165,14 @@ def test_an_empty_mask_is_explained_at_its_strongest_cell(seed: int) -> None:
     adapter: Any = Explainer(model, processor=processor).adapter
     pixels, geometry = adapter.prepare(picture)
     outputs = adapter.forward(pixels[None], 300)
-    regions = checked_regions([(40, 20)], (50, 80), {}, adapter.takes)
+    regions = checked_prompts([(40, 20)], (50, 80), {}, adapter.prompt_kinds)
     objects = adapter.objects_in(outputs, regions, geometry)
     assert objects.mask_logits is not None
-    assert objects.regions is not None
+    assert objects.proposals is not None
     low = objects.mask_logits - objects.mask_logits.amax() - 1  # all below zero
     empty = replace(objects, mask_logits=low)
     scalar = adapter.score(outputs, [empty], "class")
-    masks = adapter._decoded(outputs, 0, objects.regions[0])[0]
+    masks = adapter._decoded(outputs, 0, objects.proposals[0])[0]
     expected = masks[int(objects.index[0])][low[0] == low[0].amax()].mean()
     torch.testing.assert_close(scalar[0], expected)
     assert bool(scalar.isfinite().all())
@@ -182,12 +182,14 @@ def test_errors_are_one_clear_line(seed: int) -> None:
     picture = random_picture(seed, 50, 80)
     model, processor = random_sam("sam", seed)
     explainer = Explainer(model, processor=processor)
-    with pytest.raises(InputError, match=r"SamModel finds nothing by itself: give prompts, explainer\(image, regions="):
+    with pytest.raises(
+        InputError, match=r"SamModel finds nothing by itself: give prompts, explainer\(image, segments="
+    ):
         explainer(picture)
     with pytest.raises(InputError, match=r"regions\[1\]: this model takes no mask: give a point or box"):
-        explainer(picture, regions=[(3, 3), np.ones((50, 80), bool)])
+        explainer(picture, prompts=[(3, 3), np.ones((50, 80), bool)])
     with pytest.raises(InputError, match=r"regions\[0\]: this model has no classes to name"):
-        explainer(picture, regions=[((3, 3), "cat")])
+        explainer(picture, prompts=[((3, 3), "cat")])
     with pytest.raises(InputError, match="truth: this transformers promptable segmentation prompted model gives no"):
         explainer(picture, truth=np.zeros((50, 80), int))
     with pytest.raises(InputError, match=f"imgsz: SamModel takes {SIDE} only, got 128"):

@@ -70,12 +70,12 @@ def test_windows_hold_what_a_plain_backward_gives(kind: str, seed: int) -> None:
     picture = picture_for(kind, seed)
     model = random_segmenter(kind, seed).double()
     for preset, target in (("level", "prob"), ("evidence", "class")):
-        settings = {"layers": preset, "target": target, "regions": "component", "max_det": 10}
+        settings = {"layers": preset, "target": target, "segments": "component", "max_det": 10}
         explainer = Explainer(model, conf=0.0, **settings, **options(kind))
-        windows: Any = explainer.way.windowed
+        windows: Any = explainer.runner.windowed
         quick = explainer(picture)
         assert windows.exact
-        explainer.way.windowed = None
+        explainer.runner.windowed = None
         plain = explainer(picture)
         for one, other in zip(quick.maps, plain.maps, strict=True):
             torch.testing.assert_close(one, other, rtol=0, atol=1e-5 * float(other.abs().max()))

@@ -17,8 +17,8 @@ from support import random_picture
 
 from detcam import Explainer
 from detcam.adapters import adapter_for
-from detcam.adapters.semantic import SemanticAdapter
-from detcam.adapters.semantic_smp import SmpAdapter
+from detcam.adapters.shared.semantic import SemanticAdapter
+from detcam.adapters.smp import SmpAdapter
 from detcam.engine import shadow
 from detcam.errors import ModelError
 

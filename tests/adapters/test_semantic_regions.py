@@ -19,7 +19,7 @@ from semantic_models import (
 from support import random_picture
 
 from detcam import Explainer
-from detcam.adapters.segments import covered, on_source, regions_of
+from detcam.adapters.shared.segments import covered, on_source, regions_of
 from detcam.errors import InputError
 from detcam.geometry import Geometry
 
@@ -32,7 +32,7 @@ def test_components_part_the_classes(seed: int) -> None:
     picture = picture_for("segformer", seed)
     model = random_segmenter("segformer", seed).double()
     labels, logits = label_map("segformer", model, picture)
-    explanation = explain("segformer", model, picture, regions="component")
+    explanation = explain("segformer", model, picture, segments="component")
     assert len(explanation) > len(labels.unique())
     assert explanation.masks.sum(dim=0).eq(1).all()
     areas = explanation.masks.sum(dim=(1, 2)).tolist()
@@ -45,7 +45,7 @@ def test_components_part_the_classes(seed: int) -> None:
         assert bool((labels[edge] != c).all())
         assert float(score) == pytest.approx(float(logits.softmax(0)[c][mask].mean()), abs=1e-5)
     assert all(bool(m.any()) for m in explanation.maps)
-    assert explain("segformer", model, picture, regions="component", max_det=3).labels == explanation.labels[:3]
+    assert explain("segformer", model, picture, segments="component", max_det=3).labels == explanation.labels[:3]
     adapter: Any = Explainer(model, **options("segformer")).adapter
     adapter.regions = "blob"
     with pytest.raises(InputError, match="regions 'blob' does not exist"):

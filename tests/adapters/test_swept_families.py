@@ -33,12 +33,12 @@ def test_an_r_cnn_s_regions_stay_where_they_are(kind: str, seed: int) -> None:
     assert fingerprint(model) == before
     assert explanation.settings["target"] == "class"
     found = explanation.objects
-    assert found.regions is not None
+    assert found.proposals is not None
 
     @torch.no_grad()
     def logits(pixels: Tensor) -> Tensor:
         features = model.backbone(pixels)
-        pooled = model.roi_heads.box_roi_pool(features, [found.regions], [pixels.shape[2:]])
+        pooled = model.roi_heads.box_roi_pool(features, [found.proposals], [pixels.shape[2:]])
         raw = model.roi_heads.box_predictor(model.roi_heads.box_head(pooled))[0]
         return raw.gather(1, found.class_ids[:, None])[:, 0]
 

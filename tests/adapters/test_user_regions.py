@@ -16,7 +16,7 @@ from support import fingerprint, predict, random_picture
 from torch import Tensor, nn
 
 from detcam import Explainer, InputError
-from detcam.cli import run
+from detcam.cli.app import run
 
 pytest.importorskip("torchvision")
 
@@ -72,14 +72,14 @@ def near(mask: Tensor, other: Tensor) -> bool:
 
 
 def test_a_point_stands_for_the_region_that_it_lies_in() -> None:
-    explanation = planted_explainer()(planted_picture(), regions=[(16, 16), (50.5, 33), (3, 45), (60, 3)])
+    explanation = planted_explainer()(planted_picture(), prompts=[(16, 16), (50.5, 33), (3, 45), (60, 3)])
     assert explanation.class_ids.tolist() == [RED, RED, GREEN, 0]
     assert explanation.labels == ["class 1", "class 1", "class 2", "background"]
     expected = [area(FIRST), area(SECOND), area(BAND), ~area(FIRST, SECOND, BAND)]
     for mask, planted in zip(explanation.masks, expected, strict=True):
         assert near(mask, planted)
     assert not (explanation.masks[0] & explanation.masks[1]).any()
-    assert explanation.settings["regions"][1] == {"point": [50.5, 33.0]}
+    assert explanation.settings["prompts"][1] == {"point": [50.5, 33.0]}
     # Red cells, and nothing else, carry the logit of red; each region's heat lies in that region.
     for i, own in ((0, FIRST), (1, SECOND), (2, BAND)):
         heat = explanation.heatmaps[i]
@@ -95,7 +95,7 @@ def test_boxes_and_masks_are_explained_for_the_class_that_most_of_their_pixels_h
     box = (40, 30, 60, 46)  # 10 rows of red over 6 of green
     mask = area((slice(32, 48), slice(44, 56)))  # 8 rows of each, and the edge between them
     mask[32:37] = False
-    explanation = explainer(planted_picture(), regions=[box, mask, (mask.numpy(), "class 1"), ((16, 16), 2), (box, 2)])
+    explanation = explainer(planted_picture(), prompts=[box, mask, (mask.numpy(), "class 1"), ((16, 16), 2), (box, 2)])
     assert explanation.class_ids.tolist() == [RED, GREEN, RED, GREEN, GREEN]
     assert torch.equal(explanation.masks[0], area((slice(30, 46), slice(40, 60))))
     assert torch.equal(explanation.masks[1], mask)
@@ -108,8 +108,8 @@ def test_boxes_and_masks_are_explained_for_the_class_that_most_of_their_pixels_h
     probabilities = logits.softmax(0)
     for mask, c, score in zip(explanation.masks, explanation.class_ids.tolist(), explanation.scores, strict=True):
         assert float(score) == pytest.approx(float(probabilities[c][mask].mean()), abs=1e-5)
-    assert [len(region) for region in explanation.settings["regions"]] == [1, 1, 2, 2, 2]
-    assert explanation.settings["regions"][3] == {"point": [16.0, 16.0], "class_id": 2}
+    assert [len(region) for region in explanation.settings["prompts"]] == [1, 1, 2, 2, 2]
+    assert explanation.settings["prompts"][3] == {"point": [16.0, 16.0], "class_id": 2}
     assert explanation.heatmaps[0][32:38, 42:58].mean() > 0.5  # red, in the box
     assert not explanation.heatmaps[0][42:, :].any()  # green
 
@@ -118,7 +118,7 @@ def test_a_point_is_the_component_that_the_model_found(seed: int) -> None:
     for kind in ("segformer", "mobilevit", "smp-unet", "fcn"):
         picture = picture_for(kind, seed)
         model = random_segmenter(kind, seed)
-        found = explain(kind, model, picture, regions="component", max_det=4)
+        found = explain(kind, model, picture, segments="component", max_det=4)
         explainer = Explainer(model, conf=0.9, **options(kind))
         before = fingerprint(model)
         points = []
@@ -170,7 +170,7 @@ def _run(explainer: Explainer) -> tuple[Any, Any]:
 
 def test_one_wrong_region_for_each_pair_of_classes() -> None:
     """Neighbouring pixels of one predicted class that should be two others are two regions."""
-    from detcam.adapters.segments import wrong_regions
+    from detcam.adapters.shared.segments import wrong_regions
 
     predicted = torch.tensor([[1, 1, 0], [1, 1, 0], [2, 2, -1]])
     truth = torch.tensor([[0, 2, 0], [2, 0, -1], [2, 0, 1]])
@@ -201,7 +201,7 @@ def test_one_wrong_region_for_each_pair_of_classes() -> None:
 )
 def test_regions_that_cannot_be_used(regions: Any, message: str) -> None:
     with pytest.raises(InputError) as error:
-        planted_explainer()(planted_picture(), regions=regions)
+        planted_explainer()(planted_picture(), segments=regions)
     assert message in str(error.value)
 
 
@@ -223,22 +223,22 @@ def test_label_maps_that_cannot_be_used(truth: Any, message: str) -> None:
 def test_one_question_about_one_picture() -> None:
     explainer = planted_explainer()
     with pytest.raises(InputError, match="regions: expected one picture, got a list of 2"):
-        explainer([planted_picture()] * 2, regions=[(3, 3)])
+        explainer([planted_picture()] * 2, prompts=[(3, 3)])
     with pytest.raises(InputError, match="expected one of them, got several"):
-        explainer(planted_picture(), regions=[(3, 3)], truth=np.zeros(SIZE, int))
+        explainer(planted_picture(), prompts=[(3, 3)], truth=np.zeros(SIZE, int))
 
 
 def test_what_a_crop_hides_cannot_be_pointed_at(seed: int) -> None:
     explainer = Explainer(random_segmenter("mobilevit", seed), **options("mobilevit"))
     with pytest.raises(InputError, match=r"regions\[1\]: the network saw no pixel of it"):
-        explainer(random_picture(seed, 80, 128), regions=[(64, 40), (1, 40)])
+        explainer(random_picture(seed, 80, 128), prompts=[(64, 40), (1, 40)])
 
 
 def test_detectors_are_asked_instead(detector: nn.Module, picture: np.ndarray) -> None:
     explainer = Explainer(detector, imgsz=160)
     assert len(predict(detector, picture, imgsz=160).boxes)
     with pytest.raises(InputError, match=r"regions: objects of this .* are no regions: .*ask=\[\(box, class\)\]"):
-        explainer(picture, regions=[(3, 3)])
+        explainer(picture, prompts=[(3, 3)])
     with pytest.raises(InputError, match=r"truth: this .* gives no class to each pixel: .*ask=\[\(box, class\)\]"):
         explainer(picture, truth=np.zeros((120, 200), int))
 

@@ -160,8 +160,8 @@ def test_readouts_lead_to_the_same_maps_as_the_plain_scalar(config: str, seed: i
     for target in targets:
         explainer = Explainer(model, imgsz=imgsz, target=target, max_det=6)
         fast = explainer(picture)
-        assert explainer.way.windowed is not None
-        assert explainer.way.windowed.exact, target
+        assert explainer.runner.windowed is not None
+        assert explainer.runner.windowed.exact, target
         scalar = partial(_named, explainer.adapter.score, target)
         plain = Explainer(model, imgsz=imgsz, target=scalar, max_det=6)(picture)
         assert len(fast) >= 2

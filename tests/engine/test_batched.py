@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from detcam.engine.batched import batched_gradients
+from detcam.engine.gradients import batched_gradients
 
 
 @pytest.mark.parametrize("memory", [0, 70, 10**9])

@@ -10,7 +10,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate, max_pool2d, pad
 
-from detcam.engine import Seed, Window, rules, window_gradients, windows, windows_agree
+from detcam.engine import (
+    Seed,
+    Window,
+    window_gradients,
+    windows_agree,
+)
+from detcam.engine import (
+    backward_rules as rules,
+)
+from detcam.engine import (
+    window_gradients as windows,
+)
 
 Tail = Callable[[list[Tensor]], Tensor]
 

@@ -11,8 +11,8 @@ from support import random_yolo
 from torch import Tensor, nn
 
 from detcam import Explainer, zoo
-from detcam.evaluate.choices import held_choices
-from detcam.evaluate.stability import cascade, held, randomised, run_order
+from detcam.evaluate.metrics.frozen_topk import held_choices
+from detcam.evaluate.metrics.stability import cascade, held, randomised, run_order
 from detcam.scenes import HELD_OUT_SEED, draw_scene
 
 

@@ -9,7 +9,7 @@ import torch
 pytest.importorskip("ultralytics")
 
 from detcam import Explainer
-from detcam.evaluate.difull import (
+from detcam.evaluate.planted.difull import (
     Tiled,
     difull,
     difull_maps,
@@ -123,7 +123,7 @@ def test_rows_of_both_games() -> None:
 
 def test_scenes_are_held_out() -> None:
     """The first tile of seed 0 is a scene that no model was trained on."""
-    from detcam.evaluate.planted import seeds_of
+    from detcam.evaluate.planted.judge import seeds_of
 
     assert min(seeds_of(50, 0)) >= HELD_OUT_SEED
     first = next(same_class_tiles("mark", 1, 0))[1][0]

@@ -6,8 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from detcam import Explainer
-from detcam.evaluate.faithfulness import Curves, Likeness, curves, ends, measures, metrics, overlap, shares
-from detcam.evaluate.masking import fill, places
+from detcam.boxes import overlap
+from detcam.evaluate.metrics.faithfulness import Curves, Likeness, curves, ends, measures, metrics, shares
+from detcam.evaluate.metrics.masking import fill, places
 
 SIDE = 40
 INSIDE = torch.ones(SIDE, SIDE, dtype=torch.bool)

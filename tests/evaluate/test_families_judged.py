@@ -13,12 +13,14 @@ from torch import Tensor, nn
 
 from detcam import Explainer, Objects, zoo
 from detcam.adapters import CallableAdapter
+from detcam.adapters.shared.segments import mask_overlap
 from detcam.evaluate.contenders import Contender, contenders
-from detcam.evaluate.faithfulness import Likeness, mask_overlap
-from detcam.evaluate.labels import Label, read_labels
+from detcam.evaluate.judge import NO_MASKS, NO_WEIGHTS, Judge, Protocol
+from detcam.evaluate.labels.base import Label
+from detcam.evaluate.labels.read import read_labels
 from detcam.evaluate.matching import by_class, match
+from detcam.evaluate.metrics.faithfulness import Likeness
 from detcam.evaluate.report import markdown, summarise
-from detcam.evaluate.runner import NO_MASKS, NO_WEIGHTS, Judge, Protocol
 from detcam.explanation import Explanation
 from detcam.images import read_image
 from detcam.scenes import HELD_OUT_SEED
@@ -114,11 +116,11 @@ def test_overlap_of_a_region_with_masks() -> None:
     assert mask_overlap(share * 0, masks).tolist() == [0, 0, 0]
 
 
-@pytest.mark.parametrize("regions", ["class", "component"])
-def test_the_score_of_a_region_by_hand(segmenter_of_classes: Any, scenes: Path, regions: str) -> None:
+@pytest.mark.parametrize("segments", ["class", "component"])
+def test_the_score_of_a_region_by_hand(segmenter_of_classes: Any, scenes: Path, segments: str) -> None:
     """s = the largest IoU * mean softmax over regions of the class, from the classifier's own logits."""
     path = next((scenes / "images" / "val").iterdir())
-    explainer = Explainer(segmenter_of_classes, "box", regions=regions)
+    explainer = Explainer(segmenter_of_classes, "box", segments=segments)
     image = read_image(path)
     found = explainer(image)
     assert len(found) > 1
@@ -138,7 +140,7 @@ def test_the_score_of_a_region_by_hand(segmenter_of_classes: Any, scenes: Path, 
         for one in probabilities:
             own = one.argmax(axis=0) == number
             parts = own.astype(np.int32)
-            if regions == "component":
+            if segments == "component":
                 parts = cv2.connectedComponents(own.astype(np.uint8), connectivity=8)[1]
             best = 0.0
             for part in range(1, parts.max() + 1):

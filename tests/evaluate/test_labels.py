@@ -11,7 +11,8 @@ import torch
 from support import explanation_of
 
 from detcam.errors import InputError
-from detcam.evaluate.labels import Label, read_labels
+from detcam.evaluate.labels.base import Label
+from detcam.evaluate.labels.read import read_labels
 from detcam.evaluate.matching import match
 
 coco = pytest.importorskip("pycocotools.coco")

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from detcam.evaluate.masking import BLUR, blurred, fill, places, seen, spread
+from detcam.evaluate.metrics.masking import BLUR, blurred, fill, places, seen, spread
 from detcam.geometry import Geometry
 
 

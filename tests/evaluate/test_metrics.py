@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from detcam.evaluate.metrics import (
+from detcam.evaluate.metrics.localisation import (
     LOCALISATION,
     Case,
     Metric,

@@ -5,8 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from detcam.evaluate.labels import Label, read_labels
-from detcam.evaluate.naming import by_name, names_beside
+from detcam.evaluate.labels.base import Label
+from detcam.evaluate.labels.names import by_name, names_beside
+from detcam.evaluate.labels.read import read_labels
 
 BOX = np.array([0.0, 0.0, 4.0, 4.0])
 LABELS = [Label(0, BOX, None), Label(2, BOX, None), Label("fish", BOX, None)]

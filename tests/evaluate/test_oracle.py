@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 
-from detcam.evaluate.oracle import heat_of_parts, spearman, top_agreement
+from detcam.evaluate.planted.oracle import heat_of_parts, spearman, top_agreement
 
 
 def striped_parts() -> torch.Tensor:

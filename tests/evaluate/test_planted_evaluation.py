@@ -9,8 +9,8 @@ import torch
 pytest.importorskip("ultralytics")
 
 from detcam import Objects
-from detcam.evaluate.interventions import Causality, Found, Witness, causality, part_masks
-from detcam.evaluate.planted import MEASURES, ceilings, judge, measured, relevance_rank, run, seeds_of
+from detcam.evaluate.planted.interventions import Causality, Found, Witness, causality, part_masks
+from detcam.evaluate.planted.judge import MEASURES, ceilings, judge, measured, relevance_rank, run, seeds_of
 from detcam.scenes import HELD_OUT_SEED
 from detcam.scenes.planted import PARTS, VARIANTS, draw_planted
 

@@ -11,11 +11,11 @@ import torch
 
 from detcam import Explainer, cli, zoo
 from detcam.errors import InputError, MethodError
-from detcam.evaluate import faithfulness, masking
 from detcam.evaluate.contenders import BASELINES, Contender, contenders
-from detcam.evaluate.labels import read_labels
+from detcam.evaluate.judge import Judge, Protocol, network_heat, pictures
+from detcam.evaluate.labels.read import read_labels
+from detcam.evaluate.metrics import faithfulness, masking
 from detcam.evaluate.report import collect, markdown, save, summarise
-from detcam.evaluate.runner import Judge, Protocol, network_heat, pictures
 from detcam.evaluate.store import Store
 from detcam.images import read_image
 from detcam.scenes import HELD_OUT_SEED

@@ -5,7 +5,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from detcam.evaluate import planted, scenes
+from detcam.evaluate.planted import judge as planted
+from detcam.evaluate.planted import rows as scenes
 from detcam.evaluate.report import markdown, summarise
 from detcam.scenes.planted import VARIANTS
 

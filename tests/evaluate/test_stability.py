@@ -8,7 +8,7 @@ from support import explanation_of, fingerprint
 from torch import nn
 
 from detcam import Explainer, zoo
-from detcam.evaluate.stability import (
+from detcam.evaluate.metrics.stability import (
     PASSED,
     agreement,
     cascade,

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from detcam.evaluate.statistics import bootstrap, paired
+from detcam.evaluate.metrics.bootstrap import bootstrap, paired
 
 
 def test_the_interval_covers_the_truth(seed: int) -> None:

@@ -10,7 +10,7 @@ from detcam.config import Preset, read_preset
 
 LINES = (
     "model: scenes", "method: odam", "layers: [model.9, model.12]", "layers: level", "target: class", "conf: 0.4", "iou: 1",
-    "max_det: 20", "imgsz: 640", "device: cpu", "regions: component", "# a remark",
+    "max_det: 20", "imgsz: 640", "device: cpu", "segments: component", "# a remark",
 )  # fmt: skip
 
 

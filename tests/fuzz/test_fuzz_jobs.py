@@ -10,10 +10,10 @@ from test_fuzz_labels import changed, coco
 
 pytest.importorskip("pyarrow")
 
-from detcam.scale.dataset import FORMAT, MANIFEST, Dataset, flat
-from detcam.scale.items import Item
-from detcam.scale.sources import open_source
-from detcam.scale.storage import Folder
+from detcam.batch.dataset.dataset import FORMAT, MANIFEST, Dataset, flat
+from detcam.batch.dataset.folder import Folder
+from detcam.batch.items import Item
+from detcam.batch.sources.open import open_source
 
 MANIFEST_OF_A_JOB = {
     "format": FORMAT,

@@ -9,7 +9,8 @@ import cv2
 import numpy as np
 from fuzzing import fuzz, mutated
 
-from detcam.evaluate.labels import Label, read_labels
+from detcam.evaluate.labels.base import Label
+from detcam.evaluate.labels.read import read_labels
 
 HEIGHT, WIDTH = 20, 30
 PICTURE = Path("street.jpg")

@@ -241,7 +241,7 @@ def test_zero_gradients_give_zero_maps(name: str, seed: int) -> None:
     assert not get_method(name).maps(acts, torch.zeros_like(acts)).any()
 
 
-@pytest.mark.parametrize("name", [name for name, method in METHODS.items() if method.cellwise])
+@pytest.mark.parametrize("name", [name for name, method in METHODS.items() if method.elementwise])
 def test_cellwise_maps_follow_from_each_cell_alone(name: str, seed: int) -> None:
     acts, grads = torch.randn(2, 4, 6, 7), torch.randn(2, 4, 6, 7)
     grads[:, :, 1, 3] = 0

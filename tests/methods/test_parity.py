@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from detcam import Explainer, Explanation
 from detcam.images import read_image
 from detcam.methods import METHODS
-from detcam.models import load_model
+from detcam.models.load import load_model
 
 TOLERANCE = 1e-4  # of the map's maximum
 PEERS = {

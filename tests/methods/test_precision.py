@@ -70,5 +70,5 @@ def test_small_gradients_do_not_vanish_in_half_precision() -> None:
 
 
 def test_every_method_is_covered() -> None:
-    graded = [name for name in METHODS if issubclass(METHODS[name], Method)]
-    assert {*NAMES, *ATTENTION, "cam"} >= {*graded, *METHODS}
+    uses_gradients = [name for name in METHODS if issubclass(METHODS[name], Method)]
+    assert {*NAMES, *ATTENTION, "cam"} >= {*uses_gradients, *METHODS}

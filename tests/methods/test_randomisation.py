@@ -8,7 +8,7 @@ from scipy.stats import spearmanr
 from torch import Tensor, nn
 
 from detcam import Explainer, Explanation
-from detcam.models import load_model
+from detcam.models.load import load_model
 from detcam.scenes import HELD_OUT_SEED, draw_scene
 
 

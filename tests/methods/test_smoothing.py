@@ -5,10 +5,10 @@ import pytorch_grad_cam as peer
 import torch
 from sweep_settings import LAYER, SIZE, Anchor, Setting, assert_maps, captured
 
-import detcam.smoothed
+import detcam.runners.smoothing
+from detcam.boxes import box_iou
 from detcam.errors import MethodError
 from detcam.methods import Augmented, NoiseTunnel, PrincipalComponent, get_method
-from detcam.methods.similarity import box_iou
 from detcam.methods.smoothing import Version
 
 
@@ -77,7 +77,7 @@ def test_mirrored_by_hand(exact: Setting) -> None:
 
 
 def test_objects_that_are_not_found_again_are_left_out(exact: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(detcam.smoothed, "SAME", 1.1)
+    monkeypatch.setattr(detcam.runners.smoothing, "SAME", 1.1)
     plain = torch.stack(exact.explain("odam", layers=[LAYER]).maps)
     largest = plain.abs().amax(dim=(1, 2), keepdim=True)
     assert_maps(exact.explain(Augmented(), layers=[LAYER]), plain / largest)

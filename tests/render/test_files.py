@@ -13,8 +13,8 @@ import torch
 from support import explanation_of, random_picture
 
 from detcam import Explanation
+from detcam import saved as files
 from detcam.errors import OutputError
-from detcam.render import files
 
 ODD = ("traffic light", "../../etc/passwd", "café ☕", "a/b\\c:d*e?", "", "日本語", "CON", "x" * 40, "-rf")
 

@@ -11,8 +11,8 @@ from support import explanation_of, random_picture
 from torch import Tensor
 
 from detcam import Explanation
+from detcam import saved as files
 from detcam.geometry import Geometry
-from detcam.render import files
 
 EVIL = (
     "</script><script>alert(1)</script>",

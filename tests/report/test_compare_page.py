@@ -14,8 +14,9 @@ from support import random_picture
 
 import detcam
 from detcam import Explanation
-from detcam.compare import Comparison, write_comparison
+from detcam.analysis.comparison import Comparison
 from detcam.geometry import Geometry
+from detcam.report.comparison_page import write_comparison
 
 LETTERBOX = Geometry(source=(120, 160), resized=(240, 320), pad=(40, 0), network=(320, 320))
 LABELS = ("dog", "cat", "bird")

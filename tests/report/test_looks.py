@@ -15,11 +15,11 @@ from saved_sets import blobs, boxes_in, made, save_light
 from support import random_picture
 from torch import Tensor
 
+from detcam.analysis.box_frame import BOX, SIDE, align
 from detcam.geometry import Geometry
 from detcam.report import looks_at
-from detcam.report.aligned import BOX, SIDE, align
-from detcam.report.looks_page import looks_json, looks_page
-from detcam.report.saved import Saved
+from detcam.report.summary_page import looks_json, looks_page
+from detcam.saved import Saved
 
 PLACED = {
     "whole": None,
@@ -187,7 +187,7 @@ def test_what_shows_nothing_is_counted_apart(seed: int, tmp_path: Path) -> None:
 def test_ways_are_kept_apart_and_questions_left_out(seed: int, tmp_path: Path) -> None:
     image = random_picture(seed, 60, 80)
     for folder, settings in {
-        "a": {}, "b": {"method": "gradcam"}, "c": {"conf": 0.5}, "d": {"regions": [{"point": [1, 2]}]},
+        "a": {}, "b": {"method": "gradcam"}, "c": {"conf": 0.5}, "d": {"prompts": [{"point": [1, 2]}]},
         "e": {"truth": {"wrong_pixels": 0.5}},
     }.items():  # fmt: skip
         save_light(tmp_path / folder, made(image, 2, **settings), "a.jpg")

@@ -14,9 +14,9 @@ from saved_sets import made, save_light, save_many
 from support import random_picture
 
 from detcam import Explainer, Explanation, cli
-from detcam.ask import Answer, AskedExplanation
+from detcam.analysis.box_frame import align
+from detcam.questions.missed import Answer, AskedExplanation
 from detcam.report import looks_at
-from detcam.report.aligned import align
 from detcam.scenes import CLASSES, HELD_OUT_SEED, draw_scene
 
 BOXES = torch.tensor([[10.0, 10, 60, 60], [100, 20, 150, 90], [20, 70, 90, 115]])  # in a picture of 160 x 120

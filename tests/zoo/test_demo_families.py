@@ -32,7 +32,7 @@ def scenes() -> list[Scene]:
 
 
 def explained(name: str, scenes: list[Scene], layers: str = "auto") -> list[Explanation]:
-    explainer = Explainer(name, layers=layers, regions="component" if name == "scenes-semantic" else "class")
+    explainer = Explainer(name, layers=layers, segments="component" if name == "scenes-semantic" else "class")
     return explainer([scene.image for scene in scenes])
 
 

@@ -1,0 +1,218 @@
+"""Base of the image classifiers: one object an image, the predicted class."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from detcam.adapters.base import Adapter, LayerPlan
+from detcam.adapters.shared.queries import CLASS_TARGETS, class_score
+from detcam.adapters.shared.stages import find_stages, token_grid
+from detcam.errors import LayerError, ModelError
+from detcam.geometry import Geometry
+from detcam.types import Objects, image_index
+
+IMAGENET_CLASSES = 1000
+
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class ClassifierOutputs:
+    """Raw outputs for B pictures: logits [B, K], with the graph, and the (height, width) of the network's input."""
+
+    logits: Tensor
+    size: tuple[int, int]
+
+
+class ClassifierAdapter(Adapter):
+    """What all classifiers share: the one object of a picture is the class with the largest logit.
+
+    Its box is the whole picture; `conf`, `iou` and `max_det` have no effect. Most libraries crop the picture: the
+    network never saw what lies outside the crop, and heat there continues that of the crop's border.
+
+    "level" is the last map before the global pooling; of a transformer the last block whose patches the score depends
+    on. "evidence" are the last maps of the earlier stages, added.
+    """
+
+    targets: ClassVar[tuple[str, ...]] = CLASS_TARGETS
+    levels = 1
+    task = "classify"
+    classes: int  # how many classes the model tells apart
+    names: dict[int, str]
+
+    def __init__(self, module: nn.Module, model: Any, imgsz: int | None = None, processor: Any = None) -> None:
+        self.module = module
+        parameter = next(module.parameters())
+        self.device, self.dtype = parameter.device, parameter.dtype
+        self._set_up(module, model, imgsz, processor)
+        self.available = tuple(t for t in self.targets if t != "margin" or self.classes > 1)  # no other to compare with
+        noise = np.random.default_rng(0).integers(0, 256, (256, 256, 3), dtype=np.uint8)
+        self._stages = find_stages(module, self._logits, self.prepare(noise)[0][None])
+
+    @abstractmethod
+    def _set_up(self, module: Any, model: Any, imgsz: int | None, processor: Any) -> None:
+        """Set `classes`, `names`, `imgsz`, and what `_place` needs."""
+
+    @abstractmethod
+    def _place(self, image: np.ndarray) -> tuple[Tensor, Geometry]:
+        """One picture [H, W, 3] uint8 RGB as [3, h, w] float, as the library prepares it, and where it lies there."""
+
+    def _logits(self, batch: Tensor) -> Tensor:
+        logits: Tensor = self.module(batch)
+        return logits
+
+    @classmethod
+    def unwrap(cls, model: Any) -> nn.Module:
+        """See `Adapter.unwrap`."""
+        module: nn.Module = model
+        return module
+
+    def prepare(self, image: np.ndarray) -> tuple[Tensor, Geometry]:
+        """See `Adapter.prepare`: the library's own resize, crop and normalisation."""
+        pixels, geometry = self._place(image)
+        return pixels.to(self.device, self.dtype), geometry
+
+    def forward(self, batch: Tensor, max_det: int) -> ClassifierOutputs:
+        """See `Adapter.forward`."""
+        return ClassifierOutputs(self._logits(batch), (batch.shape[2], batch.shape[3]))
+
+    @torch.no_grad()
+    def detect(
+        self, outputs: ClassifierOutputs, geometries: list[Geometry], conf: float, iou: float, max_det: int
+    ) -> list[Objects]:
+        """See `Adapter.detect`: the class with the largest logit, whatever its score."""
+        found = []
+        for logits, geometry in zip(outputs.logits.float(), geometries, strict=True):
+            best = logits.argmax()[None]
+            height, width = geometry.source
+            boxes = logits.new_tensor([[0, 0, width, height]])
+            one = Objects(
+                boxes=boxes,
+                scores=logits.softmax(dim=0)[best],
+                class_ids=best,
+                labels=(self.names.get(int(best), f"class {int(best)}"),),
+                index=torch.zeros_like(best),
+                level=torch.zeros_like(best),
+                cells=best.new_zeros(1, 2),
+                network_boxes=geometry.to_network(boxes),
+            )
+            found.append(one.select(one.scores.isfinite().nonzero().flatten()))  # a broken model's NaN stays inside
+        return found
+
+    def score(self, outputs: ClassifierOutputs, objects: list[Objects], target: str) -> Tensor:
+        """See `Adapter.score`; "prob" is that of the softmax."""
+        rows = outputs.logits[image_index(objects, outputs.logits.device)]
+        return class_score(rows, torch.cat([o.class_ids for o in objects]), target, softmax=True)
+
+    @torch.no_grad()
+    def candidates(self, outputs: ClassifierOutputs) -> tuple[Tensor, Tensor, Tensor]:
+        """See `Adapter.candidates`: one, the whole of the network's input."""
+        probabilities = outputs.logits.float().softmax(dim=1)[:, None]
+        boxes = probabilities.new_tensor([0, 0, *outputs.size[::-1]]).expand(len(probabilities), 1, 4)
+        return boxes, probabilities, probabilities.amax(dim=2)
+
+    def layers(self, preset: str) -> LayerPlan:
+        """See `Adapter.layers`: the stages follow one another, so the graph is cut at the first of them only.
+
+        Raises:
+            LayerError: if the scores depend on no map [B, C, h, w] and no sequence of patches that a module puts out.
+        """
+        if self._stages.last is None:
+            raise LayerError(
+                f"{type(self.module).__name__}: no module puts out a map that the scores depend on: name layers"
+            )
+        if preset == "evidence" and self._stages.earlier:
+            return LayerPlan(self._stages.earlier, cut_all=False, fuse="sum")
+        return LayerPlan((self._stages.last,), cut_all=True, fuse="sum")
+
+    def grids(self, tokens: int, size: tuple[int, int]) -> list[tuple[int, int, int]]:
+        """See `Adapter.grids`: the patches, behind the class token if there is one."""
+        grid = token_grid(tokens, self._stages.sizes)
+        return [] if grid is None else [grid]
+
+
+class StepsAdapter(ClassifierAdapter):
+    """A classifier whose pictures go through a torchvision Compose: steps on a PIL image, then on a tensor."""
+
+    steps: Sequence[Any]
+
+    def _place(self, image: np.ndarray) -> tuple[Tensor, Geometry]:
+        picture: Any = Image.fromarray(image)
+        source = resized = _size(picture)
+        pad = (0, 0)
+        for step in self.steps:
+            before = _size(picture)
+            picture = step(picture)
+            after = _size(picture)
+            if "Crop" in type(step).__name__:
+                pad = (pad[0] + _shift(before[0], after[0]), pad[1] + _shift(before[1], after[1]))
+            elif after != before:
+                resized = after
+        return picture, Geometry(source, resized, pad, _size(picture))
+
+
+def _size(picture: Any) -> tuple[int, int]:
+    """(height, width) of a PIL image or a tensor [3, h, w]."""
+    if isinstance(picture, Tensor):
+        return picture.shape[-2], picture.shape[-1]
+    return picture.height, picture.width
+
+
+def _shift(before: int, after: int) -> int:
+    """Where a side begins in its centre crop, as torchvision rounds: below 0, or above if the crop pads it."""
+    return -round((before - after) / 2) if before >= after else (after - before) // 2
+
+
+def standard_steps(
+    resize: int,
+    crop: int,
+    mean: Sequence[float] = IMAGENET_MEAN,
+    std: Sequence[float] = IMAGENET_STD,
+    interpolation: Any = None,
+) -> Sequence[Any]:
+    """Resize, centre crop and normalisation as the libraries train on ImageNet."""
+    from torchvision import transforms
+
+    how = interpolation or transforms.InterpolationMode.BILINEAR
+    return [
+        transforms.Resize(resize, interpolation=how),
+        transforms.CenterCrop(crop),
+        transforms.ToTensor(),
+        transforms.Normalize(mean, std),
+    ]
+
+
+def compose_steps(processor: Any) -> Sequence[Any]:
+    """The steps of a torchvision Compose, or of what `weights.transforms()` returns.
+
+    Raises:
+        ModelError: for anything else.
+    """
+    if hasattr(processor, "transforms"):
+        steps: Sequence[Any] = processor.transforms
+        return steps
+    try:
+        sizes = processor.resize_size[0], processor.crop_size[0]
+        return standard_steps(*sizes, processor.mean, processor.std, processor.interpolation)
+    except AttributeError:
+        raise ModelError(
+            f"processor {type(processor).__name__}: give a torchvision Compose or weights.transforms()"
+        ) from None
+
+
+def imagenet_names(classes: int) -> dict[int, str]:
+    """Names of class numbers: a model keeps none, but those of ImageNet are told by their number."""
+    if classes != IMAGENET_CLASSES:
+        return {}
+    from torchvision.models import ResNet18_Weights
+
+    return dict(enumerate(ResNet18_Weights.IMAGENET1K_V1.meta["categories"]))

@@ -1,0 +1,135 @@
+"""Semantic segmenters of segmentation-models-pytorch, any encoder."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import pad
+
+from detcam.adapters.shared.semantic import SemanticAdapter, SemanticOutputs
+from detcam.errors import ModelError
+from detcam.geometry import Geometry
+
+STRIDE = 32  # the library takes no other sides than multiples of it
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+PARTS = ("encoder", "decoder", "segmentation_head")
+
+
+class SmpAdapter(SemanticAdapter):
+    """Models of segmentation-models-pytorch.
+
+    The library has no pre-processing of its own within a model. `processor` is the encoder's (what
+    `get_preprocessing_fn` returns: from [H, W, 3] to float [H, W, 3]); without one, pixels are divided by 255, and
+    where the model was made with encoder weights, ImageNet's mean and standard deviation are taken out. The picture
+    keeps its size, or its longest side becomes `imgsz` pixels; zeros at the right and the bottom fill it up to a
+    multiple of 32. One class means foreground or not, as in the library's binary mode.
+    """
+
+    family = "segmentation-models-pytorch"
+    models = "Unet, Unet++, FPN, PSPNet, PAN, Linknet, MAnet, DeepLabV3, DeepLabV3+, UPerNet, SegFormer; any encoder"
+    install = 'pip install "detcam[smp]"'
+
+    def __init__(self, module: nn.Module, model: Any, imgsz: int | None = None, processor: Any = None) -> None:
+        network: Any = module
+        self.longest = imgsz
+        self.imgsz = imgsz or "the picture's own"
+        settings: Any = getattr(network, "config", None) or {}
+        whitened = processor is None and settings.get("encoder_weights")
+        self.mean, self.std = (IMAGENET_MEAN, IMAGENET_STD) if whitened else ((0.0,) * 3, (1.0,) * 3)
+        self.processor = processor
+        classes = network.segmentation_head[0].out_channels
+        self.binary = classes == 1
+        names = ["background", "foreground"] if self.binary else [f"class {i}" for i in range(classes)]
+        self.plans = {"level": ("decoder",), "evidence": _stages_read(network) or ("decoder",)}
+        self._watch(module, "segmentation_head.0", dict(enumerate(names)))
+        self._resized: list[Tensor] = []
+        network.segmentation_head[1].register_forward_hook(self._keep_resized)
+
+    def _keep_resized(self, module: nn.Module, args: object, output: Tensor) -> None:
+        self._resized.append(output)
+
+    @classmethod
+    def serves(cls, model: Any) -> bool:
+        """See `Adapter.serves`: a model of segmentation-models-pytorch, or derived from one."""
+        return any(base.__module__.split(".")[0] == "segmentation_models_pytorch" for base in type(model).__mro__)
+
+    @classmethod
+    def unwrap(cls, model: Any) -> nn.Module:
+        """See `Adapter.unwrap`: an error for parts of a model."""
+        missing = [part for part in PARTS if not isinstance(getattr(model, part, None), nn.Module)]
+        if missing:
+            raise ModelError(f"{type(model).__name__} has no {missing[0]}: give a whole model, e.g. smp.Unet(...)")
+        module: nn.Module = model
+        return module
+
+    def prepare(self, image: np.ndarray) -> tuple[Tensor, Geometry]:
+        """See `Adapter.prepare`."""
+        source = resized = (image.shape[0], image.shape[1])
+        if self.longest is not None:
+            ratio = self.longest / max(source)
+            resized = (max(round(source[0] * ratio), 1), max(round(source[1] * ratio), 1))
+            image = cv2.resize(image, resized[::-1], interpolation=cv2.INTER_LINEAR)
+        array = image / 255 if self.processor is None else np.asarray(self.processor(image))
+        array = (array - self.mean) / self.std
+        pixels = torch.from_numpy(array).permute(2, 0, 1).to(self.device, self.dtype)
+        pixels = pad(pixels, (0, -resized[1] % STRIDE, 0, -resized[0] % STRIDE))
+        return pixels, Geometry(source, resized, (0, 0), (pixels.shape[1], pixels.shape[2]))
+
+    def forward(self, batch: Tensor, max_det: int) -> SemanticOutputs:
+        """See `Adapter.forward`: the logits before the activation, if the model has one."""
+        self._resized.clear()
+        outputs = super().forward(batch, max_det)
+        full = self._resized.pop().detach()
+        return SemanticOutputs(self._with_background(outputs.logits), self._with_background(full))
+
+    def _run(self, batch: Tensor) -> Tensor:
+        output = self.module(batch)
+        masks: Tensor = output[0] if isinstance(output, tuple) else output  # the second is a classification
+        return masks
+
+    def _with_background(self, logits: Tensor) -> Tensor:
+        """A sigmoid is a softmax beside a background whose logit is 0."""
+        return torch.cat([torch.zeros_like(logits), logits], dim=1) if self.binary else logits
+
+
+def _stages_read(network: Any) -> tuple[str, ...]:
+    """The modules inside the encoder that put out the maps that the decoder reads, found in one small forward.
+
+    Empty if the encoder takes no picture of another size, or makes its maps outside of any module.
+    """
+    ran: list[tuple[str, Any]] = []
+    put_out: list[Tensor] = []
+    maps: list[Tensor] = []
+
+    def note(name: str) -> Any:
+        return lambda module, args, output: ran.append((f"encoder.{name}", output))
+
+    def cut(module: nn.Module, args: object, output: list[Tensor]) -> list[Tensor]:
+        put_out.extend(output)
+        maps.extend(tensor.detach().requires_grad_() for tensor in output)
+        return maps
+
+    handles = [part.register_forward_hook(note(name)) for name, part in network.encoder.named_modules() if name]
+    handles.append(network.encoder.register_forward_hook(cut))
+    first = next(part for part in network.encoder.modules() if isinstance(part, nn.Conv2d))
+    picture = first.weight.new_zeros((1, first.in_channels, 4 * STRIDE, 4 * STRIDE))  # PAN takes no less
+    try:
+        with torch.inference_mode(False), torch.enable_grad():
+            output = network(picture)
+            masks = output[0] if isinstance(output, tuple) else output
+            gradients = torch.autograd.grad(masks.sum(), maps, allow_unused=True)
+    except (RuntimeError, AssertionError, ValueError, AttributeError):
+        return ()
+    finally:
+        for handle in handles:
+            handle.remove()
+    names = []
+    for tensor, gradient in zip(put_out, gradients, strict=True):
+        makers = [name for name, output in ran if output is tensor]
+        if gradient is not None and makers:
+            names.append(makers[-1])  # the outermost
+    return tuple(names)

@@ -1,0 +1,31 @@
+"""Image classifiers of timm."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from detcam.adapters.shared.classifier import StepsAdapter, compose_steps, imagenet_names
+
+
+class TimmClassifier(StepsAdapter):
+    """timm's classifiers, with the preprocessing of their own data configuration; `imgsz` is the side of the crop."""
+
+    family = "timm"
+    models = "all of timm.create_model that put out class logits and maps [B, C, h, w] or tokens"
+    install = "pip install timm"
+
+    @classmethod
+    def serves(cls, model: Any) -> bool:
+        """See `Adapter.serves`."""
+        return any(base.__module__.split(".")[0] == "timm" for base in type(model).__mro__)
+
+    def _set_up(self, module: Any, model: Any, imgsz: int | None, processor: Any) -> None:
+        from timm.data import create_transform, resolve_model_data_config
+
+        config = resolve_model_data_config(module)
+        if imgsz is not None:
+            config["input_size"] = (3, imgsz, imgsz)
+        self.imgsz = config["input_size"][1]
+        self.steps = compose_steps(processor) if processor is not None else create_transform(**config).transforms
+        self.classes = module.num_classes
+        self.names = imagenet_names(self.classes)

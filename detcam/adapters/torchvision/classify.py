@@ -1,0 +1,41 @@
+"""Image classifiers of torchvision."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from detcam.adapters.shared.classifier import StepsAdapter, compose_steps, imagenet_names, standard_steps
+
+
+class TorchvisionClassifier(StepsAdapter):
+    """torchvision's classifiers, or classes derived from them.
+
+    A module does not know its weights' preprocessing, so that of most of them is taken: resized to 8/7 of `imgsz` (224,
+    or what a transformer was built for), the centre cropped, ImageNet's mean and deviation. Give
+    `processor=weights.transforms()` for that of the weights.
+    """
+
+    family = "torchvision classify"
+    models = "all of torchvision.models that put out class logits: ResNet, EfficientNet, ConvNeXt, ViT, ..."
+    install = "pip install torchvision"
+
+    @classmethod
+    def serves(cls, model: Any) -> bool:
+        """See `Adapter.serves`: by the module that its class, or one that it derives from, lives in."""
+        others = ("detection", "segmentation", "video", "optical_flow", "feature_extraction")
+        for base in type(model).__mro__:
+            path = base.__module__.split(".")
+            if path[:2] == ["torchvision", "models"] and len(path) > 2:
+                return path[2] not in others and not path[2].startswith("_")
+        return False
+
+    def _set_up(self, module: Any, model: Any, imgsz: int | None, processor: Any) -> None:
+        self.imgsz = imgsz or getattr(module, "image_size", 224)
+        self.steps = (
+            compose_steps(processor) if processor is not None else standard_steps(round(self.imgsz * 8 / 7), self.imgsz)
+        )
+        linear: Any = [m for m in module.modules() if isinstance(m, (nn.Linear, nn.Conv2d))][-1]
+        self.classes = linear.out_features if isinstance(linear, nn.Linear) else linear.out_channels
+        self.names = imagenet_names(self.classes)

@@ -1,0 +1,72 @@
+"""Semantic segmenters of torchvision."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from detcam.adapters.shared.semantic import PRESET_SIDE, SemanticAdapter
+from detcam.geometry import Geometry
+
+
+class TorchvisionSegmenterAdapter(SemanticAdapter):
+    """torchvision's DeepLabV3, FCN and LRASPP.
+
+    Pictures are prepared as torchvision's own weights ask for it: the shorter side resized to `imgsz` pixels (520 by
+    default), ImageNet's mean and standard deviation; or by `processor`, e.g. a weights' `transforms()`, from uint8
+    [3, H, W] to float [3, h, w]. torchvision leaves the label map at that size; here the logits are resized to the
+    source picture, bilinearly, before the arg max. Class 0 is the background.
+    """
+
+    family = "torchvision"
+    models = "DeepLabV3, FCN, LRASPP, any backbone"
+    install = "pip install torchvision"
+
+    def __init__(self, module: nn.Module, model: Any, imgsz: int | None = None, processor: Any = None) -> None:
+        from torchvision.models.segmentation import FCN_ResNet50_Weights
+
+        weights = FCN_ResNet50_Weights.COCO_WITH_VOC_LABELS_V1
+        self.imgsz = imgsz or PRESET_SIDE
+        self.transform = processor or weights.transforms(resize_size=self.imgsz)
+        network: Any = module
+        last = getattr(network.classifier, "low_classifier", None) or network.classifier[-1]
+        names = list(weights.meta["categories"])
+        if last.out_channels != len(names):
+            names = ["background", *(f"class {i}" for i in range(1, last.out_channels))]
+        self.plans = _torchvision_plans(network)
+        self._watch(module, "classifier", dict(enumerate(names)))
+
+    @classmethod
+    def serves(cls, model: Any) -> bool:
+        """See `Adapter.serves`: a segmenter of torchvision, or derived from one."""
+        return any(base.__module__.startswith("torchvision.models.segmentation.") for base in type(model).__mro__)
+
+    @classmethod
+    def unwrap(cls, model: Any) -> nn.Module:
+        """See `Adapter.unwrap`: torchvision has no wrappers."""
+        module: nn.Module = model
+        return module
+
+    def prepare(self, image: np.ndarray) -> tuple[Tensor, Geometry]:
+        """See `Adapter.prepare`."""
+        pixels = self.transform(torch.from_numpy(image).permute(2, 0, 1)).to(self.device, self.dtype)
+        size = (pixels.shape[1], pixels.shape[2])
+        return pixels, Geometry((image.shape[0], image.shape[1]), size, (0, 0), size)
+
+    def _run(self, batch: Tensor) -> Tensor:
+        full: Tensor = self.module(batch)["out"]
+        return full
+
+
+def _torchvision_plans(network: Any) -> dict[str, tuple[str, ...]]:
+    """Level: what the last classifiers read. Evidence: the backbone's maps that enter the head."""
+    stages: Mapping[str, str] = getattr(network.backbone, "return_layers", {})
+    wanted = {name: f"backbone.{stage}" for stage, name in stages.items() if name in ("out", "low", "high")}
+    evidence = tuple(wanted.values()) or ("backbone",)
+    if not isinstance(network.classifier, nn.Sequential):  # LRASPP: one classifier for the low map, one for the high
+        return {"level": (wanted["low"], "classifier.cbr"), "evidence": evidence}
+    return {"level": (f"classifier.{len(network.classifier) - 2}",), "evidence": evidence}

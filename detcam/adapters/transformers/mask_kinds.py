@@ -1,0 +1,92 @@
+"""What sets the architectures with mask queries apart: where their maps are, and their processors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from detcam.adapters.transformers.base import checkpoint_processor
+from detcam.errors import ModelError
+
+BOXED = ("detr", "conditional_detr")  # the architectures whose queries put out boxes too
+STRIDES = (4, 2, 2, 2)  # of a backbone's stages, each after the other
+
+
+@dataclass(frozen=True)
+class MaskKind:
+    """What sets one architecture apart.
+
+    Attributes:
+        level: the modules whose maps the queries and their masks are made of.
+        doors: the modules whose maps enter what comes before that, behind their norms: a norm over the whole map makes
+            gradient times activation before it sum to zero.
+        processor: the class of its image processor.
+    """
+
+    level: tuple[str, ...]
+    doors: tuple[str, ...]
+    processor: str
+
+
+_PIXELS = "model.pixel_level_module"
+_DECODER = f"{_PIXELS}.decoder"
+_ENTRIES = (*(f"{_DECODER}.input_projections.{i}" for i in range(3)), f"{_DECODER}.adapter_1")
+# Queries join the patches at a block and read them up to the last, as that block's norm puts them out: before a norm,
+# gradient times activation, summed over channels, is zero at every cell, because what a norm puts out keeps its size.
+_JOINT = MaskKind(("layers.{last}.norm1", "upscale_block"), ("layers.{before}",), "EomtImageProcessor")
+KINDS = {
+    "maskformer": MaskKind((_PIXELS,), (f"{_PIXELS}.encoder",), "MaskFormerImageProcessor"),
+    "mask2former": MaskKind((_DECODER,), _ENTRIES, "Mask2FormerImageProcessor"),
+    "oneformer": MaskKind((_DECODER,), _ENTRIES, "OneFormerProcessor"),
+    "eomt": _JOINT,
+    "eomt_dinov3": _JOINT,
+    "detr": MaskKind(("detr.model.encoder",), ("detr.model.backbone",), "DetrImageProcessor"),
+    "conditional_detr": MaskKind(
+        ("conditional_detr.model.encoder",), ("conditional_detr.model.backbone",), "ConditionalDetrImageProcessor"
+    ),
+}
+
+
+def plans(config: Any) -> dict[str, tuple[str, ...]]:
+    """The modules of the presets "level" and "evidence"."""
+    kind, blocks = KINDS[config.model_type], getattr(config, "num_hidden_layers", 0)
+    before = blocks - getattr(config, "num_blocks", 0) - 1  # the last block without queries
+    doors = kind.doors if before >= 0 or kind is not _JOINT else ("embeddings",)
+    named = (("level", kind.level), ("evidence", doors))
+    return {preset: tuple(name.format(last=blocks - 1, before=before) for name in names) for preset, names in named}
+
+
+def grids(config: Any, tokens: int, size: tuple[int, int]) -> list[tuple[int, int, int]]:
+    """The maps in a sequence: one of the backbone's stages, the last three of them, or patches behind other tokens."""
+    if config.model_type.startswith("eomt"):
+        rows, columns = (side // config.patch_size for side in size)
+        prefix = 1 + config.num_register_tokens
+        start = tokens - rows * columns
+        return [(start, rows, columns)] if start in (0, prefix, prefix + config.num_queries) else []
+    maps = []
+    for stride in STRIDES:
+        size = (-(-size[0] // stride), -(-size[1] // stride))
+        maps.append(size)
+    for parts in ([maps[0]], [maps[1]], [maps[2]], [maps[3]], maps[:0:-1]):  # a pixel decoder's come coarsest first
+        ends = np.cumsum([0] + [rows * columns for rows, columns in parts]).tolist()
+        if tokens == ends[-1]:
+            return [(start, *part) for start, part in zip(ends, parts, strict=False)]
+    return []
+
+
+def default_processor(config: Any) -> Any:
+    """The processor of the checkpoint if it lies on this machine, else the default one of the architecture."""
+    import transformers
+
+    kind = KINDS[config.model_type]
+    if kind.processor != "OneFormerProcessor":
+        return checkpoint_processor(config) or getattr(transformers, kind.processor)()
+    try:
+        return transformers.OneFormerProcessor.from_pretrained(config._name_or_path, local_files_only=True)
+    except (OSError, ValueError):
+        raise ModelError(
+            "OneFormer reads its task from text, and its checkpoint's processor is not on this machine: give "
+            "processor=OneFormerProcessor.from_pretrained(...)"
+        ) from None

@@ -1,0 +1,282 @@
+"""Segmenters of the transformers library whose objects are queries with a class and a mask: MaskFormer and more."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import interpolate
+
+from detcam.adapters.base import Adapter, LayerPlan, Selection
+from detcam.adapters.shared.mask_scores import MASK_TARGETS
+from detcam.adapters.shared.queries import (
+    BOX_TARGETS,
+    CLASS_TARGETS,
+    class_score,
+    corners,
+    mask_score,
+    query_objects,
+    side_score,
+)
+from detcam.adapters.shared.segments import boxes_around
+from detcam.adapters.transformers.base import longest_side, made_for, recorders_last, require_architecture, size_of
+from detcam.adapters.transformers.mask_kinds import BOXED, KINDS, default_processor, grids, plans
+from detcam.adapters.transformers.mask_processing import PostProcessing
+from detcam.errors import InputError
+from detcam.geometry import Geometry
+from detcam.types import Objects, image_index
+
+
+@dataclass(frozen=True)
+class MaskQueryOutputs:
+    """Raw outputs for B pictures, Q queries and nc classes, "no object" included, with the graph.
+
+    Attributes:
+        logits: [B, Q, nc] class logits.
+        masks: [B, Q, h, w] mask logits.
+        boxes: [B, Q, 4] (cx, cy, w, h) as shares of the picture, or None.
+        inside: [B, H, W] 1 where the network's input shows the picture, 0 on padding.
+        maps: [B, C, h, w] each, what the modules of a preset put out.
+    """
+
+    logits: Tensor
+    masks: Tensor
+    boxes: Tensor | None
+    inside: Tensor
+    maps: list[Tensor]
+
+    def cells_inside(self) -> Tensor:
+        """[B, h, w] bool: the cells of the masks whose centre lies on the picture."""
+        return interpolate(self.inside[:, None].float(), self.masks.shape[2:], mode="nearest-exact")[:, 0] > 0
+
+    def sizes(self) -> Tensor:
+        """[B, 4] (width, height, width, height) of each picture in the network's input, in pixels."""
+        return torch.stack([self.inside[:, 0].sum(dim=1), self.inside[:, :, 0].sum(dim=1)] * 2, dim=1)
+
+
+class MaskQueryAdapter(Adapter):
+    """MaskFormer, Mask2Former, OneFormer, EoMT and DETR with masks, of the transformers library.
+
+    Objects are the queries that the image processor's own `post_process_instance_segmentation` keeps, or, for a
+    checkpoint with "panoptic" in its name, `post_process_panoptic_segmentation`, where queries compete for pixels; see
+    `PanopticAdapter`. Stuff is not fused: each query is an object. Boxes are the outer edges of the masks, but for
+    DETR, which puts out boxes. The scalar is the class logit of the query, or for the target "mask" the mean mask logit
+    over the query's own binary mask. There is no non-maximum suppression: `iou` has no effect.
+
+    Where a decoder attends only to a mask (Mask2Former, OneFormer, EoMT), the mask's threshold passes no gradient: the
+    map shows what was read inside it, not what drew its border.
+
+    `module` is a view of the model; `imgsz` is the longest side of the network's input in pixels; `processor` is the
+    model's own, by default that of its checkpoint if it lies on this machine, else its architecture's.
+    """
+
+    family = "transformers instance segmentation"
+    models = "MaskFormer, Mask2Former, OneFormer, EoMT, EoMT-DINOv3, DETR and Conditional DETR with masks"
+    install = 'pip install "detcam[transformers]"'
+    targets = (*CLASS_TARGETS, *BOX_TARGETS, *MASK_TARGETS)
+    levels = 1
+    task = "segment"
+    wanted: ClassVar[str | None] = None  # "instance" or "panoptic"; None: as the checkpoint's name says
+
+    def __init__(self, module: nn.Module, model: Any, imgsz: int | None = None, processor: Any = None) -> None:
+        self.module = module
+        network: Any = module
+        self.config = network.config
+        self.processor = processor or default_processor(self.config)
+        self.segments = self.wanted or ("panoptic" if "panoptic" in self.config._name_or_path else "instance")
+        self.imgsz = imgsz or size_of(getattr(self.processor, "image_processor", self.processor))
+        self.resize = self._resizing(imgsz)
+        self.post_process = PostProcessing(
+            self.processor, self.segments, label_ids_to_fuse=set(), size=self.resize.get("size")
+        )
+        self.names = {int(i): name for i, name in self.config.id2label.items()}
+        self.boxed = self.config.model_type in BOXED
+        self.available = tuple(target for target in self.targets if self.boxed or target not in BOX_TARGETS)
+        for part in module.modules():
+            config: Any = getattr(part, "config", None)
+            if hasattr(config, "return_dict"):
+                config.return_dict = True  # the view's own copy
+        parameter = next(module.parameters())
+        self.device, self.dtype = parameter.device, parameter.dtype
+        self.plans = plans(self.config)
+        self._maps: dict[str, list[Tensor]] = {}
+        self._task: dict[str, Tensor] = {}
+        for name in {*self.plans["level"], *self.plans["evidence"]}:
+            module.get_submodule(name).register_forward_hook(partial(self._record, name))
+
+    def _resizing(self, imgsz: int | None) -> dict[str, Any]:
+        """What the image processor is told beside the picture."""
+        if self.config.model_type.startswith("eomt"):  # made for one size, of which the picture fills a part
+            side = self.config.image_size
+            if imgsz not in (None, side):
+                raise InputError(f"imgsz: this model takes pictures of {side} x {side} pixels only, got {imgsz}")
+            return {"size": {"shortest_edge": side, "longest_edge": side}, "do_pad": True, "do_split_image": False}
+        if imgsz is None:
+            return {}
+        return {"size": longest_side(getattr(self.processor, "image_processor", self.processor).size, imgsz)}
+
+    def _record(self, name: str, module: nn.Module, args: Any, output: Any) -> None:
+        self._maps.setdefault(name, []).extend(_maps(output))
+
+    @classmethod
+    def serves(cls, model: Any) -> bool:
+        """See `Adapter.serves`: a model of transformers for such tasks, or derived from one."""
+        return any(made_for(model, task) for task in ("UniversalSegmentation", "InstanceSegmentation", "Segmentation"))
+
+    @classmethod
+    def unwrap(cls, model: Any) -> nn.Module:
+        """See `Adapter.unwrap`: an error for architectures that are not in the table."""
+        require_architecture(model, KINDS)
+        module: nn.Module = model
+        return module
+
+    def prepare(self, image: np.ndarray) -> tuple[Tensor, Geometry]:
+        """See `Adapter.prepare`: what the processor makes of it; a fourth channel is 0 on padding, if any."""
+        data = self._processed(image)
+        if "task_inputs" in data:  # OneFormer's
+            self._task = {"task_inputs": data["task_inputs"].to(self.device)}
+        pixels = data["pixel_values"][0].to(self.device, self.dtype)
+        network = resized = (pixels.shape[1], pixels.shape[2])
+        if "pixel_mask" in data:
+            inside = data["pixel_mask"][0]
+            resized = int(inside[:, 0].sum()), int(inside[0].sum())
+        elif "do_pad" in self.resize:
+            before = self._processed(image, do_pad=False)["pixel_values"]
+            resized = before.shape[2], before.shape[3]
+        if resized != network:
+            inside = torch.zeros_like(pixels[:1])
+            inside[:, : resized[0], : resized[1]] = 1
+            pixels = torch.cat([pixels, inside])
+        return pixels, Geometry((image.shape[0], image.shape[1]), resized, (0, 0), network)
+
+    def _processed(self, image: np.ndarray, **changes: Any) -> Any:
+        task = {"task_inputs": [self.segments]} if self.config.model_type == "oneformer" else {}
+        options = {**self.resize, **task, **changes}
+        return self.processor(images=image, input_data_format="channels_last", return_tensors="pt", **options)
+
+    def forward(self, batch: Tensor, max_det: int) -> MaskQueryOutputs:
+        """See `Adapter.forward`."""
+        inside = batch[:, 3] if batch.shape[1] > 3 else torch.ones_like(batch[:, 0])
+        more = {"pixel_mask": inside.long()} if self.boxed else {}
+        more |= {name: tokens.expand(len(batch), -1) for name, tokens in self._task.items()}
+        recorders_last(self.module, __name__)
+        self._maps.clear()
+        outputs = self.module(pixel_values=batch[:, :3], **more)
+        maps, self._maps = self._maps, {}  # kept here, they would keep the whole graph alive
+        read = [part for name in self.plans["evidence"] for part in maps[name]]
+        if not any(part.requires_grad for part in read):
+            read = [part for name in self.plans["level"] for part in maps[name]]
+        if self.boxed:
+            return MaskQueryOutputs(outputs.logits, outputs.pred_masks, outputs.pred_boxes, inside, read)
+        return MaskQueryOutputs(outputs.class_queries_logits, outputs.masks_queries_logits, None, inside, read)
+
+    @torch.no_grad()
+    def detect(
+        self, outputs: MaskQueryOutputs, geometries: list[Geometry], conf: float, iou: float, max_det: int
+    ) -> list[Objects]:
+        """See `Adapter.detect`: the processor's own post-processing; of more than `max_det` segments the best."""
+        found = []
+        for i, geometry in enumerate(geometries):
+            segments = self.post_process(outputs.logits[i], outputs.masks[i], geometry.source, conf)
+            queries, masks = segments.queries, segments.masks
+            boxes = boxes_around(masks)
+            if outputs.boxes is not None:
+                height, width = geometry.source
+                boxes = corners(outputs.boxes[i, queries].float()) * boxes.new_tensor([width, height] * 2)
+            objects = query_objects(boxes, segments.scores, segments.classes, queries, self.names, geometry, masks)
+            objects = replace(objects, mask_logits=outputs.masks[i, objects.index].float())
+            best = objects.scores.argsort(descending=True, stable=True)[:max_det].sort().values
+            found.append(objects.select(best))
+        return found
+
+    def score(self, outputs: MaskQueryOutputs, objects: list[Objects], target: str) -> Tensor:
+        """See `Adapter.score`."""
+        image = image_index(objects, outputs.logits.device)
+        query = torch.cat([o.index for o in objects])
+        if target in MASK_TARGETS:
+            fixed = torch.cat([o.mask_logits for o in objects if o.mask_logits is not None])
+            scalars = mask_score(outputs.masks[image, query], fixed, target, outputs.cells_inside()[image])
+        elif target in BOX_TARGETS:
+            assert outputs.boxes is not None
+            scalars = side_score(outputs.boxes[image, query] * outputs.sizes()[image], target)
+        else:
+            classes = torch.cat([o.class_ids for o in objects])
+            scalars = class_score(outputs.logits[image, query], classes, target, softmax=True)
+        return _joined(scalars, outputs.maps, image)
+
+    @torch.no_grad()
+    def candidates(self, outputs: MaskQueryOutputs) -> tuple[Tensor, Tensor, Tensor]:
+        """See `Adapter.candidates`: one for every query.
+
+        Where queries are kept each by itself, the probabilities carry what their score does: how sure the mask is.
+        """
+        probabilities = outputs.logits.float().softmax(dim=2)[..., :-1]
+        masks = outputs.masks.float()
+        regions = (masks > 0) & outputs.cells_inside()[:, None]
+        if self.post_process.alone:
+            sure = (masks.sigmoid() * regions).sum(dim=(2, 3)) / regions.sum(dim=(2, 3)).clamp(min=1)
+            probabilities = probabilities * sure[..., None]
+        if outputs.boxes is not None:
+            boxes = corners(outputs.boxes.flatten(0, 1).float()).view_as(outputs.boxes) * outputs.sizes()[:, None]
+        else:
+            (height, width), cells = outputs.inside.shape[1:], masks.shape[2:]
+            boxes = boxes_around(regions.flatten(0, 1)) * regions.flatten(0, 1).any(dim=(1, 2))[:, None]
+            boxes = boxes.unflatten(0, masks.shape[:2])
+            boxes = boxes * boxes.new_tensor([width / cells[1], height / cells[0]] * 2)
+        return boxes, probabilities, probabilities.amax(dim=2)
+
+    @torch.no_grad()
+    def objects_at(
+        self, outputs: MaskQueryOutputs, candidates: Tensor, class_ids: Tensor, geometry: Geometry
+    ) -> Objects:
+        """See `Adapter.objects_at`: queries."""
+        boxes, probabilities, _ = self.candidates(outputs)
+        scores = probabilities[0, candidates, class_ids]
+        sources = geometry.to_source(boxes[0, candidates])
+        objects = query_objects(sources, scores, class_ids, candidates, self.names, geometry)
+        return replace(objects, mask_logits=outputs.masks[0, objects.index].float())
+
+    def selection(self, iou: float) -> Selection:
+        """See `Adapter.selection`: where queries compete for pixels each counts once."""
+        return Selection(one_class=not self.post_process.alone)
+
+    def layers(self, preset: str) -> LayerPlan:
+        """See `Adapter.layers`: every query reads all of the maps, so those of one plan are added."""
+        return LayerPlan(self.plans[preset], cut_all=True, fuse="sum")
+
+    def grids(self, tokens: int, size: tuple[int, int]) -> list[tuple[int, int, int]]:
+        """See `Adapter.grids`: one of the backbone's stages, the last three of them, or patches behind other tokens."""
+        return grids(self.config, tokens, size)
+
+
+class PanopticAdapter(MaskQueryAdapter):
+    """The same models read by `post_process_panoptic_segmentation`: `Explainer(model, adapter=PanopticAdapter)`."""
+
+    wanted = "panoptic"
+
+
+def _maps(output: Any) -> Iterator[Tensor]:
+    """All maps [B, C, h, w] in what a module put out, also as tokens [B, L, C]."""
+    if isinstance(output, Tensor):
+        if output.ndim in (3, 4) and output.is_floating_point():
+            yield output
+    elif isinstance(output, (Mapping, tuple, list)):
+        for part in output.values() if isinstance(output, Mapping) else output:
+            yield from _maps(part)
+
+
+def _joined(scalars: Tensor, maps: list[Tensor], image: Tensor) -> Tensor:
+    """The same scalars, with a gradient of zero, rather than none, at maps that they do not depend on.
+
+    MaskFormer's classes are read from the backbone's last map alone, and its masks from all of them.
+    """
+    for part in maps:
+        if part.requires_grad:
+            place = part[image].flatten(1)[:, 0].view(-1, *[1] * (scalars.ndim - 1))
+            scalars = torch.where(torch.zeros_like(scalars, dtype=torch.bool), place.to(scalars.dtype), scalars)
+    return scalars

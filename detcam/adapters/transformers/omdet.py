@@ -1,0 +1,118 @@
+"""OmDet-Turbo of the transformers library: phrases and a task in, boxes out."""
+
+from __future__ import annotations
+
+import copy
+from types import SimpleNamespace
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from detcam.adapters.base import LayerPlan, Selection
+from detcam.adapters.shared.attention import AttentionPlan
+from detcam.adapters.shared.queries import query_objects
+from detcam.adapters.transformers.base import longest_side
+from detcam.adapters.transformers.detr import DetrKind
+from detcam.adapters.transformers.text_prompted import PromptedAdapter, PromptedOutputs
+from detcam.errors import MethodError
+from detcam.geometry import Geometry
+from detcam.types import Objects
+
+
+class OmDetAdapter(PromptedAdapter):
+    """OmDet-Turbo (Zhao et al. 2024, arXiv:2403.06892).
+
+    The task that the model is told is the processor's own, "Detect PHRASE, PHRASE.". The library keeps the best pairs
+    of query and phrase and suppresses weaker boxes of the same phrase above the overlap `iou`. Each query is chosen
+    from the picture. "level" are the maps that the decoder reads, "evidence" those that enter the hybrid encoder.
+    """
+
+    family = "transformers OmDet"
+    models = "OmDet-Turbo; with text=[...]"
+    prefix = ("OmDetTurbo",)
+    kinds: ClassVar = {
+        "omdet-turbo": DetrKind(
+            "decoder.channel_projection_layers", "encoder.channel_projection_layers", "AutoProcessor", chosen=True
+        )
+    }
+
+    @classmethod
+    def unwrap(cls, model: Any) -> nn.Module:
+        """See `Adapter.unwrap`: with empty caches of text embeddings, for those may belong to a graph of the user's."""
+        module = copy.copy(super().unwrap(model))
+        for name in ("language_cache_class", "language_cache_prompt"):
+            cache: Any = getattr(module, name)
+            setattr(module, name, type(cache)(cache.capacity))
+        return module
+
+    def _resized(self, imgsz: int | None) -> dict[str, Any]:
+        return {} if imgsz is None else {"size": longest_side(self.processor.size, imgsz)}
+
+    def _tokens(self, text: list[str]) -> dict[str, Tensor]:
+        blank = np.zeros((32, 32, 3), np.uint8)  # the processor wants a picture
+        made = self.whole(images=blank, text=[text], return_tensors="pt")
+        return {name: tensor for name, tensor in made.items() if name.startswith(("classes_", "tasks_"))}
+
+    def forward(self, batch: Tensor, max_det: int) -> PromptedOutputs:
+        """See `Adapter.forward`."""
+        texts = {name: tokens.repeat(len(batch), *[1] * (tokens.ndim - 1)) for name, tokens in self.inputs.items()}
+        outputs = self.module(
+            pixel_values=batch, output_attentions=False, output_hidden_states=False, return_dict=True, **texts
+        )
+        sizes = torch.tensor([batch.shape[2:]] * len(batch), device=batch.device)
+        logits = outputs.decoder_class_logits
+        return PromptedOutputs(logits, outputs.decoder_coord_logits, sizes, logits)
+
+    @torch.no_grad()
+    def detect(self, outputs: Any, geometries: list[Geometry], conf: float, iou: float, max_det: int) -> list[Objects]:
+        """See `Adapter.detect`: the processor's own post-processing; the query is found again by its logit and box."""
+        raw = SimpleNamespace(
+            decoder_coord_logits=outputs.boxes,
+            decoder_class_logits=outputs.raw,
+            classes_structure=self.inputs["classes_structure"].expand(len(geometries)),
+        )
+        results = self.whole.post_process_grounded_object_detection(
+            raw, threshold=conf, nms_threshold=iou, target_sizes=[geometry.source for geometry in geometries]
+        )
+        found = []
+        for image, (result, geometry) in enumerate(zip(results, geometries, strict=True)):
+            best = result["scores"].argsort(descending=True, stable=True)[:max_det].sort().values
+            boxes, scores, classes = result["boxes"][best].float(), result["scores"][best], result["labels"][best]
+            every = torch.arange(outputs.boxes.shape[1], device=boxes.device)
+            own = self.objects_at(_only(outputs, image), every, torch.zeros_like(every), geometry).boxes
+            height, width = geometry.source
+            own = torch.minimum(own.clamp(min=0), own.new_tensor([width, height] * 2))
+            apart = (own[None] - boxes[:, None]).abs().amax(dim=2)  # [N, Q]
+            same = scores[:, None] == outputs.raw[image].sigmoid()[:, classes].T
+            queries = torch.where(same, apart, torch.inf).argmin(dim=1)
+            found.append(query_objects(boxes, scores, classes, queries, self.names, geometry))
+        return found
+
+    def selection(self, iou: float) -> Selection:
+        """See `Adapter.selection`."""
+        return Selection(overlap=iou)
+
+    def attention(self) -> AttentionPlan:
+        """See `Adapter.attention`: queries attend to the task's words among themselves, which no map can show.
+
+        Raises:
+            MethodError: always.
+        """
+        raise MethodError(
+            f"{self.family} models mix queries with the words of their task: use a method that reads gradients, e.g. "
+            "'odam'"
+        )
+
+    def layers(self, preset: str) -> LayerPlan:
+        """See `Adapter.layers`: every query reads all of the maps, so those of one plan are added."""
+        parent = self.kind.level if preset == "level" else self.kind.doors
+        count = len(self.doors)
+        return LayerPlan(tuple(f"{parent}.{i}" for i in range(count)), cut_all=True, fuse="sum")
+
+
+def _only(outputs: PromptedOutputs, image: int) -> PromptedOutputs:
+    """The outputs of one picture of a batch."""
+    one = slice(image, image + 1)
+    return PromptedOutputs(outputs.logits[one], outputs.boxes[one], outputs.sizes[one], outputs.raw[one])

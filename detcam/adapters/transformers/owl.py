@@ -1,0 +1,85 @@
+"""OWL-ViT and OWLv2 of the transformers library: a vision transformer whose every patch proposes one object."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from detcam.adapters.base import LayerPlan
+from detcam.adapters.shared.queries import corners, query_objects
+from detcam.adapters.transformers.detr import DetrKind
+from detcam.adapters.transformers.text_prompted import PromptedAdapter, PromptedOutputs
+from detcam.geometry import Geometry
+from detcam.types import Objects
+
+
+class OwlAdapter(PromptedAdapter):
+    """OWL-ViT (Minderer et al. 2022, arXiv:2205.06230) and OWLv2 (Minderer et al. 2023, arXiv:2306.09683).
+
+    Each patch puts out a box and a logit for every phrase; the library keeps the best phrase of each patch, and there
+    is no non-maximum suppression: `iou` has no effect. Class and box are read from that one patch after the last block,
+    where its map would be a single cell; "level" is what the last block attends to, "evidence" the patches as they
+    enter the first. Both are what a norm puts out: at what a norm reads, gradient times activation is zero.
+    """
+
+    family = "transformers OWL"
+    models = "OWL-ViT, OWLv2; with text=[...]"
+    prefix = ("OwlViT", "Owlv2")
+    kinds: ClassVar = {
+        name: DetrKind(f"{name}.vision_model", f"{name}.vision_model.embeddings.patch_embedding", "AutoProcessor")
+        for name in ("owlvit", "owlv2")
+    }
+
+    def _resized(self, imgsz: int | None) -> dict[str, Any]:
+        return {} if imgsz is None else super()._resized(imgsz)
+
+    def prepare(self, image: np.ndarray) -> tuple[Tensor, Geometry]:
+        """See `Adapter.prepare`: OWL-ViT stretches; OWLv2 pads to a square, at the right and at the bottom, before."""
+        pixels, geometry = super().prepare(image)
+        if self.processor.do_pad and self.kind is self.kinds["owlv2"]:
+            longest = max(geometry.source)
+            height, width = (
+                max(round(side * network / longest), 1)
+                for side, network in zip(geometry.source, geometry.network, strict=True)
+            )
+            geometry = Geometry(geometry.source, (height, width), (0, 0), geometry.network)
+        return pixels, geometry
+
+    def _tokens(self, text: list[str]) -> dict[str, Tensor]:
+        made = self.whole(text=[text], return_tensors="pt")
+        return {name: made[name] for name in ("input_ids", "attention_mask")}
+
+    def forward(self, batch: Tensor, max_det: int) -> PromptedOutputs:
+        """See `Adapter.forward`."""
+        texts = {name: tokens.repeat(len(batch), 1) for name, tokens in self.inputs.items()}
+        outputs = self.module(pixel_values=batch, return_dict=True, **texts)
+        sizes = torch.tensor([batch.shape[2:]] * len(batch), device=batch.device)
+        return PromptedOutputs(outputs.logits, outputs.pred_boxes, sizes, outputs.logits)
+
+    @torch.no_grad()
+    def objects_at(self, outputs: Any, candidates: Tensor, class_ids: Tensor, geometry: Geometry) -> Objects:
+        """See `Adapter.objects_at`: patches."""
+        scores = self.candidates(outputs)[1][0, candidates, class_ids]
+        shares = corners(outputs.boxes[0, candidates].float())
+        scale = [network * source / resized for network, source, resized in _axes(geometry)]  # (height, width)
+        boxes = shares * shares.new_tensor([scale[1], scale[0]] * 2)
+        return query_objects(boxes, scores, class_ids, candidates, self.names, geometry)
+
+    def layers(self, preset: str) -> LayerPlan:
+        """See `Adapter.layers`."""
+        blocks: Any = self.module.get_submodule(f"{self.kind.level}.encoder.layers")
+        name = "pre_layernorm" if preset == "evidence" else f"encoder.layers.{len(blocks) - 1}.layer_norm1"
+        return LayerPlan((f"{self.kind.level}.{name}",), cut_all=True, fuse="sum")
+
+    def grids(self, tokens: int, size: tuple[int, int]) -> list[tuple[int, int, int]]:
+        """See `Adapter.grids`: the patches behind the class token."""
+        rows, columns = self.cells.get(self.doors[0], (0, 0))
+        return [(1, rows, columns)] if rows and tokens == 1 + rows * columns else []
+
+
+def _axes(geometry: Geometry) -> list[tuple[int, int, int]]:
+    """For height and width: (pixels of the network's input, of the source, of the source as resized)."""
+    return list(zip(geometry.network, geometry.source, geometry.resized, strict=True))

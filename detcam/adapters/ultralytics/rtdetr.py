@@ -1,0 +1,240 @@
+"""RT-DETR as Ultralytics ships it: a convolutional backbone and hybrid encoder, and a decoder of queries."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from detcam.adapters.base import Adapter, LayerPlan
+from detcam.adapters.shared.attention import AttentionPlan, attention_plan
+from detcam.adapters.shared.deformable import GainedSampling
+from detcam.adapters.shared.queries import (
+    BOX_TARGETS,
+    CLASS_TARGETS,
+    class_score,
+    corners,
+    query_objects,
+    side_score,
+    sigmoid_candidates,
+)
+from detcam.adapters.ultralytics.yolo import module_of, predict_size
+from detcam.geometry import Geometry
+from detcam.types import Objects, image_index
+
+HEAD = "RTDETRDecoder"
+
+
+@dataclass(frozen=True)
+class RtdetrOutputs:
+    """Raw outputs of the last decoder layer for B pictures, Q queries and nc classes, with the graph.
+
+    Attributes:
+        logits: [B, Q, nc] class logits before the sigmoid.
+        boxes: [B, Q, 4] (cx, cy, w, h) as shares of the network's input.
+        size: (height, width) of the network's input in pixels.
+    """
+
+    logits: Tensor
+    boxes: Tensor
+    size: tuple[int, int]
+
+
+class RtdetrAdapter(Adapter):
+    """RT-DETR models of Ultralytics.
+
+    The scalar is the class logit of the kept query. The decoder keeps the best (query, class) pairs, so two objects may
+    share a query. There is no non-maximum suppression: `iou` has no effect.
+
+    `module` is a view of Ultralytics' RTDETRDetectionModel; `imgsz` is both sides of the network's input in pixels,
+    to which pictures are stretched.
+    """
+
+    family = "ultralytics RT-DETR"
+    models = "RT-DETR: l, x, ResNet-50, ResNet-101, and YOLO backbones with its decoder"
+    install = 'pip install "detcam[ultralytics]"'
+    targets = (*CLASS_TARGETS, *BOX_TARGETS)
+    levels = 1
+    task = "detect"
+    stable = False  # the encoder chooses the queries
+
+    def __init__(self, module: nn.Module, model: Any, imgsz: int | None = None, processor: Any = None) -> None:
+        self.module = module
+        self.imgsz = imgsz or predict_size(model)
+        network: Any = module
+        self.sequence = network.model  # the nn.Sequential of numbered layers
+        self.backbone = len(network.yaml["backbone"])  # layers 0 .. backbone - 1; the encoder and the decoder follow
+        self.head = self.sequence[-1]
+        names = network.names
+        self.names: dict[int, str] = dict(names) if isinstance(names, dict) else dict(enumerate(names))
+        size = (self.imgsz, self.imgsz) if isinstance(self.imgsz, int) else self.imgsz
+        stride = max(int(network.stride.max()), 32)
+        self.size = (-(-size[0] // stride) * stride, -(-size[1] // stride) * stride)
+        # Of one class there is no other to compare with.
+        self.available = tuple(t for t in self.targets if t != "margin" or len(self.names) > 1)
+        self.head.shapes = None  # cached anchors may lie on another device: have them rebuilt
+        self.head.export = False
+        parameter = next(module.parameters())
+        self.device, self.dtype = parameter.device, parameter.dtype
+
+    @classmethod
+    def serves(cls, model: Any) -> bool:
+        """See `Adapter.serves`: an Ultralytics wrapper or module whose last layer is RT-DETR's decoder."""
+        if not any(base.__module__.split(".")[0] == "ultralytics" for base in type(model).__mro__):
+            return False
+        layers = getattr(module_of(model), "model", None)
+        return isinstance(layers, nn.Sequential) and type(layers[-1]).__name__ == HEAD
+
+    @classmethod
+    def unwrap(cls, model: Any) -> nn.Module:
+        """See `Adapter.unwrap`."""
+        module: nn.Module = module_of(model)
+        return module
+
+    def prepare(self, image: np.ndarray) -> tuple[Tensor, Geometry]:
+        """See `Adapter.prepare`: stretched to the network's input, as Ultralytics' predict call does."""
+        source = (image.shape[0], image.shape[1])
+        if source != self.size:
+            image = cv2.resize(image, self.size[::-1], interpolation=cv2.INTER_LINEAR)
+        pixels = torch.from_numpy(np.ascontiguousarray(image)).to(self.device).permute(2, 0, 1)
+        return pixels.to(self.dtype).div_(255), Geometry(source, self.size, (0, 0), self.size)
+
+    def forward(self, batch: Tensor, max_det: int) -> RtdetrOutputs:
+        """See `Adapter.forward`."""
+        _, (boxes, logits, *_) = self.module(batch)  # each has the decoder layer in front
+        return RtdetrOutputs(logits[-1], boxes[-1], (batch.shape[2], batch.shape[3]))
+
+    @torch.no_grad()
+    def detect(
+        self, outputs: RtdetrOutputs, geometries: list[Geometry], conf: float, iou: float, max_det: int
+    ) -> list[Objects]:
+        """See `Adapter.detect`: the decoder's own selection, with the query carried along."""
+        scores = outputs.logits.sigmoid()
+        rows = self.head.postprocess(outputs.boxes, scores)  # [B, k, 6]: (cx, cy, w, h), score, class
+        queries = torch.arange(scores.shape[1], device=scores.device, dtype=torch.float32)
+        tagged = queries[None, :, None].expand(*scores.shape[:2], 4)
+        index = self.head.postprocess(tagged, scores)[..., 0].long()  # the same selection
+        found = []
+        for row, query, geometry in zip(rows, index, geometries, strict=True):
+            keep = (row[:, 4] > conf).nonzero().flatten()[:max_det]
+            height, width = geometry.source
+            boxes = corners(row[keep, :4].float()) * row.new_tensor([width, height] * 2, dtype=torch.float32)
+            found.append(query_objects(boxes, row[keep, 4], row[keep, 5].long(), query[keep], self.names, geometry))
+        return found
+
+    def score(self, outputs: RtdetrOutputs, objects: list[Objects], target: str) -> Tensor:
+        """See `Adapter.score`."""
+        image = image_index(objects, outputs.logits.device)
+        query = torch.cat([o.index for o in objects])
+        if target in BOX_TARGETS:
+            height, width = outputs.size
+            boxes = outputs.boxes[image, query]
+            return side_score(boxes * boxes.new_tensor([width, height] * 2), target)
+        return class_score(outputs.logits[image, query], torch.cat([o.class_ids for o in objects]), target)
+
+    @torch.no_grad()
+    def candidates(self, outputs: RtdetrOutputs) -> tuple[Tensor, Tensor, Tensor]:
+        """See `Adapter.candidates`: one for every query."""
+        return sigmoid_candidates(outputs.logits, outputs.boxes, outputs.size)
+
+    @torch.no_grad()
+    def objects_at(self, outputs: RtdetrOutputs, candidates: Tensor, class_ids: Tensor, geometry: Geometry) -> Objects:
+        """See `Adapter.objects_at`: queries."""
+        height, width = geometry.source
+        shares = outputs.boxes[0, candidates].float()
+        boxes = corners(shares) * shares.new_tensor([width, height] * 2)
+        scores = outputs.logits[0, candidates, class_ids].float().sigmoid()
+        return query_objects(boxes, scores, class_ids, candidates, self.names, geometry)
+
+    def layers(self, preset: str) -> LayerPlan:
+        """See `Adapter.layers`: "level" are the maps that enter the decoder, all of which every query reads."""
+        if preset == "level":
+            names = self._inputs_of(len(self.sequence) - 1)
+        else:  # the encoder reads the backbone's last layer and, through skips, earlier ones
+            beyond = range(self.backbone, len(self.sequence))
+            names = sorted({i for layer in beyond for i in self._inputs_of(layer) if i < self.backbone})
+        return LayerPlan(tuple(f"model.{i}" for i in names), cut_all=True, fuse="sum")
+
+    def attention(self) -> AttentionPlan:
+        """See `Adapter.attention`."""
+        return attention_plan(self.module, self.family)
+
+    @torch.no_grad()
+    def gain_forward(self, maps: list[Tensor]) -> Callable[[list[Tensor]], RtdetrOutputs]:
+        """See `Adapter.gain_forward`: the decoder; see `detcam.adapters.shared.deformable` for why that is cheaper."""
+        head = self.head
+        memory, shapes = head._get_encoder_input(list(maps))  # [1, cells, hidden]
+        _, anchors = head._get_decoder_input(memory, shapes)[:2]  # fills the head's cache of anchors
+        still = torch.cat([p(m.new_zeros(1, m.shape[1], 1, 1)) for p, m in zip(head.input_proj, maps, strict=True)])
+        still = still.flatten(1)  # [levels, hidden]: what an empty map is projected to
+        ranks = head.enc_score_head(head.enc_output(head.valid_mask * memory)).amax(dim=2)
+        best = ranks.topk(anchors.shape[1], dim=1).indices[0]
+        counts = torch.tensor([h * w for h, w in shapes], device=memory.device)
+        fixed = still.repeat_interleave(counts, dim=0)[best]  # [queries, hidden]
+        valid = head.valid_mask[0, best].to(memory)
+
+        def run(gains: list[Tensor]) -> RtdetrOutputs:
+            gain = torch.cat([g.flatten(1) for g in gains], dim=1)
+            chosen = (memory[0, best] - fixed) * gain[0, best, None] + fixed
+            content = head.enc_output(valid * chosen)[None]
+            boxes = head.enc_bbox_head(content) + head.anchors[:, best]
+            if head.learnt_init_query:
+                content = head.tgt_embed.weight[None, : len(best)]
+            with _gained_attention(head.decoder, gain, still):
+                boxes, logits = head.decoder(
+                    content, boxes, memory, shapes, head.dec_bbox_head, head.dec_score_head, head.query_pos_head
+                )
+            return RtdetrOutputs(logits[-1], boxes[-1], self.size)
+
+        return run
+
+    def _inputs_of(self, layer: int) -> list[int]:
+        """The indices of the layers that feed `layer`, in its own order."""
+        source: Any = self.sequence[layer].f
+        sources = [source] if isinstance(source, int) else source
+        return [layer + i if i < 0 else i for i in sources]
+
+
+@contextmanager
+def _gained_attention(decoder: Any, gain: Tensor, still: Tensor) -> Iterator[None]:
+    """While active, cross-attention of the private view's decoder reads its maps under gains."""
+    attentions = [layer.cross_attn for layer in decoder.layers]
+    for attention in attentions:
+        attention.forward = partial(_attend, attention, gain, still)
+    try:
+        yield
+    finally:
+        for attention in attentions:
+            del attention.forward
+
+
+def _attend(
+    attention: Any,
+    gain: Tensor,  # [1, cells]
+    still: Tensor,  # [levels, hidden]
+    query: Tensor,  # [1, Q, hidden]
+    reference: Tensor,  # [1, Q, 1, 4]
+    memory: Tensor,  # [1, cells, hidden]
+    shapes: list[list[int]],
+    mask: Tensor | None = None,
+) -> Tensor:
+    """Multi-scale deformable attention (Zhu 2021, equation 3), with boxes as references, under gains."""
+    heads = attention.n_heads
+    with torch.no_grad():
+        values = attention.value_proj(memory).unflatten(2, (heads, -1))
+        biases = attention.value_proj(still).unflatten(1, (heads, -1))
+    offsets = attention.sampling_offsets(query).unflatten(2, (heads, -1, 2))
+    weights = attention.attention_weights(query).unflatten(2, (heads, -1)).softmax(dim=-1)
+    box = reference[:, :, None]  # [1, Q, 1, 1, 4]
+    places = box[..., :2] + offsets / attention.n_points * box[..., 2:] * 0.5
+    levels = tuple((int(h), int(w)) for h, w in shapes)
+    samples = GainedSampling.apply(values, biases, gain, places, weights, levels)[0]
+    mixed: Tensor = attention.output_proj(samples.flatten(2))
+    return mixed

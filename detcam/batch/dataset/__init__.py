@@ -1,0 +1,1 @@
+"""The dataset that a job writes: Parquet shards, and reading them back."""

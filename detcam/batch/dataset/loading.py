@@ -1,0 +1,186 @@
+"""A dataset as explanations again, one picture at a time."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from functools import cached_property, lru_cache
+from typing import Any, overload
+
+import numpy as np
+import torch
+
+from detcam.batch.dataset.dataset import Dataset
+from detcam.batch.dataset.folder import Folder
+from detcam.batch.dataset.heatmap import Packed, unpack
+from detcam.batch.dataset.schema import GEOMETRY, require_arrow
+from detcam.batch.sources.read import read_uri
+from detcam.errors import ImageError, InputError
+from detcam.explanation import Explanation
+from detcam.geometry import Geometry
+from detcam.images import decode_image
+from detcam.types import Objects
+
+CACHED = 4  # shards in memory
+
+
+class LoadedExplanation(Explanation):
+    """An explanation from a dataset; the picture is read again from `uri` when it is first asked for.
+
+    Attributes:
+        key: the picture's key in its source.
+        uri: where it lies.
+    """
+
+    key: str
+    uri: str
+
+    def __init__(self, key: str, uri: str, **rest: Any) -> None:
+        for name, value in {"key": key, "uri": uri, **rest}.items():
+            object.__setattr__(self, name, value)  # as a frozen dataclass does, but without a picture
+
+    @cached_property
+    def image(self) -> np.ndarray:
+        """[H, W, 3] uint8 RGB.
+
+        Raises:
+            ImageError: if it cannot be read, or has another size than it had.
+        """
+        image = decode_image(read_uri(self.uri), self.uri)
+        if image.shape[:2] != self.geometry.source:
+            height, width = self.geometry.source
+            raise ImageError(f"{self.uri} was {width} x {height} pixels and is not any more: get it back")
+        return image
+
+
+class Loaded(Sequence[LoadedExplanation]):
+    """The pictures of a dataset that were explained, in the source's order; those without objects are among them.
+
+    Args:
+        folder: what `detcam batch` wrote: a path or a URL.
+
+    Attributes:
+        manifest: the job's `job.json`.
+        keys: the keys of the pictures.
+        errors: for each picture that failed, its key and why.
+
+    Raises:
+        InputError: if there is no dataset, or it is damaged.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str]) -> None:
+        require_arrow()
+        self._dataset = Dataset(Folder(folder))
+        manifest = self._dataset.manifest()
+        if manifest is None:
+            raise InputError(f"{os.fspath(folder)} holds no job.json: give the --out of detcam batch")
+        self.manifest = manifest
+        self.keys: list[str] = []
+        self.errors: dict[str, str] = {}
+        self._places: list[tuple[int, int]] = []  # chunk, and row in its table of pictures
+        for chunk in sorted(self._dataset.done()):
+            table = self._dataset.pictures(chunk)
+            columns = (table[name].to_pylist() for name in ("key", "status", "error"))
+            for row, (key, status, error) in enumerate(zip(*columns, strict=True)):
+                if status == "error":
+                    self.errors[key] = error
+                else:
+                    self.keys.append(key)
+                    self._places.append((chunk, row))
+        self._shard = lru_cache(CACHED)(self._read)
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    @overload
+    def __getitem__(self, which: int | str) -> LoadedExplanation: ...
+    @overload
+    def __getitem__(self, which: slice) -> list[LoadedExplanation]: ...
+    def __getitem__(self, which: int | str | slice) -> LoadedExplanation | list[LoadedExplanation]:
+        """The explanation of a picture by its place or key, or of several by a slice.
+
+        Raises:
+            IndexError, KeyError: if there is none.
+        """
+        if isinstance(which, slice):
+            return [self[i] for i in range(len(self))[which]]
+        if isinstance(which, str):
+            if which not in self._numbers:
+                raise KeyError(self.errors.get(which, which))
+            which = self._numbers[which]
+        chunk, row = self._places[which]
+        pictures, objects = self._shard(chunk)
+        picture = pictures[row]
+        return self._explanation(picture, objects.get(picture["key"], []))
+
+    def __iter__(self) -> Iterator[LoadedExplanation]:
+        return (self[i] for i in range(len(self)))
+
+    @cached_property
+    def _numbers(self) -> dict[str, int]:
+        return {key: i for i, key in enumerate(self.keys)}
+
+    def _read(self, chunk: int) -> tuple[list[dict[str, Any]], dict[str, list[dict[str, Any]]]]:
+        table = self._dataset.pictures(chunk)
+        pictures = table.to_pylist()
+        objects: dict[str, list[dict[str, Any]]] = {}
+        for row in self._dataset.objects(chunk, table).to_pylist():
+            objects.setdefault(row["key"], []).append(row)
+        counts = Counter({key: len(rows) for key, rows in objects.items()})
+        for picture in pictures:
+            if picture["objects"] != counts[picture["key"]]:
+                raise InputError(f"{self._dataset.folder.name}: chunk {chunk} is not whole: run the job again")
+        return pictures, objects
+
+    def _explanation(self, picture: dict[str, Any], rows: list[dict[str, Any]]) -> LoadedExplanation:
+        source = picture["height"], picture["width"]
+        geometry = _geometry(source, rows[0]) if rows else Geometry(source, source, (0, 0), source)
+        return LoadedExplanation(
+            key=picture["key"],
+            uri=picture["uri"],
+            objects=_objects(rows, geometry),
+            maps=[torch.from_numpy(_map(row)) for row in rows],
+            notes=[row["note"] for row in rows],
+            settings=self._settings(rows),
+            geometry=geometry,
+        )
+
+    def _settings(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
+        options = {k: v for k, v in self.manifest["options"].items() if k not in ("metrics", "save")}
+        if not rows:
+            return options
+        return {
+            **options,
+            **{name: rows[0][name] for name in ("method", "target")},
+            "layers": rows[0]["layers"].split(","),
+        }
+
+
+def _geometry(source: tuple[int, int], row: dict[str, Any]) -> Geometry:
+    rh, rw, top, left, height, width = (row[name] for name in GEOMETRY)
+    return Geometry(source, (rh, rw), (top, left), (height, width))
+
+
+def _map(row: dict[str, Any]) -> np.ndarray:
+    shape = row["heatmap_rows"], row["heatmap_columns"]
+    return unpack(Packed(row["heatmap"], *shape, row["heatmap_low"], row["heatmap_high"]))
+
+
+def _objects(rows: list[dict[str, Any]], geometry: Geometry) -> Objects:
+    """The objects of a picture. Masks are not kept; boxes in the network's input follow from those in the source."""
+    boxes = torch.tensor([[row[side] for side in ("x1", "y1", "x2", "y2")] for row in rows]).reshape(-1, 4)
+
+    def whole(*names: str) -> torch.Tensor:
+        return torch.tensor([[row[name] for name in names] for row in rows], dtype=torch.int64).reshape(-1, len(names))
+
+    return Objects(
+        boxes=boxes,
+        scores=torch.tensor([row["score"] for row in rows]),
+        class_ids=whole("class_id")[:, 0],
+        labels=tuple(row["label"] for row in rows),
+        index=whole("index")[:, 0],
+        level=whole("level")[:, 0],
+        cells=whole("cell_row", "cell_column"),
+        network_boxes=geometry.to_network(boxes),
+    )

@@ -1,0 +1,112 @@
+"""From an explanation to rows of the dataset, and from an error to the row that says so."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from detcam.batch.dataset import schema
+from detcam.batch.dataset.heatmap import pack
+from detcam.batch.items import Item
+from detcam.batch.metrics import measure
+from detcam.batch.sources.listed import text
+from detcam.explanation import Explanation
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What became of some pictures.
+
+    Attributes:
+        chunk: the number of the chunk that they belong to.
+        objects: rows of `detcam.batch.dataset.schema.objects`.
+        pictures: rows of `detcam.batch.dataset.schema.pictures`, one for each picture.
+        written: bytes of the chunk's shards, if the worker wrote them itself; None: they are still to be written.
+    """
+
+    chunk: int
+    objects: pa.Table
+    pictures: pa.Table
+    written: int | None = None
+
+    @classmethod
+    def of(cls, chunk: int, outcomes: Iterable[Outcome], metrics: tuple[str, ...]) -> Batch:
+        """The rows of some pictures, in their order."""
+        import pyarrow as pa
+
+        outcomes = list(outcomes)
+        objects = [row for outcome in outcomes for row in outcome.objects]
+        return cls(
+            chunk,
+            pa.Table.from_pylist(objects, schema.objects(metrics)),
+            pa.Table.from_pylist([outcome.picture for outcome in outcomes], schema.pictures()),
+        )
+
+    @classmethod
+    def joined(cls, parts: Sequence[Batch]) -> Batch:
+        """The rows of several batches of one chunk, one after the other."""
+        import pyarrow as pa
+
+        objects, pictures = (
+            pa.concat_tables(tables) for tables in zip(*((p.objects, p.pictures) for p in parts), strict=True)
+        )
+        return cls(parts[0].chunk, objects.combine_chunks(), pictures.combine_chunks())
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one picture: its row, and those of its objects."""
+
+    picture: dict[str, Any]
+    objects: list[dict[str, Any]] = field(default_factory=list)
+
+
+def explained(item: Item, explanation: Explanation, seconds: float, worker: str, metrics: Sequence[str]) -> Outcome:
+    """The rows of a picture that was explained."""
+    height, width = explanation.geometry.source
+    count = len(explanation)
+    picture = _picture(item, "ok" if count else "empty", None, worker, (height, width), count, seconds)
+    return Outcome(picture, list(_objects(item, explanation, metrics)))
+
+
+def failed(item: Item, reason: str, worker: str) -> Outcome:
+    """The row of a picture that could not be read or explained."""
+    return Outcome(_picture(item, "error", text(" ".join(reason.split())), worker))
+
+
+def _picture(
+    item: Item, status: str, error: str | None, worker: str,
+    size: tuple[int, int] | None = None, objects: int = 0, seconds: float = 0.0,
+) -> dict[str, Any]:  # fmt: skip
+    height, width = size or (None, None)
+    return {
+        "key": item.key, "uri": text(item.uri), "status": status, "error": error, "width": width, "height": height,
+        "objects": objects, "seconds": seconds, "worker": worker,
+    }  # fmt: skip
+
+
+def _objects(item: Item, explanation: Explanation, metrics: Sequence[str]) -> Iterable[dict[str, Any]]:
+    geometry, settings, found = explanation.geometry, explanation.settings, explanation.objects
+    height, width = geometry.source
+    common = {
+        "key": item.key, "uri": text(item.uri), "width": width, "height": height, "method": settings["method"],
+        "layers": ",".join(settings["layers"]), "target": settings["target"],
+        **dict(zip(schema.GEOMETRY, (*geometry.resized, *geometry.pad, *geometry.network), strict=True)),
+    }  # fmt: skip
+    measured = measure(explanation, metrics)
+    boxes, scores, class_ids = found.boxes.tolist(), found.scores.tolist(), found.class_ids.tolist()
+    index, levels, cells = found.index.tolist(), found.level.tolist(), found.cells.tolist()
+    for i in range(len(explanation)):
+        map_ = pack(explanation.maps[i].float().cpu().numpy())
+        yield {
+            **common, "object": i, **dict(zip(("x1", "y1", "x2", "y2"), boxes[i], strict=True)),
+            "label": found.labels[i], "class_id": class_ids[i], "score": scores[i],
+            "index": index[i], "level": levels[i], "cell_row": cells[i][0], "cell_column": cells[i][1],
+            "heatmap": map_.levels, "heatmap_rows": map_.rows, "heatmap_columns": map_.columns,
+            "heatmap_low": map_.low, "heatmap_high": map_.high, "note": explanation.notes[i],
+            **{name: values[i] for name, values in measured.items()},
+        }  # fmt: skip

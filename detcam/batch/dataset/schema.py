@@ -1,0 +1,93 @@
+"""The columns of a job's dataset: a row for each object, and a row for each picture."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import TYPE_CHECKING
+
+from detcam.errors import DependencyError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+GEOMETRY = ("resized_height", "resized_width", "pad_top", "pad_left", "network_height", "network_width")
+STATUSES = ("ok", "empty", "error")
+
+
+def require_arrow() -> None:
+    """Complain if pyarrow, which writes and reads the tables, is missing.
+
+    Raises:
+        DependencyError: if so.
+    """
+    try:
+        import pyarrow  # noqa: F401
+    except ImportError:
+        raise DependencyError('datasets need pyarrow, which is not installed: pip install "detcam[scale]"') from None
+
+
+@cache
+def objects(metrics: tuple[str, ...] = ()) -> pa.Schema:
+    """The table of objects, sorted by picture in the source's order and then by `object`.
+
+    key, object: the picture's key and the object's place in the picture, together unique. uri: where the picture lies.
+    width, height: its size in pixels. x1, y1, x2, y2: the box in its pixels. score in [0, 1]. index, level, cell_row,
+    cell_column: the anchor that it was read from, see `detcam.Objects`. heatmap, heatmap_rows, heatmap_columns,
+    heatmap_low, heatmap_high: the coarse map, see `detcam.batch.dataset.heatmap`. The columns of `GEOMETRY`: how the
+    picture lay in the network's input, which the map covers evenly, see `detcam.geometry.Geometry`. energy_in_box: the
+    share of the heatmap's sum that lies in the box, null for a blank map. note: null, or why the map is zero, shared or
+    approximate. Then a column for each of `metrics`, null where it is not defined.
+    """
+    import pyarrow as pa
+
+    return pa.schema(
+        [
+            ("key", pa.string()),
+            ("object", pa.int32()),
+            ("uri", pa.string()),
+            ("width", pa.int32()),
+            ("height", pa.int32()),
+            *((side, pa.float32()) for side in ("x1", "y1", "x2", "y2")),
+            ("label", pa.string()),
+            ("class_id", pa.int32()),
+            ("score", pa.float32()),
+            *((place, pa.int32()) for place in ("index", "level", "cell_row", "cell_column")),
+            ("method", pa.string()),
+            ("layers", pa.string()),
+            ("target", pa.string()),
+            ("heatmap", pa.binary()),
+            ("heatmap_rows", pa.int32()),
+            ("heatmap_columns", pa.int32()),
+            ("heatmap_low", pa.float32()),
+            ("heatmap_high", pa.float32()),
+            *((side, pa.int32()) for side in GEOMETRY),
+            ("energy_in_box", pa.float32()),
+            ("note", pa.string()),
+            *((metric, pa.float32()) for metric in metrics),
+        ]
+    )
+
+
+@cache
+def pictures() -> pa.Schema:
+    """The table of pictures, in the source's order.
+
+    status: "ok", "empty" (nothing was found) or "error", then `error` says why, and width and height may be null.
+    objects: how many rows it has in the other table. seconds: its share of the time that the model
+    and the method took for its batch. worker: who did it.
+    """
+    import pyarrow as pa
+
+    return pa.schema(
+        [
+            ("key", pa.string()),
+            ("uri", pa.string()),
+            ("status", pa.string()),
+            ("error", pa.string()),
+            ("width", pa.int32()),
+            ("height", pa.int32()),
+            ("objects", pa.int32()),
+            ("seconds", pa.float32()),
+            ("worker", pa.string()),
+        ]
+    )

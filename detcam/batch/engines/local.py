@@ -1,0 +1,271 @@
+"""One machine: a process for each worker, watched over, so that one that is killed costs no picture."""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import os
+import signal
+import threading
+from collections import deque
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from time import monotonic
+from typing import Any
+
+from detcam.batch.dataset.rows import Batch, failed
+from detcam.batch.engines.heartbeat import LOOK, Patience, Pulse
+from detcam.batch.engines.local_worker import serve
+from detcam.batch.items import Chunk, Item
+from detcam.batch.worker import TIMEOUT, OnBatch, Options
+from detcam.errors import DetcamError, plain
+
+log = logging.getLogger(__name__)
+
+TRIES = 2  # deaths of a worker over the same pictures before they are taken one by one, and then before one is given up
+STARTS = 3  # deaths one after the other of workers that had not begun yet
+
+
+@dataclass
+class _Task:
+    """Pictures to explain: a chunk, or one picture of a chunk that killed or held up its workers."""
+
+    chunk: Chunk
+    whole: _Task | None = None  # the chunk that it is a part of
+    deaths: int = 0
+    parts: dict[int, Batch] = field(default_factory=dict)  # of a chunk that is done one by one: by place
+
+
+@dataclass
+class _Slot:
+    """A place for a worker; the process in it is replaced when it dies."""
+
+    name: str
+    device: str | None
+    process: BaseProcess
+    connection: Connection
+    patience: Patience
+    task: _Task | None = None
+    ready: bool = False
+
+
+class LocalEngine:
+    """Runs chunks on this machine; see `detcam.batch.worker.Engine`.
+
+    Args:
+        workers: how many processes; None: one for each GPU, or without any one for each core.
+        threads: of each worker on the CPU; None: the cores shared out among the workers.
+        device: where all workers run; None: each on a GPU of its own, or without any on the CPU.
+        timeout: seconds for a picture, see `Engine`; 0: no limit.
+    """
+
+    def __init__(
+        self,
+        workers: int | None = None,
+        threads: int | None = None,
+        device: str | None = None,
+        timeout: float = TIMEOUT,
+    ) -> None:
+        devices = [device] if device is not None else _gpus()
+        self.workers = workers or (len(devices) if devices and device != "cpu" else cores())
+        self.threads = threads or max(cores() // self.workers, 1)
+        self.timeout = timeout
+        self._devices = devices or [None]
+
+    def __call__(self, chunks: Iterable[Chunk], options: Options, on_batch: OnBatch) -> None:
+        """See `Engine`."""
+        _Run(self, iter(chunks), options, on_batch).run()
+
+    def device(self, worker: int) -> str | None:
+        """Where a worker runs."""
+        return self._devices[worker % len(self._devices)]
+
+
+def _context() -> Any:
+    """How processes start: forked from one that has imported everything and run nothing, or anew where that is not had.
+
+    So imports are paid for and held in memory once, not by each worker, and no lock of this process is copied.
+    """
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["detcam.batch.worker"])
+    return context
+
+
+def cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _gpus() -> list[str | None]:
+    import torch
+
+    return [f"cuda:{i}" for i in range(torch.cuda.device_count())]
+
+
+class _Run:
+    """One run of an engine. A worker has one task at a time, so that neither side ever waits for the other to read."""
+
+    def __init__(self, engine: LocalEngine, chunks: Iterator[Chunk], options: Options, on_batch: OnBatch) -> None:
+        self._engine, self._chunks, self._options, self._on_batch = engine, chunks, options, on_batch
+        self._again: deque[_Task] = deque()
+        self._slots: dict[int, _Slot] = {}
+        self._context = _context()
+        self._failed_starts, self._looked = 0, monotonic()
+
+    def run(self) -> None:
+        try:
+            while self._fill():
+                connections = {slot.connection: number for number, slot in self._slots.items()}
+                for connection in wait(list(connections), LOOK if self._engine.timeout else None):
+                    self._hear(connections[connection])  # type: ignore[index]
+                self._watch()
+        finally:
+            for slot in self._slots.values():
+                slot.connection.close()  # an idle worker ends at that
+                slot.process.terminate()
+            for slot in self._slots.values():
+                slot.process.join(5)
+                slot.process.kill()
+                slot.process.join()
+
+    def _fill(self) -> bool:
+        """Give every free worker a task, and start workers while there are tasks; whether any is under way."""
+        for number in range(self._engine.workers):
+            slot = self._slots.get(number)
+            if slot is not None and slot.task is not None:
+                continue
+            task = self._next()
+            if task is None:
+                break
+            if slot is None:
+                slot = self._slots[number] = self._start(number)
+            self._assign(slot, task)
+        return any(slot.task is not None for slot in self._slots.values())
+
+    def _next(self) -> _Task | None:
+        if self._again:
+            return self._again.popleft()
+        chunk = next(self._chunks, None)
+        return None if chunk is None else _Task(chunk)
+
+    def _start(self, number: int) -> _Slot:
+        ours, theirs = self._context.Pipe()
+        pulse = Pulse(self._context)
+        name, device = f"worker-{number}", self._engine.device(number)
+        given = theirs, self._options, device, name, self._engine.threads, pulse
+        process = self._context.Process(target=serve, args=given, name=name, daemon=True)
+        with _no_interrupts():  # Ctrl-C reaches the whole group of processes; this one tells the others to end
+            process.start()
+        theirs.close()  # or its end would be open when the worker is dead
+        return _Slot(name, device, process, ours, Patience(pulse))
+
+    @staticmethod
+    def _assign(slot: _Slot, task: _Task) -> None:
+        slot.task = task
+        if slot.ready:
+            slot.patience.renew()
+            with suppress(OSError):  # it died: its connection says so
+                slot.connection.send(task.chunk)
+
+    def _hear(self, number: int) -> None:
+        slot = self._slots[number]
+        try:
+            message = slot.connection.recv()
+        except (EOFError, OSError):
+            self._bury(number)
+            return
+        if isinstance(message, Exception):
+            raise message
+        task = slot.task
+        assert task is not None
+        if message is None:
+            slot.ready, self._failed_starts = True, 0
+            self._assign(slot, task)
+            return
+        slot.task = None
+        self._fill()  # the worker goes on while its rows are written
+        self._finish(task, message)
+
+    def _finish(self, task: _Task, batch: Batch) -> None:
+        whole = task.whole
+        if whole is None:
+            self._on_batch(batch)
+            return
+        whole.parts[task.chunk.places[0]] = batch
+        if len(whole.parts) == len(whole.chunk):
+            self._on_batch(Batch.joined([part for _, part in sorted(whole.parts.items())]))
+
+    def _watch(self) -> None:
+        """Kill the workers that have done nothing for too long."""
+        before, self._looked = self._looked, monotonic()
+        seconds, limit = min(self._looked - before, LOOK), self._engine.timeout
+        for number, slot in list(self._slots.items()):
+            at_work = limit and slot.ready and slot.task is not None and not slot.connection.poll()
+            if at_work and slot.patience.ended(seconds, limit):
+                slot.process.kill()
+                self._bury(number, f"longer than {limit:g} s")
+
+    def _bury(self, number: int, late: str | None = None) -> None:
+        """A worker died, or was too late: start another one, and do its pictures again."""
+        slot = self._slots.pop(number)
+        slot.connection.close()
+        slot.process.join()
+        task, how = slot.task, late or _how(slot.process.exitcode)
+        if not slot.ready:
+            self._failed_starts += 1
+            if self._failed_starts == STARTS:
+                raise DetcamError(f"workers die while they start ({how}): use fewer --workers, or a smaller model")
+        if task is None:
+            return
+        items = task.chunk.items
+        log.warning(
+            "%s %s (%s) at chunk %d, pictures %s to %s: they are done again",
+            slot.name, "hung" if late else "died", how, task.chunk.number, plain(items[0].key), plain(items[-1].key),
+        )  # fmt: skip
+        task.deaths += slot.ready
+        if task.deaths < TRIES and not (late and len(items) > 1):
+            self._again.append(task)
+        elif len(items) > 1:
+            log.warning("chunk %d: its pictures are done one by one", task.chunk.number)
+            for place, item in zip(task.chunk.places, items, strict=True):
+                self._again.append(_Task(replace(task.chunk, places=(place,), items=(item,)), whole=task))
+        else:
+            log.warning("%s is given up", plain(items[0].uri))
+            outcome = failed(items[0], hung(items[0], late) if late else fatal(items[0], how), slot.name)
+            self._finish(task, Batch.of(task.chunk.number, [outcome], self._options.metrics))
+
+
+def fatal(item: Item, how: str = "") -> str:
+    """Why a picture failed that killed its workers."""
+    return f"{item.uri}: the process that explained it died {TRIES} times{how and f' ({how})'}: look at it by itself"
+
+
+def hung(item: Item, late: str) -> str:
+    """Why a picture failed that held up its workers."""
+    return f"{item.uri} took {late} {TRIES} times: look at it by itself, or try --retry-errors with a longer --timeout"
+
+
+def _how(code: int | None) -> str:
+    """How a process ended, for people to read."""
+    if code is None or code >= 0:
+        return f"exit code {code}"
+    name = signal.Signals(-code).name if -code in set(signal.Signals) else str(-code)
+    return f"{name}{', perhaps out of memory' if -code == signal.SIGKILL else ''}"
+
+
+@contextmanager
+def _no_interrupts() -> Iterator[None]:
+    """Processes that start here do not hear Ctrl-C."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)

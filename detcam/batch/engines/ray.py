@@ -1,0 +1,264 @@
+"""A Ray cluster: Ray Data streams chunks of pictures through a pool of actors, one for each GPU or some cores."""
+
+from __future__ import annotations
+
+import logging
+import os
+import pickle
+import socket
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from functools import cached_property
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+from detcam.batch.dataset.folder import is_url
+from detcam.batch.engines.local import STARTS, cores
+from detcam.batch.engines.ray_queue import Desk
+from detcam.batch.engines.ray_worker import Explaining, Receipt, Setting
+from detcam.batch.items import Chunk
+from detcam.batch.worker import TIMEOUT, OnBatch, Options
+from detcam.errors import DependencyError, DetcamError, InputError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+log = logging.getLogger(__name__)
+
+QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+AHEAD = 3  # chunks under way for each worker: one that it works on, and two that wait
+
+
+class RayEngine:
+    """Runs chunks on a Ray cluster; see `detcam.batch.worker.Engine`.
+
+    Only the numbers and names of pictures go out and only small receipts come back: workers read pictures and write
+    rows themselves, if `out` is given. A worker that dies is started again by Ray, and its chunk is done again there.
+
+    Args:
+        workers: how many actors; None: one for each GPU of the cluster, or without any one for each core.
+        threads: of each worker on the CPU, which is also the number of cores that Ray keeps for it; None: the cores
+            shared out among the workers.
+        device: "cpu" leaves GPUs alone; Ray chooses which GPU a worker gets.
+        address: of a running cluster, as `ray.init` takes it; None: RAY_ADDRESS, or a cluster of this machine, which is
+            started and ended here. A connection that the caller made is used and left as it is.
+        out: the folder of the dataset, where workers write; None: rows go to `on_batch` whole.
+        timeout: seconds for a picture, see `Engine`; 0: no limit.
+    """
+
+    def __init__(
+        self,
+        workers: int | None = None,
+        threads: int | None = None,
+        device: str | None = None,
+        address: str | None = None,
+        out: str | os.PathLike[str] | None = None,
+        timeout: float = TIMEOUT,
+    ) -> None:
+        self._asked_workers, self._asked_threads, self._device = workers, threads, device
+        self._timeout = timeout
+        self._address = address or os.environ.get("RAY_ADDRESS") or "local"
+        folder = None if out is None else os.fspath(out)
+        self._out = folder if folder is None or is_url(folder) else os.path.abspath(folder)
+
+    @property
+    def workers(self) -> int:
+        """How many actors."""
+        return self._shares[0]
+
+    @property
+    def threads(self) -> int:
+        """Of each actor."""
+        return self._shares[1]
+
+    def __call__(self, chunks: Iterable[Chunk], options: Options, on_batch: OnBatch) -> None:
+        """See `Engine`.
+
+        Raises:
+            InputError: if no cluster answers, or it is too small.
+            DependencyError: if Ray is not installed.
+        """
+        chunks = iter(chunks)
+        first = list(islice(chunks, 1))
+        if not first:
+            return
+        with self._connected():
+            workers, threads, gpus = self._shares
+            device = self._device if not gpus else "cuda"
+            setting = Setting(options, device, threads, os.getcwd(), self._out, self._timeout)
+            run = _Run(setting, workers, gpus, on_batch)
+            try:
+                run.feed([*first, *islice(chunks, AHEAD * workers - 1)])
+                for receipt in run.receipts():
+                    run.take(receipt)
+                    run.feed(islice(chunks, 1))
+            finally:
+                run.end()
+        if run.open:
+            raise DetcamError(f"Ray lost {len(run.open)} chunks: go on with --resume")
+
+    @contextmanager
+    def _connected(self) -> Iterator[None]:
+        ray = _ray()
+        if ray.is_initialized():
+            yield
+            return
+        if self._address == "local":
+            self._start(ray)
+        else:
+            self._connect(ray)
+        try:
+            yield
+        finally:
+            ray.shutdown()
+
+    def _start(self, ray: Any) -> None:
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it would report to its makers
+        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+        for left in reversed(range(STARTS)):  # it gives up after 30 seconds, which a busy machine may need
+            try:
+                ray.init("local", num_cpus=self._cores_here(), include_dashboard=False, **QUIET)
+                return
+            except Exception as error:
+                ray.shutdown()
+                if not left:
+                    raise DetcamError(f"Ray does not start on this machine ({error}): try --engine local") from error
+
+    def _connect(self, ray: Any) -> None:
+        try:
+            _knock(self._address)
+            ray.init(self._address, **QUIET)
+        except (OSError, RuntimeError, ValueError) as error:
+            reason = " ".join(str(error).split())
+            raise InputError(f"no Ray cluster answers at {self._address!r} ({reason}): try `ray status`") from None
+
+    def _cores_here(self) -> int:
+        return max(cores(), (self._asked_workers or 1) * (self._asked_threads or 1))
+
+    @cached_property
+    def _shares(self) -> tuple[int, int, int]:
+        """How many workers, and how many cores and GPUs each has."""
+        ray = _ray()
+        if self._address == "local" and not ray.is_initialized():
+            import torch
+
+            cpus, gpus = self._cores_here(), torch.cuda.device_count()
+        else:
+            with self._connected():
+                resources = ray.cluster_resources()
+            cpus, gpus = int(resources.get("CPU", 0)), int(resources.get("GPU", 0))
+        gpus = gpus if self._device is None or self._device.startswith("cuda") else 0
+        workers = self._asked_workers or gpus or cpus // (self._asked_threads or 1)
+        threads = self._asked_threads or max(cpus // max(workers, 1), 1)
+        if not workers or threads > cpus or (gpus and workers > gpus):
+            raise InputError(
+                f"the cluster has {cpus} cores and {gpus} GPUs, too few for {workers} workers of {threads} cores: "
+                "give fewer --workers or --threads"
+            )
+        return workers, threads, int(bool(gpus))
+
+
+def _knock(address: str) -> None:
+    """Raise OSError at once if nobody listens at HOST:PORT: Ray itself would try for minutes."""
+    host, _, port = address.rpartition(":")
+    if port.isdigit() and "/" not in host:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+
+
+class _Run:
+    """One run: what is under way, from the desk through Ray Data and back."""
+
+    def __init__(self, setting: Setting, workers: int, gpus: int, on_batch: OnBatch) -> None:
+        ray = _ray()
+        self.open: dict[int, Chunk] = {}
+        self._on_batch, self._fed = on_batch, 0
+        self._desk = ray.remote(Desk).options(num_cpus=0).remote()
+        if setting.timeout:
+            self._desk.watch.remote(setting.timeout)
+        read = ray.data.read_datasource(_datasource(self._desk), num_cpus=0, override_num_blocks=1)
+        read.context.enable_progress_bars = False
+        read.context.target_max_block_size = 1  # a block for each chunk, so that each goes its own way
+        self._receipts = read.map_batches(
+            Explaining,
+            fn_constructor_args=(setting, self._desk),
+            batch_size=1,
+            batch_format="pyarrow",
+            compute=ray.data.ActorPoolStrategy(size=workers, max_tasks_in_flight_per_actor=2),
+            num_cpus=setting.threads,
+            num_gpus=gpus,
+        )  # Ray Data starts an actor that died again, and does its task again, without end: the desk counts deaths
+
+    def feed(self, chunks: Iterable[Chunk]) -> None:
+        """Put chunks on the desk; none means that there are no more."""
+        chunks = list(chunks)
+        for chunk in chunks:
+            self.open[self._fed] = chunk
+            self._fed += 1
+            _ray().get(self._desk.put.remote(pickle.dumps(chunk)))
+        if not chunks:
+            _ray().get(self._desk.finish.remote())
+
+    def receipts(self) -> Iterator[Receipt]:
+        """What workers answer, as it comes."""
+        for table in self._receipts.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+            yield from map(pickle.loads, table["receipt"].to_pylist())
+
+    def take(self, receipt: Receipt) -> None:
+        """Hand on the rows of a chunk that is done."""
+        chunk = self.open.pop(receipt.place, None)
+        if chunk is None:
+            return  # the answer came twice: a machine was lost on the way
+        if isinstance(receipt.batch, Exception):
+            raise receipt.batch
+        if receipt.deaths:
+            log.warning(
+                "chunk %d, pictures %s to %s: %d workers died or hung, it was done again",
+                chunk.number, chunk.items[0].key, chunk.items[-1].key, receipt.deaths,
+            )  # fmt: skip
+        self._desk.done.remote(receipt.place)
+        self._on_batch(receipt.batch)
+
+    def end(self) -> None:
+        """Stop what still runs."""
+        _ray().kill(self._desk)
+
+
+def _datasource(desk: Any) -> Any:
+    """Ray Data's view of the desk: one task that reads chunk after chunk, each as a block of one row."""
+    from ray.data.block import BlockMetadata
+    from ray.data.datasource import Datasource, ReadTask
+
+    class Chunks(Datasource):
+        def estimate_inmemory_data_size(self) -> None:
+            return None
+
+        def get_read_tasks(self, parallelism: int, *args: Any, **options: Any) -> list[ReadTask]:
+            size = BlockMetadata(num_rows=None, size_bytes=None, input_files=None, exec_stats=None)
+            return [ReadTask(lambda: _blocks(desk), size)]
+
+    return Chunks()
+
+
+def _blocks(desk: Any) -> Iterator[pa.Table]:
+    import pyarrow as pa
+    import ray
+
+    place = 0
+    while (chunk := ray.get(desk.take.remote(place))) is not None:
+        yield pa.table({"place": [place], "chunk": pa.array([chunk], pa.large_binary())})
+        place += 1
+
+
+def _ray() -> Any:
+    """The library, with its data part, silent but for errors.
+
+    Raises:
+        DependencyError: if it is not installed.
+    """
+    try:
+        import ray
+        import ray.data
+    except ImportError as error:
+        raise DependencyError(f'--engine ray needs Ray ({error}): pip install "detcam[ray]"') from None
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    return ray

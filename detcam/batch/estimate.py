@@ -1,0 +1,104 @@
+"""What a job would take, from a few of its pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from time import perf_counter
+
+import torch
+
+from detcam.batch.dataset.dataset import encoded
+from detcam.batch.dataset.rows import Batch
+from detcam.batch.dataset.schema import require_arrow
+from detcam.batch.items import Item, Source
+from detcam.batch.worker import Options, Worker
+
+SAMPLE = 16  # pictures, spread evenly over the source
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What to expect.
+
+    Attributes:
+        pictures: in the source.
+        sampled: the pictures that were tried.
+        errors: of these, the keys of those that failed, and why.
+        objects: objects per picture.
+        each: seconds per picture of one worker.
+        workers: how many there would be.
+        seconds: for all pictures.
+        shards: files of each table.
+        bytes: of all shards.
+    """
+
+    pictures: int
+    sampled: int
+    errors: list[tuple[str, str]]
+    objects: float
+    each: float
+    workers: int
+    seconds: float
+    shards: int
+    bytes: int
+
+
+def estimate(source: Source, options: Options, chunk: int, workers: int, threads: int, device: str | None) -> Estimate:
+    """Explain a few pictures in this process, and multiply.
+
+    Args:
+        source: all pictures.
+        options: as for a job.
+        chunk: pictures per shard.
+        workers: how many would share the work.
+        threads: of each of them.
+        device: where the first of them would run.
+    """
+    require_arrow()
+    items = sample(source)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        began = perf_counter()
+        worker = Worker(options, device)
+        worker.run(items[:2])  # the first forward is slow
+        start = perf_counter() - began
+        began = perf_counter()
+        batch = worker.run(items)
+        each = (perf_counter() - began) / len(items)
+    finally:
+        torch.set_num_threads(before)
+    count, shards = source.count(), -(-source.count() // chunk)
+    failed = [(row["key"], row["error"]) for row in batch.pictures.to_pylist() if row["status"] == "error"]
+    per_shard, per_picture = _bytes(batch)
+    return Estimate(
+        pictures=count,
+        sampled=len(items),
+        errors=failed,
+        objects=len(batch.objects) / len(items),
+        each=each,
+        workers=min(workers, shards),
+        seconds=start + each * count / min(workers, shards),
+        shards=shards,
+        bytes=round(per_shard * shards + per_picture * count),
+    )
+
+
+def _bytes(batch: Batch) -> tuple[float, float]:
+    """What a shard of each table takes by itself, and each picture beside it: from all rows and from half of them."""
+    count = len(batch.pictures)
+    half = max(count // 2, 1)
+    objects = sum(batch.pictures["objects"][:half].to_pylist())
+    whole = len(encoded(batch.objects)) + len(encoded(batch.pictures))
+    part = len(encoded(batch.objects[:objects])) + len(encoded(batch.pictures[:half]))
+    per_picture = (whole - part) / (count - half) if count > half else 0.0
+    return whole - per_picture * count, per_picture
+
+
+def sample(source: Source, size: int = SAMPLE) -> Sequence[Item]:
+    """Some pictures, spread evenly over the source."""
+    count = source.count()
+    size = min(size, count)
+    places = [(2 * i + 1) * count // (2 * size) for i in range(size)]
+    return [item for place in places for item in source.items(place, place + 1)]

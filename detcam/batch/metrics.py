@@ -1,0 +1,67 @@
+"""What a heatmap says about its own box: columns of the dataset that need no labels."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from detcam.errors import InputError, nearest
+from detcam.evaluate.metrics.localisation import (
+    Case,
+    compactness,
+    complexity,
+    energy_in_box,
+    energy_in_box_per_area,
+    pointing_box,
+)
+from detcam.explanation import Explanation
+
+METRICS: dict[str, Callable[[Case], Tensor]] = {
+    "pointing_box": pointing_box,
+    "energy_in_box_per_area": energy_in_box_per_area,
+    "compactness": compactness,
+    "complexity": complexity,
+}
+SIDE = 1024  # pixels: heatmaps of larger pictures are measured at this size, where they still are smooth
+AT_ONCE = 32 * 2**20  # pixels of heatmaps at a time: a picture with 300 objects must fit
+
+
+def check_metrics(names: Sequence[str]) -> None:
+    """Complain about a metric that does not exist.
+
+    Raises:
+        InputError: if so.
+    """
+    for name in names:
+        if name not in METRICS:
+            raise InputError(f"metric {name!r} does not exist: {nearest(name, METRICS)}")
+
+
+def measure(explanation: Explanation, names: Sequence[str]) -> dict[str, list[float | None]]:
+    """`energy_in_box` and the metrics `names` of every object, by the model's own boxes; None where not defined.
+
+    Of pictures up to 1024 pixels a side the energy is that of `Explanation.energy_in_box`.
+    """
+    functions = {"energy_in_box": energy_in_box, **{name: METRICS[name] for name in names}}
+    values: dict[str, list[float | None]] = {name: [] for name in functions}
+    for case in _cases(explanation):
+        blank = case.heatmaps.amax(dim=(1, 2)) <= 0
+        for name, function in functions.items():
+            found = torch.where(blank, torch.nan, function(case)).tolist()
+            values[name].extend(None if math.isnan(value) else value for value in found)
+    return values
+
+
+def _cases(explanation: Explanation) -> Iterator[Case]:
+    height, width = explanation.geometry.source
+    shrink = min(SIDE / max(height, width), 1)
+    size = max(round(height * shrink), 1), max(round(width * shrink), 1)
+    scale = explanation.boxes.new_tensor([size[1] / width, size[0] / height] * 2)
+    step = max(AT_ONCE // (size[0] * size[1]), 1)
+    for first in range(0, len(explanation), step):
+        chosen = list(range(first, min(first + step, len(explanation))))
+        heat = explanation.render(chosen, size, torch.float32)
+        yield Case(heat, explanation.boxes[chosen] * scale)

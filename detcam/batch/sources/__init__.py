@@ -1,0 +1,1 @@
+"""Sources: the pictures of a job, from folders, lists, archives and tables."""

@@ -1,0 +1,126 @@
+"""The bytes of one picture, wherever it lies: a file, a part of a larger file, or a row of a table."""
+
+from __future__ import annotations
+
+import errno
+import re
+from pathlib import Path
+from typing import Any
+
+from detcam.batch.items import Item
+from detcam.batch.sources.storage import is_url, open_file, opened_store
+from detcam.errors import ImageError, InputError
+from detcam.files import read_regular
+from detcam.images import MAX_BYTES
+
+AT_ONCE = 16 << 20  # bytes that a store is asked for first: nearly every picture is smaller, and costs one request
+PART = re.compile(r"#(?:bytes=(?P<first>\d+)\+(?P<count>\d+)|row=(?P<row>\d+)&column=(?P<column>.+))$")
+
+
+def read_bytes(item: Item) -> bytes:
+    """The bytes of an item's file.
+
+    Raises:
+        ImageError: if they cannot be read.
+    """
+    return read_uri(item.uri) if item.data is None else item.data
+
+
+def read_uri(uri: str) -> bytes:
+    """The bytes that a `uri` of `Item` stands for.
+
+    Raises:
+        ImageError: if they cannot be read.
+    """
+    part = PART.search(uri)
+    try:
+        if part is None:
+            return _whole(uri)
+        file = uri[: part.start()]
+        if part["row"] is None:
+            return _span(file, int(part["first"]), int(part["count"]))
+        return _row(file, int(part["row"]), part["column"])
+    except InputError as error:
+        raise ImageError(str(error)) from None
+    except FileNotFoundError:
+        raise ImageError(f"{uri} does not exist: check the path") from None
+    except Exception as error:  # file systems of object stores raise whatever their library raises
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        raise ImageError(f"{uri} cannot be read ({reason}): check the path and its permissions") from None
+
+
+def _whole(file: str) -> bytes:
+    if not is_url(file):
+        return read_regular(Path(file), MAX_BYTES)
+    if file.startswith(("http://", "https://")):
+        return _streamed(file)
+    data = _start(file)
+    if len(data) < AT_ONCE:
+        return data
+    system, path = opened_store(file)
+    size = system.size(path)
+    return data + _span(file, len(data), _bounded(size) - len(data))
+
+
+def _start(file: str) -> bytes:
+    """The first bytes of a store's file: to ask for its size before would be one more request for every picture."""
+    system, path = opened_store(file)
+    try:
+        data: bytes = system.cat_file(path, start=0, end=AT_ONCE)
+    except (FileNotFoundError, PermissionError):
+        raise
+    except Exception:
+        if system.size(path) == 0:  # stores call that an error, too: it has no first byte
+            return b""
+        raise
+    return data
+
+
+def _streamed(file: str) -> bytes:
+    """A file of the web: its server may ignore that a part was asked for, and never end."""
+    system, path = opened_store(file)
+    data = bytearray()
+    with system.open(path, "rb", block_size=0, size=1) as opened:  # any size: it would be one more request
+        while part := opened.read(AT_ONCE):
+            data += part
+            _bounded(len(data))
+    return bytes(data)
+
+
+def _span(file: str, first: int, count: int) -> bytes:
+    if not _bounded(count):
+        return b""
+    if is_url(file):
+        system, path = opened_store(file)
+        data: bytes = system.cat_file(path, start=first, end=first + count)
+        return data
+    with open(file, "rb") as opened:
+        opened.seek(first)
+        return opened.read(count)
+
+
+def _bounded(size: int) -> int:
+    """The size, if a picture may have it."""
+    if size > MAX_BYTES:
+        raise OSError(errno.EFBIG, f"longer than {MAX_BYTES:,} bytes")
+    return size
+
+
+def _row(file: str, row: int, column: str) -> bytes:
+    """A cell of a Parquet file: bytes, or the struct {bytes, path} that `datasets` writes."""
+    import pyarrow.parquet as pq
+
+    with open_file(file) as opened:
+        table = pq.ParquetFile(opened)
+        for group in range(table.num_row_groups):
+            rows = table.metadata.row_group(group).num_rows
+            if row < rows:
+                value: Any = table.read_row_group(group, columns=[column]).column(0)[row].as_py()
+                break
+            row -= rows
+        else:
+            raise ImageError(f"{file} has no such row: it changed since it was listed")
+    value = value["bytes"] if isinstance(value, dict) else value
+    if not isinstance(value, bytes):
+        raise ImageError(f"{file}: column {column!r} holds no bytes in that row")
+    return value

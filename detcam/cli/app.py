@@ -1,0 +1,64 @@
+"""The command line: each command is a few calls into the package.
+
+Exit codes: 0; 2 for wrong usage or input, with one line on standard error; 1 for a failure inside.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+
+import typer
+
+from detcam.cli import batch, compare, demo, evaluate, explain, lists, report, video
+from detcam.cli.interrupt import CODE, NOTHING, Interrupted
+from detcam.errors import DetcamError, plain
+
+app = typer.Typer(
+    name="detcam",
+    help="For every object that a detector or segmenter found: a heatmap of the pixels that made it say so.",
+    epilog="Give --debug with any command for the full traceback of an error.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+)
+
+for command in (explain, demo, lists, report, video, evaluate, batch, compare):
+    command.register(app)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line and exit with its code."""
+    sys.exit(run(sys.argv[1:] if arguments is None else arguments))
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command and return its exit code; errors are one line on standard error."""
+    debug = "--debug" in arguments
+    arguments = [argument for argument in arguments if argument != "--debug"]
+    os.environ.setdefault("YOLO_VERBOSE", "False")  # ultralytics' banner would mix with our output
+    try:
+        code = app(list(arguments), standalone_mode=False, prog_name="detcam") or 0
+        if code == CODE:  # typer's own answer to Ctrl-C, where no command had begun to write
+            raise KeyboardInterrupt
+        return int(code)
+    except (Interrupted, KeyboardInterrupt) as stopped:
+        print(f"interrupted: {plain(stopped) or NOTHING}", file=sys.stderr)
+        return CODE
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        if hasattr(error, "format_message"):  # a usage error of typer's parser
+            return _fail(f"{error.format_message()} Try 'detcam --help'.", 2)
+        if isinstance(error, (DetcamError, ImportError)):
+            return _fail(str(error), 2)
+        reason = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+        return _fail(f"{reason} (a failure inside detcam; run again with --debug and report it)", 1)
+
+
+def _fail(message: str, code: int) -> int:
+    print(f"error: {plain(' '.join(message.split()))}", file=sys.stderr)
+    return code

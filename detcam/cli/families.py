@@ -1,0 +1,57 @@
+"""The families of models as a table: what they serve, how to get their library, and which versions were tested."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from typing import Any
+
+from detcam.adapters import ADAPTERS, Adapter, CallableAdapter
+from detcam.models.versions import OLDEST
+
+# The newest version of each library that the tests of its families ran with, by the first word of the family's name.
+# The oldest is in `detcam.models.versions`.
+TESTED: dict[str, str] = {
+    "ultralytics": "8.4.190",
+    "torchvision": "0.29.2",
+    "transformers": "5.23.0",
+    "rfdetr": "1.11.2",
+    "timm": "1.0.31",
+    "segmentation-models-pytorch": "0.6.0",
+}
+
+
+def family_rows() -> list[dict[str, Any]]:
+    """One row a family.
+
+    Keys: family, models (for people to read), targets, install (a command, or what to do), oldest and tested (the
+    library with the oldest and the newest version that were tried, or None), installed (the version on this machine,
+    or None).
+    """
+    served: tuple[type[Adapter], ...] = (*ADAPTERS, CallableAdapter)
+    return [
+        {
+            "family": adapter.family,
+            "models": adapter.models,
+            "targets": list(adapter.targets),
+            "install": adapter.install,
+            "oldest": _named(adapter.family, OLDEST.get(_library(adapter.family).replace("-", "_"))),
+            "tested": _named(adapter.family, TESTED.get(_library(adapter.family))),
+            "installed": _installed(adapter.family),
+        }
+        for adapter in served
+    ]
+
+
+def _library(family: str) -> str:
+    return family.split()[0]
+
+
+def _named(family: str, version: str | None) -> str | None:
+    return f"{_library(family)} {version}" if version else None
+
+
+def _installed(family: str) -> str | None:
+    try:
+        return importlib.metadata.version(_library(family))
+    except importlib.metadata.PackageNotFoundError:
+        return None

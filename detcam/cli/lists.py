@@ -1,0 +1,168 @@
+"""`detcam methods`, `families`, `layers` and `doctor`: what there is to choose from, for people and as JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from textwrap import wrap
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+from detcam.cli.options import TrustFlag
+from detcam.errors import InputError, plain
+
+if TYPE_CHECKING:
+    from detcam.layers import Layer
+    from detcam.methods import AnyMethod
+
+JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
+ModelArgument = Annotated[str, typer.Argument(help="A .pt path, or the name of a demo model.", show_default=False)]
+
+out = Console(highlight=False)
+NAME_WIDTH = 26  # columns for the name of a method or a family
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to `app`."""
+    app.command(epilog="Example: `detcam methods --json`")(methods)
+    app.command(epilog="Example: `detcam families`")(families)
+    app.command(epilog="Example: `detcam layers yolov8n.pt --image street.jpg`")(layers)
+    app.command(epilog="Example: `detcam doctor`")(doctor)
+
+
+def methods(as_json: JsonFlag = False) -> None:
+    """List the methods: what each reads, what it costs, and its paper."""
+    from detcam.methods import DEFAULT
+
+    sections = _method_sections()
+    if as_json:
+        rows = [_method_row(method) for section in sections.values() for method in section]
+        print(json.dumps({"default": DEFAULT, "methods": rows}, indent=2))
+        return
+    for title, section in sections.items():
+        if section:
+            _print_entries(title, ((method.name, _method_lines(method)) for method in section))
+    out.print(f"The default is {DEFAULT}. Costs are for N objects the plain way: F whole forwards,")
+    out.print("B backwards and T forwards of what follows the layer. A is the activation at the")
+    out.print("layer, g = dS/dA the gradient of the object's scalar S.")
+
+
+def _method_sections() -> dict[str, Sequence[type[AnyMethod]]]:
+    from detcam import methods as known
+
+    return {
+        "Weights and gradients": known.GRADIENT,
+        "Activations only": known.ACTIVATION,
+        "Forwards of changed pictures or activations": known.SWEEPS,
+        "Pixels": known.PIXEL,
+        "Attention": known.ATTENTION,
+        "Baselines": known.BASELINES,
+        "From other packages": [*known.plugins().values()],
+        "Of several maps, or of one over changed pictures": [known.Combination, *known.WRAPPERS.values()],
+    }
+
+
+def _method_row(method: type[AnyMethod]) -> dict[str, Any]:
+    fields = ("name", "formula", "reads", "object_specific", "passes", "source")
+    return {**{field: getattr(method, field) for field in fields}, "parameters": method.parameters()}
+
+
+def _method_lines(method: type[AnyMethod]) -> list[str]:
+    """What a person wants to know of a method: its formula, its cost, its paper."""
+    cost = method.passes if method.object_specific else f"{method.passes}, the same for every object"
+    return [method.formula, cost, method.source]
+
+
+def families(as_json: JsonFlag = False) -> None:
+    """List the families of models that can be explained, and the versions that were tested."""
+    from detcam.cli.families import family_rows
+
+    rows = family_rows()
+    if as_json:
+        print(json.dumps(rows, indent=2))
+        return
+    _print_entries("Families", ((row["family"], _family_lines(row)) for row in rows))
+
+
+def _family_lines(row: dict[str, Any]) -> list[str]:
+    """What a person wants to know of a family: its models, its targets, its library."""
+    here = f"here {row['installed']}" if row["installed"] else "not installed"
+    since = f"{row['oldest']} and " if row["oldest"] else ""
+    newest = row["tested"].split()[-1] if since else row["tested"]
+    library = [f"tested: {since}{newest}; {here}"] if row["tested"] else []
+    return [row["models"], f"targets: {', '.join(row['targets'])}", *library, row["install"]]
+
+
+def _print_entries(title: str, entries: Iterable[tuple[str, Sequence[str]]]) -> None:
+    """A title, and names with lines about each beside them, wrapped to the terminal; a long name has its own line."""
+    out.print(title, style="bold", markup=False)
+    entries = list(entries)
+    short = [len(name) for name, _ in entries if len(name) <= NAME_WIDTH]
+    indent = max(short, default=2) + 2
+    for name, lines in entries:
+        wrapped = [
+            part
+            for line in lines
+            for part in wrap(line, max(out.width - indent, 20), break_long_words=False, break_on_hyphens=False)
+        ]
+        if len(name) + 2 > indent:
+            out.print(f"\n{name}", style="bold", markup=False, soft_wrap=True)
+        else:
+            out.print(Text.assemble("\n", (name.ljust(indent), "bold"), wrapped.pop(0)), soft_wrap=True)
+        for line in wrapped:
+            out.print(" " * indent + line, markup=False, soft_wrap=True)
+    out.print()
+
+
+def layers(
+    model: ModelArgument,
+    image: Annotated[Path | None, typer.Option(help="A picture to follow objects back in. [default: a scene]")] = None,
+    trust_checkpoint: TrustFlag = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """List the layers of MODEL that can carry a heatmap, the objects that reach them, and what the presets use."""
+    from detcam.explainer import Explainer
+    from detcam.layers import candidate_layers
+
+    if image is not None and not image.exists():  # said before the model is loaded
+        raise InputError(f"{image} does not exist: check the path")
+    rows = candidate_layers(Explainer(model, trust_checkpoint=trust_checkpoint), image)
+    if as_json:
+        print(json.dumps([row.to_dict() for row in rows], indent=2))
+        return
+    print_layers(rows, out)
+
+
+def print_layers(rows: Sequence[Layer], console: Console) -> None:
+    """A table of layers; where names are too long for the terminal, each on a line of its own, whole."""
+    cells = [[plain(f"{row.name} {row.output}".strip()), row.kind, str(row.channels), f"{row.height} x {row.width}",
+              f"{row.stride:g}", "-" if row.gradient is None else f"{row.gradient:.0%}", ", ".join(row.presets)]
+             for row in rows]  # fmt: skip
+    table = [["layer", "module", "channels", "cells", "stride", "objects", "presets"], *cells]
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    if sum(widths) + 2 * len(widths) <= console.width:
+        for i, row in enumerate(table):
+            line = "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+            console.print(line.rstrip(), style=None if i else "bold", markup=False, soft_wrap=True)
+        return
+    for name, kind, channels, size, stride, objects, presets in cells:
+        facts = f"{kind}: {channels} channels, {size} cells, stride {stride}, {objects} of the objects"
+        console.print(name, style="bold", markup=False, soft_wrap=True)
+        for line in wrap(f"{facts}; {presets}" if presets else facts, max(console.width - 4, 20)):
+            console.print(f"    {line}", markup=False, soft_wrap=True)
+
+
+def doctor(as_json: JsonFlag = False) -> None:
+    """Say what this machine can do: versions, devices, compiled operations."""
+    from detcam.cli.doctor import examine, summary
+
+    facts = examine()
+    if as_json:
+        print(json.dumps(facts, indent=2))
+        return
+    for line in summary(facts):
+        out.print(line, markup=False, soft_wrap=True)

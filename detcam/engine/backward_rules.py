@@ -1,0 +1,191 @@
+"""How the windows of a gradient go backwards through one node of the graph: a rule for each kind of node.
+
+A rule gets the node, the windows at each of its forward outputs (None: no gradient) and the pictures of the objects
+[n]. It returns the windows at each of its inputs, or raises NoRule where it cannot serve this node.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import avg_pool2d, conv2d, conv_transpose2d
+
+from detcam.engine.autograd_graph import Node, shape_of
+from detcam.engine.window import Window, cut, fitted, union
+
+aten: Any = torch.ops.aten
+
+Windows = Sequence[Window | None]
+Rule = Callable[[Node, Windows, np.ndarray], Windows]
+
+
+class NoRule(Exception):
+    """This node needs whole maps."""
+
+
+def _size(node: Node, source: int = 0) -> tuple[int, int]:
+    """(h, w) of the map that the node read."""
+    shape = shape_of(node.next_functions[source])
+    return shape[2], shape[3]
+
+
+def _only(windows: Windows) -> Window:
+    """The window of a node with one output."""
+    window = windows[0]
+    assert window is not None
+    return window
+
+
+def _convolution(node: Node, windows: Windows, images: np.ndarray) -> Windows:
+    window = _only(windows)
+    if node.next_functions[1][0] is not None or node._saved_weight.ndim != 4:
+        raise NoRule  # the weight is computed, or it is no convolution over maps
+    values, weight, stride = window.values, node._saved_weight, tuple(node._saved_stride)
+    if node._saved_transposed:
+        if tuple(weight.shape[2:]) != stride or any(node._saved_padding) or node._saved_groups != 1:
+            raise NoRule
+        aligned = _aligned(window, stride, _size(node))
+        return [Window(conv2d(aligned.values, weight, stride=stride), aligned.start // stride), None, None]
+    grown = conv_transpose2d(
+        values, weight, stride=stride, groups=node._saved_groups, dilation=tuple(node._saved_dilation)
+    )
+    return [fitted(grown, window.start * stride - tuple(node._saved_padding), _size(node)), None, None]
+
+
+def _aligned(window: Window, factor: tuple[int, ...], size: tuple[int, int]) -> Window:
+    """Windows that start and end at multiples of `factor`, for nodes that made `factor` cells of each of `size`."""
+    first = window.start // factor
+    last = -(-(window.start + window.extent) // factor)
+    height, width = (last - first).max(axis=0).tolist()
+    first = np.minimum(first, np.subtract(size, (height, width)))
+    return window.moved(first * factor, (height * factor[0], width * factor[1]))
+
+
+def _upsample(node: Node, windows: Windows, images: np.ndarray) -> Windows:
+    window = _only(windows)
+    height, width = _size(node)
+    full = shape_of((node, 0))
+    if full[2] % height or full[3] % width:
+        raise NoRule
+    factor = (full[2] // height, full[3] // width)
+    aligned = _aligned(window, factor, (height, width))
+    summed = avg_pool2d(aligned.values, factor, divisor_override=1)
+    return [Window(summed, aligned.start // factor)]
+
+
+def _max_pool(node: Node, windows: Windows, images: np.ndarray) -> Windows:
+    window = _only(windows)
+    if any(d != 1 for d in node._saved_dilation):
+        raise NoRule
+    kernel, stride = node._saved_kernel_size, node._saved_stride or node._saved_kernel_size
+    size = _size(node)
+    start = window.start * tuple(stride) - tuple(node._saved_padding)
+    extent = [(e - 1) * s + k for e, s, k in zip(window.extent, stride, kernel, strict=True)]
+    chosen = cut(node._saved_result1, images, window.start, window.extent)  # [n, C, kh, kw] index of each maximum
+    top, left = (torch.from_numpy(side).to(chosen.device).view(-1, 1, 1, 1) for side in start.T)
+    local = (chosen // size[1] - top) * extent[1] + (chosen % size[1] - left)
+    grown = window.values.new_zeros((*window.values.shape[:2], extent[0] * extent[1]))
+    grown.scatter_add_(2, local.flatten(2), window.values.flatten(2))
+    return [fitted(grown.unflatten(2, extent), start, size)]
+
+
+def _cat(node: Node, windows: Windows, images: np.ndarray) -> Windows:
+    window = _only(windows)
+    if node._saved_dim not in (1, -3 % 2**64):
+        raise NoRule
+    channels = [None if source is None else shape_of((source, i))[1] for source, i in node.next_functions]
+    unknown = channels.count(None)
+    if unknown > 1:
+        raise NoRule
+    rest = window.values.shape[1] - sum(c for c in channels if c is not None)
+    parts = window.values.split([rest if c is None else c for c in channels], dim=1)
+    return [Window(part, window.start) for part in parts]
+
+
+def _split(node: Node, windows: Windows, images: np.ndarray) -> Windows:
+    if node._saved_dim not in (1, -3 % 2**64):
+        raise NoRule
+    known = [window for window in windows if window is not None]
+    frame = union([Window(w.values[:, :1] * 0, w.start) for w in known], _size(node)) if len(known) > 1 else known[0]
+    parts = []
+    for number, window in enumerate(windows):
+        channels = shape_of((node, number))[1]
+        if window is None:
+            parts.append(known[0].values.new_zeros((len(images), channels, *frame.extent)))
+        else:
+            parts.append(window.moved(frame.start, frame.extent).values)
+    return [Window(torch.cat(parts, dim=1), frame.start)]
+
+
+def _batch_norm(node: Node, windows: Windows, images: np.ndarray) -> Windows:
+    if node._saved_training:
+        raise NoRule
+    window = _only(windows)
+    scale = (node._saved_running_var + node._saved_eps).rsqrt()
+    if node._saved_weight is not None:
+        scale = scale * node._saved_weight
+    return [Window(window.values * scale.to(window.values.dtype).view(-1, 1, 1), window.start), None, None]
+
+
+def _add(node: Node, windows: Windows, images: np.ndarray) -> Windows:
+    window = _only(windows)
+    shapes = [shape_of((source, i)) if source is not None else None for source, i in node.next_functions]
+    if any(shape not in (None, shape_of((node, 0))) for shape in shapes):
+        raise NoRule  # broadcast: the gradient of the smaller one is a sum over the map
+    scaled = window if node._saved_alpha == 1 else Window(window.values * node._saved_alpha, window.start)
+    return [window, scaled]
+
+
+def _mul(node: Node, windows: Windows, images: np.ndarray) -> Windows:
+    window = _only(windows)
+    full = shape_of((node, 0))
+    products: list[Window | None] = []
+    for (source, i), factor in zip(node.next_functions, ("_saved_other", "_saved_self"), strict=True):
+        if source is None:
+            products.append(None)
+            continue
+        other = getattr(node, factor)
+        if shape_of((source, i)) != full or tuple(other.shape) != full:
+            raise NoRule
+        there = cut(other, images, window.start, window.extent)
+        products.append(Window(window.values * there, window.start))
+    return products
+
+
+def _same(node: Node, windows: Windows, images: np.ndarray) -> Windows:
+    return [_only(windows)]
+
+
+def _cellwise(saved: str, backward: Callable[[Tensor, Tensor], Tensor]) -> Rule:
+    """The rule of an activation function, whose derivative follows from a value that the node kept for each cell."""
+
+    def rule(node: Node, windows: Windows, images: np.ndarray) -> Windows:
+        window = _only(windows)
+        there = cut(getattr(node, saved), images, window.start, window.extent)
+        return [Window(backward(window.values, there), window.start)]
+
+    return rule
+
+
+RULES: dict[str, Rule] = {
+    "ConvolutionBackward0": _convolution,
+    "NativeBatchNormBackward0": _batch_norm,
+    "SiluBackward0": _cellwise("_saved_self", lambda g, x: aten.silu_backward(g, x)),
+    "ReluBackward0": _cellwise("_saved_result", lambda g, y: aten.threshold_backward(g, y, 0)),
+    "HardtanhBackward0": _cellwise("_saved_self", lambda g, x: g * ((x > 0) & (x < 6))),
+    "SigmoidBackward0": _cellwise("_saved_result", lambda g, y: aten.sigmoid_backward(g, y)),
+    "HardswishBackward0": _cellwise("_saved_self", lambda g, x: aten.hardswish_backward(g, x)),
+    "CatBackward0": _cat,
+    "SplitBackward0": _split,
+    "SplitWithSizesBackward0": _split,
+    "AddBackward0": _add,
+    "MulBackward0": _mul,
+    "CloneBackward0": _same,
+    "UpsampleNearest2DBackward0": _upsample,
+    "UpsampleNearest2DBackward1": _upsample,
+    "MaxPool2DWithIndicesBackward0": _max_pool,
+}

@@ -1,0 +1,115 @@
+"""Labels from COCO's .json files."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from detcam.errors import DependencyError, InputError
+from detcam.evaluate.labels.base import MAX_BYTES, Label, Labels
+from detcam.files import read_regular
+
+
+class CocoLabels(Labels):
+    """See `read_labels`. Annotations of crowds (`iscrowd`) are no single objects and are left out."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        try:
+            document = json.loads(read_regular(path, MAX_BYTES).decode("utf-8"))
+        except json.JSONDecodeError as error:
+            raise InputError(f"{path}, line {error.lineno}: no JSON ({error.msg}): export it again") from None
+        except (OSError, ValueError, RecursionError) as error:  # also text that is no UTF-8, and endless digits
+            raise InputError(f"{path}: cannot be read ({error}): check the file") from None
+        try:
+            self._names = {int(c["id"]): str(c["name"]) for c in document["categories"]}
+            numbers = {int(image["id"]): Path(str(image["file_name"])).name for image in document["images"]}
+            self._found: defaultdict[str, list[tuple[int, dict[str, Any]]]] = defaultdict(list)
+            for place, annotation in enumerate(document["annotations"]):
+                self._found[numbers[int(annotation["image_id"])]].append((place, annotation))
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
+            raise InputError(
+                f"{path}: not in COCO's form ({type(error).__name__}: {error}): expected images, annotations and "
+                "categories that refer to each other by id"
+            ) from None
+
+    def of(self, picture: Path, height: int, width: int) -> list[Label]:
+        """See `Labels.of`."""
+        return [
+            self._label(annotation, f"{self._path}, annotations[{place}]", height, width)
+            for place, annotation in self._found.get(picture.name, [])
+            if not annotation.get("iscrowd")
+        ]
+
+    def _label(self, annotation: dict[str, Any], place: str, height: int, width: int) -> Label:
+        try:
+            name = self._names[int(annotation["category_id"])]
+            x, y, w, h = (float(v) for v in annotation["bbox"])
+            if not (np.isfinite([x, y, x + w, y + h]).all() and w >= 0 and h >= 0):
+                raise ValueError(f"bbox {[x, y, w, h]}")
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
+            raise InputError(
+                f"{place}: {type(error).__name__}: {error}: needs a category_id of categories and a bbox [x, y, w, h]"
+            ) from None
+        shape = annotation.get("segmentation")
+        mask = None if not shape else _coco_mask(shape, place, height, width)
+        return Label(name, np.array([x, y, x + w, y + h]), mask)
+
+
+def _coco_mask(shape: Any, place: str, height: int, width: int) -> np.ndarray:
+    """[H, W] bool from polygons, by COCO's own code, or from RLE."""
+    try:
+        if isinstance(shape, list):
+            return _polygons(shape, height, width)
+        size, counts = [int(side) for side in shape["size"]], shape["counts"]
+        runs = [int(n) for n in counts] if isinstance(counts, list) else _runs(str(counts))
+        whole = len(size) == 2 and min(size) > 0 and min(runs, default=-1) >= 0 and sum(runs) == size[0] * size[1]
+        if not whole:
+            raise ValueError(f"its runs do not add up to {size}")
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise InputError(f"{place}: segmentation is no polygon list or RLE ({error}): export it again") from None
+    if size != [height, width]:
+        raise InputError(
+            f"{place}: an RLE of {size[1]} x {size[0]} pixels for a picture of {width} x {height}: these "
+            "labels are of another version of the picture"
+        )
+    inside = np.arange(len(runs)) % 2 == 1
+    return np.repeat(inside, runs).reshape(width, height).T  # RLE goes down the columns
+
+
+def _runs(text: str) -> list[int]:
+    """The lengths in COCO's compressed RLE: five bits a character, from 48 on, differences to the last but one."""
+    runs: list[int] = []
+    value = shift = 0
+    for character in text:
+        bits = ord(character) - 48
+        if not 0 <= bits < 64 or shift > 30:
+            raise ValueError(f"character {character!r} in its counts")
+        value |= (bits & 31) << shift
+        shift += 5
+        if not bits & 32:
+            value -= (1 << shift) if bits & 16 else 0  # negative numbers
+            runs.append(value + (runs[-2] if len(runs) > 2 else 0))
+            value = shift = 0
+    if shift:
+        raise ValueError("its counts break off")
+    return runs
+
+
+def _polygons(shape: list[Any], height: int, width: int) -> np.ndarray:
+    try:
+        from pycocotools import mask as coco
+    except ImportError:
+        raise DependencyError('COCO\'s masks need pycocotools: pip install "detcam[evaluate]"') from None
+    far = 2 * max(height, width)  # its C code takes time and memory for every pixel of an outline
+    for polygon in shape:
+        corners = np.asarray(polygon, dtype=np.float64)
+        if corners.ndim != 1 or len(corners) < 4 or len(corners) % 2 or not (np.abs(corners) <= far).all():
+            raise ValueError("a polygon that is no list x1, y1, x2, y2, ... near the picture")
+    runs = coco.merge(coco.frPyObjects([[float(v) for v in polygon] for polygon in shape], height, width))
+    mask: np.ndarray = coco.decode(runs).astype(bool)
+    return mask

@@ -1,0 +1,1 @@
+"""Metrics: where heat lies, whether the score follows it, and whether it is stable."""

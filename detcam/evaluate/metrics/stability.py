@@ -1,0 +1,198 @@
+"""Does a map change when it should, and stay when it should: rank correlations, noise, and randomised weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from detcam.adapters import Adapter
+from detcam.boxes import overlap
+from detcam.evaluate.metrics.frozen_topk import held_choices
+from detcam.evaluate.metrics.localisation import Measure
+from detcam.explainer import Explainer
+from detcam.explanation import Explanation
+from detcam.types import Objects
+
+GRID = (40, 40)  # cells at which maps of different sizes are compared
+NOISE = 8.0  # deviation of the noise, in steps of 8-bit colour
+SAME = 0.5  # the IoU from which an object of the noisy picture is the same
+STAGES = 5  # parts of the model that are randomised one after the other, from the output on
+PASSED = 0.3  # the rank correlation under which a map counts as changed
+
+STABILITY = (
+    Measure(
+        "sensitivity",
+        "lower",
+        f"|change| / |map| under noise of {NOISE:g}/255 on the picture; a fixed map has 0",
+        "stability",
+    ),
+    Measure(
+        "randomised",
+        "lower",
+        "rank correlation with the map of a fully randomised model; must be under .3",
+        "stability",
+    ),
+)
+
+
+def ranks(values: Tensor) -> Tensor:
+    """[n, P] ranks along each row of [n, P], from 0 to P - 1; equal values share the mean of their ranks."""
+    ranked = []
+    for row in values:
+        _, place, count = row.unique(return_inverse=True, return_counts=True)
+        ranked.append((count.cumsum(0).double() - (count.double() + 1) / 2)[place])
+    return torch.stack(ranked) if ranked else values.double()
+
+
+def rank_correlations(values: Tensor) -> Tensor:
+    """[n, n] Spearman rank correlations of the rows of [n, P], in [-1, 1]; NaN for constant rows."""
+    ranked = ranks(values)
+    centred = ranked - ranked.mean(dim=1, keepdim=True)
+    size = centred.norm(dim=1)
+    return ((centred @ centred.T) / (size[:, None] * size).where(size[:, None] * size > 0, torch.nan)).float()
+
+
+def rank_correlation(a: Tensor, b: Tensor) -> Tensor:
+    """[n] Spearman rank correlation of each pair of rows of a and b, [n, P]: in [-1, 1], noise 0, NaN if constant."""
+    pairs = [rank_correlations(torch.stack(pair))[0, 1] for pair in zip(a, b, strict=True)]
+    return torch.stack(pairs) if pairs else a.new_zeros(0)
+
+
+def agreement(explanations: list[Explanation], objects: list[int]) -> Tensor:
+    """[k, k] mean over `objects` of the rank correlation between the heatmaps of k explanations of one picture."""
+    heat = torch.stack([e.render(objects, GRID, torch.float32).flatten(1) for e in explanations], dim=1)
+    return torch.stack([rank_correlations(maps) for maps in heat]).nanmean(dim=0)
+
+
+def noisy(image: np.ndarray, seed: int) -> np.ndarray:
+    """[H, W, 3] uint8: the picture under Gaussian noise."""
+    noise = np.random.default_rng(seed).normal(0, NOISE, image.shape)
+    return np.clip(image + noise, 0, 255).round().astype(np.uint8)
+
+
+def sensitivity(plain: Explanation, changed: Explanation) -> Tensor:
+    """[N] |heatmap of the changed picture - heatmap| / |heatmap|, Euclidean: 0 or more, lower is better.
+
+    Yeh et al. 2019, "On the (In)fidelity and Sensitivity of Explanations", with Gaussian noise and the mean in place of
+    the largest change. NaN for an object that is not found again (same class, IoU of the boxes at least .5).
+    """
+    values = torch.full((len(plain),), torch.nan)
+    for i in range(len(plain)):
+        fits = overlap(plain.boxes[i], changed.boxes) * (changed.class_ids == plain.class_ids[i])
+        if not len(fits) or fits.amax() < SAME:
+            continue
+        own, other = (e.render([j], GRID, torch.float32) for e, j in ((plain, i), (changed, int(fits.argmax()))))
+        values[i] = float((other - own).norm() / own.norm()) if own.any() else torch.nan
+    return values
+
+
+def run_order(module: nn.Module, forward: Callable[[], object]) -> list[nn.Module]:
+    """The layers of a private view that hold weights, in the order that they start in during `forward`.
+
+    One that never runs as a module (another one reads its weights) follows the one that is registered before it; what
+    comes before any that run, comes first.
+    """
+    layers = [m for m in module.modules() if any(True for _ in m.parameters(recurse=False))]
+    turns: dict[nn.Module, int] = {}
+
+    def note(layer: nn.Module, args: object) -> None:
+        turns[layer] = len(turns) if layer not in turns else turns[layer]
+
+    handles = [layer.register_forward_pre_hook(note) for layer in layers]
+    try:
+        forward()
+    finally:
+        for handle in handles:
+            handle.remove()
+    places, last = {}, -1
+    for layer in layers:
+        last = places[layer] = turns.get(layer, last)
+    return sorted(layers, key=places.__getitem__)
+
+
+@contextmanager
+def randomised(module: nn.Module, share: float, seed: int, order: Sequence[nn.Module] | None = None) -> Iterator[None]:
+    """Within, the last `share` of a private view's layers have their weights shuffled, each tensor by itself.
+
+    Shuffling keeps each tensor's values, so that signals keep a natural size; running means and deviations stay.
+
+    Args:
+        module: the private view.
+        share: of its layers, in [0, 1].
+        seed: of the shuffling.
+        order: the layers as they run, see `run_order`; None: as they are registered.
+    """
+    layers = [m for m in module.modules() if any(True for _ in m.parameters(recurse=False))]
+    last = set((order or layers)[len(layers) - round(share * len(layers)) :])
+    generator = torch.Generator().manual_seed(seed)
+    kept: list[tuple[nn.Module, str, nn.Parameter]] = []
+    for layer in (layer for layer in layers if layer in last):
+        for name, weight in list(layer.named_parameters(recurse=False)):
+            order_of_values = torch.randperm(weight.numel(), generator=generator).to(weight.device)
+            shuffled = weight.detach().flatten()[order_of_values].view_as(weight)
+            kept.append((layer, name, weight))
+            setattr(layer, name, nn.Parameter(shuffled, requires_grad=weight.requires_grad))
+    try:
+        yield
+    finally:
+        for layer, name, weight in kept:
+            setattr(layer, name, weight)
+
+
+@contextmanager
+def held(adapter: Adapter, objects: Objects) -> Iterator[None]:
+    """Within, the adapter finds these objects in every picture, whatever the model puts out."""
+    vars(adapter)["detect"] = lambda *_: [objects]
+    try:
+        yield
+    finally:
+        del vars(adapter)["detect"]
+
+
+def cascade(explainer: Explainer, image: Any, plain: Explanation, objects: list[int], stages: int = STAGES) -> Tensor:
+    """Rank correlation of the raw maps with those after ever more of the model is randomised, from the output on.
+
+    Adebayo et al. 2018, "Sanity Checks for Saliency Maps", section 3: cascading randomisation. The same anchor, query
+    or region is explained for the same class throughout; a model that chooses its queries keeps its choice (see
+    `held_choices`). Raw maps are compared before ReLU, with their signs. Cells where both maps are
+    zero are left out: they show where the score's receptive field ends, not what the model learned, and would make any
+    two maps of a small field alike.
+
+    Args:
+        explainer: its private view's weights are shuffled and put back; the user's model shares none of the change.
+        image: the picture.
+        plain: its explanation by the same explainer.
+        objects: positions of the objects to judge.
+        stages: how many steps from the first layers touched to the whole model.
+
+    Returns:
+        [stages, len(objects)] in [-1, 1]; the last row is the fully randomised model. NaN where either map is constant.
+    """
+    adapter = explainer.adapter
+    chosen = plain.objects.select(torch.tensor(objects, device=plain.boxes.device))
+
+    def again() -> Explanation:
+        with held(adapter, chosen):
+            return explainer(image)
+
+    order, same_queries = run_order(adapter.module, again), held_choices(adapter, again)
+    rows = []
+    for stage in range(1, stages + 1):
+        with randomised(adapter.module, stage / stages, stage, order), same_queries():
+            changed = again()
+        pairs = [(plain.maps[i], changed.maps[k]) for k, i in enumerate(objects)]
+        rows.append(torch.stack([_where_any(a.flatten(), b.flatten().to(a)) for a, b in pairs]))
+    return torch.stack(rows)
+
+
+def _where_any(a: Tensor, b: Tensor) -> Tensor:
+    """[] rank correlation over the cells where a or b is not zero."""
+    some = ((a != 0) | (b != 0)) & a.isfinite() & b.isfinite()
+    if int(some.sum()) < 2:
+        return a.new_tensor(torch.nan)
+    return rank_correlation(a[None, some], b[None, some])[0]

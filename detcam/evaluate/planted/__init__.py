@@ -1,0 +1,1 @@
+"""Planted evidence: drawn scenes whose cause is known, and the judge that uses them."""

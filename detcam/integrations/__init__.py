@@ -1,0 +1,6 @@
+"""Integrations: an explanation in the forms of other libraries, a module for each."""
+
+from detcam.integrations.supervision import HeatAnnotator
+from detcam.integrations.torchvision import Drawable
+
+__all__ = ["Drawable", "HeatAnnotator"]

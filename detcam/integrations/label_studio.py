@@ -1,0 +1,83 @@
+"""Label Studio: a task with pre-annotations, as rectangles and as brush regions."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from detcam.integrations.coco import hot
+
+if TYPE_CHECKING:
+    from detcam.explanation import Explanation
+
+LENGTHS = (3, 4, 8, 16)  # bits that the length of a run may take
+
+
+def task(
+    explanation: Explanation, image: str, threshold: float, rectangles: str, brush: str | None, to_name: str
+) -> dict[str, Any]:
+    """See `Explanation.to_label_studio`."""
+    height, width = explanation.geometry.source
+    regions = hot(explanation, threshold).cpu().numpy()
+    result = []
+    for i, label in enumerate(explanation.labels):
+        common = {
+            "to_name": to_name,
+            "original_width": width,
+            "original_height": height,
+            "image_rotation": 0,
+            "score": float(explanation.scores[i]),
+        }
+        place = _percent(explanation.boxes[i].tolist(), width, height)
+        result.append(
+            {
+                **common,
+                "id": f"object-{i}",
+                "from_name": rectangles,
+                "type": "rectanglelabels",
+                "value": {**place, "rotation": 0, "rectanglelabels": [label]},
+            }
+        )
+        if brush is not None and regions[i].any():
+            result.append(
+                {
+                    **common,
+                    "id": f"heat-{i}",
+                    "from_name": brush,
+                    "type": "brushlabels",
+                    "value": {"format": "rle", "rle": brush_runs(regions[i]), "brushlabels": [label]},
+                }
+            )
+    prediction: dict[str, Any] = {"model_version": explanation.settings.get("model", "detcam"), "result": result}
+    if len(explanation):
+        prediction["score"] = float(explanation.scores.mean())
+    return {"data": {to_name: image}, "predictions": [prediction]}
+
+
+def _percent(box: list[float], width: int, height: int) -> dict[str, float]:
+    x1, y1, x2, y2 = (100 * min(max(side / of, 0.0), 1.0) for side, of in zip(box, (width, height) * 2, strict=True))
+    return {"x": x1, "y": y1, "width": x2 - x1, "height": y2 - y1}
+
+
+def brush_runs(mask: np.ndarray) -> list[int]:
+    """A mask [H, W] bool as Label Studio keeps brush regions: the bytes of an RLE of RGBA pixels, row by row.
+
+    The format is that of the npm package @thi.ng/rle-pack: the number of values (32 bits), the bits of a value less one
+    (5), the bits of each of four kinds of lengths less one (4 each); then the runs, each as a bit 1, the kind of its
+    length (2), its length less one, and the value; filled up with zeros to a whole byte.
+    """
+    values = np.repeat(mask.ravel(), 4)  # red, green, blue and opacity
+    edges = np.flatnonzero(np.diff(values)) + 1
+    starts = np.concatenate([[0], edges])
+    lengths = np.diff(np.concatenate([starts, [len(values)]]))
+    bits = [f"{len(values):032b}", f"{7:05b}", *(f"{size - 1:04b}" for size in LENGTHS)]
+    for start, length in zip(starts.tolist(), lengths.tolist(), strict=True):
+        value = "1" * 8 if values[start] else "0" * 8
+        while length:
+            kind = next((k for k, size in enumerate(LENGTHS) if length <= 2**size), len(LENGTHS) - 1)
+            part = min(length, 2 ** LENGTHS[kind])
+            bits.append(f"1{kind:02b}{part - 1:0{LENGTHS[kind]}b}{value}")
+            length -= part
+    packed = np.packbits(np.frombuffer("".join(bits).encode(), np.uint8) == ord("1"))
+    return [int(byte) for byte in packed]

@@ -1,0 +1,238 @@
+"""Ultralytics' `Results` in: explanations of the very boxes that a predict or track call returned."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from detcam.adapters import Adapter
+from detcam.boxes import box_iou
+from detcam.errors import InputError
+from detcam.explainer import Explainer, PreparedImage
+from detcam.explanation import Explanation
+from detcam.geometry import Geometry
+from detcam.questions.base import Question
+from detcam.types import Objects
+
+SCORE = 0.01  # how far a score may be off: the model was fused, or ran in half precision
+PLACE = 0.01  # how far a side may be off, as a share of the box's longer one; and a pixel
+TRACKED = 0.3  # least IoU with a box that a tracker has moved
+TELLING = 10  # how much more a score says than the place, of such a box
+
+
+class _Disagreement(Exception):
+    """A box is none of the model's candidates."""
+
+
+class Returned(Question):
+    """What led to boxes that were returned already: each stands for the candidate with its box and its score."""
+
+    def __init__(self, result: Any) -> None:
+        rows = result.boxes if result.boxes is not None else result.obb
+        self._boxes, self._scores = torch.as_tensor(rows.xyxy).float(), torch.as_tensor(rows.conf).float()
+        self._class_ids = torch.as_tensor(rows.cls).long()
+        self._tracked, self._names = bool(rows.is_track), result.names
+
+    @torch.no_grad()
+    def objects(self, adapter: Adapter, outputs: Any, geometry: Geometry) -> Objects:
+        """See `Question.objects`: with the boxes and scores that were given.
+
+        Raises:
+            _Disagreement: if a box is no candidate.
+        """
+        places, scores = adapter.image_candidates(outputs, geometry)
+        given = [values.to(places.device).clone() for values in (self._boxes, self._scores, self._class_ids)]
+        boxes, sure, class_ids = given  # clones, because what predict returns was made under inference mode
+        if len(class_ids) and int(class_ids.max()) >= scores.shape[1]:
+            raise _Disagreement(f"class {int(class_ids.max())} is none of the model's {scores.shape[1]}")
+        off = (scores[:, class_ids].T - sure[:, None]).abs() / SCORE  # [N, A]; 1 is the most that is let through
+        candidates, boxes_seen = geometry.to_source(places), geometry.to_source(geometry.to_network(boxes))
+        if self._tracked:
+            beside = (1 - box_iou(boxes_seen, candidates)) / (1 - TRACKED)
+            best = (TELLING * off + beside).argmin(dim=1, keepdim=True)
+        else:
+            sides = (boxes[:, 2:] - boxes[:, :2]).amax(dim=1, keepdim=True)
+            beside = (boxes_seen[:, None] - candidates).abs().amax(dim=2) / (1 + PLACE * sides)
+            best = (off + beside).argmin(dim=1, keepdim=True)
+        wrong = torch.maximum(off, beside).gather(1, best)[:, 0] > 1
+        if bool(wrong.any()):
+            i = int(wrong.nonzero()[0])
+            corners = ", ".join(f"{side:.0f}" for side in boxes[i].tolist())
+            raise _Disagreement(f"box {i} ({self._names[int(class_ids[i])]} {sure[i]:.2f} at {corners})")
+        found = adapter.objects_at(outputs, best[:, 0], class_ids, geometry)
+        return replace(found, boxes=boxes, scores=sure)
+
+    def answered(self, explanation: Explanation) -> Explanation:
+        """See `Question.answered`: nothing to add."""
+        return explanation
+
+
+class ResultsExplainer(Explainer):
+    """An Explainer of what Ultralytics' predict and track calls returned.
+
+    Args:
+        model: as for `Explainer`.
+        imgsz: as for `Explainer`, or (height, width) of the network's input.
+        options: the others of `Explainer`.
+    """
+
+    def __init__(self, model: Any, imgsz: int | tuple[int, int] | None = None, **options: Any) -> None:
+        super().__init__(model, imgsz=max(imgsz) if isinstance(imgsz, tuple) else imgsz, **options)
+        if isinstance(imgsz, tuple) and hasattr(self.adapter, "size"):
+            self.adapter.size = self.adapter.imgsz = self.settings["imgsz"] = imgsz
+
+    def explain(self, result: Any, name: str) -> Explanation:
+        """See `explain_results`, for one picture; `name` stands for it in errors."""
+        if getattr(result, "probs", None) is not None:
+            return self._classified(result, name)
+        if getattr(result, "boxes", None) is None and getattr(result, "obb", None) is None:
+            raise InputError(
+                f"{name}: expected Results with boxes, turned boxes or class probabilities, got none of them: give "
+                "what a detect, segment, pose, obb or classify model returned"
+            )
+        asked, reason = Returned(result), ""
+        for placed in self._layouts(_rgb(result)):
+            try:
+                return self._explain([placed], asked)[0]
+            except _Disagreement as error:
+                reason = reason or str(error)
+        raise InputError(
+            f"{name}: {reason} is nothing that this model finds in this picture: give the model and the imgsz that "
+            "made the results (those of a predict call with augment=True cannot be explained)"
+        )
+
+    def _classified(self, result: Any, name: str) -> Explanation:
+        explanation = self(_rgb(result))
+        if explanation.class_ids.tolist() != [int(result.probs.top1)]:
+            raise InputError(
+                f"{name}: the results say {result.names[int(result.probs.top1)]}, this model says "
+                f"{', '.join(explanation.labels) or 'nothing'}: give the model and the imgsz that made the results"
+            )
+        return explanation
+
+    def _layouts(self, image: np.ndarray) -> Iterator[PreparedImage]:
+        """The picture as predict lays it out alone or with others of its size, then as with others of several sizes.
+
+        Those YOLO models get padded to the whole of the network's input, and their boxes differ a little.
+        """
+        yield self._placed(image)
+        stride = getattr(self.adapter, "stride", None)
+        if stride is None:
+            return
+        adapter: Any = self.adapter
+        adapter.stride = max(adapter.size)
+        try:
+            padded = self._placed(image)
+        finally:
+            adapter.stride = stride
+        yield padded
+
+
+def explain_results(results: Any, model: Any, **options: Any) -> Any:
+    """Explain the very objects in what Ultralytics' `predict` or `track` returned; nothing is detected anew.
+
+    The pictures are taken from the results. An object is explained by the candidate (anchor or query) whose box and
+    score it has, so results may be filtered or reordered before, and conf, iou, classes and agnostic_nms do not matter.
+    Boxes that a tracker has moved stand for the candidate of the same score beneath them.
+
+    Args:
+        results: one Results, or several: a list, or the generator of `stream=True`.
+        model: the model that made them: the ultralytics.YOLO or RTDETR, its nn.Module, or its weights' path. Of a
+            wrapper that predicted before, imgsz is that of its last call.
+        options: those of `detcam.Explainer`, e.g. method, layers, target, imgsz, device.
+
+    Returns:
+        The Explanation of one Results, with its boxes and scores in its order; a list of them for several.
+
+    Raises:
+        InputError: if a box is none of the model's, or if the results have neither boxes nor classes.
+    """
+    single = hasattr(results, "orig_img")
+    several = [results] if single else results
+    if not isinstance(several, Iterable):
+        raise InputError(f"results: expected Ultralytics' Results or a list of them, got a {type(results).__name__}")
+    explainer = ResultsExplainer(model, **{**_predicted_with(model), **options})
+    made = []
+    for i, result in enumerate(several):
+        if not hasattr(result, "orig_img"):
+            raise InputError(f"results[{i}]: expected Ultralytics' Results, got a {type(result).__name__}")
+        made.append(explainer.explain(result, "results" if single else f"results[{i}]"))
+    return made[0] if single else made
+
+
+def ultralytics_callback(out: str | os.PathLike[str] | None = None, **options: Any) -> Callable[[Any], None]:
+    """A callback that explains what Ultralytics' predict and track calls find, while they run.
+
+    ::
+
+        model = YOLO("yolov8n.pt")
+        model.add_callback("on_predict_batch_end", detcam.ultralytics_callback(layers="level"))
+        for result in model.predict("street.jpg"):
+            result.explanation.heatmaps
+
+    Each Results gets the attribute `explanation`. Its heatmaps are made on first access, so results of many pictures
+    stay small. (At the earlier event "on_predict_postprocess_end" a tracker would still replace the Results.)
+
+    Args:
+        out: a folder for `Explanation.save`, one folder in it for each picture; None: nothing is written.
+        options: those of `detcam.Explainer` except model, conf, iou, max_det, imgsz and device, which are predict's.
+
+    Raises:
+        InputError: for an option that is predict's, or that cannot be used (then when predict is called).
+    """
+    settled = sorted({"model", "conf", "iou", "max_det", "imgsz", "device"} & options.keys())
+    if settled:
+        raise InputError(f"{settled[0]}: the callback explains what predict finds: give {settled[0]} to predict")
+    return _Callback(None if out is None else Path(out), options)
+
+
+class _Callback:
+    """Keeps the explainer from one batch to the next, as long as the predictor's model is the same."""
+
+    def __init__(self, out: Path | None, options: dict[str, Any]) -> None:
+        self._out, self._options = out, options
+        self._of: tuple[Any, ...] = ()
+        self._explainer: ResultsExplainer | None = None
+        self._count = 0
+
+    def __call__(self, predictor: Any) -> None:
+        settings = _settings(predictor)
+        network = predictor.model.model  # fused, on predict's device and in its precision
+        of = (network, settings)
+        if self._explainer is None or self._of[0] is not network or self._of[1] != settings:
+            with torch.inference_mode(False):
+                self._explainer, self._of = ResultsExplainer(network, **settings, **self._options), of
+        for result in predictor.results:
+            result.explanation = self._explainer.explain(result, str(result.path))
+            if self._out is not None:
+                folder = self._out / f"{self._count:06d}_{Path(result.path).stem}"
+                result.explanation.save(folder, result.path)
+            self._count += 1
+
+
+def _predicted_with(model: Any) -> dict[str, Any]:
+    """What the last predict call of an Ultralytics wrapper was given."""
+    predictor = getattr(model, "predictor", None)
+    return {} if getattr(predictor, "imgsz", None) is None else _settings(predictor)
+
+
+def _settings(predictor: Any) -> dict[str, Any]:
+    """What predict was given, by the names of Explainer's options."""
+    arguments = predictor.args
+    return {
+        "conf": arguments.conf,
+        "iou": arguments.iou,
+        "max_det": arguments.max_det,
+        "imgsz": (int(predictor.imgsz[0]), int(predictor.imgsz[-1])),
+    }
+
+
+def _rgb(result: Any) -> np.ndarray:
+    """The picture, which results keep as BGR."""
+    return np.ascontiguousarray(np.asarray(result.orig_img)[:, :, ::-1])

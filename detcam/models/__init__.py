@@ -1,0 +1,1 @@
+"""Models: loading weights and checkpoints, safely and in supported versions."""

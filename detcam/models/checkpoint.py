@@ -1,0 +1,202 @@
+"""A `.pt` file as a model, without running what it says: a checkpoint is a pickle, and a pickle is a program."""
+
+from __future__ import annotations
+
+import io
+import pickle
+import re
+import threading
+import zipfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from detcam.errors import DependencyError, ModelError
+from detcam.files import read_regular
+from detcam.models.allowed_classes import allowed
+from detcam.models.versions import require
+
+TRUST = "if you trust whoever made it, give --trust-checkpoint (in Python trust_checkpoint=True)"
+LARGEST = 2**30  # bytes of an old file that is searched for names
+USUAL = ("torch.", "collections.", "copyreg.", "copy_reg.", "_codecs.", "builtins.object", "builtins.set")  # no layers
+_LOCK = threading.Lock()  # torch's list of allowed classes is one for the process
+
+
+def read_checkpoint(path: Path, trust: bool = False) -> nn.Module:
+    """The model in a checkpoint, on the CPU, float32, in eval mode.
+
+    Args:
+        path: a file that `torch.save` wrote: a model, or a dict with one as "ema" or "model", as Ultralytics writes.
+        trust: unpickle what is refused otherwise, running any code that it holds.
+
+    Raises:
+        ModelError: if it is damaged, holds no model, or names a class that is not on the list of known layers.
+        DependencyError: if its model is one of Ultralytics and that is not installed.
+    """
+    try:
+        loaded = _restricted(path)
+    except ModelError:
+        if not trust:
+            raise
+        loaded = _unpickled(path)
+    return _model(loaded, path)
+
+
+def _restricted(path: Path) -> Any:
+    _check_archive(path)
+    try:
+        names = sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))  # of a set: in the same order always
+    except Exception as error:  # an instruction or a text that the restricted unpickler does not read
+        raise _unknown(path, named(path), error) from None
+    _import_ultralytics(names, path)
+    entries, refused = allowed(names)
+    if refused:
+        raise _refusal(path, refused)
+    try:
+        with _LOCK, torch.serialization.safe_globals(entries):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # unpickling raises anything
+        raise _unknown(path, [], error) from None
+
+
+def _unpickled(path: Path) -> Any:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=False)
+    except ModuleNotFoundError as error:
+        raise ModelError(f"model {path} needs the module {error.name!r}, which is not installed: install it") from None
+    except Exception as error:
+        raise ModelError(f"model {path} cannot be loaded ({_reason(error)}): get a whole copy") from None
+
+
+def _check_archive(path: Path) -> None:
+    """Refuse what `torch.save` does not write: entries that unfold in memory, or lie outside the archive."""
+    if not zipfile.is_zipfile(path):
+        names = named(path)
+        if names:
+            raise _refusal(path, names)
+        with path.open("rb") as file:
+            pickled = file.read(1) == pickle.PROTO
+        if pickled:
+            raise ModelError(f"model {path} cannot be loaded safely: it is a pickle of before PyTorch 1.6: {TRUST}")
+        raise ModelError(f"model {path} cannot be loaded (no archive that torch.save wrote): get a whole copy")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = archive.infolist()
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
+        raise ModelError(f"model {path} cannot be loaded ({_reason(error)}): get a whole copy") from None
+    if any(entry.filename.endswith("/constants.pkl") for entry in entries):
+        raise ModelError(f"model {path} is a TorchScript archive: give the checkpoint that it was exported from")
+    packed = any(entry.compress_type != zipfile.ZIP_STORED for entry in entries)
+    if packed or sum(entry.file_size for entry in entries) > path.stat().st_size:
+        raise ModelError(f"model {path} cannot be loaded (its entries unfold beyond its size): save it with torch.save")
+    if any(".." in re.split(r"[/\\]", entry.filename) or entry.filename.startswith("/") for entry in entries):
+        raise ModelError(f"model {path} cannot be loaded (an entry's path leaves the archive): save it with torch.save")
+
+
+def _import_ultralytics(names: Iterable[str], path: Path) -> None:
+    if not any(name.startswith("ultralytics.") for name in names):
+        return
+    try:
+        import ultralytics.nn.tasks
+        import ultralytics.utils.loss  # noqa: F401
+    except ImportError:
+        raise DependencyError(
+            f"{path.name} is an Ultralytics checkpoint and ultralytics is not installed: "
+            'pip install "detcam[ultralytics]"'
+        ) from None
+    require("ultralytics")
+
+
+def _model(loaded: Any, path: Path) -> nn.Module:
+    """The model in what a checkpoint held, ready to run."""
+    wrapper = loaded if isinstance(loaded, dict) else {"model": loaded}
+    model: Any = wrapper.get("ema") if wrapper.get("ema") is not None else wrapper.get("model")
+    if isinstance(getattr(model, "model", None), nn.Module) and not isinstance(model, nn.Module):
+        model = model.model  # a library's own wrapper, saved whole
+    if not isinstance(model, nn.Module):
+        raise ModelError(
+            f"model {path} cannot be loaded (it holds no model, perhaps its weights only): build the model in Python "
+            "and give it to Explainer"
+        )
+    try:
+        held = sum(t.numel() * t.element_size() for t in [*model.parameters(), *model.buffers()])
+        if held > path.stat().st_size:
+            raise ValueError("its tensors unfold beyond its size")
+        model = model.float().eval()
+    except Exception as error:  # attributes that no constructor made
+        raise ModelError(f"model {path} cannot be loaded ({_reason(error)}): get a whole copy") from None
+    if isinstance(loaded, dict):
+        model.args = wrapper.get("train_args") or getattr(model, "args", {})
+    return model
+
+
+def named(path: Path) -> list[str]:
+    """The classes and functions that a file's pickles name and no checkpoint needs; for messages only."""
+    try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                inside = next(name for name in archive.namelist() if name.rpartition("/")[2] == "data.pkl")
+                data = archive.read(inside)
+        else:
+            data = read_regular(path, LARGEST)
+    except Exception:  # a damaged archive names nothing
+        return []
+    reader = _Listing(io.BytesIO(data))
+    try:
+        while True:  # a file of old holds several
+            reader.load()
+    except Exception:  # the end, or what there was of it
+        return allowed(name for name in reader.names if not name.startswith(USUAL))[1]
+
+
+class _Listing(pickle.Unpickler):
+    """Notes what a pickle names, and makes dummies of it."""
+
+    def __init__(self, file: io.BytesIO) -> None:
+        super().__init__(file, encoding="latin-1")
+        self.names: dict[str, None] = {}
+
+    def find_class(self, module: str, name: str) -> type[_Dummy]:
+        self.names[f"{module.replace('__builtin__', 'builtins')}.{name}"] = None
+        return _Dummy
+
+    def persistent_load(self, key: Any) -> type[_Dummy]:
+        return _Dummy  # a storage, or in files of old a class
+
+
+class _Dummy:
+    """Anything, doing nothing."""
+
+    def __new__(cls, *_: Any, **__: Any) -> _Dummy:
+        return super().__new__(cls)
+
+    def __init__(self, *_: Any, **__: Any) -> None: ...
+
+    def __call__(self, *_: Any, **__: Any) -> _Dummy:
+        return self
+
+    __setstate__ = __setitem__ = append = extend = add = __call__
+
+
+def _refusal(path: Path, names: list[str]) -> ModelError:
+    others = f" and {len(names) - 1} more" if len(names) > 1 else ""
+    return ModelError(
+        f"model {path} cannot be loaded safely: it holds {names[0]}{others}, which is none of the known "
+        f"layers and could run any code: {TRUST}"
+    )
+
+
+def _unknown(path: Path, names: list[str], error: Exception) -> ModelError:
+    if not isinstance(error, pickle.UnpicklingError):
+        return ModelError(f"model {path} cannot be loaded ({_reason(error)}): get a whole copy")
+    if names:
+        return _refusal(path, names)
+    return ModelError(f"model {path} cannot be loaded safely ({_reason(error)}): {TRUST}")
+
+
+def _reason(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return (lines[0][:200] if lines else type(error).__name__).rstrip(".:")

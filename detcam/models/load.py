@@ -1,0 +1,72 @@
+"""From what the user names to a model: a shipped demo model, a weights file or a folder."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from detcam import zoo
+from detcam.errors import DependencyError, ModelError, nearest
+from detcam.models.checkpoint import read_checkpoint
+from detcam.models.transformers_folder import read_folder
+
+DOWNLOADABLE = ("yolo", "rtdetr")  # bare names that ultralytics fetches by itself
+SUFFIXES = (".pt", ".pth")
+
+
+def load_model(name: str | os.PathLike[str], trust_checkpoint: bool = False) -> Any:
+    """The model behind a path or a name.
+
+    Args:
+        name: a `.pt` file in Ultralytics' format; a folder that transformers' `save_pretrained` wrote; the name of a
+            shipped demo model (`detcam.zoo.names()`); or a bare name that ultralytics downloads (`yolov8n.pt`).
+        trust_checkpoint: load pickled weights whatever classes they name. A pickle can run any code: only for files
+            whose maker you trust. Without it layers of torch and Ultralytics are built, and nothing else.
+
+    Raises:
+        ModelError: if there is no such file, it is no checkpoint, or it holds classes that are not on the allow-list
+            of known layers; or the library is too old.
+        DependencyError: if ultralytics or transformers is needed and not installed.
+    """
+    if str(name) in zoo.names():
+        return zoo.load(str(name))
+    if "://" in str(name):
+        raise ModelError(f"model {name} is a url: download it yourself and give the file")
+    path = Path(name)
+    try:
+        if path.is_dir():
+            return read_folder(path, trust_checkpoint)
+        there = path.exists()
+        if there and not path.is_file():
+            raise ModelError(f"model {path} is no regular file: give a .pt file")
+    except (OSError, ValueError) as error:  # a loop of links, no permission, a NUL character
+        if isinstance(error, ModelError):
+            raise
+        raise ModelError(f"model {path} cannot be read ({error}): check the path") from None
+    if path.suffix == ".safetensors":
+        raise ModelError(f"model {path} holds weights without a model: give the folder with its config.json")
+    if path.suffix not in SUFFIXES:
+        raise ModelError(f"model {str(name)!r} is no .pt file and no demo model: {nearest(str(name), zoo.names())}")
+    if not there:
+        path = _downloaded(path, str(name))
+    return read_checkpoint(path, trust_checkpoint)
+
+
+def _downloaded(path: Path, name: str) -> Path:
+    """What ultralytics downloads for a bare name of one of its own weights."""
+    if path.name == name and path.stem.lower().startswith(DOWNLOADABLE):
+        try:
+            from ultralytics.utils.downloads import attempt_download_asset
+        except ImportError:
+            raise DependencyError(
+                f'{name} would be downloaded by ultralytics, which is not installed: pip install "detcam[ultralytics]"'
+            ) from None
+        try:
+            path = Path(attempt_download_asset(name))
+        except Exception as error:
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise ModelError(f"model {name} cannot be downloaded ({reason}): give a file that you have") from None
+    if not path.is_file():
+        raise ModelError(f"model {path} does not exist: check the path")
+    return path

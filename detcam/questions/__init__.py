@@ -1,0 +1,1 @@
+"""Questions about an image: missed objects, prompts, wrongly labelled regions."""

@@ -1,0 +1,36 @@
+"""From the arguments of a call to the question that they ask."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from detcam.adapters import Adapter
+from detcam.errors import InputError
+from detcam.questions.base import Question
+from detcam.questions.missed import Missed
+from detcam.questions.mistakes import Mistakes
+from detcam.questions.prompts import Prompted
+
+
+def question(
+    adapter: Adapter, ask: Any, prompts: Any, truth: Any, size: tuple[int, int], conf: float, iou: float, max_det: int
+) -> Question:
+    """The question that a user asks about a picture of (height, width) pixels; all but one are None.
+
+    Raises:
+        InputError: if several are asked at once, if the model cannot be asked so, and for what `checked_pairs`,
+            `checked_prompts` and `checked_truth` complain about.
+    """
+    if sum(one is not None for one in (ask, prompts, truth)) > 1:
+        raise InputError("ask, prompts, truth: expected one of them, got several: ask one question at a time")
+    if ask is not None:
+        return Missed(ask, size, conf, iou, max_det)
+    model = f"this {adapter.family} {adapter.task} model"
+    instead = "ask about a box with ask=[(box, class)]"
+    if prompts is not None:
+        if not adapter.prompt_kinds:
+            raise InputError(f"prompts: {model} takes no prompts: {instead}")
+        return Prompted(prompts, size, adapter)
+    if "mask" not in adapter.prompt_kinds:
+        raise InputError(f"truth: {model} gives no class to each pixel: {instead}")
+    return Mistakes(truth, size, adapter, max_det)

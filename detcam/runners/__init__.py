@@ -1,0 +1,1 @@
+"""Runners: from captured tensors and scalars to one raw coarse map per object."""

@@ -1,0 +1,148 @@
+"""What every runner does: run the model with some layers captured, and make one raw coarse map per object."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from detcam.adapters import Adapter, LayerPlan, Target
+from detcam.engine import Capture, Captured
+from detcam.engine.sweeps import Progress
+from detcam.errors import LayerError, TargetError
+from detcam.types import Objects
+
+Layers = str | Sequence[Any]  # a preset, or names or modules
+
+
+@dataclass(frozen=True)
+class Maps:
+    """Raw coarse maps of N objects, [h, w] float32 each, and for each whether its gradient is zero everywhere."""
+
+    maps: list[Tensor]
+    silent: list[bool]
+
+
+class Runner(Protocol):
+    """From the model's outputs and captured layers to the maps of a batch's objects."""
+
+    @property
+    def plan(self) -> LayerPlan:
+        """The layers to capture in the forward."""
+
+    @property
+    def cut(self) -> bool | frozenset[str]:
+        """Where the autograd graph starts, see `Capture`."""
+
+    @property
+    def target(self) -> Target:
+        """The scalar that is explained."""
+
+    @property
+    def differentiable(self) -> bool:
+        """Whether the forward must leave a graph."""
+
+    def watching(self) -> AbstractContextManager[Any]:
+        """The context that the forward must run in."""
+
+    def maps(self, pixels: Tensor, outputs: Any, objects: list[Objects], captured: list[Captured]) -> Maps:
+        """The maps of the objects of images [B, C, H, W], whose raw outputs and captured tensors are given."""
+
+
+@dataclass(frozen=True)
+class ModelRun:
+    """Forwards of a model, with the layers captured that a runner asks for.
+
+    Attributes:
+        adapter: the model.
+        max_det: see `Explainer`.
+    """
+
+    adapter: Adapter
+    max_det: int
+
+    def __call__(self, pixels: Tensor, runner: Runner) -> tuple[Any, list[Captured]]:
+        """The raw outputs for images [B, C, H, W], and the captured tensors of the runner's layers.
+
+        Raises:
+            LayerError: if a layer does not run, or puts out no map.
+        """
+        module, size = self.adapter.module, (pixels.shape[2], pixels.shape[3])
+        modules = {name: module.get_submodule(name) for name in runner.plan.names}
+        capture = Capture(modules, runner.cut, lambda tokens: self.adapter.grids(tokens, size))
+        with torch.set_grad_enabled(runner.differentiable), capture, runner.watching():
+            outputs = self.adapter.forward(pixels, self.max_det)
+        if capture.missing():
+            raise LayerError(
+                f"layer {capture.missing()[0]!r} did not run or put out no map [B,C,h,w]: `detcam layers` "
+                "lists layers that do"
+            )
+        return outputs, capture.captured
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a runner is made from, beside its method.
+
+    Attributes:
+        model_run: the model.
+        target: the scalar that the user chose.
+        memory: see `Explainer`.
+        progress: see `Explainer`.
+        plan_of: from a preset, names or modules to the plan behind them.
+    """
+
+    model_run: ModelRun
+    target: Target
+    memory: int
+    progress: Progress | None
+    plan_of: Callable[[Layers], LayerPlan]
+
+    @property
+    def adapter(self) -> Adapter:
+        """The model's adapter."""
+        return self.model_run.adapter
+
+
+def add_maps(maps: list[Tensor]) -> Tensor:
+    """The sum [n, h, w] of maps [n, h_l, w_l] at the finest resolution among them.
+
+    Signed: what one layer holds against the score cancels what another holds for it.
+    """
+    finest = max((m.shape[1:] for m in maps), key=lambda shape: shape[0] * shape[1])
+    resized = [m if m.shape[1:] == finest else interpolate(m[:, None], finest, mode="bilinear")[:, 0] for m in maps]
+    return torch.stack(resized).sum(dim=0)
+
+
+def by_name(captured: list[Captured], plan: LayerPlan) -> list[Captured]:
+    """The captured tensors in the plan's order, which need not be the order they ran in."""
+    named = {layer.name: layer for layer in captured}
+    return [named[name] for name in plan.names]
+
+
+def scalars_of(adapter: Adapter, target: Target, outputs: Any, objects: list[Objects]) -> Tensor:
+    """[sum N, K] differentiable scalars; K is 1 but for targets that combine several.
+
+    Raises:
+        TargetError: if the user's own target gives anything but one number for each object.
+    """
+    if isinstance(target, str):
+        scalars = adapter.score(outputs, objects, target)
+        return scalars if scalars.ndim == 2 else scalars[:, None]
+    total = sum(len(o) for o in objects)
+    with torch.enable_grad():
+        scalars = target(outputs, objects)
+    if not isinstance(scalars, Tensor) or scalars.shape != (total,):
+        actual = list(scalars.shape) if isinstance(scalars, Tensor) else type(scalars).__name__
+        raise TargetError(f"target callable: expected a tensor of shape [{total}], got {actual}")
+    return scalars[:, None]
+
+
+def target_name(target: Target) -> str:
+    """A target's name, for display."""
+    return target if isinstance(target, str) else getattr(target, "__name__", "callable")
