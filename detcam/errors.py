@@ -2,7 +2,7 @@
 
     DetcamError
         InputError (also a ValueError)      what the caller gave cannot be used
-            ImageError                      the picture cannot be read
+            ImageError                      the image cannot be read
             ModelError                      the model cannot be loaded, or no adapter explains it
             LayerError                      the layer does not exist, does not run, or carries nothing
             MethodError                     the method does not exist
@@ -10,8 +10,8 @@
             OutputError                     the output cannot be written
         DependencyError (also an ImportError)   a library is missing; names the extra to install
 
-Everything that leaves a public function on purpose is one of these; `detcam.ops` raises TypeError and ValueError, as
-torch's own operators do. The command line answers to all of them with one line and exit code 2.
+Public functions raise only these on purpose, except that `detcam.ops` raises TypeError and ValueError, like torch's
+operators. The command line prints them as a single line and exits with code 2.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ JOINERS = "\u200c\u200d"  # inside words of Persian or Hindi, and inside emoji
 
 
 def plain(text: object) -> str:
-    r"""A name or message as one line that does nothing to a terminal: `\x1b`, `\n` in place of such characters.
+    r"""A name or message as a single line without control characters, which are escaped: `\x1b`, `\n`.
 
-    Names of files and classes come from others, and could otherwise move the cursor, or hide what stands there.
+    Names of files and classes may come from strangers, and could otherwise move the cursor or hide text.
     """
     return "".join(
         c if c.isprintable() or c in JOINERS else c.encode("unicode_escape").decode("ascii") for c in str(text)
@@ -46,7 +46,7 @@ class InputError(DetcamError, ValueError):
 
 
 class ImageError(InputError):
-    """The picture cannot be read."""
+    """The image cannot be read."""
 
 
 class ModelError(InputError):
@@ -70,11 +70,11 @@ class OutputError(InputError):
 
 
 class DependencyError(DetcamError, ImportError):
-    """A library that this needs is not installed; the message names the extra that installs it."""
+    """A required library is not installed; the message names the extra that installs it."""
 
 
 def nearest(name: str, choices: Iterable[str]) -> str:
-    """A hint that names the choices nearest to a misspelt `name`, ready to end a message with."""
+    """A hint with the choices nearest to a misspelt `name`, to end a message with."""
     choices = list(choices)
     close = difflib.get_close_matches(name, choices, n=3, cutoff=0.4)
     if close:

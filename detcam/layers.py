@@ -1,4 +1,4 @@
-"""Which layers of a model can carry a heatmap: what they put out, how many objects reach them, and the presets."""
+"""Layers of a model that can carry a heatmap: their outputs, the share of objects that reach them, and the presets."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ from torch import Tensor, nn
 from detcam.adapters import Adapter
 from detcam.engine import Capture, object_gradients
 from detcam.explainer import Explainer
+from detcam.options import LAYER_PRESETS
 from detcam.scenes import HELD_OUT_SEED, draw_scene
 from detcam.types import Objects, image_index
 
-OBJECTS = 10  # of a picture with more, the first ones are followed back
-PRESETS = ("level", "evidence")
+OBJECTS = 10  # of an image that are followed back, at most
 CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
 
 @dataclass(frozen=True)
 class Layer:
-    """One map [channels, height, width] that a module puts out.
+    """A map [channels, height, width] in the output of a module.
 
     Attributes:
-        name: what `Explainer(layers=[...])` takes.
-        output: which of the module's outputs, e.g. "[0]"; "" if it has one.
+        name: the name for `Explainer(layers=[...])`.
+        output: which of the module's outputs, e.g. "[0]"; "" for a single output.
         kind: the module's class.
         stride: pixels of the network's input for each cell.
-        gradient: the share of the picture's objects whose score has a gradient there; None if there was no object.
-        presets: which of "level" and "evidence" use it.
+        gradient: share of the image's objects whose score has a gradient there; None without objects.
+        presets: the presets that use it, of "level" and "evidence".
     """
 
     name: str
@@ -52,38 +52,38 @@ class Layer:
 
 @dataclass(frozen=True)
 class _Output:
-    """A module's output: a map, or a sequence of tokens that holds one or more."""
+    """A map in a module's output, as a tensor [B, C, h, w] or inside a sequence of tokens."""
 
     name: str
-    suffix: str  # as `detcam.engine.Capture` names it
+    suffix: str  # of the name in `detcam.engine.Capture`
     tensor: Tensor
     shape: tuple[int, int, int]
     grid: int  # which of the maps in a sequence
-    alone: bool  # whether the module puts out nothing else
+    alone: bool  # whether it is the module's only output
 
 
 def candidate_layers(explainer: Explainer, image: Any = None) -> list[Layer]:
     """The layers of the explainer's model that can carry a heatmap, in the order they run.
 
-    These are the layers of both presets, and the steps of the model's trunk: the children of the model itself and of
-    its lists of modules, where these put out maps of several sizes or are blocks of a transformer, up to where objects
-    are read. `Explainer` takes the names of modules inside them too.
+    These are the layers of both presets and the steps of the model's trunk: children of the model and of its lists of
+    modules that output maps of several sizes or are blocks of a transformer, up to where objects are read. `Explainer`
+    also takes the names of modules inside them.
 
     Args:
-        explainer: its model is run, its target is followed back.
-        image: what `Explainer` takes; default a drawn scene. If nothing is found in it above the explainer's `conf`,
-            what scores best is followed back.
+        explainer: the model and its target.
+        image: as for `Explainer`; default a drawn scene. Without objects above the explainer's `conf`, the best
+            candidates are followed back.
 
     Raises:
-        ImageError: if the picture cannot be read.
+        ImageError: if the image cannot be read.
     """
     from detcam.images import read_image
 
     adapter = explainer.adapter
-    picture = draw_scene(HELD_OUT_SEED).image if image is None else read_image(image)
-    plans = {preset: adapter.layers(preset).names for preset in PRESETS}
+    source = draw_scene(HELD_OUT_SEED).image if image is None else read_image(image)
+    plans = {preset: adapter.layers(preset).names for preset in LAYER_PRESETS}
     with torch.inference_mode(False), torch.autocast(adapter.device.type, enabled=False):
-        pixels, geometry = adapter.prepare(picture)
+        pixels, geometry = adapter.prepare(source)
         size = geometry.network
         names = {name for plan in plans.values() for name in plan}
         outputs = _chosen(_outputs(explainer, pixels[None], size), adapter.module, names)
@@ -100,7 +100,7 @@ def candidate_layers(explainer: Explainer, image: Any = None) -> list[Layer]:
 
 @torch.no_grad()
 def _outputs(explainer: Explainer, batch: Tensor, size: tuple[int, int]) -> list[_Output]:
-    """All maps that modules put out, but for modules that run several times and do not stand for one place."""
+    """All maps that modules output, except for modules that run several times."""
     runs: dict[str, list[list[_Output]]] = {}
 
     def record(name: str, module: nn.Module, args: Any, output: Any) -> None:
@@ -121,7 +121,7 @@ def _outputs(explainer: Explainer, batch: Tensor, size: tuple[int, int]) -> list
 def _maps(
     output: Any, suffix: str, adapter: Adapter, size: tuple[int, int]
 ) -> Iterator[tuple[str, Tensor, tuple[int, int, int], int]]:
-    """(suffix, tensor, (channels, height, width), grid) of each map in what a module put out; see `_Output`."""
+    """(suffix, tensor, (channels, height, width), grid) of each map in a module's output; see `_Output`."""
     if isinstance(output, Tensor) and output.is_floating_point():
         if output.ndim == 4:
             yield suffix, output, (output.shape[1], output.shape[2], output.shape[3]), 0
@@ -136,7 +136,7 @@ def _maps(
 
 
 def _chosen(outputs: list[_Output], module: nn.Module, presets: set[str]) -> list[_Output]:
-    """The maps of the presets and of the trunk's steps, each once: under the preset's name, or the outermost."""
+    """The maps of the presets and of the trunk's steps, each under a single name: the preset's, or the outermost."""
     steps = presets | _steps(outputs, module)
     ranked: dict[tuple[int, int], _Output] = {}
     for output in outputs:
@@ -167,7 +167,7 @@ def _steps(outputs: list[_Output], module: nn.Module) -> set[str]:
             continue
         path = parent.split(".")
         if any(".".join(path[:i]) in blocks for i in range(1, len(path) + 1)):
-            continue  # inside a block that puts out one map of its own
+            continue  # inside a block with a single map
         names = {child.name for child in children}
         transformer = len(names) > 1 and all(child.tensor.ndim == 3 for child in children)
         if transformer or len({child.shape[1:] for child in children}) > 1:
@@ -176,15 +176,15 @@ def _steps(outputs: list[_Output], module: nn.Module) -> set[str]:
 
 
 def _shares(explainer: Explainer, batch: Tensor, geometry: Any, names: list[str]) -> dict[str, float] | None:
-    """For each captured map the share of objects whose score has a gradient there; None without objects."""
+    """Share of objects whose score has a gradient at each captured map; None without objects."""
     adapter = explainer.adapter
     modules = {name: adapter.module.get_submodule(name) for name in dict.fromkeys(names)}
     capture = Capture(modules, cut_all=False, grids=lambda tokens: adapter.grids(tokens, geometry.network))
     with torch.enable_grad(), capture:
         outputs = adapter.forward(batch, explainer.max_det)
-    found = adapter.tried(outputs, geometry, explainer.conf, explainer.iou, OBJECTS)
+    found = adapter.trial_objects(outputs, geometry, explainer.conf, explainer.iou, OBJECTS)
     if not len(found):
-        found = adapter.tried(outputs, geometry, 0.0, explainer.iou, OBJECTS)
+        found = adapter.trial_objects(outputs, geometry, 0.0, explainer.iou, OBJECTS)
     if not len(found):
         return None
     found = found.select(torch.arange(min(len(found), OBJECTS), device=found.index.device))
@@ -193,7 +193,7 @@ def _shares(explainer: Explainer, batch: Tensor, geometry: Any, names: list[str]
 
 
 def _reached(adapter: Adapter, outputs: Any, found: Objects, target: Any, tensors: list[Tensor]) -> list[list[bool]]:
-    """For each tensor and object whether the object's scalar has a gradient there."""
+    """Whether each object's scalar has a gradient at each tensor."""
     with torch.enable_grad():
         scalars = adapter.score(outputs, [found], target if isinstance(target, str) else adapter.available[0])
     scalars = scalars if scalars.ndim == 1 else scalars.sum(dim=1)

@@ -1,4 +1,4 @@
-"""The objects that a model found in one picture, and the prompts that a user gives; frozen and shape-checked."""
+"""Objects and prompts: frozen dataclasses, checked for shape on construction."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from detcam.errors import InputError
 
 @dataclass(frozen=True)
 class Objects:
-    """The N objects of one picture, in the order of the library's own predict call.
+    """The N objects of an image, in the order of the library's own predict call.
 
     Attributes:
         boxes: [N, 4] float32, (x1, y1, x2, y2) in source pixels.
         scores: [N] float32 in [0, 1].
         class_ids: [N] int64.
         labels: N class names.
-        index: [N] int64, the anchor, query or proposal that each object was read from.
-        level: [N] int64, the feature level of that anchor; 0 where a model has one level.
-        cells: [N, 2] int64, its (row, column) on that level's score map; zeros where there is no such map.
+        index: [N] int64, the anchor, query or proposal of each object.
+        level: [N] int64, the feature level of that anchor; 0 for models with a single level.
+        cells: [N, 2] int64, (row, column) of the anchor on that level's score map; zeros for models without such a map.
         network_boxes: [N, 4] float32, the boxes in pixels of the network's input.
-        mask_logits: [N, h, w] float32 at the model's own mask resolution, or None.
-        masks: [N, H, W] bool in source pixels, where the library's own post-processing makes them, or None.
+        mask_logits: [N, h, w] float32 at the model's mask resolution, or None.
+        masks: [N, H, W] bool in source pixels, as the library's post-processing makes them, or None.
         proposals: [N, 4] float32 xyxy in pixels of the network's input, the proposals of a two-stage model or the
             prompts of a promptable one (a point has no size), or None.
-        words: for each object the words of its phrase with what the model makes of each, where it reads phrases word
-            by word (see `detcam.adapters.transformers.grounding_dino`), or None.
+        words: for each object the words of its phrase and their probabilities, for models that read phrases word by
+            word (see `detcam.adapters.transformers.grounding_dino`), or None.
 
     Raises:
         InputError: if a shape does not fit N.
@@ -91,13 +91,13 @@ class Objects:
 
 @dataclass(frozen=True)
 class Prompt:
-    """A place in a picture that the user gave: a point, a box or a mask.
+    """A point, box or mask that the user gave.
 
     Attributes:
-        kind: how it was given.
+        kind: its kind.
         box: (x1, y1, x2, y2) in source pixels: the box, the outer edges of the mask, or the point, without any size.
         mask: [H, W] bool in source pixels: the point's pixel, all pixels that the box touches, or the mask.
-        class_id: the class to explain it for; None: what the model says there.
+        class_id: the class to explain; None: the model's class there.
     """
 
     kind: Literal["point", "box", "mask"]
@@ -106,12 +106,12 @@ class Prompt:
     class_id: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """How it was given, as plain numbers; of a mask the number of its pixels."""
+        """The prompt as plain numbers; a mask as the number of its pixels."""
         given = {"point": list(self.box[:2]), "box": list(self.box), "mask": int(self.mask.sum())}[self.kind]
         return {self.kind: given} | ({} if self.class_id is None else {"class_id": self.class_id})
 
 
 def image_index(objects: list[Objects], device: torch.device) -> Tensor:
-    """[sum N] int64: for the objects of all pictures of a batch, one after the other, the picture of each."""
+    """[sum N] int64: the image of each object, for the objects of all images of a batch."""
     counts = torch.tensor([len(o) for o in objects], device=device)
     return torch.repeat_interleave(torch.arange(len(objects), device=device), counts)

@@ -1,9 +1,16 @@
-"""Fixtures that every room of the tests shares."""
+"""Seeds, tiers and fixtures that every room of the tests shares; CONTRIBUTING.md says what lies in which tier.
+
+By default every run is the same: seeds come from the tests' names, and tests marked `nightly` are left out. With
+NIGHTLY=1 those run too, and seeds are fresh. SEED=123 repeats one.
+"""
+
+from __future__ import annotations
 
 import os
 import random
 from collections.abc import Iterator
 from pathlib import Path
+from time import process_time
 
 import numpy as np
 import pytest
@@ -12,18 +19,56 @@ from torch import nn
 
 pytest.register_assert_rewrite("support")
 
-from support import random_picture, random_yolo  # noqa: E402
+from support import NIGHTLY, random_picture, random_yolo, seed_of  # noqa: E402
 
 REPOSITORY = Path(__file__).parents[1]
+LIMIT = 5.0  # seconds of processor time that a test outside the nightly tier may take
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "nightly: runs with NIGHTLY=1 only")
+    from hypothesis import settings
+
+    settings.register_profile("default", derandomize=True, deadline=None)
+    settings.register_profile("nightly", deadline=None)
+    settings.load_profile("nightly" if NIGHTLY else "default")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave the nightly tests out by default; with ONLY_RANDOM=1 leave out what takes no seed."""
+    kept = [item for item in items if NIGHTLY or item.get_closest_marker("nightly") is None]
+    if os.environ.get("ONLY_RANDOM"):
+        kept = [item for item in kept if "seed" in getattr(item, "fixturenames", ())]
+    config.hook.pytest_deselected(items=[item for item in items if item not in set(kept)])
+    items[:] = kept
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Iterator[None]:
+    """A test that takes long belongs to the nightly tier, or has to become cheaper."""
+    began = process_time()
+    result = yield
+    spent = process_time() - began
+    if not NIGHTLY and spent > LIMIT:
+        pytest.fail(f"took {spent:.1f} s of processor time, {LIMIT:g} at most: mark it nightly or make it cheaper")
+    return result
+
+
+@pytest.fixture(autouse=True)
+def same_draws(request: pytest.FixtureRequest) -> int:
+    """The seed of all global generators: that of the test's name."""
+    value = seed_of(request.node.name)
+    random.seed(value)
+    np.random.seed(value)  # noqa: NPY002  (libraries draw from it)
+    torch.manual_seed(value)
+    return value
 
 
 @pytest.fixture
-def seed() -> int:
-    """A new seed for every run, printed so that pytest shows it beside a failure; SEED repeats one."""
-    value = int(os.environ.get("SEED", random.SystemRandom().randrange(2**31)))
-    print(f"repeat with SEED={value}")
-    torch.manual_seed(value)
-    return value
+def seed(same_draws: int) -> int:
+    """The test's seed, printed so that pytest shows it beside a failure."""
+    print(f"repeat with SEED={same_draws}")
+    return same_draws
 
 
 @pytest.fixture(autouse=True)
@@ -45,18 +90,18 @@ def shared() -> Path:
 
 
 @pytest.fixture
-def picture(seed: int) -> np.ndarray:
-    """[120, 200, 3] uint8 RGB."""
-    return random_picture(seed, 120, 200)
+def picture() -> np.ndarray:
+    """[120, 200, 3] uint8 RGB, the same in every test of a run."""
+    return random_picture(seed_of("picture"), 120, 200)
 
 
 @pytest.fixture
-def detector(seed: int, picture: np.ndarray) -> nn.Module:
-    """YOLOv8n with random weights that finds about a dozen objects in `picture` at imgsz 160."""
-    return random_yolo("yolov8n.yaml", seed, picture, 160)
+def detector(picture: np.ndarray) -> nn.Module:
+    """YOLOv8n with random weights that finds about a dozen objects in `picture` at imgsz 160; a copy for each test."""
+    return random_yolo("yolov8n.yaml", seed_of("picture"), picture, 160)
 
 
 @pytest.fixture
-def segmenter(seed: int, picture: np.ndarray) -> nn.Module:
-    """YOLOv8n-seg with random weights that finds about a dozen objects in `picture` at imgsz 160."""
-    return random_yolo("yolov8n-seg.yaml", seed, picture, 160)
+def segmenter(picture: np.ndarray) -> nn.Module:
+    """YOLOv8n-seg with random weights that finds about a dozen objects in `picture` at imgsz 160; a copy for each."""
+    return random_yolo("yolov8n-seg.yaml", seed_of("picture"), picture, 160)

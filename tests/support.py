@@ -1,9 +1,14 @@
-"""Random YOLO models that find objects, random pictures, and what must not change in a user's model."""
+"""Seeds, random YOLO models that find objects, random pictures, and what must not change in a user's model."""
 
 from __future__ import annotations
 
+import copy
+import os
+import random
 import signal
+from functools import cache
 from typing import Any
+from zlib import crc32
 
 import cv2
 import numpy as np
@@ -15,6 +20,15 @@ from detcam.geometry import Geometry
 
 CONF = 0.25
 LOGIT = float(torch.tensor(CONF).logit())
+NIGHTLY = os.environ.get("NIGHTLY", "0") not in ("", "0")
+
+
+@cache
+def seed_of(name: str) -> int:
+    """The seed for what has this name: SEED if set, else the same in every run, else (NIGHTLY=1) a fresh one."""
+    if "SEED" in os.environ:
+        return int(os.environ["SEED"])
+    return random.SystemRandom().randrange(2**31) if NIGHTLY else crc32(name.encode()) % 2**31
 
 
 def heeding_ctrl_c() -> None:
@@ -37,8 +51,18 @@ def random_yolo(config: str, seed: int, picture: np.ndarray, imgsz: int, found: 
 
     Convolutions and normalisation layers are drawn so that signals and gradients keep a natural size; then the
     class biases are shifted so that `found` anchors of every level score above CONF on `picture`, with CONF in the
-    middle of the gap to the next one.
+    middle of the gap to the next one. Equal arguments give copies of one model, which is built once.
     """
+    key = (config, seed, picture.shape, hash(picture.tobytes()), imgsz, found)
+    if key not in _BUILT:
+        _BUILT[key] = _random_yolo(config, seed, picture, imgsz, found)
+    return copy.deepcopy(_BUILT[key])
+
+
+_BUILT: dict[tuple[Any, ...], nn.Module] = {}
+
+
+def _random_yolo(config: str, seed: int, picture: np.ndarray, imgsz: int, found: int) -> nn.Module:
     from ultralytics.nn.tasks import DetectionModel, SegmentationModel
 
     torch.manual_seed(seed)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from detcam import Explainer, InputError, cli
 from detcam.methods.perturbation import Occlusion
-from detcam.questions.missed import Answer
+from detcam.questions.answer import Answer
 from detcam.scenes import CLASSES, HELD_OUT_SEED, draw_scene
 
 SIZE = 160
@@ -291,7 +291,7 @@ def test_what_cannot_be_asked(detector: nn.Module, picture: np.ndarray) -> None:
         with pytest.raises(InputError, match=message) as caught:
             explainer(picture, ask=ask)
         assert "\n" not in str(caught.value)
-    with pytest.raises(InputError, match="expected one picture, got a list of 2"):
+    with pytest.raises(InputError, match="expected one image, got a list of 2"):
         explainer([picture, picture], ask=[(WHOLE, 3)])
 
 

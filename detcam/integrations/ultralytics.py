@@ -1,4 +1,4 @@
-"""Ultralytics' `Results` in: explanations of the very boxes that a predict or track call returned."""
+"""Ultralytics: explain the boxes in the `Results` of a predict or track call."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from detcam.geometry import Geometry
 from detcam.questions.base import Question
 from detcam.types import Objects
 
-SCORE = 0.01  # how far a score may be off: the model was fused, or ran in half precision
-PLACE = 0.01  # how far a side may be off, as a share of the box's longer one; and a pixel
-TRACKED = 0.3  # least IoU with a box that a tracker has moved
-TELLING = 10  # how much more a score says than the place, of such a box
+SCORE = 0.01  # tolerance of a score: the model may have been fused or run in half precision
+PLACE = 0.01  # tolerance of a side, as a share of the longer side of the box, plus one pixel
+TRACKED = 0.3  # smallest IoU of a candidate with a box that a tracker has moved
+SCORE_WEIGHT = 10  # weight of the score against the place when a tracked box is matched
 
 
 class _Disagreement(Exception):
-    """A box is none of the model's candidates."""
+    """A box does not match any candidate of the model."""
 
 
 class Returned(Question):
-    """What led to boxes that were returned already: each stands for the candidate with its box and its score."""
+    """Question about boxes that were returned before: each is matched to the candidate with its box and score."""
 
     def __init__(self, result: Any) -> None:
         rows = result.boxes if result.boxes is not None else result.obb
@@ -41,45 +41,45 @@ class Returned(Question):
 
     @torch.no_grad()
     def objects(self, adapter: Adapter, outputs: Any, geometry: Geometry) -> Objects:
-        """See `Question.objects`: with the boxes and scores that were given.
+        """See `Question.objects`; boxes and scores are those of the results.
 
         Raises:
-            _Disagreement: if a box is no candidate.
+            _Disagreement: if a box does not match any candidate.
         """
         places, scores = adapter.image_candidates(outputs, geometry)
         given = [values.to(places.device).clone() for values in (self._boxes, self._scores, self._class_ids)]
-        boxes, sure, class_ids = given  # clones, because what predict returns was made under inference mode
+        boxes, given_scores, class_ids = given  # clones, because predict's tensors were made under inference mode
         if len(class_ids) and int(class_ids.max()) >= scores.shape[1]:
-            raise _Disagreement(f"class {int(class_ids.max())} is none of the model's {scores.shape[1]}")
-        off = (scores[:, class_ids].T - sure[:, None]).abs() / SCORE  # [N, A]; 1 is the most that is let through
+            raise _Disagreement(f"class {int(class_ids.max())} does not exist: the model has {scores.shape[1]} classes")
+        off = (scores[:, class_ids].T - given_scores[:, None]).abs() / SCORE  # [N, A]; at most 1 for a match
         candidates, boxes_seen = geometry.to_source(places), geometry.to_source(geometry.to_network(boxes))
         if self._tracked:
-            beside = (1 - box_iou(boxes_seen, candidates)) / (1 - TRACKED)
-            best = (TELLING * off + beside).argmin(dim=1, keepdim=True)
+            distance = (1 - box_iou(boxes_seen, candidates)) / (1 - TRACKED)
+            best = (SCORE_WEIGHT * off + distance).argmin(dim=1, keepdim=True)
         else:
             sides = (boxes[:, 2:] - boxes[:, :2]).amax(dim=1, keepdim=True)
-            beside = (boxes_seen[:, None] - candidates).abs().amax(dim=2) / (1 + PLACE * sides)
-            best = (off + beside).argmin(dim=1, keepdim=True)
-        wrong = torch.maximum(off, beside).gather(1, best)[:, 0] > 1
+            distance = (boxes_seen[:, None] - candidates).abs().amax(dim=2) / (1 + PLACE * sides)
+            best = (off + distance).argmin(dim=1, keepdim=True)
+        wrong = torch.maximum(off, distance).gather(1, best)[:, 0] > 1
         if bool(wrong.any()):
             i = int(wrong.nonzero()[0])
             corners = ", ".join(f"{side:.0f}" for side in boxes[i].tolist())
-            raise _Disagreement(f"box {i} ({self._names[int(class_ids[i])]} {sure[i]:.2f} at {corners})")
-        found = adapter.objects_at(outputs, best[:, 0], class_ids, geometry)
-        return replace(found, boxes=boxes, scores=sure)
+            raise _Disagreement(f"box {i} ({self._names[int(class_ids[i])]} {given_scores[i]:.2f} at {corners})")
+        objects = adapter.objects_at(outputs, best[:, 0], class_ids, geometry)
+        return replace(objects, boxes=boxes, scores=given_scores)
 
     def answered(self, explanation: Explanation) -> Explanation:
-        """See `Question.answered`: nothing to add."""
+        """See `Question.answered`; nothing is added."""
         return explanation
 
 
 class ResultsExplainer(Explainer):
-    """An Explainer of what Ultralytics' predict and track calls returned.
+    """Explainer for the results of Ultralytics' predict and track calls.
 
     Args:
         model: as for `Explainer`.
         imgsz: as for `Explainer`, or (height, width) of the network's input.
-        options: the others of `Explainer`.
+        options: the other options of `Explainer`.
     """
 
     def __init__(self, model: Any, imgsz: int | tuple[int, int] | None = None, **options: Any) -> None:
@@ -88,23 +88,23 @@ class ResultsExplainer(Explainer):
             self.adapter.size = self.adapter.imgsz = self.settings["imgsz"] = imgsz
 
     def explain(self, result: Any, name: str) -> Explanation:
-        """See `explain_results`, for one picture; `name` stands for it in errors."""
+        """`explain_results` for one image; `name` identifies it in errors."""
         if getattr(result, "probs", None) is not None:
             return self._classified(result, name)
         if getattr(result, "boxes", None) is None and getattr(result, "obb", None) is None:
             raise InputError(
-                f"{name}: expected Results with boxes, turned boxes or class probabilities, got none of them: give "
-                "what a detect, segment, pose, obb or classify model returned"
+                f"{name}: expected Results with boxes, rotated boxes or class probabilities, got none of them: give "
+                "the results of a detect, segment, pose, obb or classify model"
             )
-        asked, reason = Returned(result), ""
+        question, reason = Returned(result), ""
         for placed in self._layouts(_rgb(result)):
             try:
-                return self._explain([placed], asked)[0]
+                return self.explain_batch([placed], asked)[0]
             except _Disagreement as error:
                 reason = reason or str(error)
         raise InputError(
-            f"{name}: {reason} is nothing that this model finds in this picture: give the model and the imgsz that "
-            "made the results (those of a predict call with augment=True cannot be explained)"
+            f"{name}: {reason} is not among this model's candidates for this image: give the model and the imgsz of the "
+            "predict call (results of augment=True cannot be explained)"
         )
 
     def _classified(self, result: Any, name: str) -> Explanation:
@@ -121,14 +121,14 @@ class ResultsExplainer(Explainer):
 
         Those YOLO models get padded to the whole of the network's input, and their boxes differ a little.
         """
-        yield self._placed(image)
+        yield self.prepare(image)
         stride = getattr(self.adapter, "stride", None)
         if stride is None:
             return
         adapter: Any = self.adapter
         adapter.stride = max(adapter.size)
         try:
-            padded = self._placed(image)
+            padded = self.prepare(image)
         finally:
             adapter.stride = stride
         yield padded

@@ -12,12 +12,12 @@ from detcam.types import Objects
 
 
 class Question(ABC):
-    """A question about one picture: it chooses the objects to explain, and has a word on each."""
+    """Selects the objects to explain in an image, and annotates them."""
 
     @abstractmethod
     def objects(self, adapter: Adapter, outputs: Any, geometry: Geometry) -> Objects:
-        """The objects that answer it, from what the model put out."""
+        """The objects to explain, from the model's raw outputs for one image."""
 
     @abstractmethod
     def answered(self, explanation: Explanation) -> Explanation:
-        """The explanation of these objects with what the answer says beside their maps."""
+        """The explanation of these objects with the answer in its notes and settings."""

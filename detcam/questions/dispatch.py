@@ -15,14 +15,16 @@ from detcam.questions.prompts import Prompted
 def question(
     adapter: Adapter, ask: Any, prompts: Any, truth: Any, size: tuple[int, int], conf: float, iou: float, max_det: int
 ) -> Question:
-    """The question that a user asks about a picture of (height, width) pixels; all but one are None.
+    """The question that a user asks about an image of (height, width) pixels.
+
+    Exactly one of `ask`, `prompts` and `truth` is given.
 
     Raises:
-        InputError: if several are asked at once, if the model cannot be asked so, and for what `checked_pairs`,
-            `checked_prompts` and `checked_truth` complain about.
+        InputError: for several questions at once, for a model that cannot answer the question, and as
+            `checked_pairs`, `checked_prompts` and `checked_truth` raise it.
     """
     if sum(one is not None for one in (ask, prompts, truth)) > 1:
-        raise InputError("ask, prompts, truth: expected one of them, got several: ask one question at a time")
+        raise InputError("ask, prompts, truth: expected one of them, got several: ask them one after the other")
     if ask is not None:
         return Missed(ask, size, conf, iou, max_det)
     model = f"this {adapter.family} {adapter.task} model"
@@ -32,5 +34,5 @@ def question(
             raise InputError(f"prompts: {model} takes no prompts: {instead}")
         return Prompted(prompts, size, adapter)
     if "mask" not in adapter.prompt_kinds:
-        raise InputError(f"truth: {model} gives no class to each pixel: {instead}")
+        raise InputError(f"truth: {model} does not classify pixels: {instead}")
     return Mistakes(truth, size, adapter, max_det)

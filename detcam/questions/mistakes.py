@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from detcam.adapters import Adapter
-from detcam.adapters.shared.segments import wrong_regions
+from detcam.adapters.shared.segments import wrong_segments
 from detcam.errors import InputError
 from detcam.explanation import Explanation
 from detcam.geometry import Geometry
@@ -19,10 +19,9 @@ from detcam.types import Objects, Prompt
 
 
 class Mistakes(Question):
-    """The regions that a semantic segmenter gives the wrong class: two objects each, the wrong class and the true one.
+    """The connected regions with a wrong class, two objects each: for the wrong class and for the true class.
 
-    A region is connected, and all of it is given one class in place of one other. The largest come first, and half of
-    `max_det` at most.
+    All of a region has the same wrong class and the same true class. The largest come first, `max_det` / 2 at most.
     """
 
     def __init__(self, truth: Any, size: tuple[int, int], adapter: Adapter, max_det: int) -> None:
@@ -38,17 +37,17 @@ class Mistakes(Question):
         judged = (predicted >= 0) & (truth >= 0)
         self._share = float((predicted != truth)[judged].float().mean()) if bool(judged.any()) else 0.0
         regions = []
-        for mask, given, true in zip(*wrong_regions(predicted, truth, self._most), strict=True):
+        for mask, given, true in zip(*wrong_segments(predicted, truth, self._most), strict=True):
             wrong, right = int(given), int(true)
             regions += [_masked(mask, wrong), _masked(mask, right)]
             self._notes += [
                 f"wrong: {adapter.names[wrong]} where the truth is {adapter.names[right]}, {int(mask.sum())} pixels",
                 f"the true class where the model says {adapter.names[wrong]}",
             ]
-        return adapter.objects_in(outputs, regions, geometry)
+        return adapter.objects_for_prompts(outputs, regions, geometry)
 
     def answered(self, explanation: Explanation) -> Explanation:
-        """See `Question.answered`; the share of wrong pixels is in the settings."""
+        """The explanation with the share of wrong pixels in its settings; see `Question.answered`."""
         notes: list[str | None] = [
             sentence if note is None else f"{sentence}; {note}"
             for sentence, note in zip(self._notes, explanation.notes, strict=True)
@@ -63,22 +62,22 @@ def _masked(mask: Tensor, class_id: int) -> Prompt:
 
 
 def checked_truth(truth: Any, size: tuple[int, int], names: Mapping[int, str]) -> Tensor:
-    """The label map that the user gave as [H, W] int64; what is no class of `names` (as 255 often) becomes -1.
+    """The user's label map as [H, W] int64; numbers that are not in `names` (often 255) become -1.
 
     Raises:
-        InputError: unless it holds whole numbers, has the picture's size (height, width), and any class.
+        InputError: unless it holds integers, has the image's size (height, width), and contains a class of the model.
     """
     try:
         labels = torch.as_tensor(truth)
     except (TypeError, ValueError, RuntimeError):
-        raise InputError(f"truth: expected a label map [H, W] of whole numbers, got {type(truth).__name__}") from None
+        raise InputError(f"truth: expected a label map [H, W] of integers, got {type(truth).__name__}") from None
     if tuple(labels.shape) != size or labels.is_floating_point() or labels.is_complex():
         raise InputError(
-            f"truth: expected a label map of whole numbers and the picture's size {size}, got {labels.dtype} "
+            f"truth: expected a label map of integers of the image's size {size}, got {labels.dtype} "
             f"{tuple(labels.shape)}"
         )
     labels = labels.long()
     known = torch.isin(labels, torch.tensor(sorted(names), device=labels.device))
     if not bool(known.any()):
-        raise InputError(f"truth: no pixel holds a class of the model, which has {min(names)} to {max(names)}")
+        raise InputError(f"truth: no pixel has a class of the model, which has {min(names)} to {max(names)}")
     return labels.masked_fill(~known, -1)

@@ -16,10 +16,10 @@ Pair = tuple[Sequence[float], str | int]  # a box (x1, y1, x2, y2) in source pix
 
 
 def parse_pair(text: str) -> Pair:
-    """A pair from `x1,y1,x2,y2:class`, as the command line takes it.
+    """A pair from the command line's `x1,y1,x2,y2:class`.
 
     Raises:
-        InputError: if it does not read so.
+        InputError: for any other text.
     """
     box, _, name = text.partition(":")
     try:
@@ -32,10 +32,10 @@ def parse_pair(text: str) -> Pair:
 
 
 def checked_pairs(ask: Any, size: tuple[int, int]) -> list[Pair]:
-    """The pairs that the user gave, with boxes cut to a picture of (height, width) pixels.
+    """The user's pairs, checked, with boxes clipped to an image of (height, width) pixels.
 
     Raises:
-        InputError: for anything but a list of pairs, and for a box that is empty or lies outside the picture.
+        InputError: for anything but a list of pairs, and for a box that is empty or outside the image.
     """
     if not isinstance(ask, (list, tuple)) or not ask:
         raise InputError(f"ask: expected a list of (box, class) pairs, got {ask!r}: {EXAMPLE}")
@@ -54,7 +54,7 @@ def _checked_pair(pair: Any, where: str, size: tuple[int, int]) -> Pair:
 
 
 def checked_class(kind: Any, where: str) -> str | int:
-    """A class by name or number, as the user gave it.
+    """The user's class, by name or number.
 
     Raises:
         InputError: for anything else.
@@ -65,10 +65,10 @@ def checked_class(kind: Any, where: str) -> str | int:
 
 
 def checked_box(sides: Sequence[float], where: str, size: tuple[int, int]) -> tuple[float, float, float, float]:
-    """The box (x1, y1, x2, y2) cut to a picture of (height, width) pixels.
+    """The box (x1, y1, x2, y2), clipped to an image of (height, width) pixels.
 
     Raises:
-        InputError: for a box that is empty or lies outside the picture.
+        InputError: for a box that is empty or outside the image.
     """
     height, width = size
     x1, y1, x2, y2 = sides
@@ -83,10 +83,10 @@ def checked_box(sides: Sequence[float], where: str, size: tuple[int, int]) -> tu
 
 
 def parse_prompt(text: str) -> Any:
-    """A prompt from `x,y` or `x1,y1,x2,y2`, either with `:class` behind it, as the command line takes it.
+    """A prompt from the command line's `x,y` or `x1,y1,x2,y2`, with an optional `:class`.
 
     Raises:
-        InputError: if it does not read so.
+        InputError: for any other text.
     """
     numbers, _, name = text.partition(":")
     try:
@@ -99,7 +99,7 @@ def parse_prompt(text: str) -> Any:
 
 
 def class_number(kind: str | int, names: Mapping[int, str], where: str) -> int:
-    """The number of a class that the user named.
+    """The number of the user's class.
 
     Raises:
         InputError: if the model has no such class.

@@ -21,17 +21,17 @@ from detcam.types import Objects, Prompt
 
 
 class Prompted(Question):
-    """What the model makes of points, boxes or masks."""
+    """The objects for the points, boxes or masks that the user gave."""
 
     def __init__(self, prompts: Any, size: tuple[int, int], adapter: Adapter) -> None:
         self._prompts = checked_prompts(prompts, size, adapter.names, adapter.prompt_kinds)
 
     def objects(self, adapter: Adapter, outputs: Any, geometry: Geometry) -> Objects:
-        """See `Question.objects`: one for each prompt."""
-        return adapter.objects_in(outputs, self._prompts, geometry)
+        """An object for each prompt; see `Question.objects`."""
+        return adapter.objects_for_prompts(outputs, self._prompts, geometry)
 
     def answered(self, explanation: Explanation) -> Explanation:
-        """See `Question.answered`: the prompts are in the settings."""
+        """The explanation with the prompts in its settings; see `Question.answered`."""
         return replace(
             explanation, settings={**explanation.settings, "prompts": [prompt.to_dict() for prompt in self._prompts]}
         )
@@ -43,7 +43,7 @@ EXAMPLE = "e.g. prompts=[(60, 40)] or [(10, 20, 80, 160)]"
 def checked_prompts(
     prompts: Any, size: tuple[int, int], names: Mapping[int, str], kinds: Sequence[str]
 ) -> list[Prompt]:
-    """The prompts that the user gave in a picture of (height, width) pixels, with boxes cut to it.
+    """The user's prompts in an image of (height, width) pixels, checked, with boxes clipped to it.
 
     Args:
         prompts: points (x, y), boxes (x1, y1, x2, y2) and masks [H, W], each alone or with a class of `names`.

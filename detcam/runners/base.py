@@ -8,16 +8,17 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from detcam.adapters import Adapter, LayerPlan, Target
 from detcam.engine import Capture, Captured
 from detcam.engine.sweeps import Progress
-from detcam.errors import LayerError, TargetError
+from detcam.errors import LayerError, TargetError, nearest
+from detcam.options import LAYER_PRESETS
 from detcam.types import Objects
 
-Layers = str | Sequence[Any]  # a preset, or names or modules
+Layers = str | Sequence[str | nn.Module]  # a preset, or names or modules
 
 
 @dataclass(frozen=True)
@@ -107,6 +108,33 @@ class Request:
     def adapter(self) -> Adapter:
         """The model's adapter."""
         return self.model_run.adapter
+
+
+def layer_plan(adapter: Adapter, module: nn.Module, layers: Layers) -> LayerPlan:
+    """The layers to capture: those of a preset, or the user's by name or as modules of their own model.
+
+    Args:
+        adapter: the model.
+        module: the user's module, before the private view was made.
+        layers: a preset, or names or modules.
+
+    Raises:
+        LayerError: for a layer that does not exist.
+    """
+    if isinstance(layers, str) and layers in LAYER_PRESETS:
+        return adapter.layers(layers)
+    chosen = [layers] if isinstance(layers, (str, nn.Module)) else list(layers)
+    if not chosen:
+        raise LayerError("layers is empty: give 'auto', 'level', 'evidence' or names of modules")
+    named = {name: m for name, m in module.named_modules() if name}
+    names = []
+    for layer in chosen:
+        if isinstance(layer, nn.Module):
+            layer = next((name for name, m in named.items() if m is layer), f"<{type(layer).__name__}>")
+        if layer not in named:
+            raise LayerError(f"layer {layer!r} does not exist: {nearest(layer, ['auto', *LAYER_PRESETS, *named])}")
+        names.append(layer)
+    return LayerPlan(tuple(dict.fromkeys(names)), cut_all=False, fuse="sum")
 
 
 def add_maps(maps: list[Tensor]) -> Tensor:
