@@ -5,18 +5,17 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import shutil
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import cv2
 import numpy as np
 
 from detcam.errors import InputError, OutputError
+from detcam.files import whole_folder
 from detcam.geometry import Geometry
 from detcam.render.overlay import contact_sheet
 
@@ -46,26 +45,13 @@ def save(
         OutputError: if the folder cannot be written.
     """
     try:
-        fresh = not folder.exists()
-        place = folder.parent if fresh else folder
-        place.mkdir(parents=True, exist_ok=True)
-        work = place / f".detcam-{uuid4().hex}"
-        work.mkdir()
+        with whole_folder(folder) as work:
+            _write_all(work, document, arrays, picture, overview, overlays)
+            for stale in _earlier_overlays(folder):
+                stale.unlink(missing_ok=True)
     except OSError as error:
-        raise OutputError(f"{folder} cannot be written ({error.strerror or error}): choose another --out") from None
-    try:
-        _write_all(work, document, arrays, picture, overview, overlays)
-        if fresh:
-            work.rename(folder)  # whole or not at all, whenever Ctrl-C comes
-            return folder
-        for stale in _earlier_overlays(folder):
-            stale.unlink(missing_ok=True)
-        for path in sorted(work.iterdir()):
-            path.replace(folder / path.name)
-    except OSError as error:
-        raise OutputError(f"{folder} cannot be written ({error.strerror or error}): free some space") from None
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
+        reason = error.strerror or error
+        raise OutputError(f"{folder} cannot be written ({reason}): choose another --out, or free some space") from None
     return folder
 
 

@@ -35,6 +35,7 @@ from detcam.cli.options import (
     preset_of,
 )
 from detcam.errors import InputError, OutputError, nearest, plain
+from detcam.files import write_whole
 
 EPILOG = """
 Examples:
@@ -208,7 +209,7 @@ def _lines(console: Console, total: int | None) -> Callable[[Any], None]:
 
 def _write_stats(path: Path, done: dict[str, Any]) -> None:
     try:
-        path.write_text(json.dumps(done, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_whole(path, (json.dumps(done, indent=2, ensure_ascii=False) + "\n").encode())
     except OSError as error:
         raise OutputError(f"{path} cannot be written ({error.strerror or error}): choose another place") from None
 

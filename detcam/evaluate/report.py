@@ -19,6 +19,7 @@ from detcam.evaluate.metrics.localisation import Measure
 from detcam.evaluate.metrics.stability import PASSED
 from detcam.evaluate.plots import draw
 from detcam.evaluate.store import write
+from detcam.files import write_whole
 
 REFERENCE = "odam @ level"  # what differences are taken from, if it took part
 PACKAGES = ("detcam", "torch", "numpy", "opencv-python", "ultralytics", "transformers", "torchvision")
@@ -237,5 +238,5 @@ def _verdict(value: dict[str, Any], better: str) -> str:
 def save(folder: Path, document: dict[str, Any]) -> list[Path]:
     """Write `report.json`, `report.md` and the plots; return their paths."""
     write(folder / "report.json", document)
-    (folder / "report.md").write_text(markdown(document), encoding="utf-8")
+    write_whole(folder / "report.md", markdown(document).encode())
     return [folder / "report.json", folder / "report.md", *draw(folder, document)]

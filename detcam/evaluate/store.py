@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 from detcam.errors import InputError, OutputError
+from detcam.files import write_whole
 
 SETTINGS, ROWS = "settings.json", "rows"
 
@@ -75,6 +75,4 @@ class Store:
 
 def write(path: Path, document: Any) -> None:
     """Write JSON atomically."""
-    beside = path.with_name(f".{path.name}.part")
-    beside.write_text(json.dumps(document, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
-    os.replace(beside, path)
+    write_whole(path, (json.dumps(document, ensure_ascii=False, indent=1) + "\n").encode())

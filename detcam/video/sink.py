@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from detcam.errors import OutputError
+from detcam.files import unfinished
 from detcam.video.audio import Sound
 from detcam.video.source import Source, import_av, reason
 
@@ -56,7 +57,7 @@ class Sink:
         self._rate = rate
         self._time_base = like.time_base if like is not None and like.time_base else 1 / rate
         self._quality = quality
-        self._hidden = self.path.with_name(f".{self.path.stem}.{os.getpid()}.part{self.path.suffix}")
+        self._hidden = unfinished(self.path)
         self._container: Any = None
         self._stream: Any = None
         self._sound: Sound | None = None

@@ -15,6 +15,7 @@ import numpy as np
 
 from detcam.errors import OutputError
 from detcam.explainer import Explainer
+from detcam.files import unfinished
 from detcam.video.frame import Frame
 from detcam.video.paint import Style
 from detcam.video.pipeline import ROOM, Stats, explain
@@ -112,7 +113,7 @@ class _Rows:
         self._path = None if path is None else Path(path)
         self._file: TextIO | None = None
         if self._path is not None:
-            self._hidden = self._path.with_name(f".{self._path.name}.{os.getpid()}.part")
+            self._hidden = unfinished(self._path)
             try:
                 self._file = self._hidden.open("w", encoding="utf-8")
             except OSError as error:

@@ -91,7 +91,7 @@ def test_links_devices_and_pipes(tmp_path: Path) -> None:
     good.symlink_to(tmp_path / "real.png")
     assert read_image(good).shape == (9, 9, 3)
     for path, words in (
-        (loop, "cannot be read"), (dangling, "does not exist"), (pipe, "no regular file"), ("/dev/zero", "no regular file"),
+        (loop, "cannot be read"), (dangling, "does not exist"), (pipe, "not a regular file"), ("/dev/zero", "not a regular file"),
         (tmp_path / ("x" * 300), "cannot be read"), ("a\0b.png", "cannot be read"), (tmp_path, "is a directory"),
     ):  # fmt: skip
         refused(path, words)
