@@ -1,35 +1,49 @@
-# Two commands: `make demo` and `make test`. Both make .venv on first use and reuse it afterwards.
+# `make demo`, `make test`, `make nightly`: each installs into .venv only what it needs, on first use.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# Everything the installed package is built from: a change reinstalls it (ninja rebuilds what changed).
+# Whatever the installed package is built from: a change reinstalls it (ninja rebuilds only what changed).
 SOURCES := pyproject.toml setup.py $(shell find csrc -type f)
 PIP := $(BIN)/python -m pip --disable-pip-version-check
+INSTALL := $(PIP) install --quiet --no-build-isolation
+PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile
+NIGHTLY_ROUNDS ?= 20
 
-.PHONY: demo test lint fuzz soak asan docs clean
+.PHONY: demo test nightly lint pytest fuzz soak asan docs clean
 
-demo: $(VENV)/installed
+demo: $(VENV)/demo
 	$(BIN)/detcam demo --out demo
 
-test: $(VENV)/installed lint
-	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile
+# mypy needs one core for a while: it runs beside the tests.
+test: $(VENV)/test
+	$(MAKE) --no-print-directory -j2 lint pytest
 
-lint: $(VENV)/installed
+lint: $(VENV)/test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-fuzz: $(VENV)/installed
-	FUZZ=100000 $(BIN)/python -m pytest -n auto --dist worksteal tests/fuzz -rP
-	FUZZ=100000 $(BIN)/python -m pytest -s tests/ops/test_fuzz_ops.py
+pytest: $(VENV)/test
+	$(PYTEST)
 
-soak: $(VENV)/installed
-	SOAK=10000 $(BIN)/python -m pytest -s tests/abuse/test_long_life.py
+# Everything once, then the random tests of the default tier again and again; each draws fresh seeds.
+nightly: $(VENV)/nightly lint
+	NIGHTLY=1 FUZZ=100000 $(PYTEST)
+	for round in $$(seq $(NIGHTLY_ROUNDS)); do \
+		echo "round $$round of $(NIGHTLY_ROUNDS)"; NIGHTLY=1 ONLY_RANDOM=1 $(PYTEST) -q || exit 1; \
+	done
 
-asan: $(VENV)/installed
+fuzz: $(VENV)/test
+	NIGHTLY=1 FUZZ=100000 $(BIN)/python -m pytest -n auto --dist worksteal tests/fuzz -rP
+	NIGHTLY=1 FUZZ=100000 $(BIN)/python -m pytest -s tests/ops/test_fuzz_ops.py
+
+soak: $(VENV)/test
+	NIGHTLY=1 SOAK=10000 $(BIN)/python -m pytest -s tests/abuse/test_long_life.py
+
+asan: $(VENV)/test
 	tests/ops/sanitized.sh $(BIN)/python
 
-docs: $(VENV)/installed
+docs: $(VENV)/docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --site-dir build/site
 
 $(VENV)/torch:
@@ -38,8 +52,21 @@ $(VENV)/torch:
 	$(PIP) install --quiet "torch>=2.10" torchvision "setuptools>=77" "pybind11>=2.13" ninja
 	touch $@
 
-$(VENV)/installed: $(VENV)/torch $(SOURCES)
-	$(PIP) install --quiet --no-build-isolation -e ".[dev]"
+$(VENV)/demo: $(VENV)/torch $(SOURCES)
+	$(INSTALL) -e ".[demo]"
+	touch $@
+
+$(VENV)/test: $(VENV)/demo
+	$(INSTALL) -e ".[test]"
+	touch $@
+
+$(VENV)/docs: $(VENV)/demo
+	$(INSTALL) -e ".[docs]"
+	touch $@
+
+# CI=true builds the CUDA kernels for all architectures, without a GPU too: the tests read what the compiler says.
+$(VENV)/nightly: $(VENV)/test
+	CI=true $(INSTALL) -e ".[nightly]"
 	touch $@
 
 clean:

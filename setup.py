@@ -1,16 +1,21 @@
 """Build the optional kernels of `detcam.ops`; everything else about the package is in pyproject.toml.
 
-`DETCAM_BUILD` says what to build:
-    auto (default)  what this machine can; what cannot be built is left out, and the reason recorded
-    cpu, cuda       kernels for the CPU, or for the CPU and CUDA; failing to build them is an error
-    none            nothing: all runs on the PyTorch reference
-`DETCAM_SANITIZE=1` builds the CPU's with AddressSanitizer and UndefinedBehaviorSanitizer, see tests/ops/sanitized.sh.
-`TORCH_CUDA_ARCH_LIST` ("8.0 9.0") overrides the GPU architectures. Install torch first and build with
+`DETCAM_BUILD` selects the kernels:
+    auto (default)  CPU; CUDA too if the machine has a GPU, for its architecture only. With CI=true, or with
+                    TORCH_CUDA_ARCH_LIST set, CUDA is built without a GPU as well. A kernel that cannot be built is
+                    left out, and the reason recorded for `detcam doctor`.
+    cpu             CPU; a failure is an error
+    cuda            CPU and CUDA for all architectures (the choice for wheels); a failure is an error
+    none            no kernels: the PyTorch reference runs instead
+`TORCH_CUDA_ARCH_LIST` ("8.0 9.0") overrides the GPU architectures in any mode. All architectures are those of CUBINS
+and the newest that nvcc knows. `DETCAM_SANITIZE=1` builds the CPU kernels with AddressSanitizer and
+UndefinedBehaviorSanitizer, see tests/ops/sanitized.sh. Install torch first and build with
 `pip install --no-build-isolation`, or pip fetches a second torch to build against.
 
-The kernels use torch's stable ABI alone, so compiling them takes include folders and ninja, and no more.
+The kernels use torch's stable ABI alone, so compiling them needs torch's headers and ninja, and nothing else.
 """
 
+import contextlib
 import importlib.metadata
 import importlib.util
 import json
@@ -50,14 +55,14 @@ rule link
 
 
 class Unavailable(Exception):
-    """Something cannot be built here; the message says why."""
+    """A kernel cannot be built here; the message says why."""
 
 
 class BuildKernels(build_ext):
-    """Builds one binary after the other; in auto mode a failure only leaves that one out."""
+    """Builds one binary after the other; in auto mode a binary that fails is left out."""
 
     def run(self) -> None:
-        """Build what `DETCAM_BUILD` asks for, and write down what is missing and why."""
+        """Build what `DETCAM_BUILD` asks for, and record what is missing and why."""
         if MODE not in WANTED:
             raise SystemExit(f"DETCAM_BUILD: expected {', '.join(WANTED)}, got {MODE!r}")
         target = (ROOT if self.inplace else Path(self.build_lib)) / "detcam" / "ops"
@@ -85,7 +90,7 @@ class BuildKernels(build_ext):
 
 
 def build_cpu(facts: dict[str, str]) -> list[Path]:
-    """The kernels in C++; adds to `facts` what `_C` will tell."""
+    """Build the C++ kernels; adds to `facts` what `_C` will report."""
     flags, libs, version = torch_build()
     if SANITIZED:
         flags, libs = f"{flags} {SANITIZERS}", f"{libs} {SANITIZERS}"
@@ -95,20 +100,18 @@ def build_cpu(facts: dict[str, str]) -> list[Path]:
 
 
 def build_cuda(facts: dict[str, str]) -> list[Path]:
-    """The kernels in CUDA, apart from the others: they need a torch that has CUDA."""
+    """Build the CUDA kernels as a binary of their own, because they need a torch that has CUDA."""
     flags, libs, version = torch_build()
     if not (torch_folder() / "lib" / "libtorch_cuda.so").exists():
         raise Unavailable(f"torch {version} is built without CUDA")
     nvcc = find_nvcc()
-    known = re.findall(r"compute_(\d+)\b", output(nvcc, "--list-gpu-arch"))
-    asked = re.findall(r"(\d+)\.(\d+)", os.environ.get("TORCH_CUDA_ARCH_LIST", ""))
-    archs = sorted({a + b for a, b in asked} or {*known} & CUBINS | {max(known, key=int)}, key=int)
+    archs = architectures(re.findall(r"compute_(\d+)\b", output(nvcc, "--list-gpu-arch")))
     cubins, ptx = [f"sm_{arch}" for arch in archs], f"compute_{archs[-1]}"
     flags += "".join(f" -gencode arch=compute_{arch},code=sm_{arch}" for arch in archs)
     flags += f" -gencode arch={ptx},code={ptx} -DUSE_CUDA"
     sources = sorted(ROOT.glob("csrc/cuda/*.cu"))
     binary = compile_binary("_cuda.so", "nvcc", nvcc, sources, flags, f"-cudart shared -nodlink {libs} -ltorch_cuda")
-    log = BUILD / "_cuda_ptxas.log"  # registers and spills of every kernel, for the tests
+    log = BUILD / "_cuda_ptxas.log"  # registers and spills of every kernel, which the tests read
     log.write_text("".join((BUILD / "_cuda.so.objects" / f"{s.stem}.o.log").read_text() for s in sources))
     facts["TORCH"] = version
     facts["CUDA_VERSION"] = "".join(re.findall(r"release ([\d.]+)", output(nvcc, "--version")))
@@ -116,8 +119,32 @@ def build_cuda(facts: dict[str, str]) -> list[Path]:
     return [binary, log]
 
 
+def architectures(known: list[str]) -> list[str]:
+    """GPU architectures to build for ("90"), oldest first, among those that nvcc knows."""
+    asked = re.findall(r"(\d+)\.(\d+)", os.environ.get("TORCH_CUDA_ARCH_LIST", ""))
+    if asked:
+        return sorted({major + minor for major, minor in asked}, key=int)
+    everything = sorted({*known} & CUBINS | {max(known, key=int)}, key=int)
+    if MODE == "cuda" or os.environ.get("CI") == "true":
+        return everything
+    gpus = visible_gpus()
+    if gpus is None:
+        raise Unavailable("no GPU on this machine; DETCAM_BUILD=cuda builds for all architectures")
+    newest = max(known, key=int)  # a GPU that nvcc does not know yet runs the PTX of the newest it knows
+    return sorted({min(gpu, newest, key=int) for gpu in gpus}, key=int) or everything
+
+
+def visible_gpus() -> set[str] | None:
+    """Architectures of this machine's GPUs; empty if they are unknown, None without a GPU."""
+    command = ("nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader")
+    with contextlib.suppress(Unavailable):
+        if gpus := {major + minor for major, minor in re.findall(r"(\d+)\.(\d+)", output(*command))}:
+            return gpus
+    return set() if any(Path("/proc/driver/nvidia/gpus").glob("*")) else None
+
+
 def build_facts(facts: dict[str, str]) -> list[Path]:
-    """`_C` tells what was built, against what and by which compiler; it needs pybind11 and no torch."""
+    """Build `_C`, which reports what was built, with which torch and compiler; it needs pybind11 but not torch."""
     pybind11 = importlib.util.find_spec("pybind11")
     if pybind11 is None or pybind11.origin is None:
         raise Unavailable("pybind11 is not installed")
@@ -130,7 +157,7 @@ def build_facts(facts: dict[str, str]) -> list[Path]:
 
 
 def compile_binary(name: str, rule: str, compiler: str, sources: list[Path], flags: str, libs: str) -> Path:
-    """Compile and link with ninja what has changed since the last time."""
+    """Compile and link with ninja whatever has changed since the last build."""
     lines = [RULES.format(cxx=compiler, nvcc=compiler)]
     objects = [f"{name}.objects/{source.stem}.o" for source in sources]
     flags = f"-I{shlex.quote(str(ROOT / 'csrc'))} {flags}"
@@ -162,13 +189,13 @@ def torch_build() -> tuple[str, str, str]:
     """Compiler flags, linker flags and release of the installed torch."""
     folder, version = torch_folder(), importlib.metadata.version("torch")
     if not (folder / "include" / "torch" / "csrc" / "stable" / "tensor.h").exists():
-        raise Unavailable(f"torch {version} has no headers of the stable ABI; 2.10 or later has")
+        raise Unavailable(f"torch {version} has no headers of the stable ABI: install torch 2.10 or later")
     include, lib = (shlex.quote(str(folder / part)) for part in ("include", "lib"))
     return f"-isystem {include} {STABLE_ABI}", f"-L{lib} -ltorch_cpu -ltorch -lc10", version
 
 
 def find_cxx() -> str:
-    """The C++ compiler: `CXX`, or what PATH has."""
+    """The C++ compiler: `CXX`, or the first on PATH."""
     compiler = os.environ.get("CXX") or next(filter(shutil.which, ("c++", "g++", "clang++")), None)
     if compiler is None:
         raise Unavailable("no C++ compiler found (c++, g++, clang++, or the variable CXX)")
@@ -176,7 +203,7 @@ def find_cxx() -> str:
 
 
 def find_nvcc() -> str:
-    """The CUDA compiler; it knows where its own toolkit is, also when PATH holds only a wrapper."""
+    """The CUDA compiler of CUDA_HOME or PATH; it finds its toolkit even if PATH holds only a wrapper."""
     folder = f"{os.environ['CUDA_HOME']}/bin" if os.environ.get("CUDA_HOME") else None
     compiler = shutil.which("nvcc", path=folder)
     if compiler is None:
@@ -185,7 +212,7 @@ def find_nvcc() -> str:
 
 
 def output(*command: str) -> str:
-    """What a command prints."""
+    """The standard output of a command."""
     try:
         return subprocess.run(command, check=True, capture_output=True, text=True).stdout
     except (OSError, subprocess.CalledProcessError) as error:
@@ -195,7 +222,7 @@ def output(*command: str) -> str:
 FILES = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "csrc").rglob("*.*"))
 SOURCES = [name for name in FILES if not name.endswith(".h")]
 HEADERS = [name for name in FILES if name.endswith(".h")]
-# The extension names what a source archive holds; BuildKernels decides what becomes of it.
+# The extension lists the sources that a source archive must hold; BuildKernels decides what is built from them.
 setup(
     ext_modules=[Extension("detcam.ops._C", SOURCES, depends=HEADERS)],
     cmdclass={"build_ext": BuildKernels},

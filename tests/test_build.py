@@ -1,11 +1,15 @@
 """The binaries that were built are the ones that were asked for, hold what they should, and load."""
 
+import importlib.util
 import os
 import re
+import runpy
 import shutil
 import struct
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -76,9 +80,11 @@ def test_a_compiler_means_a_cpu_kernel() -> None:
 
 
 def test_nvcc_means_a_cuda_kernel() -> None:
+    """Where CUDA was wanted: on a machine with a GPU, in CI, or by DETCAM_BUILD=cuda."""
     nvcc = shutil.which("nvcc", path=f"{os.environ['CUDA_HOME']}/bin" if "CUDA_HOME" in os.environ else None)
-    if nvcc is None or torch.version.cuda is None or INFO["mode"] not in ("auto", "cuda"):
-        pytest.skip(f"nvcc {nvcc}, torch CUDA {torch.version.cuda}, build mode {INFO['mode']}")
+    wanted = INFO["mode"] == "cuda" or (INFO["mode"] == "auto" and "no GPU" not in INFO["missing"].get("cuda", ""))
+    if nvcc is None or torch.version.cuda is None or not wanted:
+        pytest.skip(f"nvcc {nvcc}, torch CUDA {torch.version.cuda}, mode {INFO['mode']}, {INFO['missing'].get('cuda')}")
     assert (FOLDER / "_cuda.so").exists(), INFO["missing"]
     assert INFO["cuda_version"] in subprocess.run([nvcc, "--version"], capture_output=True, text=True).stdout
 
@@ -124,7 +130,10 @@ def embedded_architectures(path: Path) -> set[str]:
 def test_architectures() -> None:
     path = binary("cuda")
     assert embedded_architectures(path) == set(INFO["archs"])
-    if "TORCH_CUDA_ARCH_LIST" not in os.environ:
+    if torch.cuda.is_available():
+        major, minor = torch.cuda.get_device_capability()
+        assert any(int(arch.partition("_")[2]) <= 10 * major + minor for arch in INFO["archs"])
+    elif "TORCH_CUDA_ARCH_LIST" not in os.environ:  # built without a GPU: for all
         assert {"sm_80", "sm_86", "sm_89", "sm_90"} <= set(INFO["archs"])
     assert sum(arch.startswith("compute_") for arch in INFO["archs"]) == 1
 
@@ -144,11 +153,70 @@ def test_no_kernel_spills() -> None:
             assert found == {arch for _, arch in kernels}, f"{name} of {op}"
 
 
+Chosen = Callable[..., list[str]]
+
+
+@pytest.fixture
+def chosen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Chosen:
+    """The architectures that setup.py builds for, given the output of nvidia-smi and environment variables."""
+
+    def choose(smi: str, **variables: str) -> list[str]:
+        for name in ("CI", "DETCAM_BUILD", "TORCH_CUDA_ARCH_LIST"):
+            monkeypatch.delenv(name, raising=False)
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+        (tmp_path / "nvidia-smi").write_text(f"#!/bin/sh\n{smi}\n")
+        (tmp_path / "nvidia-smi").chmod(0o755)
+        monkeypatch.setenv("PATH", str(tmp_path))
+        monkeypatch.setattr("setuptools.setup", lambda **options: None)
+        script = runpy.run_path(str(Path(__file__).parents[1] / "setup.py"))
+        script["visible_gpus"].__globals__["Path"] = lambda path: tmp_path / "no driver"
+        try:
+            archs: list[str] = script["architectures"](["75", "80", "86", "90", "121"])
+        except script["Unavailable"] as error:
+            return [str(error)]
+        return archs
+
+    return choose
+
+
+@pytest.mark.parametrize(
+    ("smi", "variables", "expected"),
+    [
+        ("echo 9.0", {}, ["90"]),
+        ("printf '8.6\\n8.0\\n8.6\\n'", {}, ["80", "86"]),
+        ("echo 13.0", {}, ["121"]),
+        ("echo 9.0", {"CI": "true"}, ["80", "86", "90", "121"]),
+        ("echo 9.0", {"DETCAM_BUILD": "cuda"}, ["80", "86", "90", "121"]),
+        ("exit 1", {"DETCAM_BUILD": "cuda"}, ["80", "86", "90", "121"]),
+        ("exit 1", {"CI": "true"}, ["80", "86", "90", "121"]),
+        ("exit 1", {"TORCH_CUDA_ARCH_LIST": "8.9 7.5+PTX"}, ["75", "89"]),
+        ("exit 1", {}, ["no GPU on this machine; DETCAM_BUILD=cuda builds for all architectures"]),
+    ],
+)
+def test_the_gpu_decides_what_is_built(
+    smi: str, variables: dict[str, str], expected: list[str], chosen: Chosen
+) -> None:
+    assert chosen(smi, **variables) == expected
+
+
 def test_a_broken_binary_is_a_reason_not_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loading, "_HERE", tmp_path)
-    monkeypatch.delenv("DETCAM_DISABLE_COMPILED", raising=False)
-    assert loading._load("cpu") == "not built"
+    monkeypatch.delenv(loading.DISABLE_VARIABLE, raising=False)
+
+    def reason() -> str:
+        """Why a copy of the loader, in a folder of its own, loads no CPU kernels."""
+        shutil.copy(str(loading.__file__), tmp_path / "loading.py")
+        spec = importlib.util.spec_from_file_location("copied_loading", tmp_path / "loading.py")
+        assert spec is not None
+        assert spec.loader is not None
+        copied: Any = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(copied)
+        copied.load_kernels()
+        assert not copied.is_compiled("cpu")
+        return str(copied.build_info()["missing"]["cpu"])
+
+    assert reason() == "not built"
     (tmp_path / "_build.json").write_text('{"mode": "auto", "missing": {"cpu": "no compiler"}}')
-    assert loading._load("cpu") == "no compiler"
-    (tmp_path / "_cpu.so").write_text("this is no library")
-    assert "_cpu.so does not load" in str(loading._load("cpu"))
+    assert reason() == "no compiler"
+    (tmp_path / "_cpu.so").write_text("not a library")
+    assert "_cpu.so does not load" in reason()
