@@ -2,7 +2,7 @@
 
 The same bodies are told apart by a mark on them (the control: nothing outside matters), by a beacon beside the box, or
 by the ground around it, which was never meant to count. `on the cause` is the share of the heat on the pixels that do
-decide, which nobody knows of photographs; the other columns are what `detcam.report.looks_at` says without them.
+decide, which is unknown for photographs; the other columns are statistics of `detcam.analysis.heat_summary.summarise`.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from rich.progress import track
 from rich.table import Table
 
 from detcam import Explainer
+from detcam.analysis.heat_summary import summarise
 from detcam.boxes import box_iou
 from detcam.evaluate.contenders import reads_layers
 from detcam.evaluate.report import versions
 from detcam.methods import get_method
-from detcam.report import looks_at
 from detcam.scenes import HELD_OUT_SEED
 from detcam.scenes.planted import VARIANTS, draw_planted
 
@@ -48,12 +48,12 @@ def measured(variant: str, method: str, scenes: int) -> dict[str, Any]:
             owners = box_iou(explanation.boxes, torch.from_numpy(scene.boxes)).argmax(dim=1).tolist()
             for heat, owner in zip(explanation.heatmaps.numpy(), owners, strict=True):
                 on_cause.append(float(heat[scene.causes[owner]].sum() / heat.sum()) if heat.any() else np.nan)
-        (looks,) = looks_at(folder)
-    summary = looks.summary()
-    assert summary.quartiles is not None
+        (summary,) = summarise(folder)
+    statistics = summary.statistics()
+    assert statistics.quartiles is not None
     return {
-        "variant": variant, "method": method, "objects": summary.measured, "median outside": summary.quartiles[2],
-        "quartiles": summary.quartiles, "mostly outside": summary.mostly, "in other boxes": summary.others,
+        "variant": variant, "method": method, "objects": statistics.measured, "median outside": statistics.quartiles[2],
+        "quartiles": statistics.quartiles, "mostly outside": statistics.mostly, "in other boxes": statistics.others,
         "on the cause": float(np.nanmean(on_cause)),
     }  # fmt: skip
 

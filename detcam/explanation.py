@@ -1,4 +1,4 @@
-"""What comes out: one picture's objects, each with its own map, and the ways to look at them."""
+"""Explanation: the objects of one image, a heatmap for each, and the methods to render, draw and save them."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ NORMALIZE = ("object", "image", "none")
 
 @dataclass(frozen=True)
 class Explanation(Conversions):
-    """The objects of one picture, and for each a heatmap of the pixels that made the model say so.
+    """The objects that a model detects in one image, with a heatmap for each of the pixels behind the prediction.
 
     Attributes:
-        image: [H, W, 3] uint8 RGB, the source picture.
-        objects: the N objects, in the order of the library's own predict call.
+        image: [H, W, 3] uint8 RGB, the source image.
+        objects: the N objects, in the order of the library's predict call.
         maps: N raw coarse maps [h, w] float32 over the network's input, before ReLU and normalisation.
         notes: for each object None, or why its map is zero, shared or approximate.
-        settings: what the maps were made with: model, method, layers, target, conf, iou, max_det.
-        geometry: how the picture lay in the network's input.
+        settings: the settings of the maps: model, method, layers, target, conf, iou, max_det.
+        geometry: placement of the image in the network's input.
     """
 
     image: np.ndarray = field(repr=False)
@@ -73,7 +73,7 @@ class Explanation(Conversions):
 
     @cached_property
     def masks(self) -> Tensor | None:
-        """[N, H, W] bool masks in source pixels, cropped to the boxes; None if the model gives none."""
+        """[N, H, W] bool masks in source pixels, cropped to the boxes; None if the model has no masks."""
         if self.objects.masks is not None:
             return self.objects.masks
         logits = self.objects.mask_logits
@@ -82,7 +82,7 @@ class Explanation(Conversions):
         height, width = self.geometry.source
         shapes = [(logits.shape[1], logits.shape[2])] * len(logits)
         full = self._upsample(logits, shapes, (height, width), normalize="none", relu=False, dtype=torch.float32)
-        x = torch.arange(width, device=full.device)  # by index, as Ultralytics crops
+        x = torch.arange(width, device=full.device)  # Ultralytics crops by pixel index
         y = torch.arange(height, device=full.device)
         x1, y1, x2, y2 = (side[:, None] for side in self.boxes.unbind(1))
         columns, rows = (x >= x1) & (x < x2), (y >= y1) & (y < y2)
@@ -90,7 +90,7 @@ class Explanation(Conversions):
 
     @cached_property
     def heatmaps(self) -> Tensor:
-        """[N, H, W] float32 in [0, 1] at source resolution on the model's device, each normalised by itself."""
+        """[N, H, W] float32 in [0, 1] at source resolution on the model's device, each map normalised separately."""
         return self.render(dtype=torch.float32)
 
     def render(
@@ -100,20 +100,20 @@ class Explanation(Conversions):
         dtype: torch.dtype = torch.uint8,
         normalize: str = "object",
     ) -> Tensor:
-        """Heatmaps of some objects at some size: ReLU, normalisation at feature resolution, bilinear resize.
+        """Render heatmaps: ReLU, normalisation at feature resolution, bilinear resize.
 
         Args:
             objects: positions of the objects, default all.
-            size: (height, width) of the result in pixels, default that of the source picture.
+            size: (height, width) of the result in pixels, default that of the source image.
             dtype: torch.uint8 (0 to 255) or a floating dtype (0 to 1).
-            normalize: "object": each map's minimum to maximum; "image": the minimum and maximum over all objects of
-                the picture, so that strengths compare; "none": raw values, floating dtypes only.
+            normalize: "object": minimum to maximum of each map; "image": minimum to maximum over all objects of the
+                image, which keeps their strengths comparable; "none": raw values, floating dtypes only.
 
         Returns:
             [len(objects), height, width] of `dtype`. A constant map becomes 0.
 
         Raises:
-            InputError: for an unknown normalisation, "none" with an integer dtype, or sides that are none.
+            InputError: for an unknown normalisation, "none" with an integer dtype, or a side below 1.
         """
         if size is not None and (len(size) != 2 or min(size) < 1):
             raise InputError(f"size: expected (height, width) in pixels, got {size!r}")
@@ -130,7 +130,7 @@ class Explanation(Conversions):
         heat = self._upsample(stack, shapes, size, normalize=normalize, relu=True, dtype=dtype)
         rows, columns = self.geometry.seen(size)
         if (rows, columns) != (slice(0, size[0]), slice(0, size[1])):
-            inside = heat[:, rows, columns].clone()  # beyond a processor's crop nothing was seen
+            inside = heat[:, rows, columns].clone()  # the network did not see what a processor cropped
             heat.zero_()[:, rows, columns] = inside
         return heat
 
@@ -143,7 +143,7 @@ class Explanation(Conversions):
         relu: bool,
         dtype: torch.dtype,
     ) -> Tensor:
-        """[N, h, w] maps, each over the network's input with its own (h, w) in `shapes`, as [N, *size]."""
+        """Maps [N, h, w] over the network's input, with the size of each before padding in `shapes`, as [N, *size]."""
         n = len(maps)
         if not n:
             return torch.empty((0, *size), dtype=dtype, device=maps.device)
@@ -162,12 +162,12 @@ class Explanation(Conversions):
         return full.mul_(255).round_().to(dtype) if integer else full
 
     def overlay(self, i: int, alpha: float = 0.75, colormap: str = "inferno") -> np.ndarray:
-        """Object `i`'s heatmap over the picture, with its box and label: [H, W, 3] uint8 RGB.
+        """The heatmap of object `i` over the image, with its box and label: [H, W, 3] uint8 RGB.
 
         Args:
             i: position of the object.
             alpha: opacity of the hottest pixel, in [0, 1].
-            colormap: a name of `detcam.render.COLORMAPS`.
+            colormap: a key of `detcam.render.COLORMAPS`.
         """
         heat = self.heatmaps[i].cpu().numpy()
         picture = render.blend(self.image, heat, alpha, colormap)
@@ -177,29 +177,29 @@ class Explanation(Conversions):
         return f"{self.objects.labels[i]} {float(self.scores[i]):.2f}"
 
     def save(self, folder: str | os.PathLike[str], source: str | os.PathLike[str] | None = None) -> Path:
-        """Write `explanation.json`, `heatmaps.npz`, `picture.jpg`, one overlay per object and `contact.png`.
+        """Write `explanation.json`, `heatmaps.npz`, `picture.jpg`, an overlay for each object and `contact.png`.
 
         `heatmaps.npz` holds "heatmaps" [N, H, W] and the raw coarse maps "map_000" [h, w], "map_001", ..., all float32.
-        Everything is written beside it first and moved into place at the end, so an error leaves nothing half-written.
+        Files are written to a temporary folder and moved into place at the end, so an error leaves no partial output.
 
         Args:
             folder: made if it does not exist.
-            source: the picture's path or name, for reports to show.
+            source: path or name of the image, shown in reports.
 
         Raises:
             OutputError: if the folder cannot be written.
         """
         overlays = [self.overlay(i) for i in range(len(self))]
         document = self.to_dict() if source is None else {"source": str(source), **self.to_dict()}
-        for found, energy in zip(document["objects"], self.energy_in_box, strict=True):
-            found["energy_in_box"] = None if energy is None else round(energy, 6)
+        for item, energy in zip(document["objects"], self.energy_in_box, strict=True):
+            item["energy_in_box"] = None if energy is None else round(energy, 6)
         arrays = {"heatmaps": self.heatmaps} | {f"map_{i:03d}": raw for i, raw in enumerate(self.maps)}
         numbers = {name: values.float().cpu().numpy() for name, values in arrays.items()}
         return saved.save(Path(folder), document, numbers, self.image, self.overview(), overlays)
 
     @property
     def energy_in_box(self) -> list[float | None]:
-        """For each object the share of its heatmap's sum that lies in its box, in [0, 1]; None for a blank map."""
+        """For each object the share of its heat that lies in its box, in [0, 1]; None for a blank map."""
         shares: list[float | None] = []
         for heat, box in zip(self.heatmaps, self.boxes.tolist(), strict=True):
             x1, y1, x2, y2 = (max(math.ceil(side - 0.5), 0) for side in box)  # pixels whose centre lies in the box
@@ -208,14 +208,14 @@ class Explanation(Conversions):
         return shares
 
     def overview(self) -> np.ndarray:
-        """The picture with every box: [H, W, 3] uint8 RGB."""
+        """The image with every box: [H, W, 3] uint8 RGB."""
         picture = self.image
         for i in range(len(self)):
             picture = render.draw_box(picture, self.boxes[i].tolist(), self._title(i))
         return picture
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything but the pixels, as plain numbers and strings: what `explanation.json` holds."""
+        """Everything but the pixels, as plain numbers and strings: the contents of `explanation.json`."""
         height, width = self.geometry.source
         return {
             "image": {"width": width, "height": height},
@@ -239,10 +239,10 @@ class Explanation(Conversions):
 
 
 def _common_canvas(maps: list[Tensor], device: torch.device) -> tuple[Tensor, list[tuple[int, int]]]:
-    """Maps of several sizes in one tensor [N, h, w], so that one call serves all, and their own sizes.
+    """Pad maps of several sizes to one tensor [N, h, w] for a single operator call; also their original sizes.
 
-    Smaller maps are continued by their border cells: that is what a resize assumes beyond the border, and it changes
-    neither the minimum nor the maximum.
+    Smaller maps are padded with their border cells: a resize assumes the same beyond the border, and neither the
+    minimum nor the maximum changes.
     """
     shapes = [(m.shape[0], m.shape[1]) for m in maps]
     height = max((h for h, _ in shapes), default=1)
@@ -257,7 +257,7 @@ def _common_canvas(maps: list[Tensor], device: torch.device) -> tuple[Tensor, li
 
 
 def _scale_together(maps: list[Tensor]) -> list[Tensor]:
-    """ReLU, then one affine scale for all maps of the picture; it commutes with the bilinear resize."""
+    """ReLU, then one affine scaling for all maps of the image; it commutes with the bilinear resize."""
     positive = [torch.nan_to_num(m, nan=0.0, posinf=0.0, neginf=0.0).clamp(min=0) for m in maps]
     if not positive:
         return positive

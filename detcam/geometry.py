@@ -1,4 +1,4 @@
-"""Letterbox and its exact inverse: the one place that knows where a source pixel lies in the network's input."""
+"""Geometry: the letterbox, and exact coordinate transforms between source pixels and the network's input."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-PADDING_GREY = 114  # what YOLO models saw beside the picture in training
+PADDING_GREY = 114  # the padding of YOLO models in training
 
 
 @dataclass(frozen=True)
 class Geometry:
-    """How a source picture was placed into the network's input. All sizes are (height, width) in pixels.
+    """Placement of a source image in the network's input. All sizes are (height, width) in pixels.
 
     Pixel centres lie at half-integers: source x maps to `x * resized_width / source_width + left`.
     """
@@ -31,28 +31,28 @@ class Geometry:
         return like.new_tensor([gain_x, gain_y] * 2), like.new_tensor([left, top] * 2)
 
     def to_source(self, boxes: Tensor) -> Tensor:
-        """[N, 4] xyxy boxes of the network's input as source pixels, clipped to the picture."""
+        """Boxes [N, 4] xyxy in pixels of the network's input as source pixels, clipped to the image."""
         gain, pad = self._gain_and_pad(boxes)
         boxes = (boxes - pad) / gain
         height, width = self.source
         return torch.minimum(boxes.clamp(min=0), boxes.new_tensor([width, height] * 2))
 
     def to_network(self, boxes: Tensor) -> Tensor:
-        """[N, 4] xyxy boxes in source pixels as pixels of the network's input."""
+        """Boxes [N, 4] xyxy in source pixels as pixels of the network's input."""
         gain, pad = self._gain_and_pad(boxes)
         return boxes * gain + pad
 
     def window(self, cells: tuple[int, int]) -> tuple[float, float, float, float]:
-        """(left, top, right, bottom) of the source picture on a feature map of `cells` = (h, w), in cells."""
+        """(left, top, right, bottom) of the source image on a feature map of `cells` = (h, w), in cells."""
         scale_y, scale_x = cells[0] / self.network[0], cells[1] / self.network[1]
         top, left = self.pad
         height, width = self.resized
         return left * scale_x, top * scale_y, (left + width) * scale_x, (top + height) * scale_y
 
     def seen(self, size: tuple[int, int]) -> tuple[slice, slice]:
-        """The (rows, columns) of the picture, drawn at `size`, whose centres lie in the network's input.
+        """The rows and columns of the image, resized to `size`, whose centres lie in the network's input.
 
-        All, but where a processor cut something off: there a pad is below zero.
+        These are all rows and columns unless a processor cropped the image, which makes a pad negative.
         """
         spans = []
         for pixels, resized, pad, network in zip(size, self.resized, self.pad, self.network, strict=True):
@@ -63,16 +63,16 @@ class Geometry:
 
 
 def letterbox(image: np.ndarray, size: tuple[int, int], stride: int) -> tuple[np.ndarray, Geometry]:
-    """Resize a picture to fit `size`, keep its aspect, pad each side to the next multiple of `stride`.
+    """Resize an image to fit `size`, keep its aspect ratio, and pad each side to a multiple of `stride`.
 
     Args:
         image: [H, W, 3] uint8.
-        size: (height, width) of the network's input, the largest that the result may have.
+        size: (height, width) of the network's input, the maximum size of the result.
         stride: the model's largest stride, in pixels.
 
     Returns:
-        The padded picture, [h, w, 3] uint8, and the geometry that maps it back. The pixels are those of
-        Ultralytics' `LetterBox(auto=True)`, so that the network sees what its own predict call sees.
+        The padded image [h, w, 3] uint8, and its geometry. The pixels equal those of Ultralytics'
+        `LetterBox(auto=True)`, the input of its predict call.
     """
     source = image.shape[0], image.shape[1]
     ratio = min(size[0] / source[0], size[1] / source[1])

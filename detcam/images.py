@@ -1,4 +1,4 @@
-"""Pictures in: paths, PIL images, arrays and tensors become [H, W, 3] uint8 RGB, or one clear error."""
+"""Image reading: paths, PIL images, arrays and tensors become [H, W, 3] uint8 RGB, or raise an ImageError."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ from PIL import Image, UnidentifiedImageError
 from detcam.errors import ImageError
 from detcam.files import read_regular
 
-MAX_PIXELS = 178_956_970  # Pillow's limit, about 13,000 x 13,000: larger headers are refused before anything is decoded
-MAX_BYTES = 2**30  # of a file: more than those pixels take
+MAX_PIXELS = 178_956_970  # Pillow's limit, about 13,000 x 13,000; checked in the header, before anything is decoded
+MAX_BYTES = 2**30  # of a file: more than MAX_PIXELS take
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "TIFF", "GIF")  # one of Pillow's others starts programs
-# A few bytes are a whole scan of a progressive JPEG, which each take as long as a picture.
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "TIFF", "GIF")  # some of Pillow's other formats start programs
+# A scan of a progressive JPEG can be a few bytes long and takes as long to decode as a whole image.
 JPEG_SCAN = b"\xff\xda"
-SCANS = 16  # an encoder writes ten
-MAX_SCANNED = 2**30  # scans times pixels, about 4 seconds
+SCANS = 16  # encoders write ten
+MAX_SCANNED = 2**30  # scans times pixels, about 4 seconds of decoding
 
 
 def read_image(image: Any) -> np.ndarray:
-    """Any supported picture as [H, W, 3] uint8 RGB.
+    """Read an image in any supported form as [H, W, 3] uint8 RGB.
 
     Args:
         image: a path; a PIL image; an array [H, W], [H, W, 1], [H, W, 3] or [H, W, 4] uint8 (RGB order, alpha is
             dropped); a float tensor [3, H, W] or [1, H, W] in [0, 1].
 
     Raises:
-        ImageError: if it is missing, damaged, too large, or of another shape, dtype or range.
+        ImageError: if the image is missing, damaged, too large, or of another shape, dtype or range.
     """
     if isinstance(image, str) and "://" in image:
         raise ImageError(f"{image} is a url: download it yourself and give the file")
@@ -49,7 +49,7 @@ def read_image(image: Any) -> np.ndarray:
     if isinstance(image, Image.Image):
         return _from_pil(image)
     raise ImageError(
-        f"cannot read a picture from a {type(image).__name__}: give a path, a PIL image, an array [H,W,3] uint8 "
+        f"cannot read an image from a {type(image).__name__}: give a path, a PIL image, an array [H,W,3] uint8 "
         "(RGB) or a tensor [3,H,W] in [0,1]"
     )
 
@@ -69,22 +69,22 @@ def _read_file(path: Path) -> np.ndarray:
 
 
 def decode_image(data: bytes, name: str | Path) -> np.ndarray:
-    """The bytes of an image file as [H, W, 3] uint8 RGB, upright as its EXIF data say; of several frames the first.
+    """Decode the bytes of an image file as [H, W, 3] uint8 RGB, rotated as its EXIF data say; the first frame only.
 
     Args:
-        data: the whole file; its format is told by its content.
-        name: what an error calls it.
+        data: the whole file; the format is detected from its content.
+        name: name of the file in errors.
 
     Raises:
-        ImageError: if it is no picture, damaged or too large.
+        ImageError: if the data are not an image, damaged or too large.
     """
     if not data:
         raise ImageError(f"{name} is empty (0 bytes): give an image file")
     size = verify_image(data, name)
-    # OpenCV decodes, because the libraries' own predict calls do: other decoders differ in the last bit.
+    # The libraries' predict calls decode with OpenCV; other decoders differ in the last bit.
     try:
         decoded = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
-    except cv2.error:  # it found other sides in the file, and they are too long
+    except cv2.error:  # it read another size from the file, which is too large
         decoded = None
     if decoded is None:
         raise ImageError(f"{name} is of a format that cannot be decoded: convert it to JPEG or PNG")
@@ -94,35 +94,37 @@ def decode_image(data: bytes, name: str | Path) -> np.ndarray:
 
 
 def stored_size(data: bytes) -> tuple[int, int] | None:
-    """(height, width) that an image file's header gives, before EXIF data turn the picture; None if there is none."""
+    """(height, width) in the header of an image file, before rotation by EXIF data; None if it cannot be read."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             width, height = _pillow_open()(io.BytesIO(data), formats=FORMATS).size
-    except Exception:  # `decode_image` says what is wrong with it
+    except Exception:  # `decode_image` reports what is wrong
         return None
     return height, width
 
 
 def verify_image(data: bytes, path: str | Path) -> tuple[int, int]:
-    """(height, width) of an image file as stored, once it is known to be whole: OpenCV fills what is missing with grey.
+    """Check that an image file is complete, and return its (height, width) as stored.
+
+    OpenCV would fill missing parts with grey.
 
     Raises:
-        ImageError: if it is no picture, damaged or too large.
+        ImageError: if the data are not an image, damaged or too large.
     """
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # our own limit is checked on the next line
+            warnings.simplefilter("ignore")  # MAX_PIXELS is checked below
             picture = _pillow_open()(io.BytesIO(data), formats=FORMATS)
             width, height = picture.size
             if width * height > MAX_PIXELS:
-                raise Image.DecompressionBombError  # newer versions of Pillow raise it themselves
+                raise Image.DecompressionBombError  # recent versions of Pillow raise it in open()
             scans = data.count(JPEG_SCAN) if data.startswith(b"\xff\xd8") else 0
             if scans > SCANS and scans * width * height > MAX_SCANNED:
                 raise ValueError("its scans would take minutes to decode")
             picture.load()
             if picture.format == "PNG" and not _ends(data):
-                raise ValueError("a chunk of it leads beyond its end")
+                raise ValueError("a chunk extends beyond the end of the file")
             return height, width
     except UnidentifiedImageError:
         raise ImageError(f"{path} is not an image: give one of {' '.join(SUFFIXES)}") from None
@@ -133,7 +135,7 @@ def verify_image(data: bytes, path: str | Path) -> tuple[int, int]:
 
 
 def _ends(png: bytes) -> bool:
-    """Whether the chunks of a PNG file lead to its last one: OpenCV makes room for a length before it reads so much."""
+    """Whether the chunks of a PNG file lead to the end chunk: OpenCV allocates a chunk's length before it reads it."""
     place = 8
     while place + 12 <= len(png):
         if png[place + 4 : place + 8] == b"IEND":
@@ -143,13 +145,13 @@ def _ends(png: bytes) -> bool:
 
 
 def _pillow_open() -> Callable[..., Image.Image]:
-    """Pillow's own `open`: Ultralytics replaces it by one that pip-installs a package when a file is no picture."""
+    """Pillow's `open`. Ultralytics replaces it by a function that pip-installs a package if a file is not an image."""
     return getattr(sys.modules.get("ultralytics.utils.patches"), "_image_open", Image.open)
 
 
 def _from_pil(image: Image.Image) -> np.ndarray:
     try:
-        converted = image.convert("RGB")  # decodes, if that was not done yet
+        converted = image.convert("RGB")  # decodes a lazily opened file
     except Exception as error:
         raise ImageError(f"PIL image is damaged ({error}): open the whole file again") from None
     return _from_array(np.asarray(converted))
@@ -169,7 +171,7 @@ def _from_array(image: np.ndarray) -> np.ndarray:
 
 def _from_tensor(image: torch.Tensor) -> np.ndarray:
     if image.ndim != 3 or image.shape[0] not in (1, 3) or 0 in image.shape:
-        raise ImageError(f"tensor: expected shape [3,H,W], got {list(image.shape)}: give one picture at a time")
+        raise ImageError(f"tensor: expected shape [3,H,W], got {list(image.shape)}: give one image at a time")
     if not image.is_floating_point():
         raise ImageError(f"tensor: expected floats in [0,1], got {image.dtype}: divide by 255 first")
     image = image.detach().float()

@@ -1,4 +1,4 @@
-"""An explanation's folder: written whole or not at all, and read back."""
+"""Saved explanations: the writer and the reader of an explanation's folder."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from detcam.files import whole_folder
 from detcam.geometry import Geometry
 from detcam.render.overlay import contact_sheet
 
-CONTACT_LIMIT = 24  # tiles on a contact sheet; the strongest objects come first
-PREVIEW = 1600  # pixels
+CONTACT_LIMIT = 24  # overlays on a contact sheet, at most; the objects with the highest scores come first
+PREVIEW = 1600  # longest side of picture.jpg in pixels
 
 
 def save(
@@ -31,15 +31,15 @@ def save(
     overview: np.ndarray,
     overlays: list[np.ndarray],
 ) -> Path:
-    """Write an explanation into `folder`; see `Explanation.save`.
+    """Write an explanation into `folder`, completely or not at all; see `Explanation.save`.
 
     Args:
         folder: made if it does not exist.
-        document: what `explanation.json` holds; the names of the overlays are added to its objects.
-        arrays: what `heatmaps.npz` holds.
-        picture: [H, W, 3] uint8 RGB.
-        overview: [H, W, 3] uint8 RGB, the picture with every box.
-        overlays: N pictures [H, W, 3] uint8 RGB.
+        document: contents of `explanation.json`; the file names of the overlays are added to its objects.
+        arrays: contents of `heatmaps.npz`.
+        picture: [H, W, 3] uint8 RGB, the source image.
+        overview: [H, W, 3] uint8 RGB, the source image with every box.
+        overlays: N images [H, W, 3] uint8 RGB.
 
     Raises:
         OutputError: if the folder cannot be written.
@@ -56,10 +56,10 @@ def save(
 
 
 def _earlier_overlays(folder: Path) -> list[Path]:
-    """The overlays that an earlier run lists in its explanation.json: it may have had more objects."""
+    """The overlays of an earlier run, which may have had more objects, as listed in its explanation.json."""
     try:
         document = json.loads((folder / "explanation.json").read_text(encoding="utf-8"))
-        names = [found["overlay"] for found in document["objects"]]
+        names = [item["overlay"] for item in document["objects"]]
     except (OSError, ValueError, KeyError, TypeError):
         return []
     return [
@@ -75,17 +75,17 @@ def _write_all(
     overview: np.ndarray,
     overlays: list[np.ndarray],
 ) -> None:
-    for i, (overlay, found) in enumerate(zip(overlays, document["objects"], strict=True)):
-        found["overlay"] = f"overlay_{i:03d}_{_slug(found['label'])}.png"
-        _write_png(folder / found["overlay"], overlay)
+    for i, (overlay, item) in enumerate(zip(overlays, document["objects"], strict=True)):
+        item["overlay"] = f"overlay_{i:03d}_{_slug(item['label'])}.png"
+        _write_png(folder / item["overlay"], overlay)
     _write_png(folder / "contact.png", contact_sheet([overview, *overlays[:CONTACT_LIMIT]]))
     (folder / "picture.jpg").write_bytes(_preview(picture))
-    np.savez_compressed(folder / "heatmaps.npz", **arrays)  # type: ignore[arg-type]  # its stub takes them for flags
+    np.savez_compressed(folder / "heatmaps.npz", **arrays)  # type: ignore[arg-type]  # the stub takes the arrays for flags
     _write_json(folder / "explanation.json", document)
 
 
 def _slug(label: str) -> str:
-    """A label as part of a file name: letters, digits, dash."""
+    """A label as part of a file name: letters, digits and dashes."""
     return re.sub(r"[^a-z0-9]+", "-", label.lower()).strip("-")[:60] or "object"
 
 
@@ -97,7 +97,7 @@ def _write_png(path: Path, picture: np.ndarray) -> None:
 
 
 def _preview(picture: np.ndarray) -> bytes:
-    """The picture as JPEG, no side longer than PREVIEW pixels: what a report page shows."""
+    """The image as JPEG for report pages, no side longer than PREVIEW pixels."""
     height, width = picture.shape[:2]
     shrink = PREVIEW / max(height, width)
     if shrink < 1:
@@ -111,7 +111,7 @@ def _preview(picture: np.ndarray) -> bytes:
 
 def _write_json(path: Path, document: dict[str, Any]) -> None:
     text = json.dumps(document, indent=2, ensure_ascii=False) + "\n"
-    path.write_text(text, encoding="utf-8", errors="replace")  # a file's name may be no Unicode
+    path.write_text(text, encoding="utf-8", errors="replace")  # a file name may not be valid Unicode
 
 
 NAME, PICTURE = "explanation.json", "picture.jpg"
@@ -119,12 +119,12 @@ NAME, PICTURE = "explanation.json", "picture.jpg"
 
 @dataclass(frozen=True)
 class Saved:
-    """One saved explanation.
+    """A saved explanation.
 
     Attributes:
-        folder: where it lies.
-        document: its `explanation.json`.
-        digest: of its `picture.jpg`.
+        folder: the folder of the explanation.
+        document: contents of `explanation.json`.
+        digest: SHA-256 of `picture.jpg`.
     """
 
     folder: Path
@@ -133,15 +133,15 @@ class Saved:
 
     @classmethod
     def read(cls, folder: Path) -> Saved:
-        """The explanation in `folder`.
+        """Read the explanation in `folder`; its maps are read later, by `maps`.
 
         Raises:
-            InputError: if there is none, or it is not whole.
+            InputError: if there is no explanation, or it is incomplete.
         """
         try:
             document = json.loads((folder / NAME).read_text(encoding="utf-8"))
             saved = cls(folder, document, hashlib.sha256((folder / PICTURE).read_bytes()).hexdigest())
-            _ = saved.geometry, document["settings"]["method"], [found["energy_in_box"] for found in saved.objects]
+            _ = saved.geometry, document["settings"]["method"], [item["energy_in_box"] for item in saved.objects]
         except OSError as error:
             raise broken(folder, f"{Path(error.filename).name}: {error.strerror or error}") from None
         except (ValueError, KeyError, TypeError) as error:
@@ -150,37 +150,37 @@ class Saved:
 
     @property
     def objects(self) -> list[dict[str, Any]]:
-        """The objects as `explanation.json` lists them."""
+        """The objects as listed in `explanation.json`."""
         objects: list[dict[str, Any]] = self.document["objects"]
         return objects
 
     @property
     def picture(self) -> bytes:
-        """The picture as JPEG, as large as a page shows it; read anew, because many do not fit into memory."""
+        """The bytes of `picture.jpg`; read on each access, because the images of a set do not fit into memory."""
         return (self.folder / PICTURE).read_bytes()
 
     @property
     def geometry(self) -> Geometry:
-        """How the picture lay in the network's input."""
+        """The placement of the image in the network's input."""
         facts, size = self.document["geometry"], self.document["image"]
         (rows, columns), (top, left), (height, width) = facts["resized"], facts["pad"], facts["network"]
         return Geometry((size["height"], size["width"]), (rows, columns), (top, left), (height, width))
 
     @property
     def name(self) -> str:
-        """The picture's file name; that of the folder if the picture came from no file."""
+        """The file name of the image; the name of the folder if the image did not come from a file."""
         source = str(self.document.get("source") or "")
         return source.replace("\\", "/").rstrip("/").rpartition("/")[2] or self.folder.resolve().name
 
     @property
     def facets(self) -> dict[str, str]:
-        """What the maps were made with, for people to choose by."""
+        """The settings by which pages tell explanations apart: model, method, layers, target."""
         settings = self.document["settings"]
         facets = {name: settings.get(name, "") for name in ("model", "method", "layers", "target")}
         return {name: ", ".join(value) if isinstance(value, list) else str(value) for name, value in facets.items()}
 
     def maps(self) -> list[np.ndarray]:
-        """N raw coarse maps [h, w] float32.
+        """Read the N raw coarse maps [h, w] float32.
 
         Raises:
             InputError: if `heatmaps.npz` is missing or damaged.
@@ -188,23 +188,25 @@ class Saved:
         try:
             with np.load(self.folder / "heatmaps.npz") as archive:
                 return [archive[f"map_{i:03d}"] for i in range(len(self.objects))]
-        except Exception as error:  # a damaged archive raises whatever its decoder met
+        except Exception as error:  # a damaged archive raises the errors of several decoders
             raise broken(self.folder, f"heatmaps.npz: {' '.join(str(error).split())}") from None
 
 
 def broken(folder: Path, reason: str) -> InputError:
-    """The error for a folder whose explanation is not whole."""
-    return InputError(f"{folder} holds no whole explanation ({reason}): run detcam explain into it again, or remove it")
+    """The error for a folder with an incomplete explanation."""
+    return InputError(
+        f"{folder} holds no complete explanation ({reason}): run detcam explain into it again, or remove it"
+    )
 
 
 def find(root: Path) -> list[Path]:
     """The folders of all explanations in `root` and below it.
 
     Raises:
-        InputError: if there is none.
+        InputError: if there is no explanation.
     """
     if not root.is_dir():
-        raise InputError(f"{root} is no folder: give the --out of detcam explain")
+        raise InputError(f"{root} is not a folder: give the --out of detcam explain")
     folders = sorted(path.parent for path in root.rglob(NAME))
     if not folders:
         raise InputError(f"{root} holds no {NAME}: give the --out of detcam explain")
@@ -212,16 +214,16 @@ def find(root: Path) -> list[Path]:
 
 
 def pictures(folders: Iterable[Path]) -> list[list[Saved]]:
-    """The explanations in `folders`, those of one picture together, in the order in which pictures first come.
+    """Group the explanations in `folders` by image, in the order in which the images first occur.
 
-    Explanations belong together if they have the same source and pixels and were not made the same way.
+    Explanations belong to one image if their source and pixels are equal and their settings differ.
     """
     groups: dict[tuple[Any, ...], list[Saved]] = {}
     seen: Counter[tuple[Any, ...]] = Counter()
     for folder in folders:
         saved = Saved.read(folder)
         picture = (saved.document.get("source"), saved.digest)
-        way = (*picture, json.dumps(saved.document["settings"], sort_keys=True))
-        groups.setdefault((*picture, seen[way]), []).append(saved)
-        seen[way] += 1
+        run = (*picture, json.dumps(saved.document["settings"], sort_keys=True))
+        groups.setdefault((*picture, seen[run]), []).append(saved)
+        seen[run] += 1
     return list(groups.values())

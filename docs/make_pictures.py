@@ -14,7 +14,7 @@ from playwright.sync_api import Page, sync_playwright
 
 from detcam import Explainer
 from detcam.report import write_report
-from detcam.report.write import LOOKS
+from detcam.report.write import SUMMARY
 from detcam.scenes import HELD_OUT_SEED, draw_scene
 from detcam.scenes.planted import draw_planted
 
@@ -59,7 +59,7 @@ def explain_context(folder: Path) -> Path:
         picture = folder / f"scene-{seed - HELD_OUT_SEED:02d}.png"
         cv2.imwrite(str(picture), draw_planted(seed, "context").image[:, :, ::-1])
         explainer(picture).save(folder / picture.stem, picture.name)
-    return write_report(folder).with_name(LOOKS)
+    return write_report(folder).with_name(SUMMARY)
 
 
 def take(page: Page, name: str) -> None:

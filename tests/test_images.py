@@ -216,7 +216,7 @@ def test_tensors_of_another_kind(tensor: torch.Tensor, expected: str) -> None:
 
 @pytest.mark.parametrize("source", [None, 3, b"bytes", [1, 2], {"a": 1}, Path], ids=str)
 def test_things_that_are_no_pictures(source: Any) -> None:
-    refuse(source, f"cannot read a picture from a {type(source).__name__}")
+    refuse(source, f"cannot read an image from a {type(source).__name__}")
 
 
 def test_broken_pil_images(picture: np.ndarray) -> None:

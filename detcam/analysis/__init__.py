@@ -1,1 +1,1 @@
-"""Analysis: what explanations say together, of two models or of a whole set."""
+"""Analysis of several explanations: two models compared, or a whole set summarised."""

@@ -1,4 +1,4 @@
-"""Which objects of saved explanations are right, and what was missed."""
+"""Ground truth for saved explanations: correct detections and missed labels."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from detcam.boxes import overlap
+from detcam.boxes import box_iou
 from detcam.errors import InputError
 from detcam.evaluate.labels.base import Label, Labels
 from detcam.evaluate.labels.read import read_labels
@@ -24,10 +24,10 @@ class Miss:
     """A label that no object matches.
 
     Attributes:
-        label: its class name.
+        label: class name.
         box: x1, y1, x2, y2 in source pixels.
-        saved: the explanation in which the model was asked about it (`ask=`), or None.
-        number: the position of its best candidate there, or None.
+        saved: the explanation in which the model was asked about the label (`ask=`), or None.
+        number: position of the best candidate in `saved`, or None.
     """
 
     label: str
@@ -38,13 +38,13 @@ class Miss:
 
 @dataclass
 class Truth:
-    """Ground truth, and what the model said when it was asked about what it missed.
+    """Ground truth, and the explanations that answer questions about missed objects.
 
     Attributes:
-        labels: of the pictures.
-        names: the classes by number, as far as explanations name them.
-        asked: explanations made by `ask=`, by picture and way.
-        labelled: how many labels were met so far.
+        labels: the labels of the images.
+        names: class number -> class name, for the classes that occur in explanations.
+        asked: explanations made by `ask=`, by image and settings.
+        labelled: number of labels of the images judged so far.
     """
 
     labels: Labels
@@ -54,7 +54,7 @@ class Truth:
 
     @classmethod
     def read(cls, path: Path, groups: Iterable[Sequence[Saved]]) -> Truth:
-        """The labels at `path`, for explanations in the groups of `detcam.saved.pictures`.
+        """Read the labels at `path`, for explanations grouped by `detcam.saved.pictures`.
 
         Raises:
             InputError: see `read_labels`.
@@ -68,9 +68,9 @@ class Truth:
         return truth
 
     def of(self, saved: Saved) -> tuple[set[int], list[Miss]]:
-        """The positions of a picture's objects that match a label, and the labels that no object matches.
+        """The positions of an image's objects that match a label, and the labels that no object matches.
 
-        They match as `detcam.evaluate.matching.pair` says: same class, box IoU over 0.5.
+        Objects are matched by `detcam.evaluate.matching.pair`: same class, box IoU over 0.5.
 
         Raises:
             InputError: if the labels cannot be read.
@@ -78,31 +78,33 @@ class Truth:
         height, width = saved.geometry.source
         labels = self.labels.of(Path(saved.name), height, width)
         self.labelled += len(labels)
-        boxes = torch.tensor([found["box"] for found in saved.objects], dtype=torch.float32).reshape(-1, 4)
-        scores = torch.tensor([found["score"] for found in saved.objects], dtype=torch.float32)
-        numbers, names = ([found[fact] for found in saved.objects] for fact in ("class_id", "label"))
+        boxes = torch.tensor([item["box"] for item in saved.objects], dtype=torch.float32).reshape(-1, 4)
+        scores = torch.tensor([item["score"] for item in saved.objects], dtype=torch.float32)
+        numbers, names = ([item[fact] for item in saved.objects] for fact in ("class_id", "label"))
         pairs = pair(boxes, scores, numbers, names, labels)
-        met = {j for _, j, _ in pairs}
-        return {i for i, _, _ in pairs}, [self._miss(saved, one) for j, one in enumerate(labels) if j not in met]
+        matched = {j for _, j, _ in pairs}
+        misses = [self._miss(saved, label) for j, label in enumerate(labels) if j not in matched]
+        return {i for i, _, _ in pairs}, misses
 
     def check(self, used: bool) -> None:
-        """Complain if nothing could be judged.
+        """Check that at least one image was judged.
+
+        Args:
+            used: whether any explanation was of detections.
 
         Raises:
-            InputError: if no explanation was of detections, or no picture had any label: labels of other pictures.
+            InputError: if no explanation was of detections, or no image had a label.
         """
         if not used:
-            raise InputError("labels: no explanation is of what the model found: run detcam explain without --ask, too")
+            raise InputError("labels: all explanations answer questions: run detcam explain without --ask, too")
         if not self.labelled:
-            raise InputError(
-                "--labels name none of the explained pictures: labels are found by the picture's file name"
-            )
+            raise InputError("--labels name none of the explained images: labels are found by the image's file name")
 
     def _miss(self, saved: Saved, label: Label) -> Miss:
         name = label.kind if isinstance(label.kind, str) else self.names.get(label.kind, f"class {label.kind}")
         box = [round(side, 3) for side in label.box.tolist()]
         answers = [
-            (float(overlap(torch.tensor(box), torch.tensor([answer["box"]]))[0]), asked, answer["objects"][0])
+            (float(box_iou(torch.tensor([box]), torch.tensor([answer["box"]]))), asked, answer["objects"][0])
             for asked in self.asked.get(_key(saved), ())
             for answer in asked.document["asked"]
             if label.is_of(int(answer["class_id"]), answer["label"])
@@ -112,5 +114,5 @@ class Truth:
 
 
 def _key(saved: Saved) -> Key:
-    """Of a picture, and of how it was explained."""
+    """The image and the settings of an explanation."""
     return (str(saved.document.get("source")), saved.digest, *saved.facets.values())

@@ -1,4 +1,4 @@
-"""Integrations: an explanation in the forms of other libraries, a module for each."""
+"""Integrations: conversions between explanations and the data types of other libraries, a module for each."""
 
 from detcam.integrations.supervision import HeatAnnotator
 from detcam.integrations.torchvision import Drawable

@@ -1,4 +1,4 @@
-"""Experiment boards: TensorBoard and Weights & Biases, of which neither is imported."""
+"""Experiment boards: TensorBoard and Weights & Biases. Neither library is imported."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from detcam import render
 if TYPE_CHECKING:
     from detcam.explanation import Explanation
 
-SHEET = 24  # overlays on a sheet; the strongest objects come first
+SHEET = 24  # overlays on a sheet, at most; the objects with the highest scores come first
 
 
 def tensorboard(explanation: Explanation, writer: Any, tag: str, step: int | None) -> None:

@@ -6,14 +6,9 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from torch import Tensor
 
 from detcam.errors import DependencyError, InputError
-
-if TYPE_CHECKING:
-    from detcam.explanation import Explanation
-from typing import TYPE_CHECKING
-
-from torch import Tensor
 
 if TYPE_CHECKING:
     from detcam.explanation import Explanation
@@ -27,14 +22,14 @@ def results(
         from pycocotools import mask as coco
     except ImportError:
         raise DependencyError('to_coco needs pycocotools: pip install "detcam[evaluate]"') from None
-    regions = hot(explanation, threshold).cpu().numpy()
-    found = []
+    regions = above_threshold(explanation, threshold).cpu().numpy()
+    rows = []
     for i, class_id in enumerate(explanation.class_ids.tolist()):
         if categories is not None and class_id not in categories:
             raise InputError(f"categories: class {class_id} ({explanation.labels[i]}) is missing: add its category id")
         x1, y1, x2, y2 = explanation.boxes[i].tolist()
         runs = coco.encode(np.asfortranarray(regions[i].astype(np.uint8)))
-        found.append(
+        rows.append(
             {
                 "image_id": image_id,
                 "category_id": class_id if categories is None else categories[class_id],
@@ -43,14 +38,14 @@ def results(
                 "segmentation": {"size": [int(side) for side in runs["size"]], "counts": runs["counts"].decode()},
             }
         )
-    return found
+    return rows
 
 
-def hot(explanation: Explanation, threshold: float) -> Tensor:
-    """[N, H, W] bool in source pixels: where the heat is at least `threshold`; nowhere on a blank map.
+def above_threshold(explanation: Explanation, threshold: float) -> Tensor:
+    """[N, H, W] bool in source pixels: True where the heat is at least `threshold`, nowhere on a blank map.
 
     Raises:
-        InputError: for a threshold outside (0, 1]; heat is at least 0 everywhere.
+        InputError: for a threshold outside (0, 1].
     """
     if not 0 < threshold <= 1:
         raise InputError(f"threshold: expected a number above 0 and at most 1, got {threshold!r}")

@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from detcam.integrations.coco import hot
+from detcam.integrations.coco import above_threshold
 
 if TYPE_CHECKING:
     from detcam.explanation import Explanation
 
-LENGTHS = (3, 4, 8, 16)  # bits that the length of a run may take
+LENGTHS = (3, 4, 8, 16)  # bits for the length of a run
 
 
 def task(
@@ -19,7 +19,7 @@ def task(
 ) -> dict[str, Any]:
     """See `Explanation.to_label_studio`."""
     height, width = explanation.geometry.source
-    regions = hot(explanation, threshold).cpu().numpy()
+    regions = above_threshold(explanation, threshold).cpu().numpy()
     result = []
     for i, label in enumerate(explanation.labels):
         common = {
@@ -61,11 +61,11 @@ def _percent(box: list[float], width: int, height: int) -> dict[str, float]:
 
 
 def brush_runs(mask: np.ndarray) -> list[int]:
-    """A mask [H, W] bool as Label Studio keeps brush regions: the bytes of an RLE of RGBA pixels, row by row.
+    """Encode a mask [H, W] bool as Label Studio stores brush regions: the bytes of an RLE of RGBA pixels, row by row.
 
-    The format is that of the npm package @thi.ng/rle-pack: the number of values (32 bits), the bits of a value less one
-    (5), the bits of each of four kinds of lengths less one (4 each); then the runs, each as a bit 1, the kind of its
-    length (2), its length less one, and the value; filled up with zeros to a whole byte.
+    The format is that of the npm package @thi.ng/rle-pack. Header: number of values (32 bits), bits of a value minus 1
+    (5 bits), bits of each of the four kinds of lengths minus 1 (4 bits each). Each run: a bit 1, kind of length
+    (2 bits), length minus 1, value. The end is padded with zeros to a whole byte.
     """
     values = np.repeat(mask.ravel(), 4)  # red, green, blue and opacity
     edges = np.flatnonzero(np.diff(values)) + 1

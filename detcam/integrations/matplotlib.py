@@ -1,4 +1,4 @@
-"""PIL images and matplotlib figures."""
+"""matplotlib and PIL: figures and images."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from detcam.render.overlay import BOX_COLOUR
 if TYPE_CHECKING:
     from detcam.explanation import Explanation
 
-PANEL = 3.2  # inches, the width of a panel
-ACROSS = 4  # panels in a row
-OPACITY = 0.75  # of the hottest pixel, as in Explanation.overlay
+PANEL = 3.2  # width of a panel in inches
+COLUMNS = 4  # panels in a row, at most
+OPACITY = 0.75  # of the hottest pixel, the default of Explanation.overlay
 
 
 def pil(explanation: Explanation, i: int | None) -> Image.Image:
@@ -31,10 +31,10 @@ def figure(explanation: Explanation, objects: Sequence[int] | None) -> Any:
         raise DependencyError('to_matplotlib needs matplotlib: pip install "detcam[evaluate]"') from None
     chosen = list(range(len(explanation)) if objects is None else objects)
     height, width = explanation.geometry.source
-    columns = min(len(chosen) + 1, ACROSS)
+    columns = min(len(chosen) + 1, COLUMNS)
     rows = -(-(len(chosen) + 1) // columns)
-    high = min(max(PANEL * height / width, 1.0), 2 * PANEL) + 0.4  # and the title
-    drawn = Figure(figsize=(PANEL * columns, high * rows), layout="constrained")
+    panel_height = min(max(PANEL * height / width, 1.0), 2 * PANEL) + 0.4  # for the title
+    drawn = Figure(figsize=(PANEL * columns, panel_height * rows), layout="constrained")
     panels = drawn.subplots(rows, columns, squeeze=False).ravel()
     for axes in panels:
         axes.axis("off")
@@ -44,7 +44,7 @@ def figure(explanation: Explanation, objects: Sequence[int] | None) -> Any:
         heat = explanation.heatmaps[i].cpu().numpy()
         axes.imshow(explanation.image)
         axes.imshow(heat, cmap="inferno", vmin=0, vmax=1, alpha=OPACITY * heat**0.5)
-        # A label is text: dollar signs in it are no formula.
+        # Without this, matplotlib takes dollar signs in a label for a formula.
         axes.set_title(f"{explanation.labels[i]} {float(explanation.scores[i]):.2f}", parse_math=False)
         for place in (panels[0], axes):
             place.add_patch(_outline(explanation.boxes[i].tolist()))
@@ -54,5 +54,5 @@ def figure(explanation: Explanation, objects: Sequence[int] | None) -> Any:
 def _outline(box: Sequence[float]) -> Any:
     from matplotlib.patches import Rectangle
 
-    x1, y1, x2, y2 = (side - 0.5 for side in box)  # matplotlib counts from the centre of the first pixel
+    x1, y1, x2, y2 = (side - 0.5 for side in box)  # matplotlib's origin is the centre of the first pixel
     return Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, edgecolor=[c / 255 for c in BOX_COLOUR], linewidth=1.5)

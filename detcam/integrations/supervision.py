@@ -1,4 +1,4 @@
-"""supervision: Detections that carry their heatmaps, and an annotator that draws them."""
+"""supervision: Detections with heatmaps, and an annotator that draws the heatmaps."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def detections(explanation: Explanation) -> Any:
 
 
 class HeatAnnotator:
-    """Draws the heat of each object, the hottest in front, as supervision's annotators draw: `annotate(scene, ...)`.
+    """Annotator in the style of supervision that draws heatmaps; the hottest object at each pixel is in front.
 
     ::
 
@@ -44,8 +44,8 @@ class HeatAnnotator:
         scene = sv.BoxAnnotator().annotate(scene, detections)
 
     Args:
-        opacity: that of the hottest pixel, in [0, 1].
-        colormap: a name of `detcam.render.COLORMAPS`.
+        opacity: opacity of the hottest pixel, in [0, 1].
+        colormap: a key of `detcam.render.COLORMAPS`.
     """
 
     def __init__(self, opacity: float = 0.75, colormap: str = "inferno") -> None:
@@ -53,20 +53,20 @@ class HeatAnnotator:
         self.colormap = colormap
 
     def annotate(self, scene: Any, detections: Any) -> Any:
-        """The scene itself, drawn on.
+        """Draw on the scene in place, and return it.
 
         Args:
-            scene: the picture of the detections: an array [H, W, 3] uint8 BGR, as supervision's are, or a PIL image.
-            detections: from `Explanation.to_supervision`, also filtered or tracked.
+            scene: the image of the detections: an array [H, W, 3] uint8 BGR, as for supervision, or a PIL image.
+            detections: from `Explanation.to_supervision`; may be filtered or tracked.
 
         Raises:
-            InputError: if the detections carry no heatmaps, or those of another picture.
+            InputError: if the detections have no heatmaps, or heatmaps of another image size.
         """
         if not len(detections):
             return scene
         heat = detections.data.get(HEATMAPS)
         if heat is None:
-            raise InputError(f"detections: data has no {HEATMAPS!r}: give what Explanation.to_supervision returned")
+            raise InputError(f"detections: data has no {HEATMAPS!r}: give the detections of Explanation.to_supervision")
         heat = np.asarray(heat).max(axis=0)
         if isinstance(scene, Image.Image):
             scene.paste(Image.fromarray(self._drawn(np.asarray(scene.convert("RGB")), heat)))
@@ -77,7 +77,7 @@ class HeatAnnotator:
     def _drawn(self, picture: np.ndarray, heat: np.ndarray) -> np.ndarray:
         if picture.shape[:2] != heat.shape:
             raise InputError(
-                f"scene: expected a picture of {heat.shape[1]} x {heat.shape[0]} pixels, as the heatmaps are, got "
+                f"scene: expected an image of {heat.shape[1]} x {heat.shape[0]} pixels, the size of the heatmaps, got "
                 f"{picture.shape[1]} x {picture.shape[0]}"
             )
         return render.blend(picture, heat, self.opacity, self.colormap)

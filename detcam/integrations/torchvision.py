@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from detcam.integrations.coco import hot
+from detcam.integrations.coco import above_threshold
 
 if TYPE_CHECKING:
     from detcam.explanation import Explanation
@@ -16,16 +16,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Drawable:
-    """One picture's objects as `torchvision.utils` takes them, all on the model's device.
+    """The objects of one image as inputs for `torchvision.utils`, on the model's device.
 
     Attributes:
         picture: [3, H, W] uint8 RGB.
         boxes: [N, 4] float32 xyxy in pixels.
-        labels: N strings.
+        labels: N class names.
         scores: [N] float32 in [0, 1].
-        masks: [N, H, W] bool, the objects' own masks; None if the model gives none.
-        hot: [N, H, W] bool, where each heatmap reaches the threshold.
-        overlays: [N, 3, H, W] uint8 RGB, each object's heatmap over the picture.
+        masks: [N, H, W] bool, the model's masks; None if the model has none.
+        above_threshold: [N, H, W] bool, True where a heatmap is at least the threshold.
+        overlays: [N, 3, H, W] uint8 RGB, the heatmap of each object over the image.
     """
 
     picture: Tensor = field(repr=False)
@@ -33,7 +33,7 @@ class Drawable:
     labels: list[str]
     scores: Tensor
     masks: Tensor | None = field(repr=False)
-    hot: Tensor = field(repr=False)
+    above_threshold: Tensor = field(repr=False)
     overlays: Tensor = field(repr=False)
 
 
@@ -50,6 +50,6 @@ def drawable(explanation: Explanation, threshold: float) -> Drawable:
         labels=explanation.labels,
         scores=explanation.scores,
         masks=explanation.masks,
-        hot=hot(explanation, threshold),
+        above_threshold=above_threshold(explanation, threshold),
         overlays=overlays,
     )

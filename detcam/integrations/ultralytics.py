@@ -99,12 +99,12 @@ class ResultsExplainer(Explainer):
         question, reason = Returned(result), ""
         for placed in self._layouts(_rgb(result)):
             try:
-                return self.explain_batch([placed], asked)[0]
+                return self.explain_batch([placed], question)[0]
             except _Disagreement as error:
                 reason = reason or str(error)
         raise InputError(
-            f"{name}: {reason} is not among this model's candidates for this image: give the model and the imgsz of the "
-            "predict call (results of augment=True cannot be explained)"
+            f"{name}: {reason} is not among this model's candidates for this image: give the model and the imgsz of "
+            "the predict call (results of augment=True cannot be explained)"
         )
 
     def _classified(self, result: Any, name: str) -> Explanation:
@@ -117,9 +117,9 @@ class ResultsExplainer(Explainer):
         return explanation
 
     def _layouts(self, image: np.ndarray) -> Iterator[PreparedImage]:
-        """The picture as predict lays it out alone or with others of its size, then as with others of several sizes.
+        """The image as predict prepares it alone or among images of its size, then as among images of several sizes.
 
-        Those YOLO models get padded to the whole of the network's input, and their boxes differ a little.
+        For the latter, YOLO models pad the image to the full input size, which changes the boxes slightly.
         """
         yield self.prepare(image)
         stride = getattr(self.adapter, "stride", None)
@@ -135,39 +135,40 @@ class ResultsExplainer(Explainer):
 
 
 def explain_results(results: Any, model: Any, **options: Any) -> Any:
-    """Explain the very objects in what Ultralytics' `predict` or `track` returned; nothing is detected anew.
+    """Explain the objects in the results of Ultralytics' `predict` or `track`, without detecting them again.
 
-    The pictures are taken from the results. An object is explained by the candidate (anchor or query) whose box and
-    score it has, so results may be filtered or reordered before, and conf, iou, classes and agnostic_nms do not matter.
-    Boxes that a tracker has moved stand for the candidate of the same score beneath them.
+    Images are taken from the results. Each object is matched to the candidate (anchor or query) with its box and score,
+    so the results may be filtered or reordered, and conf, iou, classes and agnostic_nms do not matter. A box that a
+    tracker has moved is matched to the candidate with the same score beneath it.
 
     Args:
-        results: one Results, or several: a list, or the generator of `stream=True`.
-        model: the model that made them: the ultralytics.YOLO or RTDETR, its nn.Module, or its weights' path. Of a
-            wrapper that predicted before, imgsz is that of its last call.
-        options: those of `detcam.Explainer`, e.g. method, layers, target, imgsz, device.
+        results: a Results, a list of Results, or the generator of `stream=True`.
+        model: the model that made the results: an ultralytics.YOLO or RTDETR, its nn.Module, or the path of its
+            weights. For a YOLO or RTDETR that has predicted before, imgsz defaults to that of the last call.
+        options: options of `detcam.Explainer`, e.g. method, layers, target, imgsz, device.
 
     Returns:
-        The Explanation of one Results, with its boxes and scores in its order; a list of them for several.
+        The Explanation of a single Results, with the same boxes and scores in the same order; otherwise a list of
+        Explanations.
 
     Raises:
-        InputError: if a box is none of the model's, or if the results have neither boxes nor classes.
+        InputError: if a box matches no candidate of the model, or the results have neither boxes nor classes.
     """
     single = hasattr(results, "orig_img")
-    several = [results] if single else results
-    if not isinstance(several, Iterable):
+    items = [results] if single else results
+    if not isinstance(items, Iterable):
         raise InputError(f"results: expected Ultralytics' Results or a list of them, got a {type(results).__name__}")
     explainer = ResultsExplainer(model, **{**_predicted_with(model), **options})
-    made = []
-    for i, result in enumerate(several):
+    explanations = []
+    for i, result in enumerate(items):
         if not hasattr(result, "orig_img"):
             raise InputError(f"results[{i}]: expected Ultralytics' Results, got a {type(result).__name__}")
-        made.append(explainer.explain(result, "results" if single else f"results[{i}]"))
-    return made[0] if single else made
+        explanations.append(explainer.explain(result, "results" if single else f"results[{i}]"))
+    return explanations[0] if single else explanations
 
 
 def ultralytics_callback(out: str | os.PathLike[str] | None = None, **options: Any) -> Callable[[Any], None]:
-    """A callback that explains what Ultralytics' predict and track calls find, while they run.
+    """A callback for Ultralytics that explains the objects of predict and track calls while they run.
 
     ::
 
@@ -176,38 +177,38 @@ def ultralytics_callback(out: str | os.PathLike[str] | None = None, **options: A
         for result in model.predict("street.jpg"):
             result.explanation.heatmaps
 
-    Each Results gets the attribute `explanation`. Its heatmaps are made on first access, so results of many pictures
+    Each Results gets the attribute `explanation`. Heatmaps are made on first access, so the results of many images
     stay small. (At the earlier event "on_predict_postprocess_end" a tracker would still replace the Results.)
 
     Args:
-        out: a folder for `Explanation.save`, one folder in it for each picture; None: nothing is written.
-        options: those of `detcam.Explainer` except model, conf, iou, max_det, imgsz and device, which are predict's.
+        out: folder for `Explanation.save`, with a subfolder for each image; None: nothing is written.
+        options: options of `detcam.Explainer` except model, conf, iou, max_det, imgsz and device, which predict sets.
 
     Raises:
-        InputError: for an option that is predict's, or that cannot be used (then when predict is called).
+        InputError: for an option that predict sets; when predict is called, for an option that cannot be used.
     """
-    settled = sorted({"model", "conf", "iou", "max_det", "imgsz", "device"} & options.keys())
-    if settled:
-        raise InputError(f"{settled[0]}: the callback explains what predict finds: give {settled[0]} to predict")
+    misplaced = sorted({"model", "conf", "iou", "max_det", "imgsz", "device"} & options.keys())
+    if misplaced:
+        raise InputError(f"{misplaced[0]}: the callback uses that of predict: give {misplaced[0]} to predict")
     return _Callback(None if out is None else Path(out), options)
 
 
 class _Callback:
-    """Keeps the explainer from one batch to the next, as long as the predictor's model is the same."""
+    """Callback that reuses its explainer from batch to batch while model and settings of the predictor are the same."""
 
     def __init__(self, out: Path | None, options: dict[str, Any]) -> None:
         self._out, self._options = out, options
-        self._of: tuple[Any, ...] = ()
+        self._key: tuple[Any, ...] = ()
         self._explainer: ResultsExplainer | None = None
         self._count = 0
 
     def __call__(self, predictor: Any) -> None:
         settings = _settings(predictor)
         network = predictor.model.model  # fused, on predict's device and in its precision
-        of = (network, settings)
-        if self._explainer is None or self._of[0] is not network or self._of[1] != settings:
+        if self._explainer is None or self._key[0] is not network or self._key[1] != settings:
             with torch.inference_mode(False):
-                self._explainer, self._of = ResultsExplainer(network, **settings, **self._options), of
+                self._explainer = ResultsExplainer(network, **settings, **self._options)
+            self._key = (network, settings)
         for result in predictor.results:
             result.explanation = self._explainer.explain(result, str(result.path))
             if self._out is not None:
@@ -217,13 +218,13 @@ class _Callback:
 
 
 def _predicted_with(model: Any) -> dict[str, Any]:
-    """What the last predict call of an Ultralytics wrapper was given."""
+    """The options of the last predict call of an Ultralytics model, {} if there was none."""
     predictor = getattr(model, "predictor", None)
     return {} if getattr(predictor, "imgsz", None) is None else _settings(predictor)
 
 
 def _settings(predictor: Any) -> dict[str, Any]:
-    """What predict was given, by the names of Explainer's options."""
+    """The options of a predict call, by the names of Explainer's options."""
     arguments = predictor.args
     return {
         "conf": arguments.conf,
@@ -234,5 +235,5 @@ def _settings(predictor: Any) -> dict[str, Any]:
 
 
 def _rgb(result: Any) -> np.ndarray:
-    """The picture, which results keep as BGR."""
+    """The image of a Results, which stores it as BGR."""
     return np.ascontiguousarray(np.asarray(result.orig_img)[:, :, ::-1])

@@ -1,4 +1,4 @@
-"""From heatmaps to pictures."""
+"""Rendering: heatmaps and boxes drawn on images."""
 
 from detcam.render.overlay import COLORMAPS, blend, contact_sheet, draw_box, draw_box_on
 

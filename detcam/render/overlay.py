@@ -1,4 +1,4 @@
-"""Heatmaps over pictures."""
+"""Overlays: heatmaps, boxes and titles on an image, and contact sheets."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 
 from detcam.errors import InputError, nearest
 
-COLORMAPS = {  # perceptually uniform ones first; jet only for those who ask for it
+COLORMAPS = {  # perceptually uniform colour maps first
     "inferno": cv2.COLORMAP_INFERNO,
     "magma": cv2.COLORMAP_MAGMA,
     "viridis": cv2.COLORMAP_VIRIDIS,
@@ -17,18 +17,18 @@ COLORMAPS = {  # perceptually uniform ones first; jet only for those who ask for
     "turbo": cv2.COLORMAP_TURBO,
     "jet": cv2.COLORMAP_JET,
 }
-BOX_COLOUR = (64, 224, 255)  # RGB; cyan stays apart from every warm tone of the default colour map
+BOX_COLOUR = (64, 224, 255)  # RGB; cyan contrasts with the warm tones of the default colour map
 FONT = cv2.FONT_HERSHEY_SIMPLEX
 
 
 def blend(image: np.ndarray, heatmap: np.ndarray, alpha: float, colormap: str = "inferno") -> np.ndarray:
-    """Lay a heatmap over a picture; the opacity of each pixel grows with its heat, so cold regions stay clear.
+    """Blend a heatmap over an image; opacity grows with the heat, so cold regions stay clear.
 
     Args:
         image: [H, W, 3] uint8 RGB.
         heatmap: [H, W] float32 in [0, 1].
         alpha: opacity at heat 1, in [0, 1].
-        colormap: a name of COLORMAPS.
+        colormap: a key of COLORMAPS.
 
     Returns:
         [H, W, 3] uint8 RGB.
@@ -44,7 +44,7 @@ def blend(image: np.ndarray, heatmap: np.ndarray, alpha: float, colormap: str = 
 
 
 def draw_box(picture: np.ndarray, box: Sequence[float], title: str) -> np.ndarray:
-    """A copy of the picture with one box (xyxy, pixels) and its title above it, or inside it at the top edge."""
+    """A copy of the image with a box (xyxy, pixels) and a title above the box, or inside it at the top edge."""
     picture = picture.copy()
     draw_box_on(picture, box, title)
     return picture
@@ -53,7 +53,7 @@ def draw_box(picture: np.ndarray, box: Sequence[float], title: str) -> np.ndarra
 def draw_box_on(
     picture: np.ndarray, box: Sequence[float], title: str, colour: tuple[int, int, int] = BOX_COLOUR
 ) -> None:
-    """As `draw_box`, on the picture itself ([H, W, 3] uint8, contiguous)."""
+    """`draw_box` in place, on an image [H, W, 3] uint8, contiguous."""
     height, width = picture.shape[:2]
     x1, y1, x2, y2 = (round(v) for v in box)
     thickness = max(round((height + width) / 700), 1)
@@ -69,7 +69,7 @@ def draw_box_on(
 
 
 def contact_sheet(pictures: Sequence[np.ndarray], width: int = 1600) -> np.ndarray:
-    """All pictures ([H, W, 3] uint8 RGB, one size) as one sheet of about `width` pixels, in reading order."""
+    """Images ([H, W, 3] uint8 RGB, all of one size) on one sheet of about `width` pixels, in reading order."""
     columns = min(len(pictures), 2 if len(pictures) <= 2 else 3 if len(pictures) <= 9 else 5)
     gap = 8
     height, source_width = pictures[0].shape[:2]
@@ -92,5 +92,5 @@ def contact_sheet(pictures: Sequence[np.ndarray], width: int = 1600) -> np.ndarr
 
 
 def _printable(text: str) -> str:
-    """OpenCV's font has ASCII only; anything else becomes a question mark."""
+    """The text with question marks for characters beyond ASCII, which OpenCV's font lacks."""
     return text.encode("ascii", "replace").decode()

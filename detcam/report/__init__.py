@@ -1,6 +1,5 @@
-"""Pages to look at explanations: each one file, without a server and without anything from elsewhere."""
+"""Report pages: explanations in a browser, each page one self-contained file."""
 
-from detcam.analysis.heat_summary import Looks, looks_at
 from detcam.report.write import write_report
 
-__all__ = ["Looks", "looks_at", "write_report"]
+__all__ = ["write_report"]

@@ -1,4 +1,4 @@
-"""A comparison of many pictures on disk: its rows as JSON, and a page to look at."""
+"""Comparison page: the comparisons of many images as `compare.json` and `compare.html`."""
 
 from __future__ import annotations
 
@@ -16,13 +16,14 @@ import numpy as np
 from detcam.analysis.comparison import MEASURES, Comparison, mean
 from detcam.errors import OutputError
 from detcam.explanation import Explanation
+from detcam.files import whole_folder
 from detcam.report.pack import colour_tables, pack_map, span
 from detcam.report.page import page
 
 DOCUMENT, PAGE = "compare.json", "compare.html"
-CELLS = 96  # the most rows or columns of a heatmap in the page
-PIXELS = 720  # the longest side of a picture in the page
-SHOWN = 200  # rows of each kind (in both, in one only) that the page holds: the first ones
+CELLS = 96  # rows or columns of a heatmap in the page, at most
+PIXELS = 720  # longest side of an image in the page
+SHOWN = 200  # rows of each kind (in both, in one side only) in the page: the first ones
 
 
 def write_comparison(
@@ -34,18 +35,18 @@ def write_comparison(
 
     Args:
         folder: made if it does not exist.
-        compared: each picture's path or name, and its comparison; taken one by one, so it may be a generator.
-        names: what the two sides are called.
+        compared: path or name of each image, and its comparison; may be a generator.
+        names: names of the two sides.
 
     Returns:
-        What `compare.json` holds: "a" and "b" (name and settings of each side), "measures", "summary", "pictures" and
-        "rows" (see `Comparison.rows`), objects that both have first, and those whose maps are least alike before all.
+        The contents of `compare.json`: "a" and "b" (name and settings of each side), "measures", "summary", "pictures"
+        and "rows" (see `Comparison.rows`): objects in both sides first, in order of increasing similarity.
 
     Raises:
         OutputError: if the folder cannot be written.
     """
     folder = Path(folder)
-    _make(folder)  # before the long work
+    _make(folder)  # fail before the long work
     gathered = Gathered(names)
     for source, comparison in compared:
         gathered.add(str(source), comparison)
@@ -55,24 +56,24 @@ def write_comparison(
 
 
 class Gathered:
-    """The rows of all pictures, and of the pictures of the first rows all that a page shows."""
+    """The rows of all images, and everything that the page shows of the images of the first rows."""
 
     def __init__(self, names: tuple[str, str]) -> None:
         self._names = names
         self._settings: list[dict[str, Any]] = [{}, {}]
         self._iou: float | None = None
         self._pictures: list[dict[str, Any]] = []
-        self._rows: list[tuple[int, dict[str, Any]]] = []  # with the picture's place
+        self._rows: list[tuple[int, dict[str, Any]]] = []  # with the position of the image
         self._packed: dict[int, dict[str, Any]] = {}
 
     def add(self, source: str, comparison: Comparison) -> None:
-        """Take in the comparison of one picture."""
+        """Add the comparison of one image."""
         place = len(self._pictures)
         explanations = {"a": comparison.a, "b": comparison.b}
         self._settings, self._iou = [e.settings for e in explanations.values()], comparison.iou
         height, width = comparison.a.geometry.source
-        found = {side: len(e) for side, e in explanations.items()}
-        self._pictures.append({"picture": source, "width": width, "height": height, "objects": found})
+        counts = {side: len(e) for side, e in explanations.items()}
+        self._pictures.append({"picture": source, "width": width, "height": height, "objects": counts})
         energies = {side: e.energy_in_box for side, e in explanations.items()}
         for row in comparison.rows():
             for side in explanations:
@@ -88,11 +89,11 @@ class Gathered:
                 "picture": _picture(comparison.a.image),
                 "sides": [_side(e, energies[side]) for side, e in explanations.items()],
             }
-        if len(self._packed) > 4 * SHOWN:  # now and then, so that memory does not grow with the number of pictures
+        if len(self._packed) > 4 * SHOWN:  # keeps memory from growing with the number of images
             self._forget()
 
     def document(self) -> dict[str, Any]:
-        """What `compare.json` holds."""
+        """The contents of `compare.json`."""
         self._forget()
         rows = [row for _, row in self._rows]
         both = [row for row in rows if row["found_by"] == "both"]
@@ -113,7 +114,7 @@ class Gathered:
         }  # fmt: skip
 
     def page(self, document: dict[str, Any]) -> str:
-        """The page of a document."""
+        """`compare.html` as text, for a document from `document()`."""
         shown = self._shown()
         order = {place: i for i, place in enumerate(sorted({place for place, _ in shown}))}
         data = {
@@ -130,26 +131,26 @@ class Gathered:
         return page("compare", title, data, scripts, styles=("report.css",))
 
     def _shown(self) -> list[tuple[int, dict[str, Any]]]:
-        """The first rows of each kind, in order."""
+        """The first rows of each kind, in order: those that the page shows."""
         kinds = [[entry for entry in self._rows if (entry[1]["found_by"] == "both") is both] for both in (True, False)]
         return [entry for kind in kinds for entry in kind[:SHOWN]]
 
     def _forget(self) -> None:
-        """Put the rows in order, and drop the pictures that the page will not show."""
+        """Sort the rows, and drop the images that the page will not show."""
         self._rows.sort(key=lambda entry: _order(entry[1]))
         needed = {place for place, _ in self._shown()}
         self._packed = {place: packed for place, packed in self._packed.items() if place in needed}
 
 
 def _order(row: dict[str, Any]) -> tuple[float, ...]:
-    """Objects in both first, the least alike before all; then those in one only; the best scores first."""
+    """Sort key: objects in both sides by increasing similarity, then objects in one side by decreasing score."""
     similarity = 2.0 if row["similarity"] is None else row["similarity"]
     score = max(row[side]["score"] for side in ("a", "b") if row[side])
     return (row["found_by"] != "both", similarity, -score)
 
 
 def _row(picture: int, row: dict[str, Any]) -> dict[str, Any]:
-    """A row as the page has it: objects as their places in their picture."""
+    """A row in the form that `compare.js` takes: objects by their position in the image."""
     places = {side: row[side] and row[side]["object"] for side in ("a", "b", "instead")}
     return {"picture": picture, **places, **{name: row[name] for name in ("iou", "similarity", "rank_correlation")}}
 
@@ -170,13 +171,13 @@ def _side(explanation: Explanation, energies: list[float | None]) -> dict[str, A
 
 
 def _picture(image: np.ndarray) -> str:
-    """[H, W, 3] uint8 RGB as a WebP that a page can show."""
+    """[H, W, 3] uint8 RGB as a WebP data URL."""
     shrink = min(PIXELS / max(image.shape[:2]), 1)
     size = max(round(image.shape[1] * shrink), 1), max(round(image.shape[0] * shrink), 1)
     small = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
     done, data = cv2.imencode(".webp", cv2.cvtColor(small, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_WEBP_QUALITY, 78])
     if not done:
-        raise OutputError(f"{PAGE} cannot be written (a picture of {size} pixels could not be encoded)")
+        raise OutputError(f"{PAGE} cannot be written (an image of {size} pixels could not be encoded)")
     return f"data:image/webp;base64,{base64.b64encode(data.tobytes()).decode()}"
 
 
@@ -194,15 +195,9 @@ def _make(folder: Path) -> None:
 
 
 def _write(folder: Path, texts: dict[str, str]) -> None:
-    """Write the files beside their places and move them there at the end, so that an error leaves no half of them."""
-    works = {name: folder / f".detcam-{name}" for name in texts}
     try:
-        for name, work in works.items():  # a file's name may be no Unicode
-            work.write_text(texts[name] + "\n", encoding="utf-8", errors="replace", newline="\n")
-        for name, work in works.items():
-            work.replace(folder / name)
+        with whole_folder(folder) as work:
+            for name, text in texts.items():  # a file's name may be no Unicode
+                (work / name).write_bytes(f"{text}\n".encode(errors="replace"))
     except OSError as error:
         raise OutputError(f"{folder} cannot be written ({error.strerror or error}): free some space") from None
-    finally:
-        for work in works.values():
-            work.unlink(missing_ok=True)

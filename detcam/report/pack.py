@@ -1,4 +1,4 @@
-"""Heatmaps, pictures and colour maps as short strings that a page can carry."""
+"""Packing: heatmaps, images and colour maps as short strings embedded in a page."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ THUMBNAIL_CELLS = 40
 
 
 def span(geometry: Geometry) -> list[float]:
-    """(left, top, right, bottom) of the network's input, as shares of the picture: maps reach from edge to edge of it.
+    """(left, top, right, bottom) of the network's input, which a map covers, as shares of the image.
 
-    Below 0 or above 1 where the picture was padded, inside [0, 1] where it was cropped.
+    Below 0 or above 1 where the image was padded, inside [0, 1] where it was cropped.
     """
     edges = [
         (-pad / resized, (network - pad) / resized)
@@ -32,15 +32,15 @@ def span(geometry: Geometry) -> list[float]:
 
 
 def pack_map(raw: np.ndarray, cells: int) -> dict[str, Any]:
-    """A raw coarse map as 256 grey levels, normalised as `Explanation.heatmaps` is: ReLU, minimum to maximum.
+    """A raw coarse map as 256 grey levels, normalised like `Explanation.heatmaps`: ReLU, minimum to maximum.
 
     Args:
-        raw: [h, w] float32; what is not finite counts as 0.
-        cells: the most rows or columns; finer maps are averaged down.
+        raw: [h, w] float32; values that are not finite count as 0.
+        cells: largest number of rows or columns; finer maps are averaged down.
 
     Returns:
-        rows, columns; low and high, the raw values of heat 0 and 1; data, the levels [rows, columns] uint8,
-        compressed by zlib, in base 64.
+        "rows", "columns"; "low" and "high", the raw values of heat 0 and 1; "data", the levels [rows, columns] uint8,
+        compressed by zlib, in base64.
     """
     positive = np.where(np.isfinite(raw), raw, 0).clip(min=0).astype(np.float32)
     low, high = float(positive.min()), float(positive.max())
@@ -60,22 +60,22 @@ def pack_map(raw: np.ndarray, cells: int) -> dict[str, Any]:
 
 
 def colour_tables() -> dict[str, str]:
-    """Each of `detcam.render.COLORMAPS` as 256 x RGB bytes in base 64, in its order."""
+    """Each of `detcam.render.COLORMAPS` as 256 x RGB bytes in base64, in the same order."""
     ramp = np.arange(256, dtype=np.uint8)[None]
     return {name: _text(cv2.applyColorMap(ramp, code)[0, :, ::-1].tobytes()) for name, code in COLORMAPS.items()}
 
 
 def jpeg(data: bytes) -> str:
-    """A JPEG file as an address that a page can show without asking anyone."""
+    """A JPEG file as a data URL."""
     return f"data:image/jpeg;base64,{_text(data)}"
 
 
 def thumbnail(saved: Saved, view: Sequence[float] = (0, 0, 1, 1)) -> str:
-    """A small WebP of a saved picture, as a data URL.
+    """A small WebP of a saved image, as a data URL.
 
     Args:
         saved: the explanation.
-        view: left, top, right, bottom of what to show, as shares of the picture.
+        view: left, top, right, bottom of the crop, as shares of the image.
 
     Raises:
         InputError: if `picture.jpg` is damaged.

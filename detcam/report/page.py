@@ -1,4 +1,4 @@
-"""A page as one file: styles, scripts and data inside, and a policy that forbids everything else."""
+"""Page template: styles, scripts and data in one file, with a policy that forbids everything else."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ SHARED = ("page.js", "heat.js")
 
 
 def page(name: str, title: str, data: dict[str, Any], scripts: tuple[str, ...], styles: tuple[str, ...] = ()) -> str:
-    """The page `name` with its data.
+    """The page `name` with its data, as text.
 
-    Text from outside (names of files, classes, models) enters only here: the title as escaped text, all else as JSON
-    in a block that is no script, from which the scripts take it as text.
+    Untrusted text (names of files, classes, models) enters only here: the title is escaped, everything else is JSON in
+    a data block, from which the scripts insert it as text.
 
     Args:
-        name: of `assets/NAME.html`, what the page shows, and `assets/NAME.css`.
-        title: of the window.
-        data: what the scripts find as `data`.
-        scripts: names of assets, in their order.
-        styles: names of further style sheets, which come before the page's own.
+        name: stem of `assets/NAME.html` and `assets/NAME.css`.
+        title: title of the window.
+        data: the value of `data` in the scripts.
+        scripts: names of assets, in loading order.
+        styles: names of further style sheets, loaded before `NAME.css`.
     """
     style = "".join(_asset(sheet) for sheet in ("base.css", *styles, f"{name}.css"))
     script = "\n".join(_asset(part) for part in (*SHARED, *scripts))
@@ -40,7 +40,7 @@ def page(name: str, title: str, data: dict[str, Any], scripts: tuple[str, ...], 
         "data": json.dumps(data, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c"),
         "script": script,
     }
-    return re.sub(r"@@(\w+)@@", lambda found: parts[found[1]], _asset("page.html"))
+    return re.sub(r"@@(\w+)@@", lambda name: parts[name[1]], _asset("page.html"))
 
 
 def _asset(name: str) -> str:
@@ -48,5 +48,5 @@ def _asset(name: str) -> str:
 
 
 def _fingerprint(text: str) -> str:
-    """The hash by which the policy knows an inline block."""
+    """The hash that allows an inline block in the policy."""
     return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()

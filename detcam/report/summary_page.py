@@ -1,4 +1,4 @@
-"""The page that shows what a model looks at over a whole set of pictures, and the same figures as JSON."""
+"""Summary page: where a model's heat lies over a set of images, as HTML and as JSON."""
 
 from __future__ import annotations
 
@@ -12,28 +12,28 @@ from typing import Any
 import numpy as np
 
 from detcam.analysis.box_frame import BOX, MARGIN
-from detcam.analysis.heat_summary import FINE, MOSTLY, Looked, Looks, Summary, outside
+from detcam.analysis.heat_summary import FINE, MOSTLY, HeatSummary, ObjectHeat, Statistics, outside
 from detcam.report.pack import colour_tables, pack_map, span, thumbnail
 from detcam.report.page import page
 from detcam.saved import Saved
 
-CARDS = 36  # the most pictures of a kind
-ALIKE = 6  # the most of one class among them
-CELLS = 96  # the most rows or columns of a heatmap over a picture
-SHAPE = 4 / 3  # of the place for a picture
-LEAST = 64  # source pixels along a picture
+CARDS = 36  # cards of a kind, at most
+ALIKE = 6  # cards of one class among them, at most
+CELLS = 96  # rows or columns of a heatmap, at most
+ASPECT = 4 / 3  # width by height of the image on a card
+LEAST = 64  # source pixels along each side of the image on a card, at least
 
-Address = Callable[[Saved, int | None], str]  # of the page that shows an object
+Address = Callable[[Saved, int | None], str]  # explanation, position of an object -> URL of the page that shows it
 
 
-def looks_page(ways: Sequence[Looks], root: Path, address: Address, back: tuple[str, str]) -> str:
-    """The page as text.
+def summary_page(summaries: Sequence[HeatSummary], root: Path, address: Address, back: tuple[str, str]) -> str:
+    """`looks.html` as text.
 
     Args:
-        ways: see `looks_at`.
-        root: the folder that was looked through.
-        address: of the page that shows an object of an explanation.
-        back: address and title of the page to go back to.
+        summaries: from `detcam.analysis.heat_summary.summarise`.
+        root: the folder of the explanations.
+        address: gives the URL of the page that shows an object of an explanation.
+        back: URL and title of the page to go back to.
     """
     name = root.resolve().name
     data = {
@@ -45,115 +45,123 @@ def looks_page(ways: Sequence[Looks], root: Path, address: Address, back: tuple[
         "fine": FINE,
         "ways": [
             {
-                "choices": looks.choices,
-                "pictures": looks.pictures,
-                "groups": {kind: _group(looks, kind, address) for kind in looks.kinds},
+                "choices": summary.choices,
+                "pictures": summary.pictures,
+                "groups": {kind: _group(summary, kind, address) for kind in summary.kinds},
             }
-            for looks in ways
+            for summary in summaries
         ],
     }
-    return page("looks", f"What the model looks at - {name} - detcam", data, ("cards.js", "looks.js"), ("cards.css",))
+    return page(
+        "summary", f"What the model looks at - {name} - detcam", data, ("cards.js", "summary.js"), ("cards.css",)
+    )
 
 
-def looks_json(ways: Sequence[Looks], root: Path) -> str:
-    """All figures, and all objects, as JSON."""
+def summary_json(summaries: Sequence[HeatSummary], root: Path) -> str:
+    """`looks.json` as text: the statistics of each group, and a row for each object."""
     document = {
         "heat": "after ReLU, the least value taken to 0, each object's divided by its sum over the picture",
         "cells_along_the_box": BOX,
         "boxes_around": MARGIN,
-        "ways": [looks.to_dict(root) for looks in ways],
+        "ways": [summary.to_dict(root) for summary in summaries],
     }
     return json.dumps(document, allow_nan=False) + "\n"
 
 
-def _group(looks: Looks, kind: str, address: Address) -> dict[str, Any]:
-    classes = [{"label": label, **_summary(looks.summary(kind, label))} for label in looks.labels(kind)]
-    cards = [_card(one, address) for one in _shown(looks, kind)]
-    return {"all": _summary(looks.summary(kind)), "classes": classes, "cards": cards}
+def _group(summary: HeatSummary, kind: str, address: Address) -> dict[str, Any]:
+    classes = [{"label": label, **_packed(summary.statistics(kind, label))} for label in summary.labels(kind)]
+    cards = [_card(item, address) for item in _shown(summary, kind)]
+    return {"all": _packed(summary.statistics(kind)), "classes": classes, "cards": cards}
 
 
-def _summary(summary: Summary) -> dict[str, Any]:
-    mean = None if summary.mean is None else pack_map(summary.mean, summary.mean.shape[0])
-    return {**summary.to_dict(), "mean": mean}
+def _packed(statistics: Statistics) -> dict[str, Any]:
+    mean = None if statistics.mean is None else pack_map(statistics.mean, statistics.mean.shape[0])
+    return {**statistics.to_dict(), "mean": mean}
 
 
-def _shown(looks: Looks, kind: str) -> list[Looked]:
-    """The objects to show, the largest share outside first: the first of each class, then some more of each.
+def _shown(summary: HeatSummary, kind: str) -> list[ObjectHeat]:
+    """The objects that get a card, the largest share of heat outside the box first.
 
-    Mistakes also where the share is small; misses without a map come last, the largest box first.
+    Every class gets a card before any class gets its second. Mistakes are shown even if the share is small; misses
+    without a map come last, the largest box first.
     """
     mistakes = kind in ("wrong", "missed")
-    ranked = sorted(looks.of(kind), key=_rank, reverse=True) if mistakes else looks.by_surroundings(kind)
+    ranked = sorted(summary.of(kind), key=_rank, reverse=True) if mistakes else summary.by_surroundings(kind)
     seen: Counter[str] = Counter()
     turns = []
-    for one in ranked:
-        turns.append(seen[one.label])
-        seen[one.label] += 1
+    for item in ranked:
+        turns.append(seen[item.label])
+        seen[item.label] += 1
     chosen = [place for place, turn in enumerate(turns) if turn < ALIKE]
     chosen.sort(key=lambda place: (turns[place] > 0, place))
     return [ranked[place] for place in sorted(chosen[:CARDS])]
 
 
-def _rank(one: Looked) -> tuple[float, float]:
-    x1, y1, x2, y2 = one.box
-    return outside(one), (x2 - x1) * (y2 - y1)
+def _rank(item: ObjectHeat) -> tuple[float, float]:
+    x1, y1, x2, y2 = item.box
+    return outside(item), (x2 - x1) * (y2 - y1)
 
 
-def _card(one: Looked, address: Address) -> dict[str, Any]:
-    """An object in its picture, cut to what matters, as `cards.js` takes it."""
-    raw = None if one.number is None else one.saved.maps()[one.number]
-    height, width = one.saved.geometry.source
-    x1, y1, x2, y2 = _view(one, raw)
+def _card(item: ObjectHeat, address: Address) -> dict[str, Any]:
+    """An object in a crop of its image, in the form that `cards.js` takes."""
+    raw = None if item.number is None else item.saved.maps()[item.number]
+    height, width = item.saved.geometry.source
+    x1, y1, x2, y2 = _view(item, raw)
     whole = np.array([width, height] * 2)
     corner, size = np.array([x1, y1] * 2), np.array([x2 - x1, y2 - y1] * 2)
     picture = {
-        "name": one.saved.name,
-        "page": address(one.saved, one.number),
+        "name": item.saved.name,
+        "page": address(item.saved, item.number),
         "width": x2 - x1,
         "height": y2 - y1,
-        "thumbnail": thumbnail(one.saved, (np.array([x1, y1, x2, y2]) / whole).tolist()),
-        "span": ((np.array(span(one.saved.geometry)) * whole - corner) / size).tolist(),
+        "thumbnail": thumbnail(item.saved, (np.array([x1, y1, x2, y2]) / whole).tolist()),
+        "span": ((np.array(span(item.saved.geometry)) * whole - corner) / size).tolist(),
     }
-    facts = {name: value for name, value in one.to_dict(Path()).items() if name in ("label", "score", "note", "spread")}
+    facts = {
+        name: value for name, value in item.to_dict(Path()).items() if name in ("label", "score", "note", "spread")
+    }
     return {
         "picture": picture,
         "object": {
             **facts,
-            "box": (np.array(one.box) - corner).tolist(),
+            "box": (np.array(item.box) - corner).tolist(),
             "map": None if raw is None else pack_map(raw, CELLS),
         },
     }
 
 
-def _view(one: Looked, raw: np.ndarray | None) -> tuple[int, int, int, int]:
-    """x1, y1, x2, y2 in source pixels: the box, as much again around it, and the hottest place, in a wide window."""
-    height, width = one.saved.geometry.source
-    x1, y1, x2, y2 = one.box
+def _view(item: ObjectHeat, raw: np.ndarray | None) -> tuple[int, int, int, int]:
+    """The crop for a card: x1, y1, x2, y2 in source pixels.
+
+    It holds the box, a margin as large as the box on every side, and the hottest cell.
+    """
+    height, width = item.saved.geometry.source
+    x1, y1, x2, y2 = item.box
     across, down = [2 * x1 - x2, 2 * x2 - x1], [2 * y1 - y2, 2 * y2 - y1]
-    if raw is not None and one.spread is not None:
-        x, y = _hottest(raw, one.saved)
+    if raw is not None and item.spread is not None:
+        x, y = _hottest(raw, item.saved)
         across.append(x)
         down.append(y)
     wide, high = (max(max(places) - min(places), LEAST) for places in (across, down))
     (left, right), (top, bottom) = (
         _window(places, length, limit)
         for places, length, limit in (
-            (across, max(wide, high * SHAPE), width),
-            (down, max(high, wide / SHAPE), height),
+            (across, max(wide, high * ASPECT), width),
+            (down, max(high, wide / ASPECT), height),
         )
     )
     return left, top, right, bottom
 
 
 def _window(places: list[float], length: float, limit: int) -> tuple[int, int]:
-    """A stretch of some length around the middle of all places, moved and cut to lie in [0, limit]."""
+    """An interval of a length around the middle of all places, moved and cut to lie in [0, limit]."""
     length = min(length, limit)
     start = min(max((min(places) + max(places) - length) / 2, 0), limit - length)
     return math.floor(start), min(math.ceil(start + length), limit)
 
 
 def _hottest(raw: np.ndarray, saved: Saved) -> tuple[float, float]:
-    """(x, y) in source pixels of the middle of the hottest cell in the picture."""
+    """(x, y) in source pixels of the centre of the hottest cell inside the image."""
     height, width = saved.geometry.source
     left, top, right, bottom = span(saved.geometry)
     x = (left + (right - left) * (np.arange(raw.shape[1]) + 0.5) / raw.shape[1]) * width

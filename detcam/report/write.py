@@ -1,4 +1,4 @@
-"""The pages of a folder of explanations: one for each picture, and for several an index."""
+"""Report writer: a page for each explained image, an index for several, and the heat summary."""
 
 from __future__ import annotations
 
@@ -8,17 +8,18 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from detcam.analysis.heat_summary import Looks, looks_of
+from detcam.analysis.heat_summary import HeatSummary, summarise_groups
 from detcam.analysis.truth import Truth
 from detcam.errors import OutputError
+from detcam.files import write_whole
 from detcam.report.pack import THUMBNAIL_CELLS, colour_tables, jpeg, pack_map, span, thumbnail
 from detcam.report.page import page
-from detcam.report.summary_page import looks_json, looks_page
+from detcam.report.summary_page import summary_json, summary_page
 from detcam.saved import Saved, find, pictures
 
 REPORT, INDEX = "report.html", "index.html"
-LOOKS, FIGURES = "looks.html", "looks.json"
-CELLS = 256  # the most rows or columns of a heatmap in a page
+SUMMARY, FIGURES = "looks.html", "looks.json"
+CELLS = 256  # rows or columns of a heatmap in a page, at most
 FACETS = ("model", "method", "layers", "target", "run")
 
 
@@ -28,19 +29,19 @@ def write_report(
     progress: Callable[[int, int], None] | None = None,
     labels: str | os.PathLike[str] | None = None,
 ) -> Path:
-    """Write a page for each picture that was explained into `root`, and an index page if there are several.
+    """Write a page for each explained image below `root`, and an index page if there are several images.
 
-    A picture's page, `report.html`, lies in the folder of its first explanation, or in `root` if it is the only
-    picture; explanations of the same picture by other methods, layers, targets or models share it. Every page is one
-    file that needs no other.
+    The page of an image, `report.html`, lies in the folder of its first explanation, or in `root` if it is the only
+    image. Explanations of the same image by other methods, layers, targets or models share a page. Every page is one
+    self-contained file.
 
-    Beside the index, and wherever there are labels, `looks.html` and `looks.json` say what the model looks at over all
-    pictures: see `looks_at`.
+    With several images or with labels, `looks.html` and `looks.json` hold the heat summary over all images: see
+    `detcam.analysis.heat_summary.summarise`.
 
     Args:
-        root: a folder that `Explanation.save` or `detcam explain` wrote, or one of such folders.
-        folders: the folders of the explanations to show, `root` or below it. None: all that are there.
-        progress: called after each picture's page with (pages written, pages in all).
+        root: a folder written by `Explanation.save` or `detcam explain`, or a folder of such folders.
+        folders: folders of the explanations to show, `root` or below it. None: all that are there.
+        progress: called after each image's page with (pages written, pages in total).
         labels: ground truth, see `detcam.evaluate.labels.read.read_labels`.
 
     Returns:
@@ -52,10 +53,10 @@ def write_report(
     """
     root = Path(root)
     groups = pictures(find(root) if folders is None else folders)
-    several, looks = len(groups) > 1, False
+    several, summarised = len(groups) > 1, False
     if several or labels is not None:
         truth = None if labels is None else Truth.read(Path(labels), groups)
-        looks = _write_looks(looks_of(groups, truth), groups, root)
+        summarised = _write_summary(summarise_groups(groups, truth), groups, root)
     if not several:
         return _write(root / REPORT, _report(groups[0], root, None))
     for done, group in enumerate(groups, 1):
@@ -63,11 +64,11 @@ def write_report(
         _write(folder / REPORT, _report(group, root, _link(folder, root / INDEX)))
         if progress is not None:
             progress(done, len(groups))
-    return _write(root / INDEX, _index(groups, root, looks))
+    return _write(root / INDEX, _index(groups, root, summarised))
 
 
-def _write_looks(ways: list[Looks], groups: list[list[Saved]], root: Path) -> bool:
-    """Whether there was anything to write about: answers to questions alone are not."""
+def _write_summary(summaries: list[HeatSummary], groups: list[list[Saved]], root: Path) -> bool:
+    """Write the heat summary; False if there is none, because all explanations answer questions."""
     several = len(groups) > 1
     pages = {
         saved.folder: (group[0].folder / REPORT if several else root / REPORT, saved is group[0])
@@ -79,11 +80,11 @@ def _write_looks(ways: list[Looks], groups: list[list[Saved]], root: Path) -> bo
         page, opened = pages[saved.folder]  # a page opens with its first explanation
         return _link(root, page) + (f"#{number + 1}" if opened and number is not None else "")
 
-    if ways:
+    if summaries:
         back = (INDEX, "All pictures") if several else (REPORT, "The picture")
-        _write(root / LOOKS, looks_page(ways, root, address, back))
-        _write(root / FIGURES, looks_json(ways, root))
-    return bool(ways)
+        _write(root / SUMMARY, summary_page(summaries, root, address, back))
+        _write(root / FIGURES, summary_json(summaries, root))
+    return bool(summaries)
 
 
 def _report(group: list[Saved], root: Path, index: str | None) -> str:
@@ -102,11 +103,11 @@ def _report(group: list[Saved], root: Path, index: str | None) -> str:
 
 
 def _facets(group: list[Saved], root: Path) -> list[str]:
-    """What tells the explanations of a picture apart, and so can be chosen."""
+    """The settings in which the explanations of an image differ: the page has a menu for each."""
     rows = [_choices(saved, root) for saved in group]
-    telling = [name for name in FACETS[:-1] if len({row[name] for row in rows}) > 1]
-    alike = len({tuple(row[name] for name in telling) for row in rows}) < len(rows)
-    return [*telling, "run"] if alike else telling
+    differing = [name for name in FACETS[:-1] if len({row[name] for row in rows}) > 1]
+    ambiguous = len({tuple(row[name] for name in differing) for row in rows}) < len(rows)
+    return [*differing, "run"] if ambiguous else differing
 
 
 def _choices(saved: Saved, root: Path) -> dict[str, str]:
@@ -114,7 +115,7 @@ def _choices(saved: Saved, root: Path) -> dict[str, str]:
 
 
 def _variant(saved: Saved, root: Path) -> dict[str, Any]:
-    objects = [{**_facts(found), "map": pack_map(raw, CELLS)} for found, raw in _objects(saved)]
+    objects = [{**_facts(item), "map": pack_map(raw, CELLS)} for item, raw in _objects(saved)]
     return {"choices": _choices(saved, root), "span": span(saved.geometry), "objects": objects}
 
 
@@ -122,17 +123,17 @@ def _objects(saved: Saved) -> list[tuple[dict[str, Any], Any]]:
     return list(zip(saved.objects, saved.maps(), strict=True))
 
 
-def _facts(found: dict[str, Any]) -> dict[str, Any]:
-    return {name: found[name] for name in ("label", "score", "box", "note")} | {"energy": found["energy_in_box"]}
+def _facts(item: dict[str, Any]) -> dict[str, Any]:
+    return {name: item[name] for name in ("label", "score", "box", "note")} | {"energy": item["energy_in_box"]}
 
 
-def _index(groups: list[list[Saved]], root: Path, looks: bool) -> str:
-    """The index shows the first explanation of each picture."""
+def _index(groups: list[list[Saved]], root: Path, summarised: bool) -> str:
+    """The index page; it shows the first explanation of each image."""
     shown = [group[0] for group in groups]
     data = {
         "name": root.resolve().name,
         "colours": colour_tables(),
-        "looks": LOOKS if looks else None,
+        "summary": SUMMARY if summarised else None,
         "pictures": [
             {
                 "name": saved.name,
@@ -141,7 +142,7 @@ def _index(groups: list[list[Saved]], root: Path, looks: bool) -> str:
                 "height": saved.document["image"]["height"],
                 "thumbnail": thumbnail(saved),
                 "span": span(saved.geometry),
-                "objects": [{**_facts(found), "map": pack_map(raw, THUMBNAIL_CELLS)} for found, raw in _objects(saved)],
+                "objects": [{**_facts(item), "map": pack_map(raw, THUMBNAIL_CELLS)} for item, raw in _objects(saved)],
             }
             for saved in shown
         ],
@@ -150,18 +151,13 @@ def _index(groups: list[list[Saved]], root: Path, looks: bool) -> str:
 
 
 def _link(folder: Path, page: Path) -> str:
-    """The address of a page as seen from `folder`, safe for any name."""
+    """The URL of a page relative to `folder`, safe for any file name."""
     return quote(os.fsencode(Path(os.path.relpath(page, folder)).as_posix()))
 
 
 def _write(path: Path, text: str) -> Path:
-    """Write the page beside its place and move it there, so that an error leaves no half of it."""
-    work = path.with_name(f".detcam-{path.name}")
     try:
-        work.write_text(text, encoding="utf-8", newline="\n")
-        work.replace(path)
+        write_whole(path, text.encode())
     except OSError as error:
         raise OutputError(f"{path} cannot be written ({error.strerror or error}): check the folder") from None
-    finally:
-        work.unlink(missing_ok=True)
     return path

@@ -12,7 +12,6 @@ from rich.cells import cell_len
 
 import detcam
 from detcam import cli
-from detcam.cli import compare as command
 from detcam.cli.sides import ends, names, sides
 from detcam.scenes import HELD_OUT_SEED, draw_scene
 
@@ -52,11 +51,11 @@ def test_the_table_fits_80_columns_and_a_pipe(
     scenes: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "80")
-    monkeypatch.setattr(command, "LINE_SECONDS", 0)
+    monkeypatch.setattr("detcam.cli.console.LINE_SECONDS", 0)
     for images in (scenes, scenes[:1]):
         assert cli.run(["compare", *images, "--method", "odam", "--method", "eigencam", "--out", str(tmp_path)]) == 0
         printed = capsys.readouterr()
-        told = [f"{i} of {len(images)} pictures compared" for i in range(len(images))]
+        told = [f"{i} of {len(images)} images compared" for i in range(len(images))]
         assert printed.err.splitlines() == told, "no bar, but a line now and then"
         assert "\x1b" not in printed.out
         *lines, opened = printed.out.splitlines()
@@ -87,13 +86,13 @@ def test_hostile_names_are_one_line_of_text(capsys: pytest.CaptureFixture[str], 
         "summary": {"pictures": 2, "both": 0, "only_a": 1, "only_b": 0, "similarity": None, "rank_correlation": None},
         "rows": [row] * 30,
     }
-    report(document, tmp_path / "\x1b[0m.html", Console(width=80, highlight=False))
+    report(document, tmp_path / "\x1b[0m.html", Console(width=80, highlight=False, soft_wrap=True))
     printed = capsys.readouterr().out
     assert not any(c in printed for c in "\x1b\x07\u202e")
     assert r"[red]dog[/] \x1b[31m\n\u202egod שלום 🦊" in printed
     assert "... and 10 more" in printed
     for width in (30, 50, 79, 200):
-        report(document, Path("x"), Console(width=width, highlight=False))
+        report(document, Path("x"), Console(width=width, highlight=False, soft_wrap=True))
         assert max(map(cell_len, capsys.readouterr().out.splitlines()[3:-3])) <= width
 
 

@@ -1,7 +1,7 @@
 """What every partner is handed."""
 
 import pytest
-from handed import empty_explanation, odd_explanation
+from awkward import empty_explanation, odd_explanation
 
 from detcam import Explanation
 

@@ -90,7 +90,7 @@ function filter() {
 
 function setUp() {
   find("name").append(named(data.name));
-  if (data.looks) Object.assign(find("looks"), { href: data.looks, hidden: false });
+  if (data.summary) Object.assign(find("summary"), { href: data.summary, hidden: false });
   find("all").textContent = `${counted(total, "object")} in ${counted(data.pictures.length, "picture")}`;
   const options = labels.map(([label, count], i) => make("option", { value: i }, `${label} (${count})`));
   find("label").append(make("option", { value: "" }, "all"), ...options);

@@ -217,7 +217,7 @@ def test_what_are_no_results(
 
 def test_another_model_or_size_is_one_clear_error(detector: nn.Module, seed: int, picture: np.ndarray) -> None:
     result = predict(detector, picture, imgsz=160)
-    with pytest.raises(InputError, match=r"^results: box 0 \(thing \d [\d.]+ at [\d, -]+\) is nothing.*imgsz"):
+    with pytest.raises(InputError, match=r"^results: box 0 \(thing \d [\d.]+ at [\d, -]+\) is not among.*imgsz"):
         explain_results(result, random_yolo("yolov8n.yaml", seed + 1, picture, 160), imgsz=160)
     with pytest.raises(InputError, match=r"^results\[1\]: box"):
         explain_results([result[:0], result], detector, imgsz=96)

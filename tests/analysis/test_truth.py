@@ -15,8 +15,8 @@ from support import random_picture
 
 from detcam import Explainer, Explanation, cli
 from detcam.analysis.box_frame import align
-from detcam.questions.missed import Answer, AskedExplanation
-from detcam.report import looks_at
+from detcam.analysis.heat_summary import summarise
+from detcam.questions.answer import Answer, AskedExplanation
 from detcam.scenes import CLASSES, HELD_OUT_SEED, draw_scene
 
 BOXES = torch.tensor([[10.0, 10, 60, 60], [100, 20, 150, 90], [20, 70, 90, 115]])  # in a picture of 160 x 120
@@ -69,17 +69,17 @@ def test_right_wrong_and_missed(kind: str, judged: tuple[Path, Explanation], tmp
     else:
         labels = tmp_path / "labels.json"
         labels.write_text(coco(boxes, kinds, "a.jpg"))
-    (looks,) = looks_at(root, labels)
-    assert looks.pictures == 1
+    (summary,) = summarise(root, labels)
+    assert summary.pictures == 1
     names = {"yolo": "class 3", "coco": "thing 3"}  # nothing that was explained says what class 3 is called
-    assert [(one.kind, one.label, one.number) for one in looks.objects] == [
+    assert [(one.kind, one.label, one.number) for one in summary.objects] == [
         ("right", "thing 0", 0), ("wrong", "thing 1", 1), ("wrong", "thing 2", 2),
         ("missed", "thing 1", None), ("missed", names[kind], None), ("missed", "thing 4", 0),
     ]  # fmt: skip
-    assert {kind: looks.summary(kind).objects for kind in looks.kinds} == {
+    assert {kind: summary.statistics(kind).objects for kind in summary.kinds} == {
         "found": 3, "right": 1, "wrong": 2, "missed": 3,
     }  # fmt: skip
-    missed, last = looks.summary("missed"), looks.objects[-1]
+    missed, last = summary.statistics("missed"), summary.objects[-1]
     assert (missed.unexplained, missed.measured) == (2, 1)
     assert last.saved.folder == root / "asked"
     assert last.box == pytest.approx(ASKED)
@@ -93,9 +93,9 @@ def test_right_wrong_and_missed(kind: str, judged: tuple[Path, Explanation], tmp
 
 
 def test_without_labels_nothing_is_right_or_wrong(judged: tuple[Path, Explanation]) -> None:
-    (looks,) = looks_at(judged[0])
-    assert looks.kinds == ("found",)
-    assert [one.kind for one in looks.objects] == ["found"] * 3, "answers to questions are no detections"
+    (summary,) = summarise(judged[0])
+    assert summary.kinds == ("found",)
+    assert [one.kind for one in summary.objects] == ["found"] * 3, "answers to questions are no detections"
 
 
 def test_scenes_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -117,11 +117,11 @@ def test_scenes_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixt
             wanted.append((path, [x1, y1, x2, y2], CLASSES[kind]))
         (labels / f"scene {i}.txt").write_text("\n".join(lines))
         explainer(path).save(tmp_path / "out" / f"{i}", path)
-    (looks,) = looks_at(tmp_path / "out", labels)
-    missed = looks.of("missed")
+    (summary,) = summarise(tmp_path / "out", labels)
+    missed = summary.of("missed")
     assert missed, "nothing was missed: choose a higher conf"
-    assert looks.of("right"), "nothing was found: choose a lower conf"
-    assert len(looks.of("right")) + len(missed) == len(wanted)
+    assert summary.of("right"), "nothing was found: choose a lower conf"
+    assert len(summary.of("right")) + len(missed) == len(wanted)
     one = missed[0]
     path = pictures / one.saved.name
     (name,) = [name for own, box, name in wanted if own == path and np.allclose(box, one.box, atol=0.01)]
@@ -134,7 +134,7 @@ def test_scenes_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixt
     (way,) = document["ways"]
     assert way["pictures"] == 3
     assert way["groups"]["missed"]["all"]["unexplained"] == len(missed) - 1
-    assert way["groups"]["right"]["all"]["objects"] == len(looks.of("right"))
+    assert way["groups"]["right"]["all"]["objects"] == len(summary.of("right"))
     (explained,) = [row for row in way["objects"] if row["kind"] == "missed" and row["object"] is not None]
     assert (explained["folder"], explained["label"]) == ("asked", name)
     assert "asked for" in explained["note"]
@@ -175,7 +175,7 @@ def test_labels_that_cannot_be_used_are_one_line(
 
 def test_answers_alone_are_no_set(judged: tuple[Path, Explanation], capsys: pytest.CaptureFixture[str]) -> None:
     asked = judged[0] / "asked"
-    assert looks_at(asked) == []
+    assert summarise(asked) == []
     (asked / "a.txt").write_text("0 .5 .5 .2 .2")
     assert cli.run(["report", str(asked), "--labels", str(asked)]) == 2
     assert "without --ask" in capsys.readouterr().err
@@ -183,4 +183,4 @@ def test_answers_alone_are_no_set(judged: tuple[Path, Explanation], capsys: pyte
     shutil.rmtree(asked.parent / "a")
     assert cli.run(["report", str(asked.parent)]) == 0
     assert not (asked.parent / "looks.html").exists()
-    assert '"looks":null' in (asked.parent / "index.html").read_text()
+    assert '"summary":null' in (asked.parent / "index.html").read_text()

@@ -4,7 +4,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from handed import ODD, odd_explanation
+from awkward import ODD, odd_explanation
 from PIL import Image
 from support import predict
 from torch import nn

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-EXAMPLE = Path(__file__).parents[2] / "examples" / "hand_over.py"
+EXAMPLE = Path(__file__).parents[2] / "examples" / "integrations.py"
 PARTNERS = (
     "supervision",
     "pycocotools",
@@ -25,7 +25,7 @@ def test_the_example_writes_what_it_says(tmp_path: Path, monkeypatch: pytest.Mon
     for library in ("supervision", "pycocotools", "matplotlib", "ultralytics"):
         pytest.importorskip(library)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("sys.argv", ["hand_over.py"])
+    monkeypatch.setattr("sys.argv", ["integrations.py"])
     runpy.run_path(str(EXAMPLE), run_name="__main__")
     out = tmp_path / "example-hand-over"
     assert {p.name for p in out.glob("*.png")} == {"boxes.png", "figure.png", "supervision.png", "first.png"}

@@ -6,7 +6,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from handed import HEIGHT, ODD, WIDTH, odd_explanation
+from awkward import HEIGHT, ODD, WIDTH, odd_explanation
 
 from detcam import Explanation
 

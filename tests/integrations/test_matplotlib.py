@@ -5,7 +5,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from handed import HEIGHT, ODD, WIDTH, odd_explanation, own_rule
+from awkward import HEIGHT, ODD, WIDTH, above_threshold, odd_explanation
 from PIL import Image
 
 from detcam import Explanation, InputError
@@ -64,7 +64,7 @@ def test_torchvision_draws_boxes_masks_and_a_grid(odd: Explanation) -> None:
     utils = pytest.importorskip("torchvision.utils")
     ready = odd.to_torchvision(threshold=0.4)
     assert np.array_equal(ready.picture.permute(1, 2, 0).numpy(), odd.image)
-    assert np.array_equal(ready.hot.numpy(), own_rule(odd, 0.4))
+    assert np.array_equal(ready.above_threshold.numpy(), above_threshold(odd, 0.4))
     assert ready.masks is not None
     assert torch.equal(ready.masks, odd.masks)
     boxed = utils.draw_bounding_boxes(ready.picture, ready.boxes[:1], colors="red")
@@ -72,8 +72,10 @@ def test_torchvision_draws_boxes_masks_and_a_grid(odd: Explanation) -> None:
     assert changed.amin(dim=0).tolist() == [4, 3]
     assert changed.amax(dim=0).tolist() == [40, 30]
     for i in range(4):
-        painted = utils.draw_segmentation_masks(torch.zeros_like(ready.picture), ready.hot[i], alpha=1, colors="white")
-        assert torch.equal(painted[0] > 0, ready.hot[i])
+        painted = utils.draw_segmentation_masks(
+            torch.zeros_like(ready.picture), ready.above_threshold[i], alpha=1, colors="white"
+        )
+        assert torch.equal(painted[0] > 0, ready.above_threshold[i])
     utils.draw_bounding_boxes(ready.picture, ready.boxes, ready.labels)
     grid = utils.make_grid(ready.overlays, nrow=2, padding=2)
     assert grid.shape == (3, 2 * (HEIGHT + 2) + 2, 2 * (WIDTH + 2) + 2)

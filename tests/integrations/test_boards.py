@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from handed import ODD
+from awkward import ODD
 from PIL import Image
 
 from detcam import Explanation

@@ -16,9 +16,9 @@ from support import random_picture
 from torch import Tensor
 
 from detcam.analysis.box_frame import BOX, SIDE, align
+from detcam.analysis.heat_summary import summarise
 from detcam.geometry import Geometry
-from detcam.report import looks_at
-from detcam.report.summary_page import looks_json, looks_page
+from detcam.report.summary_page import summary_json, summary_page
 from detcam.saved import Saved
 
 PLACED = {
@@ -105,20 +105,20 @@ def test_a_planted_gaussian_comes_out_in_the_mean(seed: int, tmp_path: Path) -> 
         maps = [bump(geometry, box, at, wide) * 10.0 ** generator.uniform(-6, 6)]
         picture = random_picture(seed + i, height, width)
         save_light(tmp_path / str(i), made(picture, 1, ("kite",), torch.tensor([box]), geometry, maps), f"{i}.jpg")
-    (looks,) = looks_at(tmp_path)
-    summary = looks.summary(label="kite")
-    assert (summary.objects, summary.measured) == (8, 8)
+    (summary,) = summarise(tmp_path)
+    statistics = summary.statistics(label="kite")
+    assert (statistics.objects, statistics.measured) == (8, 8)
 
     def integrals(middle: float) -> np.ndarray:
         edges = (np.linspace(-1, 2, SIDE + 1) - middle) / (wide * math.sqrt(2))
         return np.diff([math.erf(edge) / 2 for edge in edges])
 
     expected = np.outer(integrals(at[1]), integrals(at[0]))
-    assert summary.mean is not None
-    assert np.abs(summary.mean - expected).max() < 0.03 * expected.max()
-    assert np.abs(summary.mean - expected).sum() < 0.03
+    assert statistics.mean is not None
+    assert np.abs(statistics.mean - expected).max() < 0.03 * expected.max()
+    assert np.abs(statistics.mean - expected).sum() < 0.03
     inside = expected[BOX : 2 * BOX, BOX : 2 * BOX].sum()
-    assert summary.quartiles == pytest.approx([1 - inside] * 5, abs=0.01)
+    assert statistics.quartiles == pytest.approx([1 - inside] * 5, abs=0.01)
 
 
 def test_a_cue_above_every_box_shows_and_is_ranked_first(seed: int, tmp_path: Path) -> None:
@@ -128,17 +128,17 @@ def test_a_cue_above_every_box_shows_and_is_ranked_first(seed: int, tmp_path: Pa
         inside = bump(WIDE, boxes[1].tolist(), (0.5, 0.5), 0.12)
         explanation = made(random_picture(seed + i, 300, 400), 2, ("ship", "car"), boxes, WIDE, [above, inside])
         save_light(tmp_path / str(i), explanation, f"{i}.jpg")
-    (looks,) = looks_at(tmp_path)
-    zones, farther = looks.summary(label="ship").zones, looks.summary(label="ship").farther
+    (summary,) = summarise(tmp_path)
+    zones, farther = summary.statistics(label="ship").zones, summary.statistics(label="ship").farther
     assert zones is not None
     assert zones[0][1] > 0.9
     assert zones[0][1] + zones[1][1] == pytest.approx(1, abs=0.02)
     assert farther == pytest.approx(0, abs=0.01)
-    zones = looks.summary(label="car").zones
+    zones = summary.statistics(label="car").zones
     assert zones is not None
     assert zones[1][1] > 0.9
-    assert [one.label for one in looks.by_surroundings("found")] == ["ship"] * 6
-    ranked = [one.spread.outside for one in looks.by_surroundings("found") if one.spread]
+    assert [one.label for one in summary.by_surroundings("found")] == ["ship"] * 6
+    ranked = [one.spread.outside for one in summary.by_surroundings("found") if one.spread]
     assert ranked == sorted(ranked, reverse=True)
 
 
@@ -146,25 +146,25 @@ def test_figures_are_those_of_the_objects(seed: int, tmp_path: Path) -> None:
     labels = tuple(f"kind {i % 3}" for i in range(12))
     for i in range(3):
         save_light(tmp_path / str(i), made(random_picture(seed + i, 120, 160), 12, labels), f"{i}.jpg")
-    (looks,) = looks_at(tmp_path)
+    (summary,) = summarise(tmp_path)
     for label, count in ((None, 36), ("kind 1", 12)):
-        shares = [one.spread.outside for one in looks.objects if one.spread and label in (None, one.label)]
+        shares = [one.spread.outside for one in summary.objects if one.spread and label in (None, one.label)]
         assert len(shares) == count
-        summary = looks.summary(label=label)
-        assert (summary.objects, summary.measured, summary.unexplained) == (count, count, 0)
-        assert summary.quartiles == pytest.approx(np.percentile(shares, [0, 25, 50, 75, 100]).tolist())
-        assert summary.histogram == np.histogram(shares, 20, (0, 1))[0].tolist()
-        assert summary.mean is not None
-        assert summary.zones is not None
-        inside = summary.mean[BOX : 2 * BOX, BOX : 2 * BOX].sum()
+        statistics = summary.statistics(label=label)
+        assert (statistics.objects, statistics.measured, statistics.unexplained) == (count, count, 0)
+        assert statistics.quartiles == pytest.approx(np.percentile(shares, [0, 25, 50, 75, 100]).tolist())
+        assert statistics.histogram == np.histogram(shares, 20, (0, 1))[0].tolist()
+        assert statistics.mean is not None
+        assert statistics.zones is not None
+        inside = statistics.mean[BOX : 2 * BOX, BOX : 2 * BOX].sum()
         assert inside == pytest.approx(1 - np.mean(shares))
-        assert summary.zones[1][1] == pytest.approx(inside)
-        assert np.sum(summary.zones) + summary.farther == pytest.approx(1)
-    parts = [looks.summary(label=f"kind {i}").mean for i in range(3)]
-    whole = looks.summary().mean
+        assert statistics.zones[1][1] == pytest.approx(inside)
+        assert np.sum(statistics.zones) + statistics.farther == pytest.approx(1)
+    parts = [summary.statistics(label=f"kind {i}").mean for i in range(3)]
+    whole = summary.statistics().mean
     assert whole is not None
     np.testing.assert_allclose(np.mean([part for part in parts if part is not None], axis=0), whole)
-    assert looks.labels("found") == ["kind 0", "kind 1", "kind 2"]
+    assert summary.labels("found") == ["kind 0", "kind 1", "kind 2"]
 
 
 def test_what_shows_nothing_is_counted_apart(seed: int, tmp_path: Path) -> None:
@@ -174,13 +174,13 @@ def test_what_shows_nothing_is_counted_apart(seed: int, tmp_path: Path) -> None:
     maps[5] = torch.zeros(20, 32)
     maps[5][2, 3] = 1.0  # far from its tiny box
     save_light(tmp_path, made(random_picture(seed, 120, 160), 6, boxes=boxes, maps=maps))
-    (looks,) = looks_at(tmp_path)
-    assert [one.spread is None for one in looks.objects] == [True, True, True, False, True, False]
-    summary = looks.summary()
-    assert (summary.objects, summary.measured, summary.small) == (6, 2, 1)
-    tiny = looks.objects[5]
+    (summary,) = summarise(tmp_path)
+    assert [one.spread is None for one in summary.objects] == [True, True, True, False, True, False]
+    statistics = summary.statistics()
+    assert (statistics.objects, statistics.measured, statistics.small) == (6, 2, 1)
+    tiny = summary.objects[5]
     assert tiny.spread is not None
-    assert (tiny.spread.outside, tiny.telling) == (1, False)
+    assert (tiny.spread.outside, tiny.mostly_outside) == (1, False)
     assert tiny.spread.cells == pytest.approx(4 * 20 / 120)
 
 
@@ -191,12 +191,12 @@ def test_ways_are_kept_apart_and_questions_left_out(seed: int, tmp_path: Path) -
         "e": {"truth": {"wrong_pixels": 0.5}},
     }.items():  # fmt: skip
         save_light(tmp_path / folder, made(image, 2, **settings), "a.jpg")
-    ways = looks_at(tmp_path)
-    assert [(looks.choices["method"], looks.pictures, len(looks.objects)) for looks in ways] == [
+    ways = summarise(tmp_path)
+    assert [(summary.choices["method"], summary.pictures, len(summary.objects)) for summary in ways] == [
         ("odam", 1, 2), ("gradcam", 1, 2),
     ]  # fmt: skip
-    assert looks_at(tmp_path, folders=[tmp_path / "b"])[0].choices["method"] == "gradcam"
-    assert looks_at(tmp_path, folders=[tmp_path / "d"]) == []
+    assert summarise(tmp_path, folders=[tmp_path / "b"])[0].choices["method"] == "gradcam"
+    assert summarise(tmp_path, folders=[tmp_path / "d"]) == []
 
 
 def test_two_thousand_objects_leave_no_maps_behind(seed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -219,10 +219,13 @@ def test_two_thousand_objects_leave_no_maps_behind(seed: int, tmp_path: Path, mo
     for i in range(100):
         save_light(tmp_path / f"{i:02d}", dataclasses.replace(first, image=random_picture(seed + i, 60, 80)), f"{i}")
     monkeypatch.setattr(Saved, "maps", watched)
-    (looks,) = looks_at(tmp_path)
-    assert len(looks.objects) == 2000
-    assert sorted(reads) == sorted({one.saved.folder for one in looks.objects})
+    (summary,) = summarise(tmp_path)
+    assert len(summary.objects) == 2000
+    assert sorted(reads) == sorted({one.saved.folder for one in summary.objects})
     assert alive["most"] <= 40
-    page, figures = looks_page([looks], tmp_path, lambda saved, number: "", ("", "")), looks_json([looks], tmp_path)
+    page, figures = (
+        summary_page([summary], tmp_path, lambda saved, number: "", ("", "")),
+        summary_json([summary], tmp_path),
+    )
     print(f"page {len(page) / 1e6:.2f} MB, figures {len(figures) / 1e6:.2f} MB")
     assert len(page) < 3e6

@@ -27,6 +27,6 @@ def empty_explanation(seed: int) -> Explanation:
     return explanation_of(random_picture(seed, HEIGHT, WIDTH), [], labels=(), boxes=torch.empty(0, 4))
 
 
-def own_rule(explanation: Explanation, threshold: float) -> np.ndarray:
+def above_threshold(explanation: Explanation, threshold: float) -> np.ndarray:
     """[N, H, W] bool: where the heat reaches the threshold."""
     return explanation.heatmaps.numpy() >= threshold

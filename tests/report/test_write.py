@@ -130,7 +130,7 @@ def test_a_damaged_picture_is_one_line(seed: int, tmp_path: Path, capsys: pytest
     for damaged in (b"no picture", b""):
         (tmp_path / "0001" / "picture.jpg").write_bytes(damaged)
         assert cli.run(["report", str(tmp_path)]) == 2
-        assert f"error: {tmp_path / '0001'} holds no whole explanation (picture.jpg" in capsys.readouterr().err
+        assert f"error: {tmp_path / '0001'} holds no complete explanation (picture.jpg" in capsys.readouterr().err
     assert not (tmp_path / "index.html").exists()
 
 

@@ -5,7 +5,7 @@ from xml.sax.saxutils import quoteattr
 
 import numpy as np
 import pytest
-from handed import HEIGHT, ODD, WIDTH, own_rule
+from awkward import HEIGHT, ODD, WIDTH, above_threshold
 
 from detcam import Explanation, InputError
 from detcam.integrations.label_studio import brush_runs
@@ -61,7 +61,7 @@ def test_a_task_by_hand(odd: Explanation) -> None:
         (place["y"] + place["height"]) * 0.6,
     ]
     np.testing.assert_allclose(pixels, odd.boxes[0], atol=1e-4)
-    masks = own_rule(odd, 0.3)
+    masks = above_threshold(odd, 0.3)
     for brush in brushes:
         alpha = unpacked(brush["value"]["rle"]).reshape(HEIGHT, WIDTH, 4)[:, :, 3]
         assert np.array_equal(alpha == 255, masks[int(brush["id"][-1])])
@@ -93,7 +93,7 @@ def test_its_own_sdk_validates_and_decodes_them(odd: Explanation, nothing: Expla
         task = explanation.to_label_studio("http://pictures/a.jpg")
         assert interface.validate_prediction(task["predictions"][0], return_errors=True) == []
         assert interface.validate_task({"data": task["data"]})
-    masks = own_rule(odd, 0.5)
+    masks = above_threshold(odd, 0.5)
     for region in odd.to_label_studio("a.jpg")["predictions"][0]["result"]:
         if region["type"] == "brushlabels":
             alpha = decode_rle(region["value"]["rle"]).reshape(HEIGHT, WIDTH, 4)[:, :, 3]

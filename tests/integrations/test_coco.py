@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from handed import HEIGHT, WIDTH, own_rule
+from awkward import HEIGHT, WIDTH, above_threshold
 
 from detcam import Explanation, InputError
 
@@ -37,7 +37,7 @@ def ground_truth(folder: Path, results: list[dict[str, Any]]) -> COCO:
 @pytest.mark.parametrize("threshold", [0.2, 0.5, 1.0])
 def test_runs_decode_to_where_the_heat_reaches_the_threshold(odd: Explanation, threshold: float) -> None:
     results = json.loads(json.dumps(odd.to_coco(7, threshold)))
-    expected = own_rule(odd, threshold)
+    expected = above_threshold(odd, threshold)
     assert len(results) == 4
     for i, result in enumerate(results):
         assert np.array_equal(coco.decode(result["segmentation"]).astype(bool), expected[i])
@@ -58,7 +58,7 @@ def test_load_res_and_the_judge_take_them(odd: Explanation, tmp_path: Path) -> N
     truth = ground_truth(tmp_path, results)
     (tmp_path / "results.json").write_text(json.dumps(results))
     loaded = truth.loadRes(str(tmp_path / "results.json"))
-    masks = own_rule(odd, 0.3)
+    masks = above_threshold(odd, 0.3)
     for annotation, i in zip(loaded.loadAnns(loaded.getAnnIds()), (0, 1, 3), strict=True):
         assert annotation["category_id"] == {0: 18, 1: 1, 3: 2}[i]
         assert np.array_equal(loaded.annToMask(annotation).astype(bool), masks[i])

@@ -16,9 +16,10 @@ from saved_sets import EVIL, made, save_light
 from support import random_picture
 
 from detcam import Explanation
+from detcam.analysis.heat_summary import summarise
 from detcam.geometry import Geometry
 from detcam.render import COLORMAPS
-from detcam.report import looks_at, write_report
+from detcam.report import write_report
 
 PIXELS = """canvas => {
   const copy = new OffscreenCanvas(canvas.width, canvas.height).getContext('2d', { willReadFrequently: true });
@@ -89,24 +90,24 @@ def cards(page: Any) -> list[str]:
 
 
 def test_figures_and_the_mean_map(page_path: Path, open_page: Any) -> None:
-    (looks,) = looks_at(page_path.parent)
-    summary = looks.summary()
+    (summary,) = summarise(page_path.parent)
+    statistics = summary.statistics()
     page = open_page(page_path)
     assert page.locator("h1").text_content() == "What the model looks at"
     assert "set · 3 pictures · hand.pt · odam" in page.locator("#made").text_content()
     assert page.locator("#counts").text_content() == (
         "12 objects · 3 without any heat, left out · 6 with more than half of the heat outside the box"
     )
-    assert summary.zones is not None
-    assert summary.quartiles is not None
+    assert statistics.zones is not None
+    assert statistics.quartiles is not None
     shown = page.locator("#shares dd").all_text_contents()
-    around = np.sum(summary.zones) - summary.zones[1][1]
-    for text, share in zip(shown, (summary.zones[1][1], around, summary.farther, summary.others), strict=True):
+    around = np.sum(statistics.zones) - statistics.zones[1][1]
+    for text, share in zip(shown, (statistics.zones[1][1], around, statistics.farther, statistics.others), strict=True):
         assert text == f"{share:.0%}".replace("%", " %") or abs(float(text.split()[0]) / 100 - share) < 0.0051
-    assert f"Median {summary.quartiles[2]:.0%}".replace("%", " %") in page.locator("#spread").text_content()
+    assert f"Median {statistics.quartiles[2]:.0%}".replace("%", " %") in page.locator("#spread").text_content()
     heights = page.locator(".bar").evaluate_all("bars => bars.map(bar => bar.getBoundingClientRect().height)")
-    assert summary.histogram is not None
-    assert [height > 0 for height in heights] == [count > 0 for count in summary.histogram]
+    assert statistics.histogram is not None
+    assert [height > 0 for height in heights] == [count > 0 for count in statistics.histogram]
 
     page.locator("#mean canvas[data-painted]").wait_for()
     pixels = np.frombuffer(base64.b64decode(page.locator("#mean canvas").evaluate(PIXELS)), np.uint8)
@@ -115,8 +116,8 @@ def test_figures_and_the_mean_map(page_path: Path, open_page: Any) -> None:
     table = cv2.applyColorMap(np.arange(256, dtype=np.uint8)[None], COLORMAPS["inferno"])[0, :, ::-1].astype(int)
     some = pixels[::6, ::6, None, :3].astype(int)
     levels = np.abs(some - table).sum(axis=3).argmin(axis=2)
-    assert summary.mean is not None
-    mean = (summary.mean - summary.mean.min()) / np.ptp(summary.mean)
+    assert statistics.mean is not None
+    mean = (statistics.mean - statistics.mean.min()) / np.ptp(statistics.mean)
     expected = cv2.resize(mean, (288, 288), interpolation=cv2.INTER_LINEAR)[::6, ::6]
     assert np.abs(levels / 255 - expected).max() < 0.02
     whole, box = (page.locator(f"#mean {name}").bounding_box() for name in ("canvas", ".mark"))
@@ -195,12 +196,12 @@ def test_many_classes_are_shown_when_asked_for(seed: int, tmp_path: Path, open_p
 
 def test_links_lead_to_the_object_and_back(page_path: Path, open_page: Any) -> None:
     page = open_page(page_path.parent / "index.html")
-    page.locator("#looks").click()
+    page.locator("#summary").click()
     page.locator(".card a", has_text="cat").first.focus()
     page.keyboard.press("Enter")
     page.locator(".stage[data-painted='2']").wait_for()
     page.locator("#index").click()
-    page.locator("#looks").click()
+    page.locator("#summary").click()
     page.locator("#back").click()
     assert page.locator("h1").text_content() == "set"
 
