@@ -127,11 +127,11 @@ class MyDetector(nn.Module):
 
 def test_models_that_are_no_detectors() -> None:
     tasks = pytest.importorskip("ultralytics.nn.tasks")
-    refuse(ModelError, "Linear is no detector", lambda: Explainer(nn.Linear(2, 2)))
-    refuse(ModelError, "MyDetector is no detector", lambda: Explainer(MyDetector()))
+    refuse(ModelError, "Linear is not a detector", lambda: Explainer(nn.Linear(2, 2)))
+    refuse(ModelError, "MyDetector is not a detector", lambda: Explainer(MyDetector()))
     refuse(ModelError, "NoneType|head", lambda: Explainer(tasks.DetectionModel("yolov8n.yaml", verbose=False).model[0]))
     for nothing in (None, 3, {"a": 1}, lambda x: x):
-        refuse(ModelError, "is no detector", lambda n=nothing: Explainer(n))
+        refuse(ModelError, "is not a detector", lambda n=nothing: Explainer(n))
 
 
 def test_no_detections(detector: nn.Module, picture: np.ndarray, tmp_path: Path) -> None:

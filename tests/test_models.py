@@ -33,13 +33,13 @@ def test_paths_that_hold_no_model(tmp_path: Path) -> None:
     refuse(empty, r"empty\.pt cannot be loaded")
     refuse(plain, r"plain\.pt cannot be loaded")
     refuse(folder, r"is a folder without config\.json")
-    refuse(tmp_path / "model.onnx", "no .pt file")
+    refuse(tmp_path / "model.onnx", "not a .pt file")
 
 
 def test_a_misspelt_demo_model_names_the_nearest() -> None:
     for name in zoo.names():
         refuse(name[:-1], f"did you mean '{name}'")
-    refuse("something else entirely", "no .pt file and no demo model")
+    refuse("something else entirely", "not a .pt file or demo model")
 
 
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")

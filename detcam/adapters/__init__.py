@@ -1,4 +1,4 @@
-"""The families of models that detcam explains, and the choice of one for a given model."""
+"""Adapters: one per family of models; `adapter_for` finds the adapter of a model."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from detcam.adapters.shared.attention import AttentionPlan, sampling
 from detcam.adapters.smp import SmpAdapter
 from detcam.adapters.timm import TimmClassifier
 from detcam.adapters.torchvision.classify import TorchvisionClassifier
-from detcam.adapters.torchvision.one_stage import FcosAdapter, RetinaNetAdapter, SsdAdapter
 from detcam.adapters.torchvision.rcnn import RcnnAdapter
+from detcam.adapters.torchvision.retinanet import FcosAdapter, RetinaNetAdapter
 from detcam.adapters.torchvision.semantic import TorchvisionSegmenterAdapter
+from detcam.adapters.torchvision.ssd import SsdAdapter
 from detcam.adapters.transformers.classify import TransformersClassifier
 from detcam.adapters.transformers.detr import DetrAdapter
 from detcam.adapters.transformers.grounding_dino import GroundingDinoAdapter
@@ -51,22 +52,22 @@ ADAPTERS: tuple[type[Adapter], ...] = (
     TransformersClassifier,
 )
 
-NAMED: dict[str, type[Adapter]] = {"panoptic": PanopticAdapter}  # those that a preset may ask for by name
+NAMED: dict[str, type[Adapter]] = {"panoptic": PanopticAdapter}  # adapters that a preset may name
 
 
 def adapter_for(model: Any) -> type[Adapter]:
-    """The adapter class that serves `model`.
+    """The adapter class of the family that `model` belongs to.
 
     Raises:
-        ModelError: if no family does, or its library is too old.
+        ModelError: if the model belongs to no family, or its library is too old.
     """
     require_supported(model)
     for adapter in ADAPTERS:
         if adapter.serves(model):
             return adapter
     raise ModelError(
-        f"{type(model).__module__}.{type(model).__name__} is no detector that detcam knows: give a model of one of "
-        f"the families {', '.join(a.family for a in ADAPTERS)}, or adapter=CallableAdapter(...) for one of your own"
+        f"{type(model).__module__}.{type(model).__name__} is not a detector that detcam knows: give a model of one of "
+        f"the families {', '.join(a.family for a in ADAPTERS)}, or adapter=CallableAdapter(...) for your own model"
     )
 
 

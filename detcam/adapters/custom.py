@@ -1,4 +1,4 @@
-"""A model of the user's own, described by a few functions."""
+"""Custom models: any nn.Module, described by four functions."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ IMGSZ = 640  # pixels
 
 
 class CallableAdapter(Adapter):
-    """Your own model in four pieces, for `Explainer(model, adapter=CallableAdapter(forward, detect, score, layers))`.
+    """Adapter of a custom model, for `Explainer(model, adapter=CallableAdapter(forward, detect, score, layers))`.
 
     ::
 
@@ -27,38 +27,38 @@ class CallableAdapter(Adapter):
             return module((batch - MEAN) / STD)  # logits [B, A, K] and boxes [B, A, 4]
 
         def detect(outputs, conf):
-            found = []
+            images = []
             for logits, boxes in zip(*outputs):
                 scores, classes = logits.sigmoid().max(dim=1)
                 i = (scores > conf).nonzero().flatten()
-                found.append({"boxes": boxes[i], "scores": scores[i], "class_ids": classes[i], "index": i})
-            return found
+                images.append({"boxes": boxes[i], "scores": scores[i], "class_ids": classes[i], "index": i})
+            return images
 
         def score(outputs, objects, target):
             return torch.cat([outputs[0][i, o.index, o.class_ids] for i, o in enumerate(objects)])
 
         adapter = CallableAdapter(forward, detect, score, layers=["neck.2"])
 
-    Pictures are scaled to fit a square of `imgsz` pixels (the Explainer's option; 640 if it is None) and padded with
-    grey on both sides. `conf` is handed to `detect`; `max_det` cuts what it returns; `iou` has no effect.
+    Images are scaled to fit a square of `imgsz` pixels (the Explainer's option; 640 if it is None) and padded with
+    grey on both sides. `detect` gets `conf`; of its objects the first `max_det` are kept; `iou` has no effect.
 
     Args:
-        forward: (module, batch) -> outputs of any kind, with the graph. `module` is a private view of the model, which
-            shares its weights: call that, not the model. `batch` is [B, 3, imgsz, imgsz] RGB in [0, 1], of the model's
-            dtype, on its device; normalise here what the model wants normalised.
-        detect: (outputs, conf) -> for each picture a dict of tensors: "boxes" [N, 4] xyxy in pixels of the batch,
-            "scores" [N] in [0, 1], "class_ids" [N] int64, "index" [N] int64 (whatever tells `score` where the object
-            was read), in the order in which they are to come out; if there are masks, "mask_logits" [N, h, w] over the
-            batch's height and width. Runs without gradients.
-        score: (outputs, objects of each picture, target) -> a differentiable scalar for each object of all pictures,
-            one after the other, [sum N]; or [sum N, K], whose K maps combine by element-wise maximum. Best a logit.
-        layers: names from the model's `named_modules()` whose maps [B, C, h, w] carry the heatmaps; or such a list for
-            the presets "level" and "evidence".
+        forward: (module, batch) -> outputs of any type, with the graph. `module` is a private view of the model that
+            shares its weights: call the view, not the model. `batch` is [B, 3, imgsz, imgsz] RGB in [0, 1], with the
+            model's dtype and device; normalise it here if the model needs that.
+        detect: (outputs, conf) -> a dict of tensors for each image: "boxes" [N, 4] xyxy in pixels of the batch,
+            "scores" [N] in [0, 1], "class_ids" [N] int64, "index" [N] int64 (tells `score` where the object was read),
+            in the order of the explanation; if there are masks, "mask_logits" [N, h, w] over the batch's height and
+            width. Runs without gradients.
+        score: (outputs, objects of each image, target) -> a differentiable scalar for each object of all images in
+            turn, [sum N]; or [sum N, K], whose K maps combine by element-wise maximum. Preferably a logit.
+        layers: names from the model's `named_modules()` whose maps [B, C, h, w] give the heatmaps; or a dict of such
+            names for the presets "level" and "evidence".
         names: class names by number.
         targets: the targets that `score` knows.
     """
 
-    family = "own"
+    family = "custom"
     models = "any nn.Module, described by a CallableAdapter"
     targets = TARGETS
     install = "nothing to install"
@@ -91,7 +91,7 @@ class CallableAdapter(Adapter):
 
     @classmethod
     def serves(cls, model: Any) -> bool:
-        """See `Adapter.serves`: never, the user says so."""
+        """See `Adapter.serves`: never, the user names this adapter."""
         return False
 
     @classmethod
@@ -99,7 +99,7 @@ class CallableAdapter(Adapter):
         """See `Adapter.unwrap`.
 
         Raises:
-            ModelError: if the model is no nn.Module.
+            ModelError: if the model is not an nn.Module.
         """
         if not isinstance(model, nn.Module):
             raise ModelError(f"CallableAdapter: expected an nn.Module, got a {type(model).__name__}: give the network")
@@ -120,13 +120,13 @@ class CallableAdapter(Adapter):
         """See `Adapter.detect`.
 
         Raises:
-            ModelError: if the user's function returns something else than it should.
+            ModelError: if the user's function returns anything else than documented.
         """
         rows = self._detect(outputs, conf)
         if not isinstance(rows, Sequence) or len(rows) != len(geometries):
             size = f" of {len(rows)}" if isinstance(rows, Sequence) else ""
             raise ModelError(
-                f"CallableAdapter.detect: expected a list of {len(geometries)} dicts, one for each picture, got a "
+                f"CallableAdapter.detect: expected a list of {len(geometries)} dicts, one for each image, got a "
                 f"{type(rows).__name__}{size}"
             )
         return [self._objects(row, geometry, max_det) for row, geometry in zip(rows, geometries, strict=True)]
@@ -135,7 +135,7 @@ class CallableAdapter(Adapter):
         try:
             boxes, scores = row["boxes"].detach().float(), row["scores"].detach().float()
             class_ids, index = row["class_ids"].long(), row["index"].long()
-            found = Objects(
+            objects = Objects(
                 boxes=geometry.to_source(boxes),
                 scores=scores,
                 class_ids=class_ids,
@@ -152,31 +152,31 @@ class CallableAdapter(Adapter):
                 f"CallableAdapter.detect: expected dicts with boxes [N, 4], scores [N], class_ids [N] and index [N], "
                 f"got something else ({reason})"
             ) from None
-        return found.select(boxes.isfinite().all(dim=1).nonzero().flatten()[:max_det])
+        return objects.select(boxes.isfinite().all(dim=1).nonzero().flatten()[:max_det])
 
     def score(self, outputs: Any, objects: list[Objects], target: str) -> Tensor:
         """See `Adapter.score`.
 
         Raises:
-            TargetError: if the user's function returns something else than it should.
+            TargetError: if the user's function returns anything else than documented.
         """
         scalars = self._score(outputs, objects, target)
-        total = sum(len(found) for found in objects)
+        total = sum(map(len, objects))
         if not isinstance(scalars, Tensor) or scalars.ndim not in (1, 2) or len(scalars) != total:
             actual = list(scalars.shape) if isinstance(scalars, Tensor) else type(scalars).__name__
             raise TargetError(f"CallableAdapter.score: expected a tensor of shape [{total}], got {actual}")
         return scalars
 
     def layers(self, preset: str) -> LayerPlan:
-        """See `Adapter.layers`; where only one preset was given, it stands for both.
+        """See `Adapter.layers`; if the user gave one preset only, it serves for both.
 
         Raises:
             LayerError: if a name that the user gave does not exist.
         """
-        given = self._layers
-        if isinstance(given, Mapping):
-            given = given.get(preset) or next(iter(given.values()))
-        names = (given,) if isinstance(given, str) else tuple(given)
+        layers = self._layers
+        if isinstance(layers, Mapping):
+            layers = layers.get(preset) or next(iter(layers.values()))
+        names = (layers,) if isinstance(layers, str) else tuple(layers)
         known = [name for name, _ in self.module.named_modules() if name]
         for name in names:
             if name not in known:

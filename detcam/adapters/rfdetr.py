@@ -10,31 +10,25 @@ import torch
 from torch import Tensor, nn
 
 from detcam.adapters.base import Adapter, LayerPlan
-from detcam.adapters.shared.mask_scores import MASK_TARGETS
-from detcam.adapters.shared.queries import (
-    BOX_TARGETS,
-    CLASS_TARGETS,
-    class_score,
-    mask_score,
-    query_objects,
-    side_score,
-    sigmoid_candidates,
-)
+from detcam.adapters.shared.mask_scores import MASK_TARGETS, mask_score
+from detcam.adapters.shared.queries import query_objects, sigmoid_candidates
+from detcam.adapters.shared.scores import BOX_TARGETS, CLASS_TARGETS, class_score, side_score, sides_from_corner
 from detcam.errors import ModelError
 from detcam.geometry import Geometry
+from detcam.models.versions import libraries_of
 from detcam.types import Objects, image_index
 
 MODULE = "LWDETR"
-MEANS, DEVIATIONS = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, as in `rfdetr.RFDETR`
+MEANS, DEVIATIONS = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, as in `rfdetr.RFDETR`
 
 
 @dataclass(frozen=True)
 class RfdetrOutputs:
-    """Raw outputs for B pictures, Q queries and nc classes, with the graph.
+    """Raw outputs for B images, Q queries and nc classes, with the graph.
 
     Attributes:
         logits: [B, Q, nc] class logits.
-        boxes: [B, Q, 4] (cx, cy, w, h) as shares of the picture.
+        boxes: [B, Q, 4] (cx, cy, w, h) as shares of the image.
         masks: [B, Q, h, w] mask logits, or None.
         size: (height, width) of the network's input in pixels.
     """
@@ -46,14 +40,14 @@ class RfdetrOutputs:
 
 
 class RfdetrAdapter(Adapter):
-    """RF-DETR, as an `rfdetr.RFDETRNano` or its kin, or as the nn.Module inside one.
+    """RF-DETR, as an `rfdetr.RFDETRNano` or another size, or as its nn.Module.
 
-    The scalar is the class logit of the kept query, or for the target "mask" the mean mask logit over its own binary
-    mask. Classes have a sigmoid each, so two objects may share a query. There is no non-maximum suppression: `iou` has
-    no effect. The encoder chooses where queries start.
+    The scalar is the class logit of the kept query, or for the target "mask" the mean mask logit over the query's
+    binary mask. Each class has a sigmoid, so two objects may share a query. There is no non-maximum suppression: `iou`
+    has no effect. The encoder selects the initial positions of the queries.
 
-    `module` is a view of the package's LWDETR; `imgsz` is the side of the square that pictures are stretched to, in
-    pixels, rounded up to what the windows of its backbone need.
+    `module` is a view of the package's LWDETR; `imgsz` is the side of the square that images are stretched to, in
+    pixels, rounded up to a multiple of what the backbone's windows need.
     """
 
     family = "rfdetr"
@@ -78,7 +72,7 @@ class RfdetrAdapter(Adapter):
         self.task = "detect" if network.segmentation_head is None else "segment"
         missing = set(MASK_TARGETS) if self.task == "detect" else set()
         if network.class_embed.out_features < 2:
-            missing.add("margin")  # there is no other class to compare with
+            missing.add("margin")  # a margin needs two classes
         self.available = tuple(target for target in self.targets if target not in missing)
         parameter = next(module.parameters())
         self.device, self.dtype = parameter.device, parameter.dtype
@@ -86,18 +80,18 @@ class RfdetrAdapter(Adapter):
     @classmethod
     def serves(cls, model: Any) -> bool:
         """See `Adapter.serves`: a wrapper or module of rfdetr, or derived from one."""
-        return any(base.__module__.split(".")[0] == "rfdetr" for base in type(model).__mro__)
+        return "rfdetr" in libraries_of(model)
 
     @classmethod
     def unwrap(cls, model: Any) -> nn.Module:
-        """See `Adapter.unwrap`: an error where `inference(inplace=True)` gave the weights away, and for keypoints."""
+        """See `Adapter.unwrap`: an error if `inference(inplace=True)` removed the weights, and for keypoint models."""
         module = model if isinstance(model, nn.Module) else model.model.model
         if type(module).__name__ != MODULE:
             raise ModelError(
-                f"{type(model).__name__}: its {MODULE} is gone, as after inference(inplace=True): give a new RFDETR"
+                f"{type(model).__name__} has no {MODULE}, as after inference(inplace=True): give a new RFDETR"
             )
         if module.use_grouppose_keypoints:
-            raise ModelError(f"{type(model).__name__} finds keypoints: give an RF-DETR for detection or segmentation")
+            raise ModelError(f"{type(model).__name__} detects keypoints: give an RF-DETR for detection or segmentation")
         network: nn.Module = module
         return network
 
@@ -122,18 +116,18 @@ class RfdetrAdapter(Adapter):
     def detect(
         self, outputs: RfdetrOutputs, geometries: list[Geometry], conf: float, iou: float, max_det: int
     ) -> list[Objects]:
-        """See `Adapter.detect`: the package's own post-processing, with the query carried along."""
-        found = {"pred_logits": outputs.logits.float(), "pred_boxes": outputs.boxes.float()}
+        """See `Adapter.detect`: the package's post-processing, run a second time to get the query of each object."""
+        raw = {"pred_logits": outputs.logits.float(), "pred_boxes": outputs.boxes.float()}
         if outputs.masks is not None:
-            found["pred_masks"] = outputs.masks.float()
+            raw["pred_masks"] = outputs.masks.float()
         sources = torch.tensor([geometry.source for geometry in geometries], device=outputs.logits.device)
-        results = self.post_process(found, target_sizes=sources, score_threshold=conf)
-        # The selection looks at logits only, so points at x = query on a picture of Q columns pass to the same places.
+        results = self.post_process(raw, target_sizes=sources, score_threshold=conf)
+        # The selection depends on logits only: boxes of size 0 at x = query on an image of Q columns are kept alike.
         count = outputs.logits.shape[1]
-        points = torch.zeros_like(found["pred_boxes"])
+        points = torch.zeros_like(raw["pred_boxes"])
         points[..., 0] = (torch.arange(count, device=points.device) + 0.5) / count
         tagged = self.post_process(
-            {"pred_logits": found["pred_logits"], "pred_boxes": points},
+            {"pred_logits": raw["pred_logits"], "pred_boxes": points},
             target_sizes=sources.new_tensor([[1, count]] * len(sources)),
         )
         return [
@@ -151,7 +145,7 @@ class RfdetrAdapter(Adapter):
         conf: float,
         max_det: int,
     ) -> Objects:
-        """The objects of one picture; a result with masks has lost the rows that score too little, at its end."""
+        """The objects of one image; a result with masks lacks the rows below the threshold, which are the last."""
         keep = (result["scores"] > conf).nonzero().flatten()[:max_det]
         masks = result["masks"][keep, 0] if "masks" in result else None
         labels = result["labels"][keep]
@@ -176,12 +170,12 @@ class RfdetrAdapter(Adapter):
         if target in BOX_TARGETS:
             height, width = outputs.size
             boxes = outputs.boxes[image, query]
-            return side_score(boxes * boxes.new_tensor([width, height] * 2), target)
+            return side_score(sides_from_corner(boxes * boxes.new_tensor([width, height] * 2)), target)
         return class_score(outputs.logits[image, query], torch.cat([o.class_ids for o in objects]), target)
 
     @torch.no_grad()
     def candidates(self, outputs: RfdetrOutputs) -> tuple[Tensor, Tensor, Tensor]:
-        """See `Adapter.candidates`: one for every query."""
+        """See `Adapter.candidates`: one candidate per query."""
         return sigmoid_candidates(outputs.logits, outputs.boxes, outputs.size)
 
     @torch.no_grad()
@@ -194,9 +188,9 @@ class RfdetrAdapter(Adapter):
         return self._with_logits(outputs, 0, objects)
 
     def layers(self, preset: str) -> LayerPlan:
-        """See `Adapter.layers`: the projector's maps, which queries and masks read, or what its doors put out.
+        """See `Adapter.layers`: the projector's maps, which queries and masks read, or the outputs of its entries.
 
-        A door is a 1x1 convolution with a norm. It mixes channels and no cells; before the norm, gradient times
+        An entry is a 1x1 convolution with a norm. It mixes channels, not cells; before the norm, gradient times
         activation, summed over the channels of all blocks that enter, is zero at every cell.
         """
         projector: Any = self.module.get_submodule("backbone.0.projector")
@@ -206,7 +200,7 @@ class RfdetrAdapter(Adapter):
         return LayerPlan(tuple(names), cut_all=True, fuse="sum")
 
     def grids(self, tokens: int, size: tuple[int, int]) -> list[tuple[int, int, int]]:
-        """See `Adapter.grids`: the backbone's patches behind a class token, if they are not cut into windows."""
+        """See `Adapter.grids`: the backbone's patches after a class token, if the backbone has no windows."""
         if self.windows > 1:
             return []
         rows, columns = (side // self.block for side in size)
@@ -221,7 +215,7 @@ def _post_processing() -> Any:
 
 
 def _names(names: list[str], slots: int) -> dict[int, str]:
-    """The class names as predict gives them: COCO's own numbers have gaps, other models' run from 0."""
+    """The class names of the predict call: COCO's numbers have gaps, those of other models run from 0."""
     from rfdetr.assets.coco_classes import COCO_CLASS_NAMES, COCO_CLASSES
 
     if slots > len(names) and names == list(COCO_CLASS_NAMES):

@@ -1,4 +1,4 @@
-"""Semantic segmenters of segmentation-models-pytorch, any encoder."""
+"""Semantic segmenters of segmentation-models-pytorch, with any encoder."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from torch.nn.functional import pad
 from detcam.adapters.shared.semantic import SemanticAdapter, SemanticOutputs
 from detcam.errors import ModelError
 from detcam.geometry import Geometry
+from detcam.models.versions import libraries_of
 
-STRIDE = 32  # the library takes no other sides than multiples of it
+STRIDE = 32  # sides must be multiples of it
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 PARTS = ("encoder", "decoder", "segmentation_head")
 
@@ -22,11 +23,11 @@ PARTS = ("encoder", "decoder", "segmentation_head")
 class SmpAdapter(SemanticAdapter):
     """Models of segmentation-models-pytorch.
 
-    The library has no pre-processing of its own within a model. `processor` is the encoder's (what
-    `get_preprocessing_fn` returns: from [H, W, 3] to float [H, W, 3]); without one, pixels are divided by 255, and
-    where the model was made with encoder weights, ImageNet's mean and standard deviation are taken out. The picture
-    keeps its size, or its longest side becomes `imgsz` pixels; zeros at the right and the bottom fill it up to a
-    multiple of 32. One class means foreground or not, as in the library's binary mode.
+    Models of the library have no preprocessing. `processor` is the encoder's `get_preprocessing_fn(...)`, from
+    [H, W, 3] to float [H, W, 3]. Without a processor, pixels are divided by 255, and normalised with ImageNet's mean
+    and standard deviation if the model was made with encoder weights. The image keeps its size, or its longest side
+    becomes `imgsz` pixels; zeros at the right and the bottom pad it to a multiple of 32. A single class means
+    foreground or background, as in the library's binary mode.
     """
 
     family = "segmentation-models-pytorch"
@@ -36,10 +37,10 @@ class SmpAdapter(SemanticAdapter):
     def __init__(self, module: nn.Module, model: Any, imgsz: int | None = None, processor: Any = None) -> None:
         network: Any = module
         self.longest = imgsz
-        self.imgsz = imgsz or "the picture's own"
+        self.imgsz = imgsz or "size of the image"
         settings: Any = getattr(network, "config", None) or {}
-        whitened = processor is None and settings.get("encoder_weights")
-        self.mean, self.std = (IMAGENET_MEAN, IMAGENET_STD) if whitened else ((0.0,) * 3, (1.0,) * 3)
+        normalised = processor is None and settings.get("encoder_weights")
+        self.mean, self.std = (IMAGENET_MEAN, IMAGENET_STD) if normalised else ((0.0,) * 3, (1.0,) * 3)
         self.processor = processor
         classes = network.segmentation_head[0].out_channels
         self.binary = classes == 1
@@ -55,11 +56,11 @@ class SmpAdapter(SemanticAdapter):
     @classmethod
     def serves(cls, model: Any) -> bool:
         """See `Adapter.serves`: a model of segmentation-models-pytorch, or derived from one."""
-        return any(base.__module__.split(".")[0] == "segmentation_models_pytorch" for base in type(model).__mro__)
+        return "segmentation_models_pytorch" in libraries_of(model)
 
     @classmethod
     def unwrap(cls, model: Any) -> nn.Module:
-        """See `Adapter.unwrap`: an error for parts of a model."""
+        """See `Adapter.unwrap`: an error for a part of a model."""
         missing = [part for part in PARTS if not isinstance(getattr(model, part, None), nn.Module)]
         if missing:
             raise ModelError(f"{type(model).__name__} has no {missing[0]}: give a whole model, e.g. smp.Unet(...)")
@@ -88,18 +89,18 @@ class SmpAdapter(SemanticAdapter):
 
     def _run(self, batch: Tensor) -> Tensor:
         output = self.module(batch)
-        masks: Tensor = output[0] if isinstance(output, tuple) else output  # the second is a classification
+        masks: Tensor = output[0] if isinstance(output, tuple) else output  # (masks, class logits)
         return masks
 
     def _with_background(self, logits: Tensor) -> Tensor:
-        """A sigmoid is a softmax beside a background whose logit is 0."""
+        """Logits of binary mode with a background logit of 0, so that a softmax equals the sigmoid."""
         return torch.cat([torch.zeros_like(logits), logits], dim=1) if self.binary else logits
 
 
 def _stages_read(network: Any) -> tuple[str, ...]:
-    """The modules inside the encoder that put out the maps that the decoder reads, found in one small forward.
+    """The modules inside the encoder whose outputs are the maps that the decoder reads, found by one small forward.
 
-    Empty if the encoder takes no picture of another size, or makes its maps outside of any module.
+    Empty if the encoder does not take images of another size, or computes its maps outside of modules.
     """
     ran: list[tuple[str, Any]] = []
     put_out: list[Tensor] = []
@@ -116,10 +117,10 @@ def _stages_read(network: Any) -> tuple[str, ...]:
     handles = [part.register_forward_hook(note(name)) for name, part in network.encoder.named_modules() if name]
     handles.append(network.encoder.register_forward_hook(cut))
     first = next(part for part in network.encoder.modules() if isinstance(part, nn.Conv2d))
-    picture = first.weight.new_zeros((1, first.in_channels, 4 * STRIDE, 4 * STRIDE))  # PAN takes no less
+    blank = first.weight.new_zeros((1, first.in_channels, 4 * STRIDE, 4 * STRIDE))  # the minimum of PAN
     try:
         with torch.inference_mode(False), torch.enable_grad():
-            output = network(picture)
+            output = network(blank)
             masks = output[0] if isinstance(output, tuple) else output
             gradients = torch.autograd.grad(masks.sum(), maps, allow_unused=True)
     except (RuntimeError, AssertionError, ValueError, AttributeError):

@@ -5,19 +5,20 @@ from __future__ import annotations
 from typing import Any
 
 from detcam.adapters.shared.classifier import StepsAdapter, compose_steps, imagenet_names
+from detcam.models.versions import libraries_of
 
 
 class TimmClassifier(StepsAdapter):
-    """timm's classifiers, with the preprocessing of their own data configuration; `imgsz` is the side of the crop."""
+    """timm's classifiers, with the preprocessing of their data configuration; `imgsz` is the side of the crop."""
 
     family = "timm"
-    models = "all of timm.create_model that put out class logits and maps [B, C, h, w] or tokens"
+    models = "all of timm.create_model with class logits and maps [B, C, h, w] or tokens"
     install = "pip install timm"
 
     @classmethod
     def serves(cls, model: Any) -> bool:
         """See `Adapter.serves`."""
-        return any(base.__module__.split(".")[0] == "timm" for base in type(model).__mro__)
+        return "timm" in libraries_of(model)
 
     def _set_up(self, module: Any, model: Any, imgsz: int | None, processor: Any) -> None:
         from timm.data import create_transform, resolve_model_data_config

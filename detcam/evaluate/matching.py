@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from detcam.adapters.shared.segments import mask_overlap
-from detcam.boxes import overlap
+from detcam.adapters.shared.segments import mask_iou
+from detcam.boxes import box_iou
 from detcam.evaluate.labels.base import Label
 from detcam.evaluate.metrics.localisation import Case
 from detcam.explanation import Explanation
@@ -56,9 +56,9 @@ def match(explanation: Explanation, labels: Sequence[Label], segments: str | Non
     every = torch.from_numpy(np.stack(painted)).to(device) if painted and len(painted) == len(labels) else None
     objects = explanation.objects
     if segments is not None and every is not None and objects.masks is not None and len(objects):
-        fits = torch.stack([mask_overlap(mask.float(), every) for mask in objects.masks])
+        fits = torch.stack([mask_iou(mask.float(), every) for mask in objects.masks])
     else:
-        fits = _box_fits(explanation.boxes, boxes)
+        fits = box_iou(explanation.boxes, boxes)
     found = _paired(fits, explanation.scores, explanation.class_ids.tolist(), explanation.labels, labels)
     own = [j for _, j, _ in found]
     masks = others = None
@@ -100,13 +100,7 @@ def pair(
     Returns:
         (object, label, IoU) by falling score.
     """
-    return _paired(_box_fits(boxes, _boxes(labels, boxes.device)), scores, class_ids, names, labels)
-
-
-def _box_fits(boxes: Tensor, labelled: Tensor) -> Tensor:
-    """[N, L] IoU of boxes [N, 4] and [L, 4]."""
-    fits = [overlap(box, labelled) for box in boxes]
-    return torch.stack(fits) if fits else labelled.new_zeros(0, len(labelled))
+    return _paired(box_iou(boxes, _boxes(labels, boxes.device)), scores, class_ids, names, labels)
 
 
 def _paired(

@@ -1,9 +1,9 @@
-"""What a checkpoint may name: layers of torch and Ultralytics, and a few plain values.
+"""Allow-list of the classes in a checkpoint: layers of torch and Ultralytics, and a few plain values.
 
-PyTorch's restricted unpickler (`weights_only=True`) builds objects of listed classes only, but it lets a file *call*
-them too, with arguments of its own: a constructor may open files, download weights or evaluate text. So each class is
-listed as a shell that makes an empty object and takes no arguments, and each function as one of ours that makes plain
-values. Whatever a file says, nothing of a library's runs but `__setstate__`.
+PyTorch's restricted unpickler (`weights_only=True`) builds objects of listed classes only, but a file can also *call*
+these classes with any arguments: a constructor may open files, download weights or evaluate text. So each class is
+listed as a shell that makes an empty object and takes no arguments, and each function as a function of detcam that
+makes plain values. Whatever a file contains, of a library only `__setstate__` runs.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 import numpy as np
 from torch import nn
 
-LAYERS = ("torch.nn.modules", "ultralytics.nn.modules", "ultralytics.nn.tasks")  # only what is an nn.Module
+LAYERS = ("torch.nn.modules", "ultralytics.nn.modules", "ultralytics.nn.tasks")  # subclasses of nn.Module only
 LOSSES = ("ultralytics.utils.loss", "ultralytics.utils.tal", "ultralytics.nn.distill_model")  # of unfinished trainings
 RENAMED = {
     "ultralytics.nn.modules.block.Silence": "torch.nn.modules.linear.Identity",  # YOLOv9e
@@ -24,7 +24,7 @@ RENAMED = {
     "ultralytics.utils.loss.v10DetectLoss": "ultralytics.utils.loss.E2EDetectLoss",
     "ultralytics.yolo.utils.IterableSimpleNamespace": "ultralytics.utils.IterableSimpleNamespace",  # before 8.0.44
 }
-OTHERS = (  # what else Ultralytics' own weights hold; the transforms are those of classifiers
+OTHERS = (  # further classes in Ultralytics' weights; the transforms are of classifiers
     "ultralytics.utils.IterableSimpleNamespace",
     *(f"torchvision.transforms.transforms.{name}" for name in ("Compose", "Normalize", "Resize", "CenterCrop")),
     "torchvision.transforms.transforms.ToTensor",
@@ -34,13 +34,13 @@ PLAIN_KINDS = "biufc"  # numpy's letters for numbers: an object array could hold
 
 
 class Shell:
-    """Stands for a class while a checkpoint is read: it makes empty objects of it."""
+    """Stands for a class while a checkpoint is read, and makes empty objects of that class."""
 
-    made: ClassVar[type]
+    cls: ClassVar[type]
 
 
 def allowed(names: Iterable[str]) -> tuple[list[Any], list[str]]:
-    """What stands for the classes and functions that a checkpoint names.
+    """Substitutes for the classes and functions that a checkpoint names.
 
     Returns:
         Entries for `torch.serialization.safe_globals`, and the names that are not on the list.
@@ -51,7 +51,7 @@ def allowed(names: Iterable[str]) -> tuple[list[Any], list[str]]:
         if name in _FUNCTIONS:
             entries.append((_FUNCTIONS[name], name))
         elif (cls := _class(RENAMED.get(name, name))) is not None:
-            # The unpickler fills objects of listed classes only. No file can name this one: names are read by line.
+            # The unpickler fills objects of listed classes only. No file can name this entry: names are read by line.
             entries += [(_shell(cls), name), (cls, f"{name}\n")]
         else:
             refused.append(name)
@@ -59,32 +59,32 @@ def allowed(names: Iterable[str]) -> tuple[list[Any], list[str]]:
 
 
 def _class(name: str) -> type | None:
-    """The class of that name if it is on the list and its library is imported."""
+    """The class of that name if it is on the allow-list and its library is imported."""
     module, _, attribute = name.rpartition(".")
-    found = getattr(sys.modules.get(module), attribute, None)
-    if not isinstance(found, type):
+    cls = getattr(sys.modules.get(module), attribute, None)
+    if not isinstance(cls, type):
         return None
-    home = found.__module__
-    layer = issubclass(found, nn.Module) and (home in LAYERS or home.rpartition(".")[0] in LAYERS)
-    return found if layer or (home == module and module in LOSSES) or name in (*OTHERS, INTERPOLATION) else None
+    home = cls.__module__
+    layer = issubclass(cls, nn.Module) and (home in LAYERS or home.rpartition(".")[0] in LAYERS)
+    return cls if layer or (home == module and module in LOSSES) or name in (*OTHERS, INTERPOLATION) else None
 
 
-def _shell(cls: type) -> type[Shell]:
-    made: Any = cls
+def _shell(original: type) -> type[Shell]:
+    cls: Any = original
 
     def empty(_: type) -> Any:
-        return made.__new__(made)
+        return cls.__new__(cls)
 
     def member(_: type, value: Any) -> Any:
-        return made(value)
+        return cls(value)
 
     enumeration = f"{cls.__module__}.{cls.__qualname__}" == INTERPOLATION
-    return type("Shell", (Shell,), {"made": cls, "__new__": member if enumeration else empty})
+    return type("Shell", (Shell,), {"cls": cls, "__new__": member if enumeration else empty})
 
 
 def _attribute(owner: Any, name: str) -> Any:
-    """`getattr` as checkpoints use it: for a layer's method, e.g. `Detect.forward`, or an enumeration's member."""
-    known = owner.made if isinstance(owner, type) and issubclass(owner, Shell) else None
+    """`getattr` for the uses in checkpoints: a layer's method, e.g. `Detect.forward`, or an enumeration's member."""
+    known = owner.cls if isinstance(owner, type) and issubclass(owner, Shell) else None
     if known is not None and isinstance(name, str) and not name.startswith("_"):
         return getattr(known, name)
     if isinstance(owner, nn.Module) and name in ("forward", "forward_fuse"):
@@ -101,7 +101,7 @@ class _Dtype:
             raise ValueError(f"a numpy value of {self.dtype}")
 
     def __setstate__(self, state: Any) -> None:
-        """Byte order and padding: nothing that a number needs."""
+        """Ignores byte order and padding, which numbers do not need."""
 
 
 def _scalar(dtype: _Dtype, data: bytes) -> Any:

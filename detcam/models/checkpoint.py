@@ -1,4 +1,4 @@
-"""A `.pt` file as a model, without running what it says: a checkpoint is a pickle, and a pickle is a program."""
+"""Reader of `.pt` checkpoints that runs no code in them: a checkpoint is a pickle, and a pickle is a program."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ from detcam.files import read_regular
 from detcam.models.allowed_classes import allowed
 from detcam.models.versions import require
 
-TRUST = "if you trust whoever made it, give --trust-checkpoint (in Python trust_checkpoint=True)"
-LARGEST = 2**30  # bytes of an old file that is searched for names
-USUAL = ("torch.", "collections.", "copyreg.", "copy_reg.", "_codecs.", "builtins.object", "builtins.set")  # no layers
-_LOCK = threading.Lock()  # torch's list of allowed classes is one for the process
+TRUST = "if you trust its maker, give --trust-checkpoint (in Python trust_checkpoint=True)"
+LARGEST = 2**30  # bytes: limit for old files that are searched for names
+USUAL = ("torch.", "collections.", "copyreg.", "copy_reg.", "_codecs.", "builtins.object", "builtins.set")  # not layers
+_LOCK = threading.Lock()  # torch's list of allowed classes is global
 
 
 def read_checkpoint(path: Path, trust: bool = False) -> nn.Module:
     """The model in a checkpoint, on the CPU, float32, in eval mode.
 
     Args:
-        path: a file that `torch.save` wrote: a model, or a dict with one as "ema" or "model", as Ultralytics writes.
-        trust: unpickle what is refused otherwise, running any code that it holds.
+        path: a file of `torch.save`: a model, or a dict with a model as "ema" or "model", as from Ultralytics.
+        trust: also unpickle files that are refused otherwise, which runs any code in them.
 
     Raises:
-        ModelError: if it is damaged, holds no model, or names a class that is not on the list of known layers.
-        DependencyError: if its model is one of Ultralytics and that is not installed.
+        ModelError: if the file is damaged, holds no model, or names a class that is not on the list of known layers.
+        DependencyError: if the model is from Ultralytics, which is not installed.
     """
     try:
         loaded = _restricted(path)
@@ -48,8 +48,8 @@ def read_checkpoint(path: Path, trust: bool = False) -> nn.Module:
 def _restricted(path: Path) -> Any:
     _check_archive(path)
     try:
-        names = sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))  # of a set: in the same order always
-    except Exception as error:  # an instruction or a text that the restricted unpickler does not read
+        names = sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))  # a set has no fixed order
+    except Exception as error:  # an instruction or text that the restricted unpickler does not support
         raise _unknown(path, named(path), error) from None
     _import_ultralytics(names, path)
     entries, refused = allowed(names)
@@ -58,7 +58,7 @@ def _restricted(path: Path) -> Any:
     try:
         with _LOCK, torch.serialization.safe_globals(entries):
             return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # unpickling raises anything
+    except Exception as error:  # unpickling can raise any error
         raise _unknown(path, [], error) from None
 
 
@@ -72,7 +72,7 @@ def _unpickled(path: Path) -> Any:
 
 
 def _check_archive(path: Path) -> None:
-    """Refuse what `torch.save` does not write: entries that unfold in memory, or lie outside the archive."""
+    """Refuse archives unlike those of `torch.save`: compressed entries, or paths outside the archive."""
     if not zipfile.is_zipfile(path):
         names = named(path)
         if names:
@@ -80,8 +80,8 @@ def _check_archive(path: Path) -> None:
         with path.open("rb") as file:
             pickled = file.read(1) == pickle.PROTO
         if pickled:
-            raise ModelError(f"model {path} cannot be loaded safely: it is a pickle of before PyTorch 1.6: {TRUST}")
-        raise ModelError(f"model {path} cannot be loaded (no archive that torch.save wrote): get a whole copy")
+            raise ModelError(f"model {path} cannot be loaded safely: it is a pickle from before PyTorch 1.6: {TRUST}")
+        raise ModelError(f"model {path} cannot be loaded (not an archive of torch.save): get a whole copy")
     try:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
@@ -91,7 +91,7 @@ def _check_archive(path: Path) -> None:
         raise ModelError(f"model {path} is a TorchScript archive: give the checkpoint that it was exported from")
     packed = any(entry.compress_type != zipfile.ZIP_STORED for entry in entries)
     if packed or sum(entry.file_size for entry in entries) > path.stat().st_size:
-        raise ModelError(f"model {path} cannot be loaded (its entries unfold beyond its size): save it with torch.save")
+        raise ModelError(f"model {path} cannot be loaded (its entries exceed the file's size): save it with torch.save")
     if any(".." in re.split(r"[/\\]", entry.filename) or entry.filename.startswith("/") for entry in entries):
         raise ModelError(f"model {path} cannot be loaded (an entry's path leaves the archive): save it with torch.save")
 
@@ -111,22 +111,22 @@ def _import_ultralytics(names: Iterable[str], path: Path) -> None:
 
 
 def _model(loaded: Any, path: Path) -> nn.Module:
-    """The model in what a checkpoint held, ready to run."""
+    """The model in a loaded checkpoint, ready to run."""
     wrapper = loaded if isinstance(loaded, dict) else {"model": loaded}
     model: Any = wrapper.get("ema") if wrapper.get("ema") is not None else wrapper.get("model")
     if isinstance(getattr(model, "model", None), nn.Module) and not isinstance(model, nn.Module):
-        model = model.model  # a library's own wrapper, saved whole
+        model = model.model  # a library's wrapper, saved whole
     if not isinstance(model, nn.Module):
         raise ModelError(
-            f"model {path} cannot be loaded (it holds no model, perhaps its weights only): build the model in Python "
+            f"model {path} cannot be loaded (it holds no model, perhaps weights only): build the model in Python "
             "and give it to Explainer"
         )
     try:
         held = sum(t.numel() * t.element_size() for t in [*model.parameters(), *model.buffers()])
         if held > path.stat().st_size:
-            raise ValueError("its tensors unfold beyond its size")
+            raise ValueError("its tensors are larger than the file")
         model = model.float().eval()
-    except Exception as error:  # attributes that no constructor made
+    except Exception as error:  # attributes are missing without the constructor
         raise ModelError(f"model {path} cannot be loaded ({_reason(error)}): get a whole copy") from None
     if isinstance(loaded, dict):
         model.args = wrapper.get("train_args") or getattr(model, "args", {})
@@ -134,7 +134,7 @@ def _model(loaded: Any, path: Path) -> nn.Module:
 
 
 def named(path: Path) -> list[str]:
-    """The classes and functions that a file's pickles name and no checkpoint needs; for messages only."""
+    """The classes and functions in a file's pickles that no checkpoint needs; for messages only."""
     try:
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
@@ -142,18 +142,18 @@ def named(path: Path) -> list[str]:
                 data = archive.read(inside)
         else:
             data = read_regular(path, LARGEST)
-    except Exception:  # a damaged archive names nothing
+    except Exception:  # a damaged archive has no names
         return []
     reader = _Listing(io.BytesIO(data))
     try:
-        while True:  # a file of old holds several
+        while True:  # old files hold several pickles
             reader.load()
-    except Exception:  # the end, or what there was of it
+    except Exception:  # the end, or damage
         return allowed(name for name in reader.names if not name.startswith(USUAL))[1]
 
 
 class _Listing(pickle.Unpickler):
-    """Notes what a pickle names, and makes dummies of it."""
+    """Records the names in a pickle, and makes dummies of their objects."""
 
     def __init__(self, file: io.BytesIO) -> None:
         super().__init__(file, encoding="latin-1")
@@ -164,11 +164,11 @@ class _Listing(pickle.Unpickler):
         return _Dummy
 
     def persistent_load(self, key: Any) -> type[_Dummy]:
-        return _Dummy  # a storage, or in files of old a class
+        return _Dummy  # a storage, or in old files a class
 
 
 class _Dummy:
-    """Anything, doing nothing."""
+    """An object that accepts any call and does nothing."""
 
     def __new__(cls, *_: Any, **__: Any) -> _Dummy:
         return super().__new__(cls)
@@ -184,7 +184,7 @@ class _Dummy:
 def _refusal(path: Path, names: list[str]) -> ModelError:
     others = f" and {len(names) - 1} more" if len(names) > 1 else ""
     return ModelError(
-        f"model {path} cannot be loaded safely: it holds {names[0]}{others}, which is none of the known "
+        f"model {path} cannot be loaded safely: it holds {names[0]}{others}, which is not one of the known "
         f"layers and could run any code: {TRUST}"
     )
 

@@ -1,4 +1,4 @@
-"""From what the user names to a model: a shipped demo model, a weights file or a folder."""
+"""Loading of models by name: a shipped demo model, a weights file or a folder."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from detcam.errors import DependencyError, ModelError, nearest
 from detcam.models.checkpoint import read_checkpoint
 from detcam.models.transformers_folder import read_folder
 
-DOWNLOADABLE = ("yolo", "rtdetr")  # bare names that ultralytics fetches by itself
+DOWNLOADABLE = ("yolo", "rtdetr")  # bare names that ultralytics downloads
 SUFFIXES = (".pt", ".pth")
 
 
@@ -21,12 +21,12 @@ def load_model(name: str | os.PathLike[str], trust_checkpoint: bool = False) -> 
     Args:
         name: a `.pt` file in Ultralytics' format; a folder that transformers' `save_pretrained` wrote; the name of a
             shipped demo model (`detcam.zoo.names()`); or a bare name that ultralytics downloads (`yolov8n.pt`).
-        trust_checkpoint: load pickled weights whatever classes they name. A pickle can run any code: only for files
-            whose maker you trust. Without it layers of torch and Ultralytics are built, and nothing else.
+        trust_checkpoint: load pickled weights with any classes. A pickle can run any code: only for files whose maker
+            you trust. Without it, only layers of torch and Ultralytics are built.
 
     Raises:
-        ModelError: if there is no such file, it is no checkpoint, or it holds classes that are not on the allow-list
-            of known layers; or the library is too old.
+        ModelError: if the file does not exist, is not a checkpoint, or holds classes that are not on the allow-list of
+            known layers; or if the library is too old.
         DependencyError: if ultralytics or transformers is needed and not installed.
     """
     if str(name) in zoo.names():
@@ -37,24 +37,24 @@ def load_model(name: str | os.PathLike[str], trust_checkpoint: bool = False) -> 
     try:
         if path.is_dir():
             return read_folder(path, trust_checkpoint)
-        there = path.exists()
-        if there and not path.is_file():
-            raise ModelError(f"model {path} is no regular file: give a .pt file")
+        exists = path.exists()
+        if exists and not path.is_file():
+            raise ModelError(f"model {path} is not a regular file: give a .pt file")
     except (OSError, ValueError) as error:  # a loop of links, no permission, a NUL character
         if isinstance(error, ModelError):
             raise
         raise ModelError(f"model {path} cannot be read ({error}): check the path") from None
     if path.suffix == ".safetensors":
-        raise ModelError(f"model {path} holds weights without a model: give the folder with its config.json")
+        raise ModelError(f"model {path} holds weights only: give the folder with its config.json")
     if path.suffix not in SUFFIXES:
-        raise ModelError(f"model {str(name)!r} is no .pt file and no demo model: {nearest(str(name), zoo.names())}")
-    if not there:
+        raise ModelError(f"model {str(name)!r} is not a .pt file or demo model: {nearest(str(name), zoo.names())}")
+    if not exists:
         path = _downloaded(path, str(name))
     return read_checkpoint(path, trust_checkpoint)
 
 
 def _downloaded(path: Path, name: str) -> Path:
-    """What ultralytics downloads for a bare name of one of its own weights."""
+    """The file that ultralytics downloads for a bare name of its weights."""
     if path.name == name and path.stem.lower().startswith(DOWNLOADABLE):
         try:
             from ultralytics.utils.downloads import attempt_download_asset
@@ -66,7 +66,7 @@ def _downloaded(path: Path, name: str) -> Path:
             path = Path(attempt_download_asset(name))
         except Exception as error:
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise ModelError(f"model {name} cannot be downloaded ({reason}): give a file that you have") from None
+            raise ModelError(f"model {name} cannot be downloaded ({reason}): give a local file") from None
     if not path.is_file():
         raise ModelError(f"model {path} does not exist: check the path")
     return path

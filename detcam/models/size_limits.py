@@ -1,4 +1,4 @@
-"""A configuration is a few bytes and may ask for a model of any size: bounds that hold before the memory is taken."""
+"""Size limits: a small configuration may describe a model of any size, so limits apply before memory is allocated."""
 
 from __future__ import annotations
 
@@ -16,40 +16,40 @@ from torch.nn.modules.module import (
 
 from detcam.errors import ModelError
 
-COUNT = 2**20  # of anything that a configuration may count: layers, labels, words
-SIDE = 2**13  # pixels of a picture that a processor makes
-MODULES = 2**14  # of one model: honest ones have some thousand, and each takes kilobytes and a millisecond
-SPARE = 2**24  # elements that need not be in the weights: tables of positions, a head that is made anew
-PER_BYTE = 2  # elements for each byte of the weights: of 4 bits each
+COUNT = 2**20  # limit for any number in a configuration: layers, labels, words
+SIDE = 2**13  # pixels of a processed image
+MODULES = 2**14  # of a model: real models have a few thousand, and each takes kilobytes and a millisecond
+SPARE = 2**24  # elements that may be missing from the weights: tables of positions, a new head
+PER_BYTE = 2  # elements per byte of the weights: 4 bits each
 
 
 def check_counts(part: dict[str, Any], where: str, most: int = COUNT) -> None:
-    """Refuse a number, or a list that adds up to one, that code would count to, or make a picture so large.
+    """Refuse numbers above a limit, or lists with such a sum: code would loop that often, or make so large an image.
 
     Raises:
-        ModelError: for what is beyond `most`.
+        ModelError: for a number above `most`.
     """
     for key, value in part.items():
-        limit = 2 * SIDE if key.endswith("image_size") else most  # height and width, whose product is a table's size
+        limit = 2 * SIDE if key.endswith("image_size") else most  # of both sides: tables have their product
         if (count := _sum(value)) > limit:
-            raise ModelError(f"{where} has {count:,} for {key!r}, where {limit:,} is the most: get a whole copy")
+            raise ModelError(f"{where} has {count:,} for {key!r}, the limit is {limit:,}: get a whole copy")
 
 
 def _sum(value: Any) -> int:
     if isinstance(value, list):
-        return sum(_sum(one) for one in value)
+        return sum(map(_sum, value))
     return value if isinstance(value, int) else 0
 
 
 @contextmanager
 def bounded(weights: int) -> Iterator[None]:
-    """While a model is built on the meta device: ends it once it is much larger than its weights.
+    """Context in which a model is built on the meta device: stops once the model is much larger than its weights.
 
     Args:
-        weights: bytes of the file that fills it.
+        weights: bytes of the weights file.
 
     Raises:
-        ModelError: inside, from the layer that is one too many; its text says what there is too much of.
+        ModelError: inside the context, from the first layer beyond a limit; the text names the limit.
     """
     thread, most = threading.get_ident(), PER_BYTE * weights + SPARE
     elements = modules = 0

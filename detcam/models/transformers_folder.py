@@ -1,4 +1,4 @@
-"""A folder of the transformers library as a model: `config.json` beside `model.safetensors`, read from disk only."""
+"""Reader of the folders of the transformers library: `config.json` and `model.safetensors`, from disk only."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from detcam.models.versions import require
 CONFIG = "config.json"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 PROCESSORS = ("preprocessor_config.json", "processor_config.json")
-LARGEST = 2**20  # bytes of a config
+LARGEST = 2**20  # bytes: limit for a config
 
 
 def read_folder(folder: Path, trust: bool = False) -> Any:
-    """The model of a folder that `save_pretrained` wrote, of the class that its config names, in eval mode.
+    """The model of a `save_pretrained` folder, with the class that its config names, in eval mode.
 
-    Its adapter takes the folder's image processor, or processor with tokenizer, too. No code of the folder's own is
-    ever run, and nothing is downloaded.
+    The adapter also takes the folder's image processor, or processor with tokenizer. Code in the folder is never run,
+    and nothing is downloaded.
 
     Args:
-        folder: with `config.json` and `model.safetensors`, or the parts of one and their index.
-        trust: take weights from `pytorch_model.bin` and the like, too.
+        folder: has `config.json` and `model.safetensors`, or its parts and their index.
+        trust: accept weights in `pytorch_model.bin` and other pickles too.
 
     Raises:
-        ModelError: if it is none, is damaged, names a class that transformers lacks, describes a model much larger
-            than its weights, or holds pickled weights only.
+        ModelError: if the folder is not of this kind, is damaged, names a class that transformers lacks, describes a
+            model much larger than its weights, or holds pickled weights only.
         DependencyError: if transformers is not installed.
     """
     document = _config(folder)
@@ -55,7 +55,7 @@ def read_folder(folder: Path, trust: bool = False) -> Any:
                 trust_remote_code=False,
                 use_safetensors=not trust or None,
             )
-    except Exception as error:  # a config or a file's header may say anything
+    except Exception as error:  # configs and file headers are untrusted
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200].rstrip(".:")
         raise ModelError(f"model {folder} cannot be loaded ({reason}): get a whole copy") from None
     return model.eval()
@@ -63,35 +63,35 @@ def read_folder(folder: Path, trust: bool = False) -> Any:
 
 @contextmanager
 def _silent() -> Iterator[None]:
-    """Without the library's own progress bars."""
+    """Context without the library's progress bars."""
     from transformers.utils import logging
 
-    shown = logging.is_progress_bar_enabled()
+    enabled = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
         yield
     finally:
-        if shown:
+        if enabled:
             logging.enable_progress_bar()
 
 
 def _config(folder: Path, name: str = CONFIG) -> dict[str, Any]:
     path = folder / name
     if not path.is_file():
-        raise ModelError(f"model {folder} is a folder without {name}: give a .pt file, or what save_pretrained wrote")
+        raise ModelError(f"model {folder} is a folder without {name}: give a .pt file, or a folder of save_pretrained")
     try:
         if path.stat().st_size > LARGEST:
             raise ValueError(f"longer than {LARGEST} bytes")
         document = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(document, dict):
-            raise ValueError(f"a {type(document).__name__} where keys and values belong")
+            raise ValueError(f"expected keys and values, got a {type(document).__name__}")
     except (OSError, ValueError, RecursionError) as error:
         raise ModelError(f"model {folder}: {name} cannot be read ({error}): get a whole copy") from None
     return document
 
 
 def _check(folder: Path, document: dict[str, Any], trust: bool) -> None:
-    """Refuse what would run code of the folder's own, go to the network, unpickle, or count without end."""
+    """Refuse folders that would run their code, access the network, unpickle, or exceed size limits."""
     if (folder / "adapter_config.json").exists():
         raise ModelError(f"model {folder} is an adapter to another model: merge them and save the result")
     for name in PROCESSORS:  # the adapter reads them later
@@ -102,12 +102,14 @@ def _check(folder: Path, document: dict[str, Any], trust: bool) -> None:
         check_counts(part, f"model {folder}: {CONFIG}")
         if "auto_map" in part:
             raise ModelError(
-                f"model {folder} needs code of its own ({CONFIG}: auto_map), which is never run: load it in Python "
-                "yourself and give the model to Explainer"
+                f"model {folder} needs code in the folder ({CONFIG}: auto_map), which is never run: load the model in "
+                "Python and give it to Explainer"
             )
         for key in ("backbone", "attn_implementation", "_attn_implementation"):
             if any(mark in str(part.get(key) or "") for mark in "/:"):
-                raise ModelError(f"model {folder}: {CONFIG} wants {key} {part[key]!r} from the network: save it whole")
+                raise ModelError(
+                    f"model {folder}: {CONFIG} needs {key} {part[key]!r} from the network: save the whole model"
+                )
     if not any(folder.glob("*.safetensors")) and not trust:
         pickled = sorted(path.name for pattern in PICKLES for path in folder.glob(pattern))
         if pickled:
@@ -124,12 +126,12 @@ def _weight(folder: Path) -> int:
 
 
 def _parts(value: Any) -> Iterator[dict[str, Any]]:
-    """The config and each config inside it."""
-    rest = [value]
-    while rest:
-        part = rest.pop()
+    """The config and all configs inside it."""
+    pending = [value]
+    while pending:
+        part = pending.pop()
         if isinstance(part, dict):
             yield part
-            rest += part.values()
+            pending += part.values()
         elif isinstance(part, list):
-            rest += part
+            pending += part

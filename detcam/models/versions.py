@@ -1,4 +1,4 @@
-"""The oldest version of each library whose models are explained, and one clear line for what is older."""
+"""Oldest supported version of each library, and the error for older versions."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any
 
 from detcam.errors import ModelError
 
-# By the name that the library is imported by. The tests of its families passed with exactly this version; the bounds in
-# pyproject.toml are the same.
+# By import name. The tests of the library's families passed with exactly this version, which is also the bound in
+# pyproject.toml.
 OLDEST: dict[str, str] = {
     "ultralytics": "8.4.183",
     "torchvision": "0.25.0",
@@ -21,15 +21,20 @@ OLDEST: dict[str, str] = {
 
 
 def require_supported(model: Any) -> None:
-    """Raise a ModelError that names both versions if a library that `model` comes from is too old."""
-    for library in {base.__module__.split(".")[0] for base in type(model).__mro__} & OLDEST.keys():
+    """Raise a ModelError that names both versions if the library of `model` is too old."""
+    for library in libraries_of(model) & OLDEST.keys():
         require(library)
 
 
-def require(library: str) -> None:
-    """Raise a ModelError that names both versions if `library`, by the name that it is imported by, is too old.
+def libraries_of(model: Any) -> set[str]:
+    """The top-level packages of the model's class and of its base classes."""
+    return {base.__module__.split(".")[0] for base in type(model).__mro__}
 
-    One that is not imported, or does not say its version, passes.
+
+def require(library: str) -> None:
+    """Raise a ModelError that names both versions if `library`, an import name, is too old.
+
+    Passes if the library is not imported, or has no version.
     """
     installed = str(getattr(sys.modules.get(library), "__version__", ""))
     if installed and _numbers(installed) < _numbers(OLDEST[library]):

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from detcam import Explainer
-from detcam.boxes import overlap
+from detcam.boxes import box_iou
 from detcam.evaluate.metrics.faithfulness import Curves, Likeness, curves, ends, measures, metrics, shares
 from detcam.evaluate.metrics.masking import fill, places
 
@@ -139,4 +139,4 @@ def test_the_ends_are_run_once(seed: int) -> None:
 def test_overlap_of_boxes() -> None:
     box = torch.tensor([0.0, 0.0, 4.0, 2.0])
     others = torch.tensor([[0.0, 0.0, 4.0, 2.0], [2.0, 0.0, 6.0, 2.0], [5.0, 5.0, 6.0, 6.0], [1.0, 1.0, 1.0, 1.0]])
-    assert overlap(box, others).tolist() == pytest.approx([1.0, 1 / 3, 0.0, 0.0])
+    assert box_iou(box[None], others)[0].tolist() == pytest.approx([1.0, 1 / 3, 0.0, 0.0])

@@ -1,6 +1,6 @@
-"""Where a transformer's queries attend: which modules do it, and how to see what they do.
+"""Attention of a detection transformer: finds its modules, and has them return or record their weights.
 
-Modules are found by the places that they have in every detection transformer: `encoder.layers.0.self_attn`,
+Modules are found by their names, which are the same in all detection transformers: `encoder.layers.0.self_attn`,
 `decoder.layers.0.self_attn`, and `decoder.layers.0.encoder_attn` or `cross_attn`.
 """
 
@@ -31,15 +31,15 @@ SAMPLERS = ("multi_scale_deformable_attn_pytorch", "multi_scale_deformable_atten
 
 @dataclass(frozen=True)
 class AttentionPlan:
-    """The modules that attend, in the order that they run; all in the private view.
+    """The attention modules of a private view, in the order that they run.
 
     Attributes:
-        encoder: self-attention of the tokens that the queries read, where it is a matrix; for a model without a
-            decoder, of all tokens.
+        encoder: self-attention of the tokens that the queries read, if it is a matrix; in a model without a decoder,
+            of all tokens.
         queries: self-attention of the queries.
-        cross: from the queries to what they read.
-        holders: the modules right around all these, with the projections that feed them.
-        objects: how many of the last tokens are the objects' own, in a model without a decoder; else 0.
+        cross: cross-attention from the queries to the tokens.
+        holders: the parents of all these modules, with the projections that feed them.
+        objects: number of detection tokens at the end of the sequence, in a model without a decoder; else 0.
     """
 
     encoder: tuple[nn.Module, ...]
@@ -50,54 +50,56 @@ class AttentionPlan:
 
     @property
     def samples(self) -> bool:
-        """Whether the queries read a few points rather than whole maps."""
+        """Whether cross-attention is deformable: queries read a few points in place of whole maps."""
         return any(_samples(module) for module in self.cross)
 
 
 def attention_plan(view: nn.Module, family: str) -> AttentionPlan:
     """Find the attention of a private view, and have it return its weights.
 
-    The view's attention is set to "eager", the implementation that has a matrix to show, and its modules are asked for
-    their weights, of each head.
+    The view's attention is set to "eager", the implementation that computes the matrix, and its modules return the
+    weights of each head.
 
     Raises:
-        MethodError: if there is none.
+        MethodError: if the model has no such attention.
     """
     network: Any = view
     config = getattr(network, "config", None)
     if config is not None and hasattr(config, "_attn_implementation"):
         config._attn_implementation = "eager"
-    encoder, queries, cross = (_found(view, pattern) for pattern in (ENCODER, QUERIES, CROSS))
+    encoder, queries, cross = (_matching(view, pattern) for pattern in (ENCODER, QUERIES, CROSS))
     objects = 0 if cross else int(getattr(config, "num_detection_tokens", 0))
     if not (cross or objects):
-        raise MethodError(f"this {family} model has no attention of queries: use a method that reads gradients: 'odam'")
+        raise MethodError(
+            f"this {family} model has no attention of queries: use a method that reads gradients, e.g. 'odam'"
+        )
     encoder = {name: module for name, module in encoder.items() if not _samples(module)}
-    found = {**encoder, **queries, **cross}
-    for module in found.values():
+    modules = {**encoder, **queries, **cross}
+    for module in modules.values():
         if isinstance(module, nn.MultiheadAttention):
             vars(module)["forward"] = partial(_eager, module)
         elif not _samples(module) and _ask not in module._forward_pre_hooks.values():
             module.register_forward_pre_hook(_ask, with_kwargs=True)
-    holders = tuple(view.get_submodule(name.rpartition(".")[0]) for name in found)
+    holders = tuple(view.get_submodule(name.rpartition(".")[0]) for name in modules)
     return AttentionPlan(tuple(encoder.values()), tuple(queries.values()), tuple(cross.values()), holders, objects)
 
 
-def _found(view: nn.Module, pattern: re.Pattern[str]) -> dict[str, nn.Module]:
+def _matching(view: nn.Module, pattern: re.Pattern[str]) -> dict[str, nn.Module]:
     """The innermost modules whose names match."""
-    found = {name: module for name, module in view.named_modules() if pattern.search(name)}
-    return {name: m for name, m in found.items() if not any(other.startswith(f"{name}.") for other in found)}
+    modules = {name: module for name, module in view.named_modules() if pattern.search(name)}
+    return {name: m for name, m in modules.items() if not any(other.startswith(f"{name}.") for other in modules)}
 
 
 def _ask(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """Have attention return its weights, where it must be asked."""
-    asked = "output_attentions" in inspect.signature(module.forward).parameters
-    return args, {**kwargs, "output_attentions": True} if asked else kwargs
+    """Pre-hook that requests the weights of attention that returns them on request only."""
+    optional = "output_attentions" in inspect.signature(module.forward).parameters
+    return args, {**kwargs, "output_attentions": True} if optional else kwargs
 
 
 def _eager(
     attention: nn.MultiheadAttention, query: Tensor, key: Tensor, value: Tensor, **options: Any
 ) -> tuple[Tensor, Tensor]:
-    """What PyTorch's attention gives, and the very weights [B, H, Q, K] that it used, which PyTorch does not return."""
+    """PyTorch's attention, and the weights [B, H, Q, K] of each head, which PyTorch does not return."""
     if any(options.get(name) is not None for name in ("attn_mask", "key_padding_mask")):
         raise MethodError("attention methods: attention under a mask is not supported here: use 'odam'")
     assert attention.in_proj_weight is not None
@@ -117,13 +119,13 @@ def _samples(module: nn.Module) -> bool:
 
 
 def sampling(module: nn.Module, record: Record) -> AbstractContextManager[None] | None:
-    """A context in which each forward of deformable attention calls `record`; None for any other attention."""
+    """A context in which each forward of deformable attention calls `record`; None for other attention."""
     return _recorded(module, record) if _samples(module) else None
 
 
 @contextmanager
 def _recorded(module: Any, record: Record) -> Iterator[None]:
-    """Listen to what the module hands to the function that samples: the points, and the weights with their graph."""
+    """Record the arguments of the sampling function: the points, and the weights with their graph."""
 
     def note(shapes: Any, places: Tensor, weights: Tensor, points: Any = None) -> None:
         batch, queries, heads = weights.shape[:3]
@@ -140,7 +142,7 @@ def _recorded(module: Any, record: Record) -> Iterator[None]:
         return sample
 
     with ExitStack() as stack:
-        if hasattr(module, "attn"):  # transformers' Deformable DETR and RT-DETR: a module of its own
+        if hasattr(module, "attn"):  # transformers' Deformable DETR and RT-DETR: a module
             handle = module.attn.register_forward_pre_hook(lambda _, args: note(args[2], args[4], args[5]))
             stack.callback(handle.remove)
         elif hasattr(module, "ms_deformable_attn_core"):  # D-FINE: an attribute
@@ -153,11 +155,13 @@ def _recorded(module: Any, record: Record) -> Iterator[None]:
 
 
 def _rebind(module: Any, listen: Callable[[Callable[..., Tensor]], Callable[..., Tensor]]) -> None:
-    """Give this one object a copy of its forward whose global function is ours: nothing that others run changes."""
+    """Replace the sampling function in a copy of this module's forward; other modules keep the original."""
     forward = module.forward.__func__
     name = next((name for name in SAMPLERS if name in forward.__globals__), None)
     if name is None:
-        raise MethodError(f"attention methods: {type(module).__name__} samples in a way that detcam does not know")
+        raise MethodError(
+            f"attention methods: {type(module).__name__} has a sampling function that detcam does not know"
+        )
     names = {**forward.__globals__, name: listen(forward.__globals__[name])}
-    heard = types.FunctionType(forward.__code__, names, forward.__name__, forward.__defaults__, forward.__closure__)
-    vars(module)["forward"] = types.MethodType(heard, module)
+    recording = types.FunctionType(forward.__code__, names, forward.__name__, forward.__defaults__, forward.__closure__)
+    vars(module)["forward"] = types.MethodType(recording, module)

@@ -1,4 +1,4 @@
-"""Base of the image classifiers: one object an image, the predicted class."""
+"""Base of the image classifiers: one object per image, the predicted class."""
 
 from __future__ import annotations
 
@@ -13,40 +13,38 @@ from PIL import Image
 from torch import Tensor, nn
 
 from detcam.adapters.base import Adapter, LayerPlan
-from detcam.adapters.shared.queries import CLASS_TARGETS, class_score
+from detcam.adapters.shared.scores import CLASS_TARGETS, class_score
 from detcam.adapters.shared.stages import find_stages, token_grid
 from detcam.errors import LayerError, ModelError
 from detcam.geometry import Geometry
 from detcam.types import Objects, image_index
 
 IMAGENET_CLASSES = 1000
-
-
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 @dataclass(frozen=True)
 class ClassifierOutputs:
-    """Raw outputs for B pictures: logits [B, K], with the graph, and the (height, width) of the network's input."""
+    """Raw outputs for B images: logits [B, K], with the graph, and the (height, width) of the network's input."""
 
     logits: Tensor
     size: tuple[int, int]
 
 
 class ClassifierAdapter(Adapter):
-    """What all classifiers share: the one object of a picture is the class with the largest logit.
+    """Base of the image classifiers: the object of an image is the class with the largest logit.
 
-    Its box is the whole picture; `conf`, `iou` and `max_det` have no effect. Most libraries crop the picture: the
-    network never saw what lies outside the crop, and heat there continues that of the crop's border.
+    Its box is the whole image; `conf`, `iou` and `max_det` have no effect. Most libraries crop the image: the
+    network sees nothing outside the crop, and heat there repeats the heat at the crop's border.
 
-    "level" is the last map before the global pooling; of a transformer the last block whose patches the score depends
-    on. "evidence" are the last maps of the earlier stages, added.
+    "level" is the last map before the global pooling, or the last block of a transformer whose patches the score
+    depends on. "evidence" are the last maps of the earlier stages, added.
     """
 
     targets: ClassVar[tuple[str, ...]] = CLASS_TARGETS
     levels = 1
     task = "classify"
-    classes: int  # how many classes the model tells apart
+    classes: int  # number of classes
     names: dict[int, str]
 
     def __init__(self, module: nn.Module, model: Any, imgsz: int | None = None, processor: Any = None) -> None:
@@ -54,30 +52,26 @@ class ClassifierAdapter(Adapter):
         parameter = next(module.parameters())
         self.device, self.dtype = parameter.device, parameter.dtype
         self._set_up(module, model, imgsz, processor)
-        self.available = tuple(t for t in self.targets if t != "margin" or self.classes > 1)  # no other to compare with
+        self.available = tuple(
+            t for t in self.targets if t != "margin" or self.classes > 1
+        )  # a margin needs two classes
         noise = np.random.default_rng(0).integers(0, 256, (256, 256, 3), dtype=np.uint8)
         self._stages = find_stages(module, self._logits, self.prepare(noise)[0][None])
 
     @abstractmethod
     def _set_up(self, module: Any, model: Any, imgsz: int | None, processor: Any) -> None:
-        """Set `classes`, `names`, `imgsz`, and what `_place` needs."""
+        """Set `classes`, `names`, `imgsz`, and the settings of `_place`."""
 
     @abstractmethod
     def _place(self, image: np.ndarray) -> tuple[Tensor, Geometry]:
-        """One picture [H, W, 3] uint8 RGB as [3, h, w] float, as the library prepares it, and where it lies there."""
+        """An image [H, W, 3] uint8 RGB prepared by the library, [3, h, w] float, and its geometry in that input."""
 
     def _logits(self, batch: Tensor) -> Tensor:
         logits: Tensor = self.module(batch)
         return logits
 
-    @classmethod
-    def unwrap(cls, model: Any) -> nn.Module:
-        """See `Adapter.unwrap`."""
-        module: nn.Module = model
-        return module
-
     def prepare(self, image: np.ndarray) -> tuple[Tensor, Geometry]:
-        """See `Adapter.prepare`: the library's own resize, crop and normalisation."""
+        """See `Adapter.prepare`: the library's resize, crop and normalisation."""
         pixels, geometry = self._place(image)
         return pixels.to(self.device, self.dtype), geometry
 
@@ -90,12 +84,12 @@ class ClassifierAdapter(Adapter):
         self, outputs: ClassifierOutputs, geometries: list[Geometry], conf: float, iou: float, max_det: int
     ) -> list[Objects]:
         """See `Adapter.detect`: the class with the largest logit, whatever its score."""
-        found = []
+        predicted = []
         for logits, geometry in zip(outputs.logits.float(), geometries, strict=True):
             best = logits.argmax()[None]
             height, width = geometry.source
             boxes = logits.new_tensor([[0, 0, width, height]])
-            one = Objects(
+            objects = Objects(
                 boxes=boxes,
                 scores=logits.softmax(dim=0)[best],
                 class_ids=best,
@@ -105,70 +99,70 @@ class ClassifierAdapter(Adapter):
                 cells=best.new_zeros(1, 2),
                 network_boxes=geometry.to_network(boxes),
             )
-            found.append(one.select(one.scores.isfinite().nonzero().flatten()))  # a broken model's NaN stays inside
-        return found
+            predicted.append(objects.select(objects.scores.isfinite().nonzero().flatten()))  # NaN of a broken model
+        return predicted
 
     def score(self, outputs: ClassifierOutputs, objects: list[Objects], target: str) -> Tensor:
-        """See `Adapter.score`; "prob" is that of the softmax."""
+        """See `Adapter.score`; "prob" is a softmax."""
         rows = outputs.logits[image_index(objects, outputs.logits.device)]
         return class_score(rows, torch.cat([o.class_ids for o in objects]), target, softmax=True)
 
     @torch.no_grad()
     def candidates(self, outputs: ClassifierOutputs) -> tuple[Tensor, Tensor, Tensor]:
-        """See `Adapter.candidates`: one, the whole of the network's input."""
+        """See `Adapter.candidates`: a single candidate, the whole input of the network."""
         probabilities = outputs.logits.float().softmax(dim=1)[:, None]
         boxes = probabilities.new_tensor([0, 0, *outputs.size[::-1]]).expand(len(probabilities), 1, 4)
         return boxes, probabilities, probabilities.amax(dim=2)
 
     def layers(self, preset: str) -> LayerPlan:
-        """See `Adapter.layers`: the stages follow one another, so the graph is cut at the first of them only.
+        """See `Adapter.layers`: stages run in sequence, so the graph is cut at the first stage only.
 
         Raises:
-            LayerError: if the scores depend on no map [B, C, h, w] and no sequence of patches that a module puts out.
+            LayerError: if the scores depend on no map [B, C, h, w] or sequence of patches that is a module's output.
         """
         if self._stages.last is None:
             raise LayerError(
-                f"{type(self.module).__name__}: no module puts out a map that the scores depend on: name layers"
+                f"{type(self.module).__name__}: no output of a module is a map that the scores depend on: name layers"
             )
         if preset == "evidence" and self._stages.earlier:
             return LayerPlan(self._stages.earlier, cut_all=False, fuse="sum")
         return LayerPlan((self._stages.last,), cut_all=True, fuse="sum")
 
     def grids(self, tokens: int, size: tuple[int, int]) -> list[tuple[int, int, int]]:
-        """See `Adapter.grids`: the patches, behind the class token if there is one."""
+        """See `Adapter.grids`: the patches, after the class token if there is one."""
         grid = token_grid(tokens, self._stages.sizes)
         return [] if grid is None else [grid]
 
 
 class StepsAdapter(ClassifierAdapter):
-    """A classifier whose pictures go through a torchvision Compose: steps on a PIL image, then on a tensor."""
+    """A classifier with a torchvision Compose as preprocessing: steps on a PIL image, then on a tensor."""
 
     steps: Sequence[Any]
 
     def _place(self, image: np.ndarray) -> tuple[Tensor, Geometry]:
-        picture: Any = Image.fromarray(image)
-        source = resized = _size(picture)
+        current: Any = Image.fromarray(image)
+        source = resized = _size(current)
         pad = (0, 0)
         for step in self.steps:
-            before = _size(picture)
-            picture = step(picture)
-            after = _size(picture)
+            before = _size(current)
+            current = step(current)
+            after = _size(current)
             if "Crop" in type(step).__name__:
                 pad = (pad[0] + _shift(before[0], after[0]), pad[1] + _shift(before[1], after[1]))
             elif after != before:
                 resized = after
-        return picture, Geometry(source, resized, pad, _size(picture))
+        return current, Geometry(source, resized, pad, _size(current))
 
 
-def _size(picture: Any) -> tuple[int, int]:
+def _size(image: Any) -> tuple[int, int]:
     """(height, width) of a PIL image or a tensor [3, h, w]."""
-    if isinstance(picture, Tensor):
-        return picture.shape[-2], picture.shape[-1]
-    return picture.height, picture.width
+    if isinstance(image, Tensor):
+        return image.shape[-2], image.shape[-1]
+    return image.height, image.width
 
 
 def _shift(before: int, after: int) -> int:
-    """Where a side begins in its centre crop, as torchvision rounds: below 0, or above if the crop pads it."""
+    """Start of a side in its centre crop, as torchvision rounds: below 0, or above 0 if the crop pads."""
     return -round((before - after) / 2) if before >= after else (after - before) // 2
 
 
@@ -179,12 +173,12 @@ def standard_steps(
     std: Sequence[float] = IMAGENET_STD,
     interpolation: Any = None,
 ) -> Sequence[Any]:
-    """Resize, centre crop and normalisation as the libraries train on ImageNet."""
+    """Resize, centre crop and normalisation, as is usual for ImageNet."""
     from torchvision import transforms
 
-    how = interpolation or transforms.InterpolationMode.BILINEAR
+    interpolation = interpolation or transforms.InterpolationMode.BILINEAR
     return [
-        transforms.Resize(resize, interpolation=how),
+        transforms.Resize(resize, interpolation=interpolation),
         transforms.CenterCrop(crop),
         transforms.ToTensor(),
         transforms.Normalize(mean, std),
@@ -192,10 +186,10 @@ def standard_steps(
 
 
 def compose_steps(processor: Any) -> Sequence[Any]:
-    """The steps of a torchvision Compose, or of what `weights.transforms()` returns.
+    """The steps of a torchvision Compose or of `weights.transforms()`.
 
     Raises:
-        ModelError: for anything else.
+        ModelError: if the processor is neither.
     """
     if hasattr(processor, "transforms"):
         steps: Sequence[Any] = processor.transforms
@@ -210,7 +204,7 @@ def compose_steps(processor: Any) -> Sequence[Any]:
 
 
 def imagenet_names(classes: int) -> dict[int, str]:
-    """Names of class numbers: a model keeps none, but those of ImageNet are told by their number."""
+    """Names of ImageNet's classes for a model with 1,000 classes, else none: models hold no names."""
     if classes != IMAGENET_CLASSES:
         return {}
     from torchvision.models import ResNet18_Weights

@@ -1,4 +1,4 @@
-"""Deformable attention under a gain for each cell: gradient times activation, and no gradient of the maps.
+"""Deformable attention with a gain at each cell: gradient times activation without the gradient of the maps.
 
 Multiply a cell of a map by a gain. The derivative of a score by the gain, at gain 1, is the sum over channels of
 gradient times activation: the value of the element-wise map (HiResCAM, ODAM) at that cell. Attention projects the map
@@ -6,8 +6,8 @@ linearly, so the gain of a cell is also the gain of that cell's projected value,
 
     dS / d gain[cell] = sum over samples at the cell of (share of the cell in the sample) * <dS / d sample, value[cell]>
 
-which needs inner products of the samples, but neither the gradient of the projected map, [cells, channels] for every
-object and layer, nor its way back through the projection. Those take most of the time of a plain backward.
+which needs inner products of the samples, but not the gradient of the projected map, [cells, channels] for every
+object and layer, nor its backward through the projection. These take most of the time of a plain backward.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def sample_cells(
     locations: Tensor,  # [B, Q, H, T, 2]
     shapes: tuple[tuple[int, int], ...],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The four cells around each sampling point and what share each has in the bilinear sample; zeros outside.
+    """The four cells around each sampling point and their shares in the bilinear sample; 0 outside the map.
 
     Args:
         locations: (x, y) as shares of the map; T points run over the levels, the same number on each.
@@ -59,13 +59,13 @@ def sample_cells(
     return torch.stack(cells, -1), torch.stack(shares, -1), torch.stack(by_x, -1), torch.stack(by_y, -1)
 
 
-class GainedSampling(torch.autograd.Function):
-    """Multi-scale deformable attention's weighted samples [B, Q, H, D], differentiable by gains, points and weights.
+class GainSampling(torch.autograd.Function):
+    """Weighted samples [B, Q, H, D] of multi-scale deformable attention; gradients of gains, points and weights.
 
     Args:
         values: [B, cells, H, D] projected maps, at gain 1.
-        biases: [levels, H, D], what the projection puts out for an empty map: the part that no gain multiplies.
-        gains: [B, cells]; their value is taken to be 1.
+        biases: [levels, H, D] the projection of an empty map: the part that no gain multiplies.
+        gains: [B, cells]; assumed to be 1.
         locations: [B, Q, H, T, 2] sampling points as shares of the map.
         weights: [B, Q, H, T] attention weights.
         shapes: (h, w) of each level.
@@ -80,10 +80,10 @@ class GainedSampling(torch.autograd.Function):
         weights: Tensor,
         shapes: tuple[tuple[int, int], ...],
     ) -> tuple[Tensor, ...]:
-        """The samples, and what the backward needs."""
-        pictures, count, heads, width = values.shape
+        """The samples, and the tensors of the backward."""
+        batch, count, heads, width = values.shape
         cells, shares, by_x, by_y = sample_cells(locations, shapes)
-        cells = cells + count * torch.arange(pictures, device=cells.device)[:, None, None, None, None]
+        cells = cells + count * torch.arange(batch, device=cells.device)[:, None, None, None, None]
         rows = cells * heads + torch.arange(heads, device=cells.device)[:, None, None]
         around = values.reshape(-1, width)[rows]  # [B, Q, H, T, 4, D]
         total = shares * weights[..., None]
@@ -106,11 +106,11 @@ class GainedSampling(torch.autograd.Function):
 
 
 class _Backward(torch.autograd.Function):
-    """The backward of `GainedSampling` for one object, or, under `torch.func.vmap`, for many in a few products."""
+    """The backward of `GainSampling` for one object, or, under `torch.func.vmap`, for many in a few products."""
 
     @staticmethod
     def forward(gradient: Tensor, size: tuple[int, int], *saved: Tensor) -> Any:
-        return tuple(one[0] for one in _many(gradient[None], size, *saved))
+        return tuple(gradients[0] for gradients in _many(gradient[None], size, *saved))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None: ...
@@ -136,11 +136,11 @@ def _many(
     objects = gradient.permute(1, 2, 3, 0, 4).contiguous()  # [B, Q, H, N, D]
     products = (objects @ around.flatten(3, 4).transpose(-1, -2)).unflatten(-1, shares.shape[3:])  # [B, Q, H, N, T, 4]
     of_weights = (products * shares[:, :, :, None]).sum(-1)
-    moved = torch.stack([(products * by[:, :, :, None]).sum(-1) for by in (by_x, by_y)], dim=-1)
-    of_locations = moved * weights[:, :, :, None, :, None]
-    still = objects @ biases.permute(1, 2, 0)  # [B, Q, H, N, levels]
-    still = still.repeat_interleave(weights.shape[3] // biases.shape[0], dim=-1)
-    parts = (products - still[..., None]) * total[:, :, :, None]
+    by_place = torch.stack([(products * by[:, :, :, None]).sum(-1) for by in (by_x, by_y)], dim=-1)
+    of_locations = by_place * weights[:, :, :, None, :, None]
+    empty = objects @ biases.permute(1, 2, 0)  # [B, Q, H, N, levels]
+    empty = empty.repeat_interleave(weights.shape[3] // biases.shape[0], dim=-1)
+    parts = (products - empty[..., None]) * total[:, :, :, None]
     of_gains = gradient.new_zeros(size[0] * size[1], len(gradient))
     of_gains.index_add_(0, cells.flatten(), parts.movedim(3, -1).flatten(0, -2))
     return (

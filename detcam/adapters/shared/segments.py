@@ -1,6 +1,8 @@
-"""Regions that one class fills: found in a label map, laid onto the model's own output, and scored there."""
+"""Segments of a label map: connected or whole classes, their windows on the model's output, and their scores."""
 
 from __future__ import annotations
+
+from typing import Literal, get_args
 
 import cv2
 import numpy as np
@@ -10,27 +12,28 @@ from torch.nn.functional import interpolate, pad
 
 from detcam.geometry import Geometry
 
-SEGMENTS = ("class", "component")
-TOGETHER = 8  # regions whose gradients are followed back in windows of one size
+Segments = Literal["class", "component"]
+SEGMENTS: tuple[str, ...] = get_args(Segments)
+TOGETHER = 8  # segments whose windows have one size
 
 
-def regions_of(
-    labels: Tensor,  # [H, W] int64, negative where the model says nothing
+def segments_of(
+    labels: Tensor,  # [H, W] int64, negative where there is no class
     probability: Tensor,  # [H, W]
     left_out: set[int],
     kind: str,
     conf: float,
     most: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The regions of a label map whose mean probability is above `conf`, the largest `most` of them, largest first.
+    """The segments of a label map with mean probability above `conf`: the largest `most`, largest first.
 
     Args:
         labels: the class of each pixel.
-        probability: that of the pixel's class.
-        left_out: classes that are no objects.
-        kind: "class": all pixels of a class are one region; "component": those that touch, also at a corner.
-        conf: lowest mean probability, in [0, 1].
-        most: largest number of regions.
+        probability: the probability of the pixel's class.
+        left_out: classes that are not objects.
+        kind: "class": all pixels of a class are one segment; "component": pixels that touch, also at a corner.
+        conf: threshold of the mean probability, in [0, 1].
+        most: maximum number of segments.
 
     Returns:
         (masks [N, H, W] bool, classes [N] int64, scores [N] float32).
@@ -40,7 +43,7 @@ def regions_of(
     areas = np.bincount(parts[inside], minlength=len(classes))
     sums = np.bincount(parts[inside], weights=probability.cpu().numpy()[inside], minlength=len(classes))
     scores = sums / areas
-    kept = np.flatnonzero(scores > conf)  # a NaN is not
+    kept = np.flatnonzero(scores > conf)  # drops NaN
     kept = kept[np.argsort(-areas[kept], kind="stable")][:most]
     device = labels.device
     masks = torch.from_numpy(parts).to(device) == torch.from_numpy(kept).to(device)[:, None, None]
@@ -49,41 +52,41 @@ def regions_of(
 
 
 def _parts(labels: np.ndarray, left_out: set[int], kind: str) -> tuple[np.ndarray, list[int]]:
-    """The region that each pixel [H, W] is in, numbered from 0, or -1; and the class of each region."""
+    """The segment of each pixel [H, W], numbered from 0, or -1; and the class of each segment."""
     parts = np.full(labels.shape, -1, np.int64)
     classes: list[int] = []
     for number in np.unique(labels).tolist():
         if number < 0 or number in left_out:
             continue
         mask = labels == number
-        count, own = 2, mask.astype(np.int32)  # the rest is part 0
+        count, components = 2, mask.astype(np.int32)  # part 0 is the background
         if kind == "component":
-            count, own = cv2.connectedComponents(mask.astype(np.uint8), connectivity=8)
-        parts[mask] = own[mask] - 1 + len(classes)
+            count, components = cv2.connectedComponents(mask.astype(np.uint8), connectivity=8)
+        parts[mask] = components[mask] - 1 + len(classes)
         classes += [number] * (count - 1)
     return parts, classes
 
 
-def region_at(labels: Tensor, row: int, column: int) -> Tensor:
-    """[H, W] bool: the pixels of a label map [H, W] that hang together with the one at (row, column) in its class."""
+def segment_at(labels: Tensor, row: int, column: int) -> Tensor:
+    """[H, W] bool: the connected segment of a label map [H, W] around the pixel at (row, column)."""
     same = (labels == labels[row, column]).cpu().numpy().astype(np.uint8)
     parts = cv2.connectedComponents(same, connectivity=8)[1]
     return torch.from_numpy(parts == parts[row, column]).to(labels.device)
 
 
-def wrong_regions(
+def wrong_segments(
     predicted: Tensor,  # [H, W] int64
     truth: Tensor,  # [H, W] int64
     most: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The connected regions of pixels that are given one wrong class in place of one true one, the largest first.
+    """The connected segments of pixels with the same wrong class and the same true class, largest first.
 
-    Negative pixels of either map are not judged. Pixels that touch at a corner are connected.
+    Negative pixels of either map are ignored. Pixels that touch at a corner are connected.
 
     Args:
-        predicted: the class of each pixel as the model has it.
-        truth: the class that it should have.
-        most: largest number of regions.
+        predicted: the predicted class of each pixel.
+        truth: the true class of each pixel.
+        most: maximum number of segments.
 
     Returns:
         (masks [N, H, W] bool, predicted classes [N] int64, true classes [N] int64).
@@ -101,7 +104,7 @@ def wrong_regions(
 
 
 def bounds(masks: Tensor) -> tuple[Tensor, Tensor]:
-    """First [N, 2] and one past the last [N, 2] (row, column) of what is not zero in masks [N, h, w]."""
+    """First [N, 2] and one past the last [N, 2] (row, column) of the cells that are not zero in masks [N, h, w]."""
     first, last = [], []
     for axis, length in ((2, masks.shape[1]), (1, masks.shape[2])):
         used = (masks != 0).any(dim=axis).int()  # [N, length]
@@ -111,16 +114,16 @@ def bounds(masks: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def boxes_around(masks: Tensor) -> Tensor:
-    """[N, 4] float32 (x1, y1, x2, y2) in pixels, the outer edges of masks [N, H, W]."""
+    """[N, 4] float32 (x1, y1, x2, y2) in pixels: the outer edges of masks [N, H, W]."""
     first, last = bounds(masks)
     return torch.cat([first.flip(1), last.flip(1)], dim=1).float()
 
 
 def on_source(logits: Tensor, geometry: Geometry) -> tuple[Tensor, Tensor]:
-    """Logits [C, h, w] over the network's input as [C, H, W] over the source picture, resized as the libraries do.
+    """Logits [C, h, w] over the network's input as [C, H, W] over the source image, resized as in the libraries.
 
     Returns:
-        The logits, and [H, W] bool: where the network saw the picture (a processor may crop it).
+        The logits, and [H, W] bool: the pixels that the network saw (a processor may crop the image).
     """
     if geometry.resized == geometry.network:  # neither cropped nor padded
         full = interpolate(logits[None], geometry.source, mode="bilinear", align_corners=False)[0]
@@ -134,14 +137,14 @@ def on_source(logits: Tensor, geometry: Geometry) -> tuple[Tensor, Tensor]:
 
 
 def covered(masks: Tensor, geometry: Geometry, cells: tuple[int, int]) -> Tensor:
-    """[N, h, w] float32: the share of each of `cells` (h, w) over the network's input that masks [N, H, W] cover."""
+    """[N, h, w] float32: the share that masks [N, H, W] cover of each of `cells` (h, w) over the network's input."""
     rows, columns = (_overlaps(geometry, axis, cells[axis]).to(masks.device) for axis in (0, 1))
-    shares = [rows @ mask.float() @ columns.T for mask in masks]  # one at a time: they are as large as the picture
+    shares = [rows @ mask.float() @ columns.T for mask in masks]  # mask by mask: each is as large as the image
     return torch.stack(shares) if shares else torch.zeros((0, *cells), device=masks.device)
 
 
 def _overlaps(geometry: Geometry, axis: int, cells: int) -> Tensor:
-    """[cells, pixels] the share of each cell that lies in each source pixel, along one axis."""
+    """[cells, pixels]: the share of each cell that lies in each source pixel, along one axis."""
     pixels, network = geometry.source[axis], geometry.network[axis]
     edges = torch.arange(cells + 1, dtype=torch.float64) * network / cells
     edges = ((edges - geometry.pad[axis]) * pixels / geometry.resized[axis])[:, None]
@@ -150,12 +153,12 @@ def _overlaps(geometry: Geometry, axis: int, cells: int) -> Tensor:
     return (lengths.clamp(min=0) / (edges[1] - edges[0])).float()
 
 
-def region_score(logits: Tensor, share: Tensor, label: int, target: str) -> Tensor:
-    """One scalar: the mean over a region of the class logit, its softmax, or its margin over the best other logit.
+def segment_score(logits: Tensor, share: Tensor, label: int, target: str) -> Tensor:
+    """Mean over a segment of the class logit, its softmax, or its margin over the best other logit: a scalar.
 
     Args:
-        logits: [C, kh, kw] in a window around the region.
-        share: [kh, kw] the share of each cell that is in the region.
+        logits: [C, kh, kw] in a window around the segment.
+        share: [kh, kw] the share of each cell that is in the segment.
         label: the class.
         target: "class", "prob" or "margin".
     """
@@ -169,18 +172,18 @@ def region_score(logits: Tensor, share: Tensor, label: int, target: str) -> Tens
 
 
 def windows(shares: Tensor) -> list[tuple[Tensor, Tensor, tuple[int, int]]]:
-    """Regions [N, h, w] in groups of about one size: (members [n], start [n, 2] of their windows, (kh, kw))."""
+    """Segments [N, h, w] in groups of similar size: (members [n], start [n, 2] of their windows, (kh, kw))."""
     first, last = bounds(shares)
     lengths = last - first
-    found = []
+    groups = []
     for members in lengths.amax(dim=1).argsort(stable=True).split(TOGETHER):
         height, width = lengths[members].amax(dim=0).tolist()
         room = torch.tensor([shares.shape[1] - height, shares.shape[2] - width], device=shares.device)
-        found.append((members, torch.minimum(first[members], room), (height, width)))
-    return found
+        groups.append((members, torch.minimum(first[members], room), (height, width)))
+    return groups
 
 
-def mask_overlap(share: Tensor, masks: Tensor) -> Tensor:
-    """[A] IoU of one region with masks [A, h, w] bool; the region is given as the share of each cell, [h, w]."""
-    both = (share * masks).sum(dim=(1, 2))
-    return both / (share.sum() + masks.sum(dim=(1, 2)) - both).clamp(min=torch.finfo(share.dtype).tiny)
+def mask_iou(share: Tensor, masks: Tensor) -> Tensor:
+    """[A] IoU of a segment, given as the share of each cell [h, w], with masks [A, h, w] bool."""
+    shared = (share * masks).sum(dim=(1, 2))
+    return shared / (share.sum() + masks.sum(dim=(1, 2)) - shared).clamp(min=torch.finfo(share.dtype).tiny)

@@ -1,4 +1,4 @@
-"""Base of the semantic segmenters: one object for each region of the label map."""
+"""Base of the semantic segmenters: one object per segment of the label map."""
 
 from __future__ import annotations
 
@@ -8,15 +8,16 @@ import torch
 from torch import Tensor, nn
 
 from detcam.adapters.base import Adapter, LayerPlan, Readout, Source
+from detcam.adapters.shared.scores import CLASS_TARGETS
 from detcam.adapters.shared.segments import (
     SEGMENTS,
     boxes_around,
     covered,
-    mask_overlap,
+    mask_iou,
     on_source,
-    region_at,
-    region_score,
-    regions_of,
+    segment_at,
+    segment_score,
+    segments_of,
     windows,
 )
 from detcam.errors import InputError, nearest
@@ -28,11 +29,11 @@ PRESET_SIDE = 520  # pixels of the shorter side in the presets of torchvision's 
 
 @dataclass(frozen=True)
 class SemanticOutputs:
-    """Raw outputs for B pictures and nc classes.
+    """Raw outputs for B images and nc classes.
 
     Attributes:
         logits: [B, nc, h, w] at the resolution of the last classifier, with the graph.
-        full: [B, nc, H, W] as the model returns them, resized or not, without the graph.
+        full: [B, nc, H, W] the output of the model, resized or not, without the graph.
     """
 
     logits: Tensor
@@ -40,95 +41,96 @@ class SemanticOutputs:
 
 
 class SemanticAdapter(Adapter):
-    """What semantic segmenters share: each region of the label map is an object, the largest first.
+    """Base of the semantic segmenters: each segment of the label map is an object, the largest first.
 
-    The scalar is the mean of the class logit over the region (Seg-Grad-CAM: Vinogradova et al. 2020, arXiv:2002.11434,
-    section 3), where the last classifier puts it out: before the final resize, each cell weighted by the share of it
-    that the region covers. "prob" is the mean softmax, "margin" the mean of the logit less the best other one.
+    The scalar is the mean of the class logit over the segment (Seg-Grad-CAM: Vinogradova et al. 2020, arXiv:2002.11434,
+    section 3) at the output of the last classifier, before the final resize; each cell is weighted by the share that
+    the segment covers. "prob" is the mean softmax, "margin" the mean of the logit minus the best other logit.
 
-    An object's score is the mean softmax of its class over its pixels, and `conf` bounds it; there is nothing to
-    suppress, so `iou` has no effect. Of more than `max_det` regions the largest are kept. A class whose name is
-    "background" is no object.
+    An object's score is the mean softmax of its class over its pixels; `conf` is the threshold. There is no
+    suppression, so `iou` has no effect. Of more than `max_det` segments the largest are kept. A class named
+    "background" is not an object.
 
-    Objects have masks in source pixels; their `mask_logits` are 1 on cells inside, -1 on cells outside, and linear in
-    the covered share between.
+    Objects have masks in source pixels; `mask_logits` are 1 on cells inside, -1 on cells outside, and linear in the
+    covered share in between.
     """
 
-    targets = ("class", "prob", "margin")
+    targets = CLASS_TARGETS
     prompt_kinds = ("point", "box", "mask")
     levels = 1
     task = "semantic"
-    segments: str = "class"  # settable: "class": one region per class; "component": one per connected region
+    segments: str = "class"  # settable: "class": one segment per class; "component": one per connected segment
     names: dict[int, str]
     plans: dict[str, tuple[str, ...]]  # the modules of each preset
 
     def _watch(self, module: nn.Module, classifier: str, names: dict[int, str]) -> None:
-        """Finish the construction: `classifier` is the module whose output is the logits before the final resize."""
+        """Finish the construction; the output of the module `classifier` is the logits before the final resize."""
         self.module, self.names = module, names
         self.available = tuple(t for t in self.targets if t != "margin" or len(names) > 1)
         self._left_out = {i for i, name in names.items() if name.strip("_ ").lower() == "background"}
         parameter = next(module.parameters())
         self.device, self.dtype = parameter.device, parameter.dtype
-        self._own: list[Tensor] = []
+        self._logits: list[Tensor] = []
         module.get_submodule(classifier).register_forward_hook(self._keep)
 
     def _keep(self, module: nn.Module, args: object, output: Tensor) -> None:
-        self._own.append(output)
+        self._logits.append(output)
 
     def _run(self, batch: Tensor) -> Tensor:
-        """The logits that the model returns for a batch."""
+        """The model's logits for a batch."""
         full: Tensor = self.module(batch)
         return full
 
     def forward(self, batch: Tensor, max_det: int) -> SemanticOutputs:
         """See `Adapter.forward`."""
-        self._own.clear()
+        self._logits.clear()
         full = self._run(batch).detach()
-        logits = self._own.pop()
+        logits = self._logits.pop()
         return SemanticOutputs(logits, full)
 
     @torch.no_grad()
     def detect(
         self, outputs: SemanticOutputs, geometries: list[Geometry], conf: float, iou: float, max_det: int
     ) -> list[Objects]:
-        """See `Adapter.detect`: the arg max of the logits, resized to the source picture as the libraries do it."""
+        """See `Adapter.detect`: the arg max of the logits, resized to the source image as in the libraries."""
         if self.segments not in SEGMENTS:
             raise InputError(f"segments: {self.segments!r} does not exist: {nearest(self.segments, SEGMENTS)}")
-        found = []
+        objects = []
         for logits, geometry in zip(outputs.full, geometries, strict=True):
             full, seen = on_source(logits, geometry)
             best, labels = full.max(dim=0)
             probability = (best.float() - full.float().logsumexp(dim=0)).exp()
             labels = labels.masked_fill(~seen, -1)
-            found.append(regions_of(labels, probability, self._left_out, self.segments, conf, max_det))
-        return [self._objects(outputs, *regions, geometry) for regions, geometry in zip(found, geometries, strict=True)]
+            segments = segments_of(labels, probability, self._left_out, self.segments, conf, max_det)
+            objects.append(self._objects(outputs, *segments, geometry))
+        return objects
 
     @torch.no_grad()
-    def region_similarity(self, outputs: SemanticOutputs, objects: Objects) -> Tensor:
-        """See `Adapter.region_similarity`; regions lie on the grid of the last classifier, p is their mean softmax."""
+    def segment_similarity(self, outputs: SemanticOutputs, objects: Objects) -> Tensor:
+        """See `Adapter.segment_similarity`; segments lie on the grid of the last classifier, p is the mean softmax."""
         assert objects.mask_logits is not None
         shares = (objects.mask_logits + 1) / 2  # [b, h, w] of each cell
         best, labels = outputs.logits.float().softmax(dim=1).max(dim=1)
         scores = []
         for share, number, label, p in zip(shares, objects.class_ids.tolist(), labels, best, strict=True):
-            own = label.where(label == number, -1)
-            masks, _, means = regions_of(own, p, set(), self.segments, 0.0, own.numel())
-            fits = mask_overlap(share, masks)
+            of_class = label.where(label == number, -1)
+            masks, _, means = segments_of(of_class, p, set(), self.segments, 0.0, label.numel())
+            fits = mask_iou(share, masks)
             scores.append((fits * means).amax() if len(masks) else p.new_zeros(()))
         return torch.stack(scores)
 
     @torch.no_grad()
     def label_map(self, outputs: SemanticOutputs, geometry: Geometry) -> Tensor:
-        """See `Adapter.label_map`: the classes of `detect`, the background's too."""
+        """See `Adapter.label_map`: the classes of `detect`, with the background."""
         full, seen = on_source(outputs.full[0], geometry)
         return full.argmax(dim=0).masked_fill(~seen, -1)
 
     @torch.no_grad()
-    def objects_in(self, outputs: SemanticOutputs, prompts: list[Prompt], geometry: Geometry) -> Objects:
-        """See `Adapter.objects_in`: a point stands for the connected region of one predicted class that it lies in.
+    def objects_for_prompts(self, outputs: SemanticOutputs, prompts: list[Prompt], geometry: Geometry) -> Objects:
+        """See `Adapter.objects_for_prompts`: a point selects the connected segment of the predicted class around it.
 
-        A box or mask is explained as it is, for the class that most of its pixels are given, unless one is named. The
-        background, where it is a class, can be pointed at too.
+        A box or mask is explained for the named class, or else for the predicted class of most of its pixels. The
+        background can be selected too if it is a class.
         """
         labels = self.label_map(outputs, geometry)
         masks, classes = [], []
@@ -136,39 +138,39 @@ class SemanticAdapter(Adapter):
             mask = prompt.mask.to(labels.device)
             seen = labels[mask & (labels >= 0)]
             if not len(seen):
-                raise InputError(f"prompts[{i}]: the network saw no pixel of it, the processor crops the picture there")
+                raise InputError(f"prompts[{i}]: the network saw no pixel of it, the processor crops the image there")
             if prompt.kind == "point":
-                mask = region_at(labels, *mask.nonzero()[0].tolist())
+                mask = segment_at(labels, *mask.nonzero()[0].tolist())
             masks.append(mask)
             classes.append(int(seen.bincount().argmax()) if prompt.class_id is None else prompt.class_id)
         chosen = torch.stack(masks) if masks else labels.new_zeros((0, *labels.shape), dtype=torch.bool)
         kinds = torch.tensor(classes, dtype=torch.int64, device=labels.device)
-        return self.objects_for(outputs, chosen, kinds, geometry)
+        return self.objects_for_masks(outputs, chosen, kinds, geometry)
 
     @torch.no_grad()
-    def objects_for(
+    def objects_for_masks(
         self, outputs: SemanticOutputs, masks: Tensor, class_ids: Tensor, geometry: Geometry, image: int = 0
     ) -> Objects:
-        """Objects for regions that the user asks for, whatever the model said there; their score is as for its own.
+        """Objects for masks that the user gives, whatever the model predicted; scores are computed as in `detect`.
 
         Args:
-            outputs: what `forward` returned.
+            outputs: outputs of `forward`.
             masks: [N, H, W] bool in source pixels; a point is a mask of one pixel.
-            class_ids: [N] int64, the class that each region is explained for.
-            geometry: how the picture lies in the network's input.
-            image: the position of the picture in the batch.
+            class_ids: [N] int64, the class that each mask is explained for.
+            geometry: of the image in the network's input.
+            image: the position of the image in the batch.
 
         Raises:
-            InputError: for a region without a pixel that the network saw, or a class that the model does not have.
+            InputError: for a mask without a pixel that the network saw, or a class that the model does not have.
         """
         full, seen = on_source(outputs.full[image], geometry)
         normaliser = full.float().logsumexp(dim=0)
         scores = []
         for i, (mask, label) in enumerate(zip(masks & seen, class_ids.tolist(), strict=True)):
             if not bool(mask.any()):
-                raise InputError(f"region {i} has no pixel that the network saw: give another mask")
+                raise InputError(f"mask {i} has no pixel that the network saw: give another mask")
             if not 0 <= label < len(full):
-                raise InputError(f"region {i}: class {label} does not exist: give one of 0 to {len(full) - 1}")
+                raise InputError(f"mask {i}: class {label} does not exist: give one of 0 to {len(full) - 1}")
             scores.append((full[label].float() - normaliser)[mask].exp().mean())
         return self._objects(outputs, masks, class_ids, torch.stack(scores) if scores else full.new_zeros(0), geometry)
 
@@ -192,31 +194,31 @@ class SemanticAdapter(Adapter):
 
     def score(self, outputs: SemanticOutputs, objects: list[Objects], target: str) -> Tensor:
         """See `Adapter.score`."""
-        shares, labels = _shares(objects), torch.cat([found.class_ids for found in objects])
+        shares, labels = _shares(objects), torch.cat([o.class_ids for o in objects])
         image = image_index(objects, labels.device)
         scores = outputs.logits.new_empty(len(labels))
         for members, starts, extent in windows(shares):
             values = []
             for i, start in zip(members.tolist(), starts.tolist(), strict=True):
                 logits, share = (_cut(maps, start, extent) for maps in (outputs.logits[image[i]], shares[i]))
-                values.append(region_score(logits, share, int(labels[i]), target))
+                values.append(segment_score(logits, share, int(labels[i]), target))
             scores = scores.index_put((members,), torch.stack(values))
         return scores
 
     def readouts(self, outputs: SemanticOutputs, objects: list[Objects], target: str) -> list[Readout]:
-        """See `Adapter.readouts`: a window of the logits around each region."""
-        shares, labels = _shares(objects), torch.cat([found.class_ids for found in objects])
+        """See `Adapter.readouts`: a window of the logits around each segment."""
+        shares, labels = _shares(objects), torch.cat([o.class_ids for o in objects])
         image = image_index(objects, labels.device)
-        found = []
+        readouts = []
         for members, starts, extent in windows(shares):
             gradients = []
             for i, start in zip(members.tolist(), starts.tolist(), strict=True):
                 with torch.enable_grad():
                     leaf = _cut(outputs.logits.detach()[image[i]], start, extent).requires_grad_()
-                    scalar = region_score(leaf, _cut(shares[i], start, extent), int(labels[i]), target)
+                    scalar = segment_score(leaf, _cut(shares[i], start, extent), int(labels[i]), target)
                     gradients.append(torch.autograd.grad(scalar, leaf)[0])
-            found.append(Readout(members, 0, (Source(outputs.logits, torch.stack(gradients)[:, None], starts),)))
-        return found
+            readouts.append(Readout(members, 0, (Source(outputs.logits, torch.stack(gradients)[:, None], starts),)))
+        return readouts
 
     def layers(self, preset: str) -> LayerPlan:
         """See `Adapter.layers`."""
@@ -224,8 +226,8 @@ class SemanticAdapter(Adapter):
 
 
 def _shares(objects: list[Objects]) -> Tensor:
-    """[N, h, w] the share of each cell that each object's region covers; see `SemanticAdapter`."""
-    return torch.cat([(found.mask_logits + 1) / 2 for found in objects if found.mask_logits is not None])
+    """[N, h, w] the share of each cell that each object's mask covers; see `SemanticAdapter`."""
+    return torch.cat([(o.mask_logits + 1) / 2 for o in objects if o.mask_logits is not None])
 
 
 def _cut(maps: Tensor, start: list[int], extent: tuple[int, int]) -> Tensor:

@@ -1,6 +1,6 @@
-"""Where a classifier keeps its maps: the last one, and those at the ends of its earlier stages.
+"""Stages of a classifier: the module of its last map, and the modules at the ends of the earlier stages.
 
-Found from one forward and one backward of the model itself, so that no table of architectures is needed.
+A forward and a backward of the model find them, without a table of architectures.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-LARGEST_PREFIX = 8  # class tokens, distillation tokens and registers in front of the patches
+LARGEST_PREFIX = 8  # class tokens, distillation tokens and registers before the patches
 
 
 @dataclass(frozen=True)
 class Stages:
-    """The modules that put out a model's maps.
+    """The modules whose outputs are a model's maps.
 
     Attributes:
-        last: the module that puts out the last map that the scores depend on; None if there is no such map.
-        earlier: those at the ends of the stages before it, in the order they run.
-        sizes: the (h, w) of all maps seen, to find maps in sequences of tokens.
+        last: the module of the last map that the scores depend on; None if there is no such map.
+        earlier: the modules at the ends of the earlier stages, in the order they run.
+        sizes: the (h, w) of all maps, to find maps in sequences of tokens.
     """
 
     last: str | None
@@ -34,7 +34,7 @@ class Stages:
 
 @dataclass(frozen=True)
 class _Event:
-    """A module put out a map [1, C, h, w], or a sequence of tokens [1, L, C] that holds one."""
+    """The output of a module: a map [1, C, h, w], or a sequence of tokens [1, L, C] that holds a map."""
 
     name: str
     tensor: Tensor
@@ -43,12 +43,12 @@ class _Event:
 
 
 def find_stages(module: nn.Module, logits: Callable[[Tensor], Tensor], pixels: Tensor) -> Stages:
-    """The modules of a classifier that put out its maps.
+    """The modules of a classifier whose outputs are its maps.
 
     Args:
         module: the classifier, in eval mode.
-        logits: from pixels to class logits [1, K], through `module`.
-        pixels: [1, 3, H, W], any picture as the model gets it.
+        logits: function from pixels to class logits [1, K] that runs `module`.
+        pixels: [1, 3, H, W], any preprocessed image.
     """
     outputs: list[tuple[str, Tensor]] = []
     pooled: list[Tensor] = []
@@ -60,7 +60,7 @@ def find_stages(module: nn.Module, logits: Callable[[Tensor], Tensor], pixels: T
     try:
         with torch.inference_mode(False), torch.enable_grad():
             scores = logits(pixels.clone().requires_grad_())
-            # A head that was never trained may be all zeros: what it reads tells the same.
+            # An untrained head may be all zeros; then the gradient of its input shows what the scores depend on.
             scalars = [scores.amax(), *(p.sin().sum() for p in reversed(pooled))]
     finally:
         for handle in handles:
@@ -76,15 +76,15 @@ def find_stages(module: nn.Module, logits: Callable[[Tensor], Tensor], pixels: T
     for event in named:
         coarse = 4 * event.cells[0] <= pixels.shape[2]
         if event.cells != last.cells and coarse and not _inside_another(event, alive, module):
-            ends.pop(event.cells, None)  # so that the order is that of the last maps
+            ends.pop(event.cells, None)  # keep the order of the last maps
             ends[event.cells] = event.name
-    if not ends and len(named) > 1:  # a transformer of one resolution: its patches before the first block
+    if not ends and len(named) > 1:  # a transformer of one resolution: the patches before the first block
         ends[last.cells] = named[0].name
     return Stages(last.name, tuple(ends.values()), tuple(sizes))
 
 
 def token_grid(tokens: int, sizes: tuple[tuple[int, int], ...]) -> tuple[int, int, int] | None:
-    """(first token, rows, columns) of the map in a sequence: of one of the `sizes`, or one of these halved."""
+    """(first token, rows, columns) of the map in a sequence: of one of the `sizes`, or of such a size halved."""
     for prefix in range(LARGEST_PREFIX + 1):
         for rows, columns in sizes:
             for halving in range(4):
@@ -97,7 +97,7 @@ def token_grid(tokens: int, sizes: tuple[tuple[int, int], ...]) -> tuple[int, in
 def _record(
     outputs: list[tuple[str, Tensor]], pooled: list[Tensor], name: str, module: nn.Module, args: Any, output: Any
 ) -> None:
-    """Keep a module's output if it is one tensor with a gradient, and what linear layers read of the whole picture."""
+    """Keep a module's output if it is a single tensor with a gradient, and the input of linear layers on [B, C]."""
     if isinstance(output, (tuple, list)):
         tensors = [part for part in output if isinstance(part, Tensor)]
         output = tensors[0] if len(tensors) == 1 else None
@@ -108,11 +108,11 @@ def _record(
 
 
 def _alive(scalar: Tensor, events: list[_Event]) -> list[_Event]:
-    """The events whose map the scalar depends on; behind a last block that may be the class token alone."""
+    """The events whose map the scalar depends on; after the last block it may depend on the class token only."""
     if not events or not scalar.requires_grad:
         return []
-    found = torch.autograd.grad(scalar, [e.tensor for e in events], retain_graph=True, allow_unused=True)
-    return [e for e, gradient in zip(events, found, strict=True) if gradient is not None and _any(e, gradient)]
+    gradients = torch.autograd.grad(scalar, [e.tensor for e in events], retain_graph=True, allow_unused=True)
+    return [e for e, gradient in zip(events, gradients, strict=True) if gradient is not None and _any(e, gradient)]
 
 
 def _any(event: _Event, gradient: Tensor) -> bool:
@@ -122,7 +122,7 @@ def _any(event: _Event, gradient: Tensor) -> bool:
 
 
 def _events(outputs: list[tuple[str, Tensor]], size: tuple[int, int]) -> tuple[list[_Event], list[tuple[int, int]]]:
-    """The outputs that are or hold maps of an input of `size`, and the sizes of the maps."""
+    """The outputs that are or hold maps of an input of `size`, and the (h, w) of the maps."""
     events: list[_Event] = []
     sizes: list[tuple[int, int]] = []
     for name, tensor in outputs:
@@ -139,13 +139,13 @@ def _events(outputs: list[tuple[str, Tensor]], size: tuple[int, int]) -> tuple[l
 
 
 def _is_map(cells: tuple[int, int], size: tuple[int, int]) -> bool:
-    """Whether a map has more than one cell and the input's aspect: attention and maps [B, h, w, C] have not."""
+    """Whether a tensor has several cells and the aspect of the input, unlike attention and maps [B, h, w, C]."""
     (h, w), (height, width) = cells, size
     return 1 < h <= height // 2 and 1 < w <= width // 2 and abs(h * width - w * height) <= max(size)
 
 
 def _named(events: list[_Event], module: nn.Module) -> list[_Event]:
-    """Each tensor once, by the outermost module that put it out; of tokens those of blocks, if there are blocks."""
+    """Each tensor once, by its outermost module; of token sequences the outputs of blocks, if there are blocks."""
     chosen: dict[int, _Event] = {}
     for event in events:
         other = chosen.get(id(event.tensor))
@@ -164,7 +164,7 @@ def _in_sequence(name: str, module: nn.Module) -> bool:
 
 
 def _inside_another(event: _Event, events: list[_Event], module: nn.Module) -> bool:
-    """Whether it lies inside a block that puts out a map of another size: beside a skip connection, perhaps."""
+    """Whether an event lies inside a block whose output has another size, e.g. parallel to a skip connection."""
     return any(
         event.name.startswith(f"{outer.name}.")
         and outer.cells != event.cells

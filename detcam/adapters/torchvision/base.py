@@ -1,4 +1,4 @@
-"""What torchvision's detectors share: their transform and its inverse, their backbones' layers, and their scalars."""
+"""Base of torchvision's detectors: transform and its inverse, selection of objects, layers of the backbone."""
 
 from __future__ import annotations
 
@@ -14,21 +14,18 @@ from detcam.errors import ImageError
 from detcam.geometry import Geometry
 from detcam.types import Objects
 
-CLASS_TARGETS = ("class", "prob", "margin")
-SIDES = ("left", "top", "right", "bottom")
-BOX_TARGETS = ("box", *SIDES)
-COCO_CLASSES = 91  # outputs of a model trained on COCO, the background among them
+COCO_CLASSES = 91  # outputs of a model trained on COCO, with the background
 
 
 @dataclass(frozen=True)
-class Found:
-    """n candidates or objects of one picture, as torchvision's post-processing has them.
+class Candidates:
+    """n candidates or objects of one image, as in torchvision's post-processing.
 
     Attributes:
-        boxes: [n, 4] xyxy in pixels of the resized picture, clipped to it.
+        boxes: [n, 4] xyxy in pixels of the resized image, clipped to the image.
         scores: [n] in [0, 1].
         labels: [n] int64 class numbers; 0 is the background.
-        index: [n] int64, the anchor or proposal that each was read from.
+        index: [n] int64, the anchor or proposal that each candidate was read from.
     """
 
     boxes: Tensor
@@ -36,37 +33,37 @@ class Found:
     labels: Tensor
     index: Tensor
 
-    def select(self, keep: Tensor) -> Found:
-        """Those at the positions `keep` ([k] int64), or where it is True ([n] bool)."""
-        return Found(self.boxes[keep], self.scores[keep], self.labels[keep], self.index[keep])
+    def select(self, keep: Tensor) -> Candidates:
+        """The candidates at the positions `keep` ([k] int64), or where it is True ([n] bool)."""
+        return Candidates(self.boxes[keep], self.scores[keep], self.labels[keep], self.index[keep])
 
-    def best(self, overlap: float, count: int, conf: float, max_det: int) -> Found:
-        """What torchvision keeps, best first: by class, none that overlaps a better one, the first `count`.
+    def best(self, overlap: float, count: int, conf: float, max_det: int) -> Candidates:
+        """The objects that torchvision keeps, best first: non-maximum suppression by class, then the first `count`.
 
-        Of these come back the first `max_det` that score above `conf` and whose box is finite.
+        Returns the first `max_det` of these with a score above `conf` and a finite box.
         """
         from torchvision.ops import batched_nms
 
         kept = self.select(batched_nms(self.boxes, self.scores, self.labels, overlap)[:count])
-        sound = kept.boxes.isfinite().all(dim=1)  # a broken model's NaN stays inside
-        return kept.select(((kept.scores > conf) & sound).nonzero().flatten()[:max_det])
+        finite = kept.boxes.isfinite().all(dim=1)  # the NaN of a broken model never leaves the package
+        return kept.select(((kept.scores > conf) & finite).nonzero().flatten()[:max_det])
 
 
 class TorchvisionAdapter(Adapter):
-    """A detector of torchvision, or one derived from it.
+    """Detectors of torchvision, or derived from them.
 
-    `conf` rules alone: where the model's own score threshold is higher, it does not apply; where it is lower, objects
-    between the two are dropped. The overlap of non-maximum suppression and the largest number of objects stay the
-    model's own, as in its own call, so the option `iou` has no effect.
+    `conf` is the only score threshold: a higher threshold of the model does not apply, and objects between a lower
+    threshold and `conf` are dropped. The overlap of non-maximum suppression and the maximum number of objects are the
+    model's, so the option `iou` has no effect.
 
-    `module` is a view of the detector; `imgsz` is the shorter side of the resized picture, in pixels (the limit of the
+    `module` is a view of the detector; `imgsz` is the shorter side of the resized image, in pixels (the limit of the
     longer side scales with it), or both sides for SSD, which resizes to a fixed square.
     """
 
     family = "torchvision"
     install = "pip install torchvision"
-    origin: ClassVar[str]  # the torchvision module that the detector's class, or one that it derives from, lives in
-    person = False  # whether it finds key points of people
+    origin: ClassVar[str]  # the torchvision module of the detector's class or of a base class
+    person = False  # whether the model detects key points of people
 
     def __init__(self, module: nn.Module, model: Any, imgsz: int | None = None, processor: Any = None) -> None:
         self.module = module
@@ -94,17 +91,11 @@ class TorchvisionAdapter(Adapter):
         """See `Adapter.serves`: a detector of torchvision, or derived from one."""
         return any(base.__module__ == cls.origin for base in type(model).__mro__)
 
-    @classmethod
-    def unwrap(cls, model: Any) -> nn.Module:
-        """See `Adapter.unwrap`: torchvision has no wrappers."""
-        module: nn.Module = model
-        return module
-
     def prepare(self, image: np.ndarray) -> tuple[Tensor, Geometry]:
-        """See `Adapter.prepare`: torchvision's own normalisation, resize and padding.
+        """See `Adapter.prepare`: torchvision's normalisation, resize and padding.
 
         Raises:
-            ImageError: for a picture so thin that torchvision would resize it to nothing.
+            ImageError: if the image is so thin that torchvision would resize a side to 0 pixels.
         """
         pixels = torch.tensor(image, device=self.device).permute(2, 0, 1).to(self.dtype) / 255
         source = (image.shape[0], image.shape[1])
@@ -113,33 +104,33 @@ class TorchvisionAdapter(Adapter):
         except RuntimeError as error:
             reason = str(error).splitlines()[0]
             raise ImageError(
-                f"picture of {source[1]} x {source[0]} pixels cannot be resized ({reason}): crop it"
+                f"image of {source[1]} x {source[0]} pixels cannot be resized ({reason}): crop it"
             ) from None
         padded = self.transform.batch_images([resized], self.transform.size_divisible)[0]
         sizes = [(int(t.shape[1]), int(t.shape[2])) for t in (resized, padded)]
         return padded, Geometry(source, sizes[0], (0, 0), sizes[1])
 
     def _features(self, batch: Tensor) -> dict[str, Tensor]:
-        """The backbone's maps [B, C, h, w] by torchvision's names for them."""
+        """The backbone's maps [B, C, h, w] by torchvision's names."""
         features = self.backbone(batch)
         return {"0": features} if isinstance(features, Tensor) else dict(features)
 
     def _objects(
         self,
-        found: Found,
+        candidates: Candidates,
         geometry: Geometry,
         classes: int,
         level: Tensor,  # [N] int64
         cells: Tensor,  # [N, 2] int64
         **more: Any,  # further fields of `Objects`
     ) -> Objects:
-        boxes = found.boxes.float()
+        boxes = candidates.boxes.float()
         return Objects(
             boxes=geometry.to_source(boxes),
-            scores=found.scores.float(),
-            class_ids=found.labels,
-            labels=class_names(found.labels.tolist(), classes, self.person),
-            index=found.index,
+            scores=candidates.scores.float(),
+            class_ids=candidates.labels,
+            labels=class_names(candidates.labels.tolist(), classes, self.person),
+            index=candidates.index,
             level=level,
             cells=cells,
             network_boxes=boxes,
@@ -147,7 +138,7 @@ class TorchvisionAdapter(Adapter):
         )
 
     def layers(self, preset: str) -> LayerPlan:
-        """See `Adapter.layers`; a backbone of unknown structure is one layer, which may put out several maps."""
+        """See `Adapter.layers`; a backbone of unknown structure counts as a single layer with one or more maps."""
         if preset == "evidence":
             return LayerPlan(neck_inputs(self.backbone), cut_all=True, fuse="sum")
         names = tuple(map_names(self.backbone).values())
@@ -155,10 +146,10 @@ class TorchvisionAdapter(Adapter):
 
 
 def map_names(backbone: Any) -> dict[str, str]:
-    """For each map of a backbone that torchvision builds: its name there, and the module that it comes from.
+    """Name of each map of a torchvision backbone -> module that the map comes from; empty for unknown structures.
 
-    A map that no module puts out stands for the module before it: SSD normalises and scales the output of
-    `backbone.features`, `pool` is every second cell of the pyramid's last map. Empty for an unknown structure.
+    Some maps are not the output of a module, and are given the module before: SSD normalises and scales the output of
+    `backbone.features`, and `pool` is every second cell of the pyramid's last map.
     """
     if hasattr(backbone, "fpn"):
         stages = list(backbone.body.return_layers.values())
@@ -176,38 +167,33 @@ def map_names(backbone: Any) -> dict[str, str]:
 
 
 def neck_inputs(backbone: Any) -> tuple[str, ...]:
-    """The backbone's stages that the pyramid reads; for SSD, which has none, the two maps of its classifier."""
+    """The backbone's stages that the pyramid reads; for SSD, which has no pyramid, the two maps of its classifier."""
     if hasattr(backbone, "fpn"):
         return tuple(f"backbone.body.{name}" for name in backbone.body.return_layers)
     return tuple(map_names(backbone).values())[:2] or ("backbone",)
 
 
 def _ssd_stages(backbone: Any) -> list[str]:
-    """SSD300 reads one map of VGG, SSDlite two of MobileNet; what follows is `extra`."""
+    """The stages before `extra`: one map of VGG for SSD300, two of MobileNet for SSDlite."""
     if hasattr(backbone, "scale_weight"):
         return ["backbone.features"]
     return [f"backbone.features.{i}" for i in range(len(backbone.features))]
 
 
 def image_list(batch: Tensor, sizes: list[tuple[int, int]]) -> Any:
-    """torchvision's ImageList: a padded batch [B, 3, h, w], and the (height, width) of each picture before."""
+    """torchvision's ImageList: a padded batch [B, 3, h, w], and the (height, width) of each image without padding."""
     from torchvision.models.detection.image_list import ImageList
 
     return ImageList(batch, sizes)
 
 
-def columns(scalars: Tensor) -> Tensor:
-    """[n, M] from M scalars per object, or [n, 1] from one [n]."""
-    return scalars if scalars.ndim == 2 else scalars[:, None]
-
-
 def class_names(labels: list[int], classes: int, person: bool = False) -> tuple[str, ...]:
-    """Names of class numbers. A model keeps none, but those of torchvision's own weights are told by their number.
+    """Names of class numbers. Models hold no names; torchvision's weights are recognised by their number of classes.
 
     Args:
         labels: class numbers, below `classes`.
-        classes: how many the model tells apart, the background among them.
-        person: whether it finds key points of people.
+        classes: number of classes of the model, with the background.
+        person: whether the model detects key points of people.
     """
     names: list[str] = []
     if classes == COCO_CLASSES:
@@ -217,21 +203,3 @@ def class_names(labels: list[int], classes: int, person: bool = False) -> tuple[
     elif person and classes == 2:
         names = ["no person", "person"]
     return tuple(names[label] if names else f"class {label}" for label in labels)
-
-
-def own_logit(logits: Tensor, labels: Tensor) -> Tensor:
-    """[N] the logits of the classes `labels` [N] in `logits` [N, K]."""
-    return logits.gather(1, labels[:, None]).squeeze(1)
-
-
-def margin(logits: Tensor, labels: Tensor) -> Tensor:
-    """[N] how far the logits of `labels` [N] lie above the best other one in `logits` [N, K]."""
-    others = logits.scatter(1, labels[:, None], float("-inf"))
-    return own_logit(logits, labels) - others.amax(dim=1)
-
-
-def side_score(boxes: Tensor, origins: Tensor, target: str) -> Tensor:
-    """Distances from the centres of `origins` [N, 4] to the sides of `boxes` [N, 4]: all four [N, 4], or one [N]."""
-    centre = (origins[:, :2] + origins[:, 2:]) / 2
-    sides = torch.cat([centre - boxes[:, :2], boxes[:, 2:] - centre], dim=1)
-    return sides if target == "box" else sides[:, SIDES.index(target)]

@@ -12,18 +12,18 @@ from detcam.adapters.shared.classifier import StepsAdapter, compose_steps, image
 class TorchvisionClassifier(StepsAdapter):
     """torchvision's classifiers, or classes derived from them.
 
-    A module does not know its weights' preprocessing, so that of most of them is taken: resized to 8/7 of `imgsz` (224,
-    or what a transformer was built for), the centre cropped, ImageNet's mean and deviation. Give
-    `processor=weights.transforms()` for that of the weights.
+    A module does not know the preprocessing of its weights. The default is the most common one: resize to 8/7 of
+    `imgsz` (224, or the size that a transformer was built for), centre crop, ImageNet's mean and standard deviation.
+    Give `processor=weights.transforms()` for the preprocessing of the weights.
     """
 
     family = "torchvision classify"
-    models = "all of torchvision.models that put out class logits: ResNet, EfficientNet, ConvNeXt, ViT, ..."
+    models = "all of torchvision.models with class logits: ResNet, EfficientNet, ConvNeXt, ViT, ..."
     install = "pip install torchvision"
 
     @classmethod
     def serves(cls, model: Any) -> bool:
-        """See `Adapter.serves`: by the module that its class, or one that it derives from, lives in."""
+        """See `Adapter.serves`: told by the module of the class or of a base class."""
         others = ("detection", "segmentation", "video", "optical_flow", "feature_extraction")
         for base in type(model).__mro__:
             path = base.__module__.split(".")

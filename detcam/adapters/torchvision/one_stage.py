@@ -1,4 +1,4 @@
-"""torchvision's one-stage detectors: RetinaNet, FCOS, SSD and SSDlite."""
+"""Base of torchvision's one-stage detectors."""
 
 from __future__ import annotations
 
@@ -12,34 +12,37 @@ import torch
 from torch import Tensor, nn
 
 from detcam.adapters.base import Readout, Selection, Source
-from detcam.adapters.torchvision.base import (
+from detcam.adapters.shared.scores import (
     BOX_TARGETS,
     CLASS_TARGETS,
-    Found,
+    as_columns,
+    at_class,
+    class_score,
+    side_score,
+    sides_from_centre,
+)
+from detcam.adapters.torchvision.base import (
+    Candidates,
     TorchvisionAdapter,
     class_names,
-    columns,
     image_list,
     map_names,
-    margin,
-    own_logit,
-    side_score,
 )
 from detcam.geometry import Geometry
 from detcam.types import Objects, image_index
 
 
 @dataclass(frozen=True)
-class DenseOutputs:
-    """Raw outputs of a one-stage detector for B pictures and A anchors; all but the anchors carry the graph.
+class OneStageOutputs:
+    """Raw outputs of a one-stage detector for B images and A anchors; all tensors but the anchors carry the graph.
 
     Attributes:
         logits: [B, A, K] class logits.
         deltas: [B, A, 4] encoded boxes.
         centreness: [B, A, 1] logits of FCOS, else None.
-        anchors: [A, 4] xyxy in network pixels; over the levels, row by row, several in each cell.
+        anchors: [A, 4] xyxy in network pixels; level by level, row by row, several anchors in each cell.
         cells: the (h, w) of each feature level.
-        maps: what the last layers of each branch put out, [B, anchors of a cell * columns, h, w] for each level.
+        maps: outputs of the last layers of each branch, [B, anchors of a cell * columns, h, w] for each level.
     """
 
     logits: Tensor
@@ -51,16 +54,16 @@ class DenseOutputs:
 
 
 @dataclass(frozen=True)
-class Rows:
-    """What was read at the anchors of n objects: logits [n, K], deltas [n, 4] and centre-ness [n, 1]."""
+class AnchorRows:
+    """Raw outputs at the anchors of n objects: logits [n, K], deltas [n, 4] and centre-ness [n, 1]."""
 
     logits: Tensor
     deltas: Tensor
     centreness: Tensor | None
 
 
-class DenseAdapter(TorchvisionAdapter):
-    """What the one-stage detectors share: the scalar is read at the anchor that the kept box came from.
+class OneStageAdapter(TorchvisionAdapter):
+    """Base of the one-stage detectors: the scalar is read at the anchor of the kept box.
 
     "prob" is the score that the model reports. Sides are measured from the anchor's centre, in network pixels.
     """
@@ -72,13 +75,13 @@ class DenseAdapter(TorchvisionAdapter):
         network: Any = module
         self.network = network
         classes = getattr(getattr(network.head, "classification_head", None), "num_classes", 2)
-        self.available = tuple(t for t in self.targets if t != "margin" or classes > 1)  # no other to compare with
+        self.available = tuple(t for t in self.targets if t != "margin" or classes > 1)  # a margin needs two classes
         self.levels = max(len(map_names(self.backbone)), 1)
         self.per_cell: list[int] = network.anchor_generator.num_anchors_per_location()
         self._maps: defaultdict[str, list[Tensor]] = defaultdict(list)
         try:
             branches = self._last_layers()
-        except AttributeError:  # a head of the user's own: scores have a plain backward each
+        except AttributeError:  # a custom head: each score has a plain backward
             branches = {}
         for branch, layers in branches.items():
             for layer in layers:
@@ -86,26 +89,26 @@ class DenseAdapter(TorchvisionAdapter):
 
     @abstractmethod
     def _last_layers(self) -> dict[str, list[Any]]:
-        """The modules that put out the maps of the branches "logits", "deltas" and "centreness"; levels run in turn."""
+        """The last modules of the branches "logits", "deltas" and "centreness"; each runs once per level."""
 
     def _keep(self, branch: str, module: nn.Module, args: object, output: Tensor) -> None:
         self._maps[branch].append(output)
 
-    def forward(self, batch: Tensor, max_det: int) -> DenseOutputs:
+    def forward(self, batch: Tensor, max_det: int) -> OneStageOutputs:
         """See `Adapter.forward`."""
         features = list(self._features(batch).values())
         self._maps.clear()
         raw = self.network.head(features)
-        maps, self._maps = dict(self._maps), defaultdict(list)  # kept here, they would keep the whole graph alive
+        maps, self._maps = dict(self._maps), defaultdict(list)  # else the adapter would keep the graph alive
         size = (batch.shape[2], batch.shape[3])
-        with torch.no_grad():  # the anchors are the same for every picture of a batch
+        with torch.no_grad():  # all images of a batch have the same anchors
             anchors = self.network.anchor_generator(image_list(batch, [size] * len(batch)), features)[0]
         cells = tuple((int(f.shape[2]), int(f.shape[3])) for f in features)
-        return DenseOutputs(raw["cls_logits"], raw["bbox_regression"], raw.get("bbox_ctrness"), anchors, cells, maps)
+        return OneStageOutputs(raw["cls_logits"], raw["bbox_regression"], raw.get("bbox_ctrness"), anchors, cells, maps)
 
     @torch.no_grad()
     def detect(
-        self, outputs: DenseOutputs, geometries: list[Geometry], conf: float, iou: float, max_det: int
+        self, outputs: OneStageOutputs, geometries: list[Geometry], conf: float, iou: float, max_det: int
     ) -> list[Objects]:
         """See `Adapter.detect`: torchvision's post-processing, with the anchor carried along."""
         from torchvision.ops import clip_boxes_to_image
@@ -115,12 +118,12 @@ class DenseAdapter(TorchvisionAdapter):
         for image, geometry in enumerate(geometries):
             index, labels = self._candidates(scores[image], outputs, min(self.network.score_thresh, conf))
             boxes = self._decode(outputs.deltas[image, index], outputs.anchors[index])
-            candidates = Found(
+            candidates = Candidates(
                 clip_boxes_to_image(boxes, geometry.resized), scores[image, index, labels], labels, index
             )
-            found = candidates.best(self.network.nms_thresh, self.network.detections_per_img, conf, max_det)
-            level, _, cells = self._places(outputs, found.index)
-            objects.append(self._objects(found, geometry, outputs.logits.shape[2], level, cells))
+            kept = candidates.best(self.network.nms_thresh, self.network.detections_per_img, conf, max_det)
+            level, _, cells = self._places(outputs, kept.index)
+            objects.append(self._objects(kept, geometry, outputs.logits.shape[2], level, cells))
         return objects
 
     @abstractmethod
@@ -128,7 +131,7 @@ class DenseAdapter(TorchvisionAdapter):
         """The scores [..., K] that the model reports, from logits [..., K] and the centre-ness [..., 1]."""
 
     @abstractmethod
-    def _candidates(self, scores: Tensor, outputs: DenseOutputs, least: float) -> tuple[Tensor, Tensor]:
+    def _candidates(self, scores: Tensor, outputs: OneStageOutputs, least: float) -> tuple[Tensor, Tensor]:
         """The (anchors [n], classes [n]) that enter non-maximum suppression, from scores [A, K] above `least`."""
 
     def _decode(self, deltas: Tensor, anchors: Tensor) -> Tensor:
@@ -136,12 +139,12 @@ class DenseAdapter(TorchvisionAdapter):
         boxes: Tensor = self.network.box_coder.decode_single(deltas, anchors)
         return boxes
 
-    def _per_level(self, outputs: DenseOutputs) -> list[int]:
+    def _per_level(self, outputs: OneStageOutputs) -> list[int]:
         """The number of anchors of each level."""
         return [h * w * n for (h, w), n in zip(outputs.cells, self.per_cell, strict=True)]
 
-    def _places(self, outputs: DenseOutputs, index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Of anchors [n] the level [n], the number in their cell [n] and the cell's (row, column) [n, 2]."""
+    def _places(self, outputs: OneStageOutputs, index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """For anchors [n]: the level [n], the number in the cell [n] and the cell's (row, column) [n, 2]."""
         counts = index.new_tensor(self._per_level(outputs))
         level = torch.searchsorted(counts.cumsum(0), index, right=True)
         within = index - (counts.cumsum(0) - counts)[level]
@@ -149,38 +152,37 @@ class DenseAdapter(TorchvisionAdapter):
         cell, width = within // per_cell, index.new_tensor([w for _, w in outputs.cells])[level]
         return level, within % per_cell, torch.stack([cell // width, cell % width], dim=1)
 
-    def score(self, outputs: DenseOutputs, objects: list[Objects], target: str) -> Tensor:
+    def score(self, outputs: OneStageOutputs, objects: list[Objects], target: str) -> Tensor:
         """See `Adapter.score`."""
         image = image_index(objects, self.device)
-        index = torch.cat([found.index for found in objects])
-        labels = torch.cat([found.class_ids for found in objects])
+        index = torch.cat([o.index for o in objects])
+        labels = torch.cat([o.class_ids for o in objects])
         centreness = None if outputs.centreness is None else outputs.centreness[image, index]
-        rows = Rows(outputs.logits[image, index], outputs.deltas[image, index], centreness)
+        rows = AnchorRows(outputs.logits[image, index], outputs.deltas[image, index], centreness)
         scalars = self._scalars(rows, outputs.anchors[index], labels, target)
         return scalars if scalars.shape[1] > 1 else scalars[:, 0]
 
-    def _scalars(self, rows: Rows, anchors: Tensor, labels: Tensor, target: str) -> Tensor:
+    def _scalars(self, rows: AnchorRows, anchors: Tensor, labels: Tensor, target: str) -> Tensor:
         """[n, M] scalars of objects of classes `labels` [n], read at `anchors` [n, 4]."""
-        if target == "class":
-            return columns(own_logit(rows.logits, labels))
-        if target == "margin":
-            return columns(margin(rows.logits, labels))
         if target == "prob":
-            return columns(own_logit(self._scores(rows.logits, rows.centreness), labels))
+            return as_columns(at_class(self._scores(rows.logits, rows.centreness), labels))
+        if target in CLASS_TARGETS:
+            return as_columns(class_score(rows.logits, labels, target))
         if target in BOX_TARGETS:
-            return columns(side_score(self._decode(rows.deltas, anchors), anchors, target))
+            sides = sides_from_centre(self._decode(rows.deltas, anchors), anchors)
+            return as_columns(side_score(sides, target))
         assert rows.centreness is not None  # see `available`
         return rows.centreness
 
-    def readouts(self, outputs: DenseOutputs, objects: list[Objects], target: str) -> list[Readout] | None:
-        """See `Adapter.readouts`: one cell of the branches' last maps, and there the columns of one anchor."""
+    def readouts(self, outputs: OneStageOutputs, objects: list[Objects], target: str) -> list[Readout] | None:
+        """See `Adapter.readouts`: one cell of the branches' last maps, and in that cell the columns of one anchor."""
         if not outputs.maps:
             return None
-        index = torch.cat([found.index for found in objects])
-        labels = torch.cat([found.class_ids for found in objects])
+        index = torch.cat([o.index for o in objects])
+        labels = torch.cat([o.class_ids for o in objects])
         image = image_index(objects, self.device)
         levels, numbers, cells = self._places(outputs, index)
-        found = []
+        readouts = []
         for level in levels.unique().tolist():
             some = (levels == level).nonzero().flatten()
             raw = {
@@ -200,43 +202,45 @@ class DenseAdapter(TorchvisionAdapter):
                     spread = leaves[branch].new_zeros((len(some), len(parts), self.per_cell[level], parts[0].shape[1]))
                     spread[torch.arange(len(some), device=self.device), :, numbers[some]] = torch.stack(parts, dim=1)
                     sources.append(Source(outputs.maps[branch][level], spread.flatten(2)[..., None, None], cells[some]))
-            found.append(Readout(some, level, tuple(sources)))
-        return found
+            readouts.append(Readout(some, level, tuple(sources)))
+        return readouts
 
     def _cell_values(self, values: Tensor, image: Tensor, cells: Tensor, numbers: Tensor, level: int) -> Tensor:
-        """[n, columns] what a map [B, anchors of a cell * columns, h, w] holds at some anchors."""
+        """[n, columns] the values of a map [B, anchors of a cell * columns, h, w] at n anchors."""
         at_cells = values[image, :, cells[:, 0], cells[:, 1]].unflatten(1, (self.per_cell[level], -1))
         return at_cells[torch.arange(len(image), device=self.device), numbers]
 
-    def _rows(self, raw: dict[str, Tensor]) -> Rows:
-        """From what the last layers put out to what the head returns of it."""
-        return Rows(raw["logits"], raw["deltas"], raw.get("centreness"))
+    def _rows(self, raw: dict[str, Tensor]) -> AnchorRows:
+        """Outputs of the head, from outputs of its last layers."""
+        return AnchorRows(raw["logits"], raw["deltas"], raw.get("centreness"))
 
     @torch.no_grad()
-    def candidates(self, outputs: DenseOutputs) -> tuple[Tensor, Tensor, Tensor]:
-        """See `Adapter.candidates`: one for every anchor."""
+    def candidates(self, outputs: OneStageOutputs) -> tuple[Tensor, Tensor, Tensor]:
+        """See `Adapter.candidates`: one candidate per anchor."""
         scores = self._scores(outputs.logits, outputs.centreness).float()
         boxes = torch.stack([self._decode(deltas, outputs.anchors) for deltas in outputs.deltas]).float()
         return boxes, scores, scores.amax(dim=2)
 
     @torch.no_grad()
-    def objects_at(self, outputs: DenseOutputs, candidates: Tensor, class_ids: Tensor, geometry: Geometry) -> Objects:
+    def objects_at(
+        self, outputs: OneStageOutputs, candidates: Tensor, class_ids: Tensor, geometry: Geometry
+    ) -> Objects:
         """See `Adapter.objects_at`: anchors."""
         from torchvision.ops import clip_boxes_to_image
 
         boxes = self._decode(outputs.deltas[0, candidates], outputs.anchors[candidates])
         scores = self._scores(outputs.logits, outputs.centreness)[0, candidates, class_ids]
-        found = Found(clip_boxes_to_image(boxes, geometry.resized), scores, class_ids, candidates)
+        asked = Candidates(clip_boxes_to_image(boxes, geometry.resized), scores, class_ids, candidates)
         level, _, cells = self._places(outputs, candidates)
-        return self._objects(found, geometry, outputs.logits.shape[2], level, cells)
+        return self._objects(asked, geometry, outputs.logits.shape[2], level, cells)
 
     def selection(self, iou: float) -> Selection:
-        """See `Adapter.selection`: the model's own overlap."""
+        """See `Adapter.selection`: the model's overlap threshold."""
         return Selection(overlap=self.network.nms_thresh)
 
     @torch.no_grad()
-    def enters(self, outputs: DenseOutputs, asked: Objects, conf: float) -> bool:
-        """See `Adapter.enters`: the best `topk_candidates` do, of each level or of each class."""
+    def enters(self, outputs: OneStageOutputs, asked: Objects, conf: float) -> bool:
+        """See `Adapter.enters`: the best `topk_candidates` of each level, or of each class, enter."""
         scores = self._scores(outputs.logits, outputs.centreness)[0]
         index, labels = self._candidates(scores, outputs, min(self.network.score_thresh, conf))
         return bool(((index == asked.index) & (labels == asked.class_ids)).any())
@@ -244,88 +248,3 @@ class DenseAdapter(TorchvisionAdapter):
     def class_names(self, count: int) -> dict[int, str]:
         """See `Adapter.class_names`."""
         return dict(enumerate(class_names(list(range(count)), count)))
-
-
-class RetinaNetAdapter(DenseAdapter):
-    """RetinaNet, v1 and v2: a sigmoid for each class, so the class logit stands alone."""
-
-    models = "RetinaNet v1 and v2, any backbone"
-    origin = "torchvision.models.detection.retinanet"
-
-    def _last_layers(self) -> dict[str, list[Any]]:
-        head = self.network.head
-        return {"logits": [head.classification_head.cls_logits], "deltas": [head.regression_head.bbox_reg]}
-
-    def _scores(self, logits: Tensor, centreness: Tensor | None) -> Tensor:
-        return logits.sigmoid()
-
-    def _candidates(self, scores: Tensor, outputs: DenseOutputs, least: float) -> tuple[Tensor, Tensor]:
-        """The best of each level, over all classes."""
-        anchors, labels, start = [], [], 0
-        for level in scores.split(self._per_level(outputs)):
-            flat = level.flatten()
-            places = (flat > least).nonzero().flatten()
-            best = flat[places].topk(min(len(places), self.network.topk_candidates)).indices
-            anchors.append(places[best] // level.shape[1] + start)
-            labels.append(places[best] % level.shape[1])
-            start += len(level)
-        return torch.cat(anchors), torch.cat(labels)
-
-
-class FcosAdapter(RetinaNetAdapter):
-    """FCOS: one anchor point in each cell; the reported score is the root of class probability times centre-ness.
-
-    "objectness" is the logit of the centre-ness.
-    """
-
-    models = "FCOS, any backbone"
-    targets = (*CLASS_TARGETS, *BOX_TARGETS, "objectness")
-    origin = "torchvision.models.detection.fcos"
-
-    def _last_layers(self) -> dict[str, list[Any]]:
-        return super()._last_layers() | {"centreness": [self.network.head.regression_head.bbox_ctrness]}
-
-    def _rows(self, raw: dict[str, Tensor]) -> Rows:
-        return Rows(raw["logits"], raw["deltas"].relu(), raw["centreness"])
-
-    def _scores(self, logits: Tensor, centreness: Tensor | None) -> Tensor:
-        assert centreness is not None
-        return (logits.sigmoid() * centreness.sigmoid()).sqrt()
-
-    def _decode(self, deltas: Tensor, anchors: Tensor) -> Tensor:
-        boxes: Tensor = self.network.box_coder.decode(deltas, anchors)
-        return boxes
-
-
-class SsdAdapter(DenseAdapter):
-    """SSD and SSDlite: a softmax over the classes and the background, so "prob" and "margin" contrast with the rest."""
-
-    models = "SSD300 (VGG-16), SSDlite320 (MobileNetV3)"
-    origin = "torchvision.models.detection.ssd"
-
-    def _last_layers(self) -> dict[str, list[Any]]:
-        head = self.network.head
-        return {
-            "logits": list(head.classification_head.module_list),
-            "deltas": list(head.regression_head.module_list),
-        }
-
-    def _scores(self, logits: Tensor, centreness: Tensor | None) -> Tensor:
-        return logits.softmax(dim=-1)
-
-    @torch.no_grad()
-    def candidates(self, outputs: DenseOutputs) -> tuple[Tensor, Tensor, Tensor]:
-        """See `Adapter.candidates`: one for every anchor; the background's column is zero."""
-        boxes, scores, _ = super().candidates(outputs)
-        scores[..., 0] = 0
-        return boxes, scores, scores.amax(dim=2)
-
-    def _candidates(self, scores: Tensor, outputs: DenseOutputs, least: float) -> tuple[Tensor, Tensor]:
-        """The best of each class, over all levels; the background is no object."""
-        anchors, labels = [], []
-        for label in range(1, scores.shape[1]):
-            places = (scores[:, label] > least).nonzero().flatten()
-            best = scores[places, label].topk(min(len(places), self.network.topk_candidates)).indices
-            anchors.append(places[best])
-            labels.append(torch.full_like(best, label))
-        return torch.cat(anchors), torch.cat(labels)

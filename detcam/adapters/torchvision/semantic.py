@@ -16,10 +16,10 @@ from detcam.geometry import Geometry
 class TorchvisionSegmenterAdapter(SemanticAdapter):
     """torchvision's DeepLabV3, FCN and LRASPP.
 
-    Pictures are prepared as torchvision's own weights ask for it: the shorter side resized to `imgsz` pixels (520 by
-    default), ImageNet's mean and standard deviation; or by `processor`, e.g. a weights' `transforms()`, from uint8
-    [3, H, W] to float [3, h, w]. torchvision leaves the label map at that size; here the logits are resized to the
-    source picture, bilinearly, before the arg max. Class 0 is the background.
+    Images are prepared as for torchvision's weights: the shorter side resized to `imgsz` pixels (520 by default),
+    ImageNet's mean and standard deviation; or by `processor`, e.g. `weights.transforms()`, from uint8 [3, H, W] to
+    float [3, h, w]. torchvision leaves the label map at that size; here the logits are resized bilinearly to the
+    source image before the arg max. Class 0 is the background.
     """
 
     family = "torchvision"
@@ -45,12 +45,6 @@ class TorchvisionSegmenterAdapter(SemanticAdapter):
         """See `Adapter.serves`: a segmenter of torchvision, or derived from one."""
         return any(base.__module__.startswith("torchvision.models.segmentation.") for base in type(model).__mro__)
 
-    @classmethod
-    def unwrap(cls, model: Any) -> nn.Module:
-        """See `Adapter.unwrap`: torchvision has no wrappers."""
-        module: nn.Module = model
-        return module
-
     def prepare(self, image: np.ndarray) -> tuple[Tensor, Geometry]:
         """See `Adapter.prepare`."""
         pixels = self.transform(torch.from_numpy(image).permute(2, 0, 1)).to(self.device, self.dtype)
@@ -63,7 +57,7 @@ class TorchvisionSegmenterAdapter(SemanticAdapter):
 
 
 def _torchvision_plans(network: Any) -> dict[str, tuple[str, ...]]:
-    """Level: what the last classifiers read. Evidence: the backbone's maps that enter the head."""
+    """Layers of the presets. "level": input of the last classifiers; "evidence": the backbone's maps for the head."""
     stages: Mapping[str, str] = getattr(network.backbone, "return_layers", {})
     wanted = {name: f"backbone.{stage}" for stage, name in stages.items() if name in ("out", "low", "high")}
     evidence = tuple(wanted.values()) or ("backbone",)

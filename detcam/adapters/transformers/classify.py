@@ -11,14 +11,14 @@ from detcam.adapters.shared.classifier import ClassifierAdapter
 from detcam.adapters.transformers.base import checkpoint_processor, made_for, size_of, sized
 from detcam.geometry import Geometry
 
-WARPED = 384  # a processor with `crop_pct` crops below this size, and warps from it on
+WARPED = 384  # a processor with `crop_pct` crops below this size, and stretches from this size on
 
 
 class TransformersClassifier(ClassifierAdapter):
     """Image classifiers of transformers.
 
-    `processor` is the model's image processor, by default that of its checkpoint if it lies on this machine, else its
-    architecture's at the size that its configuration names; `imgsz` is the side of the network's input in pixels.
+    `processor` is the model's image processor. Default: the processor of its checkpoint if that is on this machine,
+    else of its architecture, with the size in its configuration. `imgsz` is the side of the network's input in pixels.
     """
 
     family = "transformers classify"
@@ -51,7 +51,7 @@ class TransformersClassifier(ClassifierAdapter):
         pixels = self._processed(image)
         network = (pixels.shape[1], pixels.shape[2])
         resized = self._before_crop(image, network)
-        # Crops begin at the whole pixel before the middle, padding too.
+        # Crops and padding start at the whole pixel before the middle.
         pad = tuple(-((r - n) // 2) if r >= n else (n - r) // 2 for r, n in zip(resized, network, strict=True))
         return pixels, Geometry(source, resized, (pad[0], pad[1]), network)
 
@@ -62,7 +62,7 @@ class TransformersClassifier(ClassifierAdapter):
         return pixels
 
     def _before_crop(self, image: np.ndarray, network: tuple[int, int]) -> tuple[int, int]:
-        """(height, width) of the whole picture at the scale that it has in the network's input."""
+        """(height, width) of the whole image at its scale in the network's input."""
         if getattr(self.processor, "do_center_crop", False):
             whole = self._processed(image, do_center_crop=False)
             return whole.shape[1], whole.shape[2]
@@ -76,7 +76,7 @@ class TransformersClassifier(ClassifierAdapter):
 
 
 def _architecture_processor(config: Any) -> Any:
-    """The default image processor of the architecture; ViT's for one without."""
+    """The default image processor of the architecture, or of ViT if there is none."""
     import transformers
     from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING_NAMES
 

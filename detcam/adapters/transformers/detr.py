@@ -1,4 +1,4 @@
-"""Detection transformers of the transformers library: DETR and what followed it, and YOLOS."""
+"""Detection transformers of the transformers library: DETR and its successors, and YOLOS."""
 
 from __future__ import annotations
 
@@ -13,14 +13,8 @@ from torch import Tensor, nn
 
 from detcam.adapters.base import Adapter, LayerPlan, Selection
 from detcam.adapters.shared.attention import AttentionPlan, attention_plan
-from detcam.adapters.shared.queries import (
-    BOX_TARGETS,
-    CLASS_TARGETS,
-    class_score,
-    corners,
-    query_objects,
-    side_score,
-)
+from detcam.adapters.shared.queries import query_objects
+from detcam.adapters.shared.scores import BOX_TARGETS, CLASS_TARGETS, class_score, side_score, sides_from_corner
 from detcam.adapters.transformers.base import (
     checkpoint_processor,
     longest_side,
@@ -28,29 +22,30 @@ from detcam.adapters.transformers.base import (
     require_architecture,
     size_of,
 )
+from detcam.boxes import corners
 from detcam.geometry import Geometry
 from detcam.types import Objects, image_index
 
 
 @dataclass(frozen=True)
 class DetrKind:
-    """What sets one architecture apart.
+    """Facts of one architecture.
 
     Attributes:
-        level: the module that puts out the maps, or the tokens, that the queries read; {last} is the last block.
-        doors: the module that projects the backbone's last map to the transformer's width, or a list of one for each
-            map. A 1x1 convolution there (but for extra, coarser levels) mixes channels and no cells, so gradient times
-            activation summed over channels is what it is at the backbone's own output, but for the bias.
-        processor: the class of its image processor.
-        softmax: whether the classes share a softmax with a last one that stands for "no object".
-        chosen: whether queries are chosen from the picture, so that a number means another query in another picture.
+        level: the module whose output are the maps, or tokens, that the queries read; {last} is the last block.
+        entries: the module that projects the backbone's last map to the transformer's width, or a list of modules, one
+            per map. It is a 1x1 convolution (but for extra, coarser levels), which mixes channels, not cells: gradient
+            times activation summed over channels equals that at the backbone's output, except for the bias.
+        processor: the class of the image processor.
+        softmax: whether the classes share a softmax with a last class "no object".
+        selected: whether the model selects queries from the image: then a number means another query in another image.
     """
 
     level: str
-    doors: str
+    entries: str
     processor: str
     softmax: bool = False
-    chosen: bool = False
+    selected: bool = False
 
 
 _KINDS = {
@@ -59,11 +54,11 @@ _KINDS = {
     "conditional_detr": DetrKind("model.encoder", "model.input_projection", "ConditionalDetrImageProcessor"),
     "dab-detr": DetrKind("model.encoder", "model.input_projection", "ConditionalDetrImageProcessor"),
     "deformable_detr": DetrKind("model.encoder", "model.input_proj", "DeformableDetrImageProcessor"),
-    "rt_detr": DetrKind("model.encoder", "model.encoder_input_proj", "RTDetrImageProcessor", chosen=True),
-    "rt_detr_v2": DetrKind("model.encoder", "model.encoder_input_proj", "RTDetrImageProcessor", chosen=True),
-    "d_fine": DetrKind("model.encoder", "model.encoder_input_proj", "RTDetrImageProcessor", chosen=True),
-    # Detection tokens read the patches up to the last block, as its norm puts them out: before a norm, gradient
-    # times activation, summed over channels, is zero at every cell, because what a norm puts out keeps its size.
+    "rt_detr": DetrKind("model.encoder", "model.encoder_input_proj", "RTDetrImageProcessor", selected=True),
+    "rt_detr_v2": DetrKind("model.encoder", "model.encoder_input_proj", "RTDetrImageProcessor", selected=True),
+    "d_fine": DetrKind("model.encoder", "model.encoder_input_proj", "RTDetrImageProcessor", selected=True),
+    # Detection tokens read the patches up to the last block, after its norm: before a norm, gradient times
+    # activation, summed over channels, is zero at every cell, because scaling the input does not change the output.
     "yolos": DetrKind(
         "vit.encoder.layer.{last}.layernorm_before",
         "vit.embeddings.patch_embeddings.projection",
@@ -75,12 +70,12 @@ _KINDS = {
 
 @dataclass(frozen=True)
 class DetrOutputs:
-    """Raw outputs for B pictures, Q queries and nc classes ("no object" included), with the graph.
+    """Raw outputs for B images, Q queries and nc classes ("no object" included), with the graph.
 
     Attributes:
         logits: [B, Q, nc] class logits.
-        boxes: [B, Q, 4] (cx, cy, w, h) as shares of the picture.
-        sizes: [B, 2] (height, width) of each picture in the network's input, in pixels.
+        boxes: [B, Q, 4] (cx, cy, w, h) as shares of the image.
+        sizes: [B, 2] (height, width) of each image in the network's input, in pixels.
     """
 
     logits: Tensor
@@ -91,12 +86,13 @@ class DetrOutputs:
 class DetrAdapter(Adapter):
     """Object detectors with queries of the transformers library.
 
-    The scalar is the class logit of the kept query. Where classes have a sigmoid each, the library keeps the best
-    (query, class) pairs, so two objects may share a query. There is no non-maximum suppression: `iou` has no effect.
-    Of more than `max_det` objects the best are kept, in the library's order.
+    The scalar is the class logit of the kept query. If each class has a sigmoid, the library keeps the best pairs of
+    query and class, so two objects may share a query. There is no non-maximum suppression: `iou` has no effect. Of more
+    than `max_det` objects the best are kept, in the library's order.
 
     `module` is a view of the model; `imgsz` is the longest side of the network's input in pixels; `processor` is the
-    model's image processor, by default that of its checkpoint if it lies on this machine, else its architecture's.
+    model's image processor. Default: the processor of its checkpoint if that is on this machine, else of its
+    architecture.
     """
 
     family = "transformers detection"
@@ -114,23 +110,22 @@ class DetrAdapter(Adapter):
         self.resize = {} if imgsz is None else {"size": longest_side(self.processor.size, imgsz)}
         self.imgsz = imgsz or size_of(self.processor)
         self.names: dict[int, str] = {int(i): name for i, name in network.config.id2label.items()}
-        # Of one class there is no other to compare with, unless there is "no object".
-        several = len(self.names) > 1 or self.kind.softmax
-        self.available = tuple(target for target in self.targets if target != "margin" or several)
-        self.stable = not (self.kind.chosen or getattr(network.config, "two_stage", False))
+        several = len(self.names) > 1 or self.kind.softmax  # "no object" is a class too
+        self.available = tuple(t for t in self.targets if t != "margin" or several)  # a margin needs two classes
+        self.stable = not (self.kind.selected or getattr(network.config, "two_stage", False))
         self.masked = "pixel_mask" in inspect.signature(module.forward).parameters
-        self._watch_doors()
+        self._watch_entries()
 
-    def _watch_doors(self) -> None:
-        """Finish the construction: remember the (h, w) that each door put out in the last forward."""
+    def _watch_entries(self) -> None:
+        """Finish the construction: record the (h, w) of each entry's output in the last forward."""
         parameter = next(self.module.parameters())
         self.device, self.dtype = parameter.device, parameter.dtype
-        doors = self.module.get_submodule(self.kind.doors)
-        self.doors = [self.kind.doors]
-        if isinstance(doors, nn.ModuleList):
-            self.doors = [f"{self.kind.doors}.{i}" for i in range(len(doors))]
+        entries = self.module.get_submodule(self.kind.entries)
+        self.entries = [self.kind.entries]
+        if isinstance(entries, nn.ModuleList):
+            self.entries = [f"{self.kind.entries}.{i}" for i in range(len(entries))]
         self.cells: dict[str, tuple[int, int]] = {}
-        for name in self.doors:
+        for name in self.entries:
             self.module.get_submodule(name).register_forward_hook(self._remember(name))
 
     def _remember(self, name: str) -> Any:
@@ -152,7 +147,7 @@ class DetrAdapter(Adapter):
         return module
 
     def prepare(self, image: np.ndarray) -> tuple[Tensor, Geometry]:
-        """See `Adapter.prepare`: what the image processor makes of it; a fourth channel is 0 on padding, if any."""
+        """See `Adapter.prepare`: by the image processor; a fourth channel is 0 on padding, if there is padding."""
         data = self.processor(images=image, input_data_format="channels_last", return_tensors="pt", **self.resize)
         pixels = data["pixel_values"][0].to(self.device, self.dtype)
         network = resized = (pixels.shape[1], pixels.shape[2])
@@ -180,21 +175,21 @@ class DetrAdapter(Adapter):
     def detect(
         self, outputs: DetrOutputs, geometries: list[Geometry], conf: float, iou: float, max_det: int
     ) -> list[Objects]:
-        """See `Adapter.detect`: the image processor's own post-processing, with the query carried along."""
+        """See `Adapter.detect`: the processor's post-processing, run a second time to get the query of each object."""
         post_process = self.processor.post_process_object_detection
         sources = [geometry.source for geometry in geometries]
         results = post_process(_namespace(outputs.logits, outputs.boxes), threshold=conf, target_sizes=sources)
-        # The selection looks at logits only, so boxes of no size at x = query pass through it to the same places.
+        # The selection depends on logits only: boxes of size 0 at x = query are kept in the same places.
         tags = torch.zeros_like(outputs.boxes, dtype=torch.float32)
         tags[..., 0] = torch.arange(tags.shape[1], device=tags.device)
         tagged = post_process(_namespace(outputs.logits, tags), threshold=conf, target_sizes=None)
-        found = []
+        objects = []
         for result, tag, geometry in zip(results, tagged, geometries, strict=True):
             best = result["scores"].argsort(descending=True, stable=True)[:max_det].sort().values
             boxes, query = result["boxes"][best].float(), tag["boxes"][best, 0].long()
             scores, classes = result["scores"][best], result["labels"][best]
-            found.append(query_objects(boxes, scores, classes, query, self.names, geometry))
-        return found
+            objects.append(query_objects(boxes, scores, classes, query, self.names, geometry))
+        return objects
 
     def score(self, outputs: DetrOutputs, objects: list[Objects], target: str) -> Tensor:
         """See `Adapter.score`."""
@@ -202,13 +197,13 @@ class DetrAdapter(Adapter):
         query = torch.cat([o.index for o in objects])
         if target in BOX_TARGETS:
             sizes = outputs.sizes[image].flip(1).repeat(1, 2)  # (width, height, width, height)
-            return side_score(outputs.boxes[image, query] * sizes, target)
+            return side_score(sides_from_corner(outputs.boxes[image, query] * sizes), target)
         classes = torch.cat([o.class_ids for o in objects])
         return class_score(outputs.logits[image, query], classes, target, self.kind.softmax)
 
     @torch.no_grad()
     def candidates(self, outputs: DetrOutputs) -> tuple[Tensor, Tensor, Tensor]:
-        """See `Adapter.candidates`: one for every query."""
+        """See `Adapter.candidates`: one candidate per query."""
         logits = outputs.logits.float()
         probabilities = logits.softmax(dim=2)[..., :-1] if self.kind.softmax else logits.sigmoid()
         boxes = outputs.boxes.float() * outputs.sizes.flip(1).repeat(1, 2)[:, None]
@@ -228,9 +223,9 @@ class DetrAdapter(Adapter):
         return Selection(one_class=self.kind.softmax)
 
     def layers(self, preset: str) -> LayerPlan:
-        """See `Adapter.layers`: every query reads all of the maps, so those of one plan are added."""
+        """See `Adapter.layers`: every query reads all maps, so the maps of a plan are added."""
         if preset == "evidence":
-            return LayerPlan(tuple(self.doors), cut_all=True, fuse="sum")
+            return LayerPlan(tuple(self.entries), cut_all=True, fuse="sum")
         network: Any = self.module
         last = getattr(network.config, "num_hidden_layers", 0) - 1
         return LayerPlan((self.kind.level.format(last=last),), cut_all=True, fuse="sum")
@@ -240,13 +235,13 @@ class DetrAdapter(Adapter):
         return attention_plan(self.module, self.family)
 
     def grids(self, tokens: int, size: tuple[int, int]) -> list[tuple[int, int, int]]:
-        """See `Adapter.grids`: the maps of all doors one after the other, alone or behind a class token."""
-        maps = [self.cells[name] for name in self.doors if name in self.cells]
+        """See `Adapter.grids`: the maps of all entries in turn, alone or after a class token."""
+        maps = [self.cells[name] for name in self.entries if name in self.cells]
         network: Any = self.module
-        beside = tokens - sum(rows * columns for rows, columns in maps)
-        if beside not in (0, 1 + getattr(network.config, "num_detection_tokens", -1)):
+        extra = tokens - sum(rows * columns for rows, columns in maps)
+        if extra not in (0, 1 + getattr(network.config, "num_detection_tokens", -1)):
             return []
-        grids, start = [], min(beside, 1)
+        grids, start = [], min(extra, 1)
         for rows, columns in maps:
             grids.append((start, rows, columns))
             start += rows * columns
@@ -258,7 +253,7 @@ def _namespace(logits: Tensor, boxes: Tensor) -> Any:
 
 
 def _processor(config: Any, kind: DetrKind) -> Any:
-    """The image processor of the checkpoint if it lies on this machine, else the default one of the architecture."""
+    """The image processor of the checkpoint if it is on this machine, else the default of the architecture."""
     import transformers
 
     return checkpoint_processor(config) or getattr(transformers, kind.processor)()

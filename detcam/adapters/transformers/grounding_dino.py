@@ -1,4 +1,4 @@
-"""Grounding DINO of the transformers library: phrases in, boxes out, with a logit for every token of the text."""
+"""Grounding DINO of the transformers library: a detector of phrases with a logit for every token of the text."""
 
 from __future__ import annotations
 
@@ -16,29 +16,29 @@ from detcam.errors import InputError
 from detcam.geometry import Geometry
 from detcam.types import Objects
 
-END = "."  # the processor joins the phrases to one text, and ends each so
+END = "."  # the processor joins the phrases to a single text, and ends each phrase with this token
 
 
 class GroundingDinoAdapter(PromptedAdapter):
     """Grounding DINO (Liu et al. 2023, arXiv:2303.05499) and MM Grounding DINO (Zhao et al. 2024, arXiv:2401.02361).
 
     The model compares each query with every token of the text, and the library's post-processing takes the strongest
-    token's logit for the score. So a phrase's logit is that of its strongest token, the full stop behind it included
-    (and the text's start for the first phrase, its end for the last); an object's class is the phrase of the token
-    that its score comes from. Its label is that phrase as the user gave it, where the library would list the tokens
+    token's logit for the score. So the logit of a phrase is the logit of its strongest token, including the full stop
+    behind it (and the start of the text for the first phrase, the end for the last). An object's class is the phrase of
+    the token that its score comes from. Its label is this phrase as the user gave it; the library would list the tokens
     above a second threshold.
 
     `Objects.words` says how much each word of the object's phrase matches its query: the sigmoid of the word's
     strongest token logit, comparable with the score.
 
-    Each query is chosen from the picture, so its number means another one in another picture.
+    The model selects queries from the image, so a number means another query in another image.
     """
 
     family = "transformers grounding"
     models = "Grounding DINO, MM Grounding DINO; with text=[...]"
     prefix = ("GroundingDino", "MMGroundingDino")
     kinds: ClassVar = {
-        name: DetrKind("model.encoder", "model.input_proj_vision", "GroundingDinoImageProcessor", chosen=True)
+        name: DetrKind("model.encoder", "model.input_proj_vision", "GroundingDinoImageProcessor", selected=True)
         for name in ("grounding-dino", "mm-grounding-dino")
     }
 
@@ -48,7 +48,7 @@ class GroundingDinoAdapter(PromptedAdapter):
     def _tokens(self, text: list[str]) -> dict[str, Tensor]:
         for phrase in text:
             if END in phrase:
-                raise InputError(f"text: {phrase!r} holds a full stop, which ends a phrase: give each by itself")
+                raise InputError(f"text: {phrase!r} has a full stop, which ends a phrase: give each phrase separately")
         merged = self.whole.tokenizer(
             f"{END} ".join(phrase.strip().lower() for phrase in text) + END,
             return_tensors="pt",
@@ -58,7 +58,8 @@ class GroundingDinoAdapter(PromptedAdapter):
         ids = merged["input_ids"][0]
         if len(ids) > network.config.max_text_len:
             raise InputError(
-                f"text: {len(ids)} tokens, and the model reads {network.config.max_text_len}: give fewer phrases"
+                f"text: {len(ids)} tokens, and the model reads at most {network.config.max_text_len}: "
+                "give fewer phrases"
             )
         ends = ids == self.whole.tokenizer.convert_tokens_to_ids(END)
         owner = (ends.cumsum(dim=0) - ends.long()).clamp(max=len(text) - 1)
@@ -91,8 +92,8 @@ class GroundingDinoAdapter(PromptedAdapter):
     @torch.no_grad()
     def detect(self, outputs: Any, geometries: list[Geometry], conf: float, iou: float, max_det: int) -> list[Objects]:
         """See `Adapter.detect`."""
-        found = super().detect(outputs, geometries, conf, iou, max_det)
-        return [self._worded(outputs.raw[image], objects) for image, objects in enumerate(found)]
+        detected = super().detect(outputs, geometries, conf, iou, max_det)
+        return [self._worded(outputs.raw[image], objects) for image, objects in enumerate(detected)]
 
     @torch.no_grad()
     def objects_at(self, outputs: Any, candidates: Tensor, class_ids: Tensor, geometry: Geometry) -> Objects:
@@ -100,7 +101,7 @@ class GroundingDinoAdapter(PromptedAdapter):
         return self._worded(outputs.raw[0], super().objects_at(outputs, candidates, class_ids, geometry))
 
     def _worded(self, raw: Tensor, objects: Objects) -> Objects:
-        """The objects of a picture with token logits [Q, T], and how well each word of the phrase matches."""
+        """The objects of an image with token logits `raw` [Q, T], with the match of each word of their phrases."""
         words = []
         for query, phrase in zip(objects.index.tolist(), objects.class_ids.tolist(), strict=True):
             scores = raw[query].float().sigmoid()
@@ -109,7 +110,7 @@ class GroundingDinoAdapter(PromptedAdapter):
 
 
 def _words(tokenizer: Any, ids: Tensor, members: Tensor) -> list[tuple[str, list[int]]]:
-    """The words of a phrase whose tokens have the places `members`, each with the places of its pieces."""
+    """The words of a phrase with the positions of their tokens; `members` are the positions of the phrase's tokens."""
     words: list[tuple[str, list[int]]] = []
     for place in members.tolist():
         piece = tokenizer.convert_ids_to_tokens(int(ids[place]))

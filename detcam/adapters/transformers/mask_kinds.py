@@ -1,4 +1,4 @@
-"""What sets the architectures with mask queries apart: where their maps are, and their processors."""
+"""Architectures with mask queries: their layers, their grids of tokens and their processors."""
 
 from __future__ import annotations
 
@@ -10,31 +10,31 @@ import numpy as np
 from detcam.adapters.transformers.base import checkpoint_processor
 from detcam.errors import ModelError
 
-BOXED = ("detr", "conditional_detr")  # the architectures whose queries put out boxes too
-STRIDES = (4, 2, 2, 2)  # of a backbone's stages, each after the other
+BOXED = ("detr", "conditional_detr")  # queries with boxes
+STRIDES = (4, 2, 2, 2)  # of a backbone's stages, each relative to the stage before
 
 
 @dataclass(frozen=True)
 class MaskKind:
-    """What sets one architecture apart.
+    """Facts of one architecture.
 
     Attributes:
-        level: the modules whose maps the queries and their masks are made of.
-        doors: the modules whose maps enter what comes before that, behind their norms: a norm over the whole map makes
-            gradient times activation before it sum to zero.
-        processor: the class of its image processor.
+        level: the modules whose maps the queries and their masks read.
+        entries: the modules whose maps enter the pixel decoder or encoder, after their norms: before a norm over the
+            whole map, gradient times activation sums to zero.
+        processor: the class of the image processor.
     """
 
     level: tuple[str, ...]
-    doors: tuple[str, ...]
+    entries: tuple[str, ...]
     processor: str
 
 
 _PIXELS = "model.pixel_level_module"
 _DECODER = f"{_PIXELS}.decoder"
 _ENTRIES = (*(f"{_DECODER}.input_projections.{i}" for i in range(3)), f"{_DECODER}.adapter_1")
-# Queries join the patches at a block and read them up to the last, as that block's norm puts them out: before a norm,
-# gradient times activation, summed over channels, is zero at every cell, because what a norm puts out keeps its size.
+# Queries join the patches at a block and read them up to the last block, after its norm: before a norm, gradient times
+# activation, summed over channels, is zero at every cell, because scaling the input does not change the output.
 _JOINT = MaskKind(("layers.{last}.norm1", "upscale_block"), ("layers.{before}",), "EomtImageProcessor")
 KINDS = {
     "maskformer": MaskKind((_PIXELS,), (f"{_PIXELS}.encoder",), "MaskFormerImageProcessor"),
@@ -53,13 +53,13 @@ def plans(config: Any) -> dict[str, tuple[str, ...]]:
     """The modules of the presets "level" and "evidence"."""
     kind, blocks = KINDS[config.model_type], getattr(config, "num_hidden_layers", 0)
     before = blocks - getattr(config, "num_blocks", 0) - 1  # the last block without queries
-    doors = kind.doors if before >= 0 or kind is not _JOINT else ("embeddings",)
-    named = (("level", kind.level), ("evidence", doors))
+    entries = kind.entries if before >= 0 or kind is not _JOINT else ("embeddings",)
+    named = (("level", kind.level), ("evidence", entries))
     return {preset: tuple(name.format(last=blocks - 1, before=before) for name in names) for preset, names in named}
 
 
 def grids(config: Any, tokens: int, size: tuple[int, int]) -> list[tuple[int, int, int]]:
-    """The maps in a sequence: one of the backbone's stages, the last three of them, or patches behind other tokens."""
+    """See `Adapter.grids`: a stage of the backbone, its last three stages, or patches after other tokens."""
     if config.model_type.startswith("eomt"):
         rows, columns = (side // config.patch_size for side in size)
         prefix = 1 + config.num_register_tokens
@@ -69,7 +69,7 @@ def grids(config: Any, tokens: int, size: tuple[int, int]) -> list[tuple[int, in
     for stride in STRIDES:
         size = (-(-size[0] // stride), -(-size[1] // stride))
         maps.append(size)
-    for parts in ([maps[0]], [maps[1]], [maps[2]], [maps[3]], maps[:0:-1]):  # a pixel decoder's come coarsest first
+    for parts in ([maps[0]], [maps[1]], [maps[2]], [maps[3]], maps[:0:-1]):  # a pixel decoder starts with the coarsest
         ends = np.cumsum([0] + [rows * columns for rows, columns in parts]).tolist()
         if tokens == ends[-1]:
             return [(start, *part) for start, part in zip(ends, parts, strict=False)]
@@ -77,7 +77,7 @@ def grids(config: Any, tokens: int, size: tuple[int, int]) -> list[tuple[int, in
 
 
 def default_processor(config: Any) -> Any:
-    """The processor of the checkpoint if it lies on this machine, else the default one of the architecture."""
+    """The processor of the checkpoint if it is on this machine, else the default of the architecture."""
     import transformers
 
     kind = KINDS[config.model_type]

@@ -1,4 +1,4 @@
-"""Segmenters of the transformers library whose objects are queries with a class and a mask: MaskFormer and more."""
+"""Segmenters of the transformers library with mask queries: MaskFormer and its successors."""
 
 from __future__ import annotations
 
@@ -13,20 +13,14 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from detcam.adapters.base import Adapter, LayerPlan, Selection
-from detcam.adapters.shared.mask_scores import MASK_TARGETS
-from detcam.adapters.shared.queries import (
-    BOX_TARGETS,
-    CLASS_TARGETS,
-    class_score,
-    corners,
-    mask_score,
-    query_objects,
-    side_score,
-)
+from detcam.adapters.shared.mask_scores import MASK_TARGETS, mask_score
+from detcam.adapters.shared.queries import query_objects
+from detcam.adapters.shared.scores import BOX_TARGETS, CLASS_TARGETS, class_score, side_score, sides_from_corner
 from detcam.adapters.shared.segments import boxes_around
 from detcam.adapters.transformers.base import longest_side, made_for, recorders_last, require_architecture, size_of
 from detcam.adapters.transformers.mask_kinds import BOXED, KINDS, default_processor, grids, plans
 from detcam.adapters.transformers.mask_processing import PostProcessing
+from detcam.boxes import corners
 from detcam.errors import InputError
 from detcam.geometry import Geometry
 from detcam.types import Objects, image_index
@@ -34,14 +28,14 @@ from detcam.types import Objects, image_index
 
 @dataclass(frozen=True)
 class MaskQueryOutputs:
-    """Raw outputs for B pictures, Q queries and nc classes, "no object" included, with the graph.
+    """Raw outputs for B images, Q queries and nc classes, "no object" included, with the graph.
 
     Attributes:
         logits: [B, Q, nc] class logits.
         masks: [B, Q, h, w] mask logits.
-        boxes: [B, Q, 4] (cx, cy, w, h) as shares of the picture, or None.
-        inside: [B, H, W] 1 where the network's input shows the picture, 0 on padding.
-        maps: [B, C, h, w] each, what the modules of a preset put out.
+        boxes: [B, Q, 4] (cx, cy, w, h) as shares of the image, or None.
+        inside: [B, H, W] 1 on the image, 0 on padding.
+        maps: outputs of the modules of a preset, [B, C, h, w] each.
     """
 
     logits: Tensor
@@ -51,28 +45,28 @@ class MaskQueryOutputs:
     maps: list[Tensor]
 
     def cells_inside(self) -> Tensor:
-        """[B, h, w] bool: the cells of the masks whose centre lies on the picture."""
+        """[B, h, w] bool: the cells of the masks with their centre on the image."""
         return interpolate(self.inside[:, None].float(), self.masks.shape[2:], mode="nearest-exact")[:, 0] > 0
 
     def sizes(self) -> Tensor:
-        """[B, 4] (width, height, width, height) of each picture in the network's input, in pixels."""
+        """[B, 4] (width, height, width, height) of each image in the network's input, in pixels."""
         return torch.stack([self.inside[:, 0].sum(dim=1), self.inside[:, :, 0].sum(dim=1)] * 2, dim=1)
 
 
 class MaskQueryAdapter(Adapter):
     """MaskFormer, Mask2Former, OneFormer, EoMT and DETR with masks, of the transformers library.
 
-    Objects are the queries that the image processor's own `post_process_instance_segmentation` keeps, or, for a
-    checkpoint with "panoptic" in its name, `post_process_panoptic_segmentation`, where queries compete for pixels; see
-    `PanopticAdapter`. Stuff is not fused: each query is an object. Boxes are the outer edges of the masks, but for
-    DETR, which puts out boxes. The scalar is the class logit of the query, or for the target "mask" the mean mask logit
-    over the query's own binary mask. There is no non-maximum suppression: `iou` has no effect.
+    Objects are the queries that the image processor's `post_process_instance_segmentation` keeps, or, for a checkpoint
+    with "panoptic" in its name, `post_process_panoptic_segmentation`, where queries compete for pixels; see
+    `PanopticAdapter`. Stuff is not fused: each query is an object. Boxes are the outer edges of the masks, except for
+    DETR, which predicts boxes. The scalar is the class logit of the query, or for the target "mask" the mean mask logit
+    over the query's binary mask. There is no non-maximum suppression: `iou` has no effect.
 
-    Where a decoder attends only to a mask (Mask2Former, OneFormer, EoMT), the mask's threshold passes no gradient: the
-    map shows what was read inside it, not what drew its border.
+    If a decoder attends only to a mask (Mask2Former, OneFormer, EoMT), the mask's threshold passes no gradient: the map
+    shows what was read inside the mask, not what placed its border.
 
     `module` is a view of the model; `imgsz` is the longest side of the network's input in pixels; `processor` is the
-    model's own, by default that of its checkpoint if it lies on this machine, else its architecture's.
+    model's processor. Default: the processor of its checkpoint if that is on this machine, else of its architecture.
     """
 
     family = "transformers instance segmentation"
@@ -81,7 +75,7 @@ class MaskQueryAdapter(Adapter):
     targets = (*CLASS_TARGETS, *BOX_TARGETS, *MASK_TARGETS)
     levels = 1
     task = "segment"
-    wanted: ClassVar[str | None] = None  # "instance" or "panoptic"; None: as the checkpoint's name says
+    wanted: ClassVar[str | None] = None  # "instance" or "panoptic"; None: told by the checkpoint's name
 
     def __init__(self, module: nn.Module, model: Any, imgsz: int | None = None, processor: Any = None) -> None:
         self.module = module
@@ -100,7 +94,7 @@ class MaskQueryAdapter(Adapter):
         for part in module.modules():
             config: Any = getattr(part, "config", None)
             if hasattr(config, "return_dict"):
-                config.return_dict = True  # the view's own copy
+                config.return_dict = True  # in the view's copy
         parameter = next(module.parameters())
         self.device, self.dtype = parameter.device, parameter.dtype
         self.plans = plans(self.config)
@@ -110,11 +104,11 @@ class MaskQueryAdapter(Adapter):
             module.get_submodule(name).register_forward_hook(partial(self._record, name))
 
     def _resizing(self, imgsz: int | None) -> dict[str, Any]:
-        """What the image processor is told beside the picture."""
-        if self.config.model_type.startswith("eomt"):  # made for one size, of which the picture fills a part
+        """The image processor's options for an input of `imgsz` pixels."""
+        if self.config.model_type.startswith("eomt"):  # a fixed size, with padding
             side = self.config.image_size
             if imgsz not in (None, side):
-                raise InputError(f"imgsz: this model takes pictures of {side} x {side} pixels only, got {imgsz}")
+                raise InputError(f"imgsz: this model takes images of {side} x {side} pixels only, got {imgsz}")
             return {"size": {"shortest_edge": side, "longest_edge": side}, "do_pad": True, "do_split_image": False}
         if imgsz is None:
             return {}
@@ -125,7 +119,7 @@ class MaskQueryAdapter(Adapter):
 
     @classmethod
     def serves(cls, model: Any) -> bool:
-        """See `Adapter.serves`: a model of transformers for such tasks, or derived from one."""
+        """See `Adapter.serves`: a model of transformers for one of three tasks, or a derived class."""
         return any(made_for(model, task) for task in ("UniversalSegmentation", "InstanceSegmentation", "Segmentation"))
 
     @classmethod
@@ -136,7 +130,7 @@ class MaskQueryAdapter(Adapter):
         return module
 
     def prepare(self, image: np.ndarray) -> tuple[Tensor, Geometry]:
-        """See `Adapter.prepare`: what the processor makes of it; a fourth channel is 0 on padding, if any."""
+        """See `Adapter.prepare`: by the processor; a fourth channel is 0 on padding, if there is padding."""
         data = self._processed(image)
         if "task_inputs" in data:  # OneFormer's
             self._task = {"task_inputs": data["task_inputs"].to(self.device)}
@@ -167,7 +161,7 @@ class MaskQueryAdapter(Adapter):
         recorders_last(self.module, __name__)
         self._maps.clear()
         outputs = self.module(pixel_values=batch[:, :3], **more)
-        maps, self._maps = self._maps, {}  # kept here, they would keep the whole graph alive
+        maps, self._maps = self._maps, {}  # else the adapter would keep the graph alive
         read = [part for name in self.plans["evidence"] for part in maps[name]]
         if not any(part.requires_grad for part in read):
             read = [part for name in self.plans["level"] for part in maps[name]]
@@ -179,8 +173,8 @@ class MaskQueryAdapter(Adapter):
     def detect(
         self, outputs: MaskQueryOutputs, geometries: list[Geometry], conf: float, iou: float, max_det: int
     ) -> list[Objects]:
-        """See `Adapter.detect`: the processor's own post-processing; of more than `max_det` segments the best."""
-        found = []
+        """See `Adapter.detect`: the processor's post-processing; of more than `max_det` segments the best."""
+        kept = []
         for i, geometry in enumerate(geometries):
             segments = self.post_process(outputs.logits[i], outputs.masks[i], geometry.source, conf)
             queries, masks = segments.queries, segments.masks
@@ -191,8 +185,8 @@ class MaskQueryAdapter(Adapter):
             objects = query_objects(boxes, segments.scores, segments.classes, queries, self.names, geometry, masks)
             objects = replace(objects, mask_logits=outputs.masks[i, objects.index].float())
             best = objects.scores.argsort(descending=True, stable=True)[:max_det].sort().values
-            found.append(objects.select(best))
-        return found
+            kept.append(objects.select(best))
+        return kept
 
     def score(self, outputs: MaskQueryOutputs, objects: list[Objects], target: str) -> Tensor:
         """See `Adapter.score`."""
@@ -203,7 +197,7 @@ class MaskQueryAdapter(Adapter):
             scalars = mask_score(outputs.masks[image, query], fixed, target, outputs.cells_inside()[image])
         elif target in BOX_TARGETS:
             assert outputs.boxes is not None
-            scalars = side_score(outputs.boxes[image, query] * outputs.sizes()[image], target)
+            scalars = side_score(sides_from_corner(outputs.boxes[image, query] * outputs.sizes()[image]), target)
         else:
             classes = torch.cat([o.class_ids for o in objects])
             scalars = class_score(outputs.logits[image, query], classes, target, softmax=True)
@@ -211,21 +205,21 @@ class MaskQueryAdapter(Adapter):
 
     @torch.no_grad()
     def candidates(self, outputs: MaskQueryOutputs) -> tuple[Tensor, Tensor, Tensor]:
-        """See `Adapter.candidates`: one for every query.
+        """See `Adapter.candidates`: one candidate per query.
 
-        Where queries are kept each by itself, the probabilities carry what their score does: how sure the mask is.
+        If queries are kept independently, probabilities are multiplied by the mask's confidence, like the scores.
         """
         probabilities = outputs.logits.float().softmax(dim=2)[..., :-1]
         masks = outputs.masks.float()
-        regions = (masks > 0) & outputs.cells_inside()[:, None]
-        if self.post_process.alone:
-            sure = (masks.sigmoid() * regions).sum(dim=(2, 3)) / regions.sum(dim=(2, 3)).clamp(min=1)
-            probabilities = probabilities * sure[..., None]
+        binary = (masks > 0) & outputs.cells_inside()[:, None]
+        if self.post_process.independent:
+            confidence = (masks.sigmoid() * binary).sum(dim=(2, 3)) / binary.sum(dim=(2, 3)).clamp(min=1)
+            probabilities = probabilities * confidence[..., None]
         if outputs.boxes is not None:
             boxes = corners(outputs.boxes.flatten(0, 1).float()).view_as(outputs.boxes) * outputs.sizes()[:, None]
         else:
             (height, width), cells = outputs.inside.shape[1:], masks.shape[2:]
-            boxes = boxes_around(regions.flatten(0, 1)) * regions.flatten(0, 1).any(dim=(1, 2))[:, None]
+            boxes = boxes_around(binary.flatten(0, 1)) * binary.flatten(0, 1).any(dim=(1, 2))[:, None]
             boxes = boxes.unflatten(0, masks.shape[:2])
             boxes = boxes * boxes.new_tensor([width / cells[1], height / cells[0]] * 2)
         return boxes, probabilities, probabilities.amax(dim=2)
@@ -242,26 +236,26 @@ class MaskQueryAdapter(Adapter):
         return replace(objects, mask_logits=outputs.masks[0, objects.index].float())
 
     def selection(self, iou: float) -> Selection:
-        """See `Adapter.selection`: where queries compete for pixels each counts once."""
-        return Selection(one_class=not self.post_process.alone)
+        """See `Adapter.selection`: if queries compete for pixels, each counts once."""
+        return Selection(one_class=not self.post_process.independent)
 
     def layers(self, preset: str) -> LayerPlan:
-        """See `Adapter.layers`: every query reads all of the maps, so those of one plan are added."""
+        """See `Adapter.layers`: every query reads all maps, so the maps of a plan are added."""
         return LayerPlan(self.plans[preset], cut_all=True, fuse="sum")
 
     def grids(self, tokens: int, size: tuple[int, int]) -> list[tuple[int, int, int]]:
-        """See `Adapter.grids`: one of the backbone's stages, the last three of them, or patches behind other tokens."""
+        """See `Adapter.grids`: a stage of the backbone, its last three stages, or patches after other tokens."""
         return grids(self.config, tokens, size)
 
 
 class PanopticAdapter(MaskQueryAdapter):
-    """The same models read by `post_process_panoptic_segmentation`: `Explainer(model, adapter=PanopticAdapter)`."""
+    """The same models with panoptic post-processing: `Explainer(model, adapter=PanopticAdapter)`."""
 
     wanted = "panoptic"
 
 
 def _maps(output: Any) -> Iterator[Tensor]:
-    """All maps [B, C, h, w] in what a module put out, also as tokens [B, L, C]."""
+    """All maps [B, C, h, w] and tokens [B, L, C] in the output of a module."""
     if isinstance(output, Tensor):
         if output.ndim in (3, 4) and output.is_floating_point():
             yield output
@@ -271,9 +265,9 @@ def _maps(output: Any) -> Iterator[Tensor]:
 
 
 def _joined(scalars: Tensor, maps: list[Tensor], image: Tensor) -> Tensor:
-    """The same scalars, with a gradient of zero, rather than none, at maps that they do not depend on.
+    """The same scalars, with a gradient of zero instead of None at maps that they do not depend on.
 
-    MaskFormer's classes are read from the backbone's last map alone, and its masks from all of them.
+    MaskFormer reads its classes from the backbone's last map only, and its masks from all maps.
     """
     for part in maps:
         if part.requires_grad:

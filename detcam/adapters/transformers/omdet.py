@@ -1,4 +1,4 @@
-"""OmDet-Turbo of the transformers library: phrases and a task in, boxes out."""
+"""OmDet-Turbo of the transformers library: a detector of phrases that also reads a task."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from detcam.types import Objects
 class OmDetAdapter(PromptedAdapter):
     """OmDet-Turbo (Zhao et al. 2024, arXiv:2403.06892).
 
-    The task that the model is told is the processor's own, "Detect PHRASE, PHRASE.". The library keeps the best pairs
-    of query and phrase and suppresses weaker boxes of the same phrase above the overlap `iou`. Each query is chosen
-    from the picture. "level" are the maps that the decoder reads, "evidence" those that enter the hybrid encoder.
+    The task is the processor's default, "Detect PHRASE, PHRASE.". The library keeps the best pairs of query and phrase
+    and suppresses weaker boxes of the same phrase above the overlap `iou`. The model selects queries from the image.
+    "level" are the maps that the decoder reads, "evidence" the maps that enter the hybrid encoder.
     """
 
     family = "transformers OmDet"
@@ -34,13 +34,13 @@ class OmDetAdapter(PromptedAdapter):
     prefix = ("OmDetTurbo",)
     kinds: ClassVar = {
         "omdet-turbo": DetrKind(
-            "decoder.channel_projection_layers", "encoder.channel_projection_layers", "AutoProcessor", chosen=True
+            "decoder.channel_projection_layers", "encoder.channel_projection_layers", "AutoProcessor", selected=True
         )
     }
 
     @classmethod
     def unwrap(cls, model: Any) -> nn.Module:
-        """See `Adapter.unwrap`: with empty caches of text embeddings, for those may belong to a graph of the user's."""
+        """See `Adapter.unwrap`: with empty caches of text embeddings: cached ones may belong to a graph of the user."""
         module = copy.copy(super().unwrap(model))
         for name in ("language_cache_class", "language_cache_prompt"):
             cache: Any = getattr(module, name)
@@ -51,9 +51,9 @@ class OmDetAdapter(PromptedAdapter):
         return {} if imgsz is None else {"size": longest_side(self.processor.size, imgsz)}
 
     def _tokens(self, text: list[str]) -> dict[str, Tensor]:
-        blank = np.zeros((32, 32, 3), np.uint8)  # the processor wants a picture
-        made = self.whole(images=blank, text=[text], return_tensors="pt")
-        return {name: tensor for name, tensor in made.items() if name.startswith(("classes_", "tasks_"))}
+        blank = np.zeros((32, 32, 3), np.uint8)  # the processor needs an image
+        inputs = self.whole(images=blank, text=[text], return_tensors="pt")
+        return {name: tensor for name, tensor in inputs.items() if name.startswith(("classes_", "tasks_"))}
 
     def forward(self, batch: Tensor, max_det: int) -> PromptedOutputs:
         """See `Adapter.forward`."""
@@ -67,7 +67,7 @@ class OmDetAdapter(PromptedAdapter):
 
     @torch.no_grad()
     def detect(self, outputs: Any, geometries: list[Geometry], conf: float, iou: float, max_det: int) -> list[Objects]:
-        """See `Adapter.detect`: the processor's own post-processing; the query is found again by its logit and box."""
+        """See `Adapter.detect`: the processor's post-processing; queries are identified by logit and box."""
         raw = SimpleNamespace(
             decoder_coord_logits=outputs.boxes,
             decoder_class_logits=outputs.raw,
@@ -76,26 +76,26 @@ class OmDetAdapter(PromptedAdapter):
         results = self.whole.post_process_grounded_object_detection(
             raw, threshold=conf, nms_threshold=iou, target_sizes=[geometry.source for geometry in geometries]
         )
-        found = []
+        objects = []
         for image, (result, geometry) in enumerate(zip(results, geometries, strict=True)):
             best = result["scores"].argsort(descending=True, stable=True)[:max_det].sort().values
             boxes, scores, classes = result["boxes"][best].float(), result["scores"][best], result["labels"][best]
             every = torch.arange(outputs.boxes.shape[1], device=boxes.device)
-            own = self.objects_at(_only(outputs, image), every, torch.zeros_like(every), geometry).boxes
+            of_queries = self.objects_at(_only(outputs, image), every, torch.zeros_like(every), geometry).boxes
             height, width = geometry.source
-            own = torch.minimum(own.clamp(min=0), own.new_tensor([width, height] * 2))
-            apart = (own[None] - boxes[:, None]).abs().amax(dim=2)  # [N, Q]
+            of_queries = torch.minimum(of_queries.clamp(min=0), of_queries.new_tensor([width, height] * 2))
+            apart = (of_queries[None] - boxes[:, None]).abs().amax(dim=2)  # [N, Q]
             same = scores[:, None] == outputs.raw[image].sigmoid()[:, classes].T
             queries = torch.where(same, apart, torch.inf).argmin(dim=1)
-            found.append(query_objects(boxes, scores, classes, queries, self.names, geometry))
-        return found
+            objects.append(query_objects(boxes, scores, classes, queries, self.names, geometry))
+        return objects
 
     def selection(self, iou: float) -> Selection:
         """See `Adapter.selection`."""
         return Selection(overlap=iou)
 
     def attention(self) -> AttentionPlan:
-        """See `Adapter.attention`: queries attend to the task's words among themselves, which no map can show.
+        """See `Adapter.attention`: queries and the task's words attend to each other, which no map can show.
 
         Raises:
             MethodError: always.
@@ -106,13 +106,13 @@ class OmDetAdapter(PromptedAdapter):
         )
 
     def layers(self, preset: str) -> LayerPlan:
-        """See `Adapter.layers`: every query reads all of the maps, so those of one plan are added."""
-        parent = self.kind.level if preset == "level" else self.kind.doors
-        count = len(self.doors)
+        """See `Adapter.layers`: every query reads all maps, so the maps of a plan are added."""
+        parent = self.kind.level if preset == "level" else self.kind.entries
+        count = len(self.entries)
         return LayerPlan(tuple(f"{parent}.{i}" for i in range(count)), cut_all=True, fuse="sum")
 
 
 def _only(outputs: PromptedOutputs, image: int) -> PromptedOutputs:
-    """The outputs of one picture of a batch."""
-    one = slice(image, image + 1)
-    return PromptedOutputs(outputs.logits[one], outputs.boxes[one], outputs.sizes[one], outputs.raw[one])
+    """The outputs of a single image of a batch."""
+    rows = slice(image, image + 1)
+    return PromptedOutputs(outputs.logits[rows], outputs.boxes[rows], outputs.sizes[rows], outputs.raw[rows])

@@ -1,4 +1,4 @@
-"""OWL-ViT and OWLv2 of the transformers library: a vision transformer whose every patch proposes one object."""
+"""OWL-ViT and OWLv2 of the transformers library: a vision transformer with a candidate object per patch."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from detcam.adapters.base import LayerPlan
-from detcam.adapters.shared.queries import corners, query_objects
+from detcam.adapters.shared.queries import query_objects
 from detcam.adapters.transformers.detr import DetrKind
 from detcam.adapters.transformers.text_prompted import PromptedAdapter, PromptedOutputs
+from detcam.boxes import corners
 from detcam.geometry import Geometry
 from detcam.types import Objects
 
@@ -19,10 +20,10 @@ from detcam.types import Objects
 class OwlAdapter(PromptedAdapter):
     """OWL-ViT (Minderer et al. 2022, arXiv:2205.06230) and OWLv2 (Minderer et al. 2023, arXiv:2306.09683).
 
-    Each patch puts out a box and a logit for every phrase; the library keeps the best phrase of each patch, and there
-    is no non-maximum suppression: `iou` has no effect. Class and box are read from that one patch after the last block,
-    where its map would be a single cell; "level" is what the last block attends to, "evidence" the patches as they
-    enter the first. Both are what a norm puts out: at what a norm reads, gradient times activation is zero.
+    Each patch has a box and a logit for every phrase; the library keeps the best phrase of each patch, and there is no
+    non-maximum suppression: `iou` has no effect. Class and box are read from a single patch after the last block, whose
+    map there would be a single cell; so "level" is the input of attention in the last block, "evidence" the input of
+    the first block. Both are outputs of a norm: at the input of a norm, gradient times activation is zero.
     """
 
     family = "transformers OWL"
@@ -37,7 +38,7 @@ class OwlAdapter(PromptedAdapter):
         return {} if imgsz is None else super()._resized(imgsz)
 
     def prepare(self, image: np.ndarray) -> tuple[Tensor, Geometry]:
-        """See `Adapter.prepare`: OWL-ViT stretches; OWLv2 pads to a square, at the right and at the bottom, before."""
+        """See `Adapter.prepare`: OWL-ViT stretches; OWLv2 first pads to a square, at the right and at the bottom."""
         pixels, geometry = super().prepare(image)
         if self.processor.do_pad and self.kind is self.kinds["owlv2"]:
             longest = max(geometry.source)
@@ -49,8 +50,8 @@ class OwlAdapter(PromptedAdapter):
         return pixels, geometry
 
     def _tokens(self, text: list[str]) -> dict[str, Tensor]:
-        made = self.whole(text=[text], return_tensors="pt")
-        return {name: made[name] for name in ("input_ids", "attention_mask")}
+        inputs = self.whole(text=[text], return_tensors="pt")
+        return {name: inputs[name] for name in ("input_ids", "attention_mask")}
 
     def forward(self, batch: Tensor, max_det: int) -> PromptedOutputs:
         """See `Adapter.forward`."""
@@ -75,11 +76,11 @@ class OwlAdapter(PromptedAdapter):
         return LayerPlan((f"{self.kind.level}.{name}",), cut_all=True, fuse="sum")
 
     def grids(self, tokens: int, size: tuple[int, int]) -> list[tuple[int, int, int]]:
-        """See `Adapter.grids`: the patches behind the class token."""
-        rows, columns = self.cells.get(self.doors[0], (0, 0))
+        """See `Adapter.grids`: the patches after the class token."""
+        rows, columns = self.cells.get(self.entries[0], (0, 0))
         return [(1, rows, columns)] if rows and tokens == 1 + rows * columns else []
 
 
 def _axes(geometry: Geometry) -> list[tuple[int, int, int]]:
-    """For height and width: (pixels of the network's input, of the source, of the source as resized)."""
+    """For height and width: (pixels of the network's input, of the source, of the resized source)."""
     return list(zip(geometry.network, geometry.source, geometry.resized, strict=True))

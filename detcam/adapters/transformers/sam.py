@@ -1,4 +1,4 @@
-"""SAM and SAM 2 of the transformers library: a point or a box in, the mask of what is there out."""
+"""SAM and SAM 2 of the transformers library: masks for prompts, which are points or boxes."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from detcam.types import Objects, Prompt, image_index
 
 @dataclass(frozen=True)
 class SamOutputs:
-    """The image embeddings [B, C, h, w] of B pictures with the graph, the last one that which the decoder attends to.
+    """Image embeddings [B, C, h, w] of B images with the graph; the decoder attends to the last embedding.
 
-    SAM has one; SAM 2 has two finer ones before it, which the decoder adds as it upsamples its masks.
+    SAM has one; SAM 2 has two finer ones before it, which the decoder adds when it upsamples its masks.
     """
 
     embeddings: tuple[Tensor, ...]
@@ -31,17 +31,17 @@ class SamOutputs:
 class SamAdapter(Adapter):
     """Segment Anything (Kirillov et al. 2023, arXiv:2304.02643) and SAM 2 (Ravi et al. 2024, arXiv:2408.00714).
 
-    An object is a prompt that the user gives with `prompts=`, a point or a box: its mask is the one of the decoder's
-    three that the model itself says is best, and its score is the IoU that the model predicts for it, in [0, 1]. The
-    image encoder runs once for all prompts.
+    An object is a prompt that the user gives with `prompts=`, a point or a box. Its mask is the best of the decoder's
+    three masks by predicted IoU, and its score is this predicted IoU, in [0, 1]. The image encoder runs once for all
+    prompts.
 
-    The scalar is the mean mask logit over that fixed mask, at the decoder's resolution; where the mask is empty, the
-    logit of its strongest cell. There are no classes: "class" and "mask" are this one scalar, "prob" is the mean of its
-    sigmoid. "iou" is the predicted IoU as the model puts it out, "objectness" SAM 2's logit that anything is there.
+    The scalar is the mean mask logit over that fixed mask, at the decoder's resolution; if the mask is empty, the logit
+    of its strongest cell. There are no classes: "class" and "mask" are the same scalar, "prob" is the mean of the
+    sigmoids. "iou" is the predicted IoU, "objectness" the logit of SAM 2 that there is an object.
 
-    "level" is the image embedding, and for SAM 2 the two maps that are added to make it. "evidence" is what enters the
-    neck, the ends of SAM 2's four stages; for SAM what enters its encoder, the patches as embedded: its neck normalises
-    each cell's channels after a convolution without bias, so at its door gradient times activation is zero everywhere.
+    "level" is the image embedding, or for SAM 2 the two maps whose sum it is. "evidence" is the input of the neck, the
+    ends of SAM 2's four stages; for SAM the input of the encoder, the embedded patches: its neck normalises each cell's
+    channels after a convolution without bias, so at its input gradient times activation is zero everywhere.
     """
 
     family = "transformers promptable segmentation"
@@ -55,10 +55,10 @@ class SamAdapter(Adapter):
     def __init__(self, module: nn.Module, model: Any, imgsz: int | None = None, processor: Any = None) -> None:
         network: Any = module
         self.module, self.network = module, network
-        self.second = network.config.model_type == "sam2"
-        self.available = self.targets if self.second else self.targets[:-1]
+        self.is_sam2 = network.config.model_type == "sam2"
+        self.available = self.targets if self.is_sam2 else self.targets[:-1]
         self.names: dict[int, str] = {}
-        self.processor = processor or _processor(network.config, self.second)
+        self.processor = processor or _processor(network.config, self.is_sam2)
         size = network.prompt_encoder.input_image_size
         self.imgsz = max(size) if isinstance(size, (tuple, list)) else size
         if imgsz not in (None, self.imgsz):
@@ -66,33 +66,27 @@ class SamAdapter(Adapter):
         parameter = next(module.parameters())
         self.device, self.dtype = parameter.device, parameter.dtype
         encoder = network.vision_encoder
-        _put_channels_first(encoder.backbone.blocks if self.second else encoder.layers, encoder.neck)
+        _put_channels_first(encoder.backbone.blocks if self.is_sam2 else encoder.layers, encoder.neck)
 
     @classmethod
     def serves(cls, model: Any) -> bool:
-        """See `Adapter.serves`: SAM or SAM 2 of transformers, or derived from one."""
+        """See `Adapter.serves`: SAM or SAM 2 of transformers, or a derived class."""
         return any(
             base.__module__.split(".")[0] == "transformers" and base.__name__ in ("SamModel", "Sam2Model")
             for base in type(model).__mro__
         )
-
-    @classmethod
-    def unwrap(cls, model: Any) -> nn.Module:
-        """See `Adapter.unwrap`: transformers has no wrappers."""
-        module: nn.Module = model
-        return module
 
     def prepare(self, image: np.ndarray) -> tuple[Tensor, Geometry]:
         """See `Adapter.prepare`: SAM pads at the right and at the bottom, SAM 2 stretches."""
         data = self.processor.image_processor(images=image, input_data_format="channels_last", return_tensors="pt")
         pixels = data["pixel_values"][0].to(self.device, self.dtype)
         network = (pixels.shape[1], pixels.shape[2])
-        height, width = network if self.second else map(int, data["reshaped_input_sizes"][0])
+        height, width = network if self.is_sam2 else map(int, data["reshaped_input_sizes"][0])
         return pixels, Geometry((image.shape[0], image.shape[1]), (height, width), (0, 0), network)
 
     def forward(self, batch: Tensor, max_det: int) -> SamOutputs:
-        """See `Adapter.forward`: the image encoder alone; the decoder needs the prompts."""
-        embed = type(self.network).get_image_embeddings.__wrapped__  # the library's own turns gradients off
+        """See `Adapter.forward`: the image encoder only; the decoder needs the prompts."""
+        embed = type(self.network).get_image_embeddings.__wrapped__  # without the decorator that disables gradients
         embeddings = embed(self.network, batch)
         return SamOutputs((embeddings,) if isinstance(embeddings, Tensor) else tuple(embeddings))
 
@@ -105,30 +99,30 @@ class SamAdapter(Adapter):
             InputError: always.
         """
         raise InputError(
-            f"{type(self.network).__name__} finds nothing by itself: give prompts, explainer(image, prompts=[(x, y)]) "
+            f"{type(self.network).__name__} detects nothing without prompts: give explainer(image, prompts=[(x, y)]) "
             "or prompts=[(x1, y1, x2, y2)] in source pixels"
         )
 
-    def tried(self, outputs: SamOutputs, geometry: Geometry, conf: float, iou: float, max_det: int) -> Objects:
-        """See `Adapter.tried`: what the model makes of the point in the middle."""
+    def trial_objects(self, outputs: SamOutputs, geometry: Geometry, conf: float, iou: float, max_det: int) -> Objects:
+        """See `Adapter.trial_objects`: the mask of the point in the middle."""
         height, width = geometry.source
         middle = torch.zeros(geometry.source, dtype=torch.bool)
         middle[height // 2, width // 2] = True
-        return self.objects_in(
+        return self.objects_for_prompts(
             outputs, [Prompt("point", (width / 2, height / 2, width / 2, height / 2), middle)], geometry
         )
 
     @torch.no_grad()
-    def objects_in(self, outputs: SamOutputs, prompts: list[Prompt], geometry: Geometry) -> Objects:
-        """See `Adapter.objects_in`: the best mask for each prompt."""
-        given = torch.tensor([prompt.box for prompt in prompts], device=self.device)
-        places = geometry.to_network(given)
+    def objects_for_prompts(self, outputs: SamOutputs, prompts: list[Prompt], geometry: Geometry) -> Objects:
+        """See `Adapter.objects_for_prompts`: the best mask for each prompt."""
+        prompted = torch.tensor([prompt.box for prompt in prompts], device=self.device)
+        places = geometry.to_network(prompted)
         decoded = [self._decoded(outputs, 0, place) for place in places]
         best = torch.stack([ious.argmax() for _, ious, _ in decoded])
         logits = torch.stack([masks[i] for (masks, _, _), i in zip(decoded, best.tolist(), strict=True)]).float()
         scores = torch.stack([ious.amax() for _, ious, _ in decoded]).float()
         masks = self._on_source(logits, geometry)
-        boxes = torch.where(masks.flatten(1).any(dim=1)[:, None], boxes_around(masks), given)
+        boxes = torch.where(masks.flatten(1).any(dim=1)[:, None], boxes_around(masks), prompted)
         return Objects(
             boxes=boxes,
             scores=scores.clamp(0, 1),
@@ -138,56 +132,56 @@ class SamAdapter(Adapter):
             level=torch.zeros_like(best),
             cells=best.new_zeros(len(best), 2),
             network_boxes=geometry.to_network(boxes),
-            mask_logits=_inside_picture(logits, geometry),
+            mask_logits=_inside_image(logits, geometry),
             masks=masks,
             proposals=places,
         )
 
     def _decoded(self, outputs: SamOutputs, image: int, prompt: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        """For one prompt [4]: mask logits [3, h, w], their predicted IoU [3], the logit [] that something is there."""
+        """For a prompt [4]: mask logits [3, h, w], their predicted IoU [3], the logit [] that there is an object."""
         point = bool((prompt[:2] == prompt[2:]).all())
         prompt = prompt.to(self.dtype)[None, None]
-        embeddings = [one[image : image + 1] for one in outputs.embeddings]
+        embeddings = [maps[image : image + 1] for maps in outputs.embeddings]
         decoded = self.network(
-            image_embeddings=embeddings if self.second else embeddings[0],
+            image_embeddings=embeddings if self.is_sam2 else embeddings[0],
             return_dict=True,
             **({"input_points": prompt[:, :, None, :2]} if point else {"input_boxes": prompt}),
         )
-        there = decoded.object_score_logits.flatten()[0] if self.second else None
-        return decoded.pred_masks[0, 0], decoded.iou_scores[0, 0], there
+        objectness = decoded.object_score_logits.flatten()[0] if self.is_sam2 else None
+        return decoded.pred_masks[0, 0], decoded.iou_scores[0, 0], objectness
 
     def _on_source(self, logits: Tensor, geometry: Geometry) -> Tensor:
-        """[N, H, W] bool: masks [N, h, w] as the library's own post-processing lays them onto the source picture."""
-        sizes = [[geometry.source]] if self.second else [[geometry.source], [geometry.resized]]
+        """[N, H, W] bool: masks [N, h, w] on the source image, by the library's post-processing."""
+        sizes = [[geometry.source]] if self.is_sam2 else [[geometry.source], [geometry.resized]]
         masks: Tensor = self.processor.post_process_masks([logits[:, None]], *sizes)[0]
         return masks[:, 0]
 
     def score(self, outputs: SamOutputs, objects: list[Objects], target: str) -> Tensor:
-        """See `Adapter.score`: each prompt is decoded by itself, so its gradient walks through its own decoding."""
+        """See `Adapter.score`: each prompt is decoded separately, so its gradient passes through that decoding only."""
         scalars = [outputs.embeddings[-1].new_zeros(0)]
         images = image_index(objects, self.device).tolist()
-        kept = [found.select(found.index.new_tensor([i])) for found in objects for i in range(len(found))]
-        for image, one in zip(images, kept, strict=True):
-            assert one.proposals is not None
-            assert one.mask_logits is not None
-            masks, ious, there = self._decoded(outputs, image, one.proposals[0])
+        singles = [o.select(o.index.new_tensor([i])) for o in objects for i in range(len(o))]
+        for image, single in zip(images, singles, strict=True):
+            assert single.proposals is not None
+            assert single.mask_logits is not None
+            masks, ious, objectness = self._decoded(outputs, image, single.proposals[0])
             if target == "iou":
-                scalar = ious[one.index[0]]
+                scalar = ious[single.index[0]]
             elif target == "objectness":
-                assert there is not None
-                scalar = there
+                assert objectness is not None
+                scalar = objectness
             else:
-                fixed = one.mask_logits[0]
+                fixed = single.mask_logits[0]
                 inside = fixed > 0 if bool((fixed > 0).any()) else fixed == fixed.amax()
-                own = masks[one.index[0]][inside]
-                scalar = own.sigmoid().mean() if target == "prob" else own.mean()
+                logits = masks[single.index[0]][inside]
+                scalar = logits.sigmoid().mean() if target == "prob" else logits.mean()
             scalars.append(scalar[None])
         return torch.cat(scalars)
 
     def layers(self, preset: str) -> LayerPlan:
-        """See `Adapter.layers`: the decoder reads all of the maps, so those of one plan are added."""
+        """See `Adapter.layers`: the decoder reads all maps, so the maps of a plan are added."""
         encoder = self.network.vision_encoder
-        if not self.second:
+        if not self.is_sam2:
             names = ["neck" if preset == "level" else "patch_embed.projection"]
         elif preset == "evidence":
             names = [f"backbone.blocks.{i}" for i in encoder.backbone.stage_ends]
@@ -200,16 +194,16 @@ class SamAdapter(Adapter):
 
 
 def _put_channels_first(blocks: Sequence[nn.Module], neck: nn.Module) -> None:
-    """Have the blocks of an encoder put out maps [B, C, h, w] in place of [B, h, w, C], for whoever captures them.
+    """Have the blocks of an encoder output maps [B, C, h, w] in place of [B, h, w, C], so that they can be captured.
 
-    Where the next block, or the neck, reads a map, it is turned back.
+    The next block, or the neck, gets a map as [B, h, w, C] again.
     """
 
     def last(module: nn.Module, args: tuple[Any, ...]) -> Any:
         maps = args[0]
         if isinstance(maps, Tensor):
             return maps.permute(0, 2, 3, 1), *args[1:]
-        return tuple(one.permute(0, 2, 3, 1) for one in maps), *args[1:]
+        return tuple(part.permute(0, 2, 3, 1) for part in maps), *args[1:]
 
     for block in blocks:
         block.register_forward_hook(lambda module, args, output: output.permute(0, 3, 1, 2))
@@ -217,8 +211,8 @@ def _put_channels_first(blocks: Sequence[nn.Module], neck: nn.Module) -> None:
         reader.register_forward_pre_hook(last)
 
 
-def _inside_picture(logits: Tensor, geometry: Geometry) -> Tensor:
-    """Mask logits [N, h, w] over the network's input, below zero where its padding lies."""
+def _inside_image(logits: Tensor, geometry: Geometry) -> Tensor:
+    """Mask logits [N, h, w] over the network's input, below zero on padding."""
     height, width = logits.shape[1:]
     left, top, right, bottom = geometry.window((height, width))
     x = torch.arange(width, device=logits.device) + 0.5
@@ -232,12 +226,12 @@ def _label(prompt: Prompt) -> str:
     return f"{prompt.kind} {','.join(f'{number:g}' for number in numbers)}"
 
 
-def _processor(config: Any, second: bool) -> Any:
-    """The processor of the checkpoint if it lies on this machine, else the default one for the model's size."""
+def _processor(config: Any, is_sam2: bool) -> Any:
+    """The processor of the checkpoint if it is on this machine, else the default for the model's size."""
     import transformers
 
     images = checkpoint_processor(config)
-    if second:
+    if is_sam2:
         side = config.vision_config.backbone_config.image_size
         height, width = (side, side) if isinstance(side, int) else side
         images = images or transformers.Sam2ImageProcessor(size={"height": height, "width": width})

@@ -1,4 +1,4 @@
-"""Semantic segmenters of the transformers library: SegFormer, UPerNet, BEiT, DPT, MobileViT and their relatives."""
+"""Semantic segmenters of the transformers library: SegFormer, UPerNet, BEiT, DPT and MobileViT."""
 
 from __future__ import annotations
 
@@ -10,22 +10,29 @@ import numpy as np
 from torch import Tensor, nn
 
 from detcam.adapters.shared.semantic import SemanticAdapter
-from detcam.adapters.transformers.base import checkpoint_processor, made_for, require_architecture, size_of, sized
+from detcam.adapters.transformers.base import (
+    checkpoint_processor,
+    made_for,
+    recorders_last,
+    require_architecture,
+    size_of,
+    sized,
+)
 from detcam.geometry import Geometry
 
-STRIDE = 32  # what a side is rounded up to a multiple of
+STRIDE = 32  # sides are rounded up to a multiple of it
 
 
 @dataclass(frozen=True)
 class _Kind:
-    """What sets one architecture apart.
+    """Facts of one architecture.
 
     Attributes:
-        classifier: the convolution that puts out the logits.
-        level: the module whose output it reads.
-        evidence: from the configuration to the modules whose outputs enter the decode head; where a version of the
-            library calls them otherwise, another list of names.
-        processor: the class of its image processor.
+        classifier: the convolution whose output are the logits.
+        level: the module whose output the classifier reads.
+        evidence: function from the configuration to the modules whose outputs enter the decode head; a list of names
+            for each naming that versions of the library use.
+        processor: the class of the image processor.
     """
 
     classifier: str
@@ -40,7 +47,7 @@ def _segformer(config: Any) -> tuple[list[str], ...]:
 
 
 def _beit(config: Any) -> tuple[list[str], ...]:
-    # Hidden states are counted from the embeddings, and the configuration's numbers start at 1.
+    # Hidden states count from the embeddings, and the numbers in the configuration start at 1.
     return tuple(
         ["beit.embeddings" if i < 2 else f"beit.{layers}.{i - 2}" for i in config.out_indices]
         for layers in ("layers", "encoder.layer")
@@ -48,7 +55,7 @@ def _beit(config: Any) -> tuple[list[str], ...]:
 
 
 def _dpt(config: Any) -> tuple[list[str], ...]:
-    # Hidden states as maps: the class token is in them. A hybrid's first two maps come from its convolutions.
+    # The hidden states as maps, which include the class token. A hybrid's first two maps come from its convolutions.
     parts = "neck.convs" if config.is_hybrid else "neck.reassemble_stage.layers"
     return ([f"{parts}.{i}" for i in range(len(config.neck_hidden_sizes))],)
 
@@ -81,10 +88,10 @@ _KINDS = {
 class TransformersSegmenterAdapter(SemanticAdapter):
     """Semantic segmenters of the transformers library.
 
-    `module` is a view of the model; `imgsz` is the side of the network's input in pixels, the shorter one where the
-    processor keeps the aspect; `processor` is the model's image processor, by default that of its checkpoint if it lies
-    on this machine, else its architecture's. Where a processor crops the picture, only the part that the network saw
-    has regions.
+    `module` is a view of the model; `imgsz` is the side of the network's input in pixels, the shorter side if the
+    processor keeps the aspect; `processor` is the model's image processor. Default: the processor of its checkpoint if
+    that is on this machine, else of its architecture. If a processor crops the image, only the part that the network
+    saw has segments.
     """
 
     family = "transformers semantic segmentation"
@@ -101,7 +108,7 @@ class TransformersSegmenterAdapter(SemanticAdapter):
         for part in module.modules():
             config: Any = getattr(part, "config", None)
             if hasattr(config, "return_dict"):
-                config.return_dict = True  # the view's own copy: some models cannot do without
+                config.return_dict = True  # in the view's copy: some models fail otherwise
         known = {name for name, _ in module.named_modules()}
         evidence = next(names for names in kind.evidence(self.config) if known.issuperset(names))
         self.plans = {"level": (kind.level,), "evidence": tuple(evidence)}
@@ -120,7 +127,7 @@ class TransformersSegmenterAdapter(SemanticAdapter):
         return module
 
     def prepare(self, image: np.ndarray) -> tuple[Tensor, Geometry]:
-        """See `Adapter.prepare`: what the image processor makes of it, and what it crops or pads."""
+        """See `Adapter.prepare`: by the image processor, with its crop or padding."""
         pixels = self._processed(image)
         network = resized = (pixels.shape[1], pixels.shape[2])
         fitting = {flag: False for flag in ("do_center_crop", "do_pad") if getattr(self.processor, flag, None)}
@@ -131,7 +138,7 @@ class TransformersSegmenterAdapter(SemanticAdapter):
         return pixels, Geometry((image.shape[0], image.shape[1]), resized, (top, left), network)
 
     def _processed(self, image: np.ndarray, **changes: Any) -> Tensor:
-        """[3, h, w] what the processor, with some settings changed, makes of a picture."""
+        """[3, h, w] an image processed with some settings changed."""
         data = self.processor(
             images=image, input_data_format="channels_last", return_tensors="pt", **self.resize, **changes
         )
@@ -139,24 +146,19 @@ class TransformersSegmenterAdapter(SemanticAdapter):
         return pixels
 
     def _run(self, batch: Tensor) -> Tensor:
-        # The library's own hooks record the stages that the head reads: they must see what a capture put in.
-        for module in self.module.modules():
-            hooks: Any = module._forward_hooks
-            for key, hook in list(hooks.items()):
-                if getattr(hook, "__module__", "").startswith("transformers."):
-                    hooks.move_to_end(key)
+        recorders_last(self.module)  # hooks of the library record the stages for the head
         full: Tensor = self.module(pixel_values=batch, output_hidden_states=False, return_dict=True).logits
         return full
 
     def grids(self, tokens: int, size: tuple[int, int]) -> list[tuple[int, int, int]]:
-        """See `Adapter.grids`: the patches behind a class token, or one of SegFormer's stages."""
+        """See `Adapter.grids`: the patches after a class token, or a stage of SegFormer."""
         for rows, columns in self._maps(size):
             if tokens - rows * columns in (0, 1):
                 return [(tokens - rows * columns, rows, columns)]
         return []
 
     def _maps(self, size: tuple[int, int]) -> list[tuple[int, int]]:
-        """The (rows, columns) of the maps that lie in sequences of tokens."""
+        """The (rows, columns) of the maps in sequences of tokens."""
         if self.config.model_type in ("beit", "dpt"):
             return [(size[0] // self.config.patch_size, size[1] // self.config.patch_size)]
         maps: list[tuple[int, int]] = []
@@ -167,13 +169,12 @@ class TransformersSegmenterAdapter(SemanticAdapter):
 
 
 def _processor(config: Any, kind: _Kind) -> Any:
-    """The image processor of the checkpoint if it lies on this machine, else the default one of the architecture."""
+    """The image processor of the checkpoint if it is on this machine, else the default of the architecture."""
     import transformers
 
-    found = checkpoint_processor(config)
-    if found is not None:
-        return found
+    if (processor := checkpoint_processor(config)) is not None:
+        return processor
     processor = getattr(transformers, kind.processor)()
-    if config.model_type in ("beit", "dpt") and isinstance(config.image_size, int):  # made for one size
+    if config.model_type in ("beit", "dpt") and isinstance(config.image_size, int):  # a fixed size
         return type(processor)(**sized(processor, config.image_size))
     return processor

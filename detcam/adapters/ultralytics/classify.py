@@ -8,10 +8,11 @@ from torch import Tensor, nn
 
 from detcam.adapters.shared.classifier import StepsAdapter
 from detcam.adapters.ultralytics.yolo import module_of, predict_size
+from detcam.models.versions import libraries_of
 
 
 class UltralyticsClassifier(StepsAdapter):
-    """Ultralytics' classify models; `imgsz` is the side of the network's input, or (height, width), in pixels."""
+    """Ultralytics' classify models; `imgsz` is the side of the network's input, or its (height, width), in pixels."""
 
     family = "ultralytics classify"
     models = "YOLO classify: v8, 11, 12, 26, and torchvision backbones with its head"
@@ -20,7 +21,7 @@ class UltralyticsClassifier(StepsAdapter):
     @classmethod
     def serves(cls, model: Any) -> bool:
         """See `Adapter.serves`: an Ultralytics wrapper or module whose last layer is a Classify head."""
-        if not any(base.__module__.split(".")[0] == "ultralytics" for base in type(model).__mro__):
+        if "ultralytics" not in libraries_of(model):
             return False
         layers = getattr(module_of(model), "model", None)
         return isinstance(layers, nn.Sequential) and type(layers[-1]).__name__ == "Classify"
@@ -37,10 +38,10 @@ class UltralyticsClassifier(StepsAdapter):
         self.imgsz = imgsz or predict_size(model)
         size = (self.imgsz, self.imgsz) if isinstance(self.imgsz, int) else self.imgsz
         size = (-(-size[0] // 32) * 32, -(-size[1] // 32) * 32)  # as predict rounds it
-        own = getattr(module, "transforms", None)  # a trained model keeps those that it was trained with
-        side = None if own is None else own.transforms[0].size
+        trained = getattr(module, "transforms", None)  # of the training
+        side = None if trained is None else trained.transforms[0].size
         fits = ((side, side) if isinstance(side, int) else side) == size
-        self.steps = (processor or (own if own is not None and fits else classify_transforms(size))).transforms
+        self.steps = (processor or (trained if trained is not None and fits else classify_transforms(size))).transforms
         module.model[-1].export = False
         self.classes = module.model[-1].linear.out_features
         self.names = dict(module.names) if isinstance(module.names, dict) else dict(enumerate(module.names))

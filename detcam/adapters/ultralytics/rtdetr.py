@@ -1,4 +1,4 @@
-"""RT-DETR as Ultralytics ships it: a convolutional backbone and hybrid encoder, and a decoder of queries."""
+"""RT-DETR of Ultralytics: a convolutional backbone, a hybrid encoder, and a decoder of queries."""
 
 from __future__ import annotations
 
@@ -15,18 +15,13 @@ from torch import Tensor, nn
 
 from detcam.adapters.base import Adapter, LayerPlan
 from detcam.adapters.shared.attention import AttentionPlan, attention_plan
-from detcam.adapters.shared.deformable import GainedSampling
-from detcam.adapters.shared.queries import (
-    BOX_TARGETS,
-    CLASS_TARGETS,
-    class_score,
-    corners,
-    query_objects,
-    side_score,
-    sigmoid_candidates,
-)
+from detcam.adapters.shared.deformable import GainSampling
+from detcam.adapters.shared.queries import query_objects, sigmoid_candidates
+from detcam.adapters.shared.scores import BOX_TARGETS, CLASS_TARGETS, class_score, side_score, sides_from_corner
 from detcam.adapters.ultralytics.yolo import module_of, predict_size
+from detcam.boxes import corners
 from detcam.geometry import Geometry
+from detcam.models.versions import libraries_of
 from detcam.types import Objects, image_index
 
 HEAD = "RTDETRDecoder"
@@ -34,7 +29,7 @@ HEAD = "RTDETRDecoder"
 
 @dataclass(frozen=True)
 class RtdetrOutputs:
-    """Raw outputs of the last decoder layer for B pictures, Q queries and nc classes, with the graph.
+    """Raw outputs of the last decoder layer for B images, Q queries and nc classes, with the graph.
 
     Attributes:
         logits: [B, Q, nc] class logits before the sigmoid.
@@ -50,11 +45,11 @@ class RtdetrOutputs:
 class RtdetrAdapter(Adapter):
     """RT-DETR models of Ultralytics.
 
-    The scalar is the class logit of the kept query. The decoder keeps the best (query, class) pairs, so two objects may
-    share a query. There is no non-maximum suppression: `iou` has no effect.
+    The scalar is the class logit of the kept query. The decoder keeps the best pairs of query and class, so two objects
+    may share a query. There is no non-maximum suppression: `iou` has no effect.
 
-    `module` is a view of Ultralytics' RTDETRDetectionModel; `imgsz` is both sides of the network's input in pixels,
-    to which pictures are stretched.
+    `module` is a view of Ultralytics' RTDETRDetectionModel; `imgsz` is the side of the square input in pixels, to which
+    images are stretched.
     """
 
     family = "ultralytics RT-DETR"
@@ -63,7 +58,7 @@ class RtdetrAdapter(Adapter):
     targets = (*CLASS_TARGETS, *BOX_TARGETS)
     levels = 1
     task = "detect"
-    stable = False  # the encoder chooses the queries
+    stable = False  # the encoder selects the queries
 
     def __init__(self, module: nn.Module, model: Any, imgsz: int | None = None, processor: Any = None) -> None:
         self.module = module
@@ -77,9 +72,8 @@ class RtdetrAdapter(Adapter):
         size = (self.imgsz, self.imgsz) if isinstance(self.imgsz, int) else self.imgsz
         stride = max(int(network.stride.max()), 32)
         self.size = (-(-size[0] // stride) * stride, -(-size[1] // stride) * stride)
-        # Of one class there is no other to compare with.
-        self.available = tuple(t for t in self.targets if t != "margin" or len(self.names) > 1)
-        self.head.shapes = None  # cached anchors may lie on another device: have them rebuilt
+        self.available = tuple(t for t in self.targets if t != "margin" or len(self.names) > 1)  # needs two classes
+        self.head.shapes = None  # rebuild the anchors: cached ones may be on another device
         self.head.export = False
         parameter = next(module.parameters())
         self.device, self.dtype = parameter.device, parameter.dtype
@@ -87,7 +81,7 @@ class RtdetrAdapter(Adapter):
     @classmethod
     def serves(cls, model: Any) -> bool:
         """See `Adapter.serves`: an Ultralytics wrapper or module whose last layer is RT-DETR's decoder."""
-        if not any(base.__module__.split(".")[0] == "ultralytics" for base in type(model).__mro__):
+        if "ultralytics" not in libraries_of(model):
             return False
         layers = getattr(module_of(model), "model", None)
         return isinstance(layers, nn.Sequential) and type(layers[-1]).__name__ == HEAD
@@ -115,19 +109,19 @@ class RtdetrAdapter(Adapter):
     def detect(
         self, outputs: RtdetrOutputs, geometries: list[Geometry], conf: float, iou: float, max_det: int
     ) -> list[Objects]:
-        """See `Adapter.detect`: the decoder's own selection, with the query carried along."""
+        """See `Adapter.detect`: the decoder's selection, run a second time to get the query of each object."""
         scores = outputs.logits.sigmoid()
         rows = self.head.postprocess(outputs.boxes, scores)  # [B, k, 6]: (cx, cy, w, h), score, class
         queries = torch.arange(scores.shape[1], device=scores.device, dtype=torch.float32)
         tagged = queries[None, :, None].expand(*scores.shape[:2], 4)
         index = self.head.postprocess(tagged, scores)[..., 0].long()  # the same selection
-        found = []
+        objects = []
         for row, query, geometry in zip(rows, index, geometries, strict=True):
             keep = (row[:, 4] > conf).nonzero().flatten()[:max_det]
             height, width = geometry.source
             boxes = corners(row[keep, :4].float()) * row.new_tensor([width, height] * 2, dtype=torch.float32)
-            found.append(query_objects(boxes, row[keep, 4], row[keep, 5].long(), query[keep], self.names, geometry))
-        return found
+            objects.append(query_objects(boxes, row[keep, 4], row[keep, 5].long(), query[keep], self.names, geometry))
+        return objects
 
     def score(self, outputs: RtdetrOutputs, objects: list[Objects], target: str) -> Tensor:
         """See `Adapter.score`."""
@@ -136,12 +130,12 @@ class RtdetrAdapter(Adapter):
         if target in BOX_TARGETS:
             height, width = outputs.size
             boxes = outputs.boxes[image, query]
-            return side_score(boxes * boxes.new_tensor([width, height] * 2), target)
+            return side_score(sides_from_corner(boxes * boxes.new_tensor([width, height] * 2)), target)
         return class_score(outputs.logits[image, query], torch.cat([o.class_ids for o in objects]), target)
 
     @torch.no_grad()
     def candidates(self, outputs: RtdetrOutputs) -> tuple[Tensor, Tensor, Tensor]:
-        """See `Adapter.candidates`: one for every query."""
+        """See `Adapter.candidates`: one candidate per query."""
         return sigmoid_candidates(outputs.logits, outputs.boxes, outputs.size)
 
     @torch.no_grad()
@@ -154,7 +148,7 @@ class RtdetrAdapter(Adapter):
         return query_objects(boxes, scores, class_ids, candidates, self.names, geometry)
 
     def layers(self, preset: str) -> LayerPlan:
-        """See `Adapter.layers`: "level" are the maps that enter the decoder, all of which every query reads."""
+        """See `Adapter.layers`: "level" are the maps that enter the decoder; every query reads all of them."""
         if preset == "level":
             names = self._inputs_of(len(self.sequence) - 1)
         else:  # the encoder reads the backbone's last layer and, through skips, earlier ones
@@ -168,16 +162,16 @@ class RtdetrAdapter(Adapter):
 
     @torch.no_grad()
     def gain_forward(self, maps: list[Tensor]) -> Callable[[list[Tensor]], RtdetrOutputs]:
-        """See `Adapter.gain_forward`: the decoder; see `detcam.adapters.shared.deformable` for why that is cheaper."""
+        """See `Adapter.gain_forward`: the decoder; `detcam.adapters.shared.deformable` says why that is cheaper."""
         head = self.head
         memory, shapes = head._get_encoder_input(list(maps))  # [1, cells, hidden]
         _, anchors = head._get_decoder_input(memory, shapes)[:2]  # fills the head's cache of anchors
-        still = torch.cat([p(m.new_zeros(1, m.shape[1], 1, 1)) for p, m in zip(head.input_proj, maps, strict=True)])
-        still = still.flatten(1)  # [levels, hidden]: what an empty map is projected to
+        empty = torch.cat([p(m.new_zeros(1, m.shape[1], 1, 1)) for p, m in zip(head.input_proj, maps, strict=True)])
+        empty = empty.flatten(1)  # [levels, hidden]: projections of an empty map
         ranks = head.enc_score_head(head.enc_output(head.valid_mask * memory)).amax(dim=2)
         best = ranks.topk(anchors.shape[1], dim=1).indices[0]
         counts = torch.tensor([h * w for h, w in shapes], device=memory.device)
-        fixed = still.repeat_interleave(counts, dim=0)[best]  # [queries, hidden]
+        fixed = empty.repeat_interleave(counts, dim=0)[best]  # [queries, hidden]
         valid = head.valid_mask[0, best].to(memory)
 
         def run(gains: list[Tensor]) -> RtdetrOutputs:
@@ -187,7 +181,7 @@ class RtdetrAdapter(Adapter):
             boxes = head.enc_bbox_head(content) + head.anchors[:, best]
             if head.learnt_init_query:
                 content = head.tgt_embed.weight[None, : len(best)]
-            with _gained_attention(head.decoder, gain, still):
+            with _attention_with_gains(head.decoder, gain, empty):
                 boxes, logits = head.decoder(
                     content, boxes, memory, shapes, head.dec_bbox_head, head.dec_score_head, head.query_pos_head
                 )
@@ -196,18 +190,18 @@ class RtdetrAdapter(Adapter):
         return run
 
     def _inputs_of(self, layer: int) -> list[int]:
-        """The indices of the layers that feed `layer`, in its own order."""
+        """The indices of the layers that feed `layer`, in the order of its inputs."""
         source: Any = self.sequence[layer].f
         sources = [source] if isinstance(source, int) else source
         return [layer + i if i < 0 else i for i in sources]
 
 
 @contextmanager
-def _gained_attention(decoder: Any, gain: Tensor, still: Tensor) -> Iterator[None]:
-    """While active, cross-attention of the private view's decoder reads its maps under gains."""
+def _attention_with_gains(decoder: Any, gain: Tensor, empty: Tensor) -> Iterator[None]:
+    """Context in which the cross-attention of a private view's decoder reads its maps with gains."""
     attentions = [layer.cross_attn for layer in decoder.layers]
     for attention in attentions:
-        attention.forward = partial(_attend, attention, gain, still)
+        attention.forward = partial(_attend, attention, gain, empty)
     try:
         yield
     finally:
@@ -218,23 +212,23 @@ def _gained_attention(decoder: Any, gain: Tensor, still: Tensor) -> Iterator[Non
 def _attend(
     attention: Any,
     gain: Tensor,  # [1, cells]
-    still: Tensor,  # [levels, hidden]
+    empty: Tensor,  # [levels, hidden]
     query: Tensor,  # [1, Q, hidden]
     reference: Tensor,  # [1, Q, 1, 4]
     memory: Tensor,  # [1, cells, hidden]
     shapes: list[list[int]],
     mask: Tensor | None = None,
 ) -> Tensor:
-    """Multi-scale deformable attention (Zhu 2021, equation 3), with boxes as references, under gains."""
+    """Multi-scale deformable attention (Zhu 2021, equation 3), with boxes as references and gains at the cells."""
     heads = attention.n_heads
     with torch.no_grad():
         values = attention.value_proj(memory).unflatten(2, (heads, -1))
-        biases = attention.value_proj(still).unflatten(1, (heads, -1))
+        biases = attention.value_proj(empty).unflatten(1, (heads, -1))
     offsets = attention.sampling_offsets(query).unflatten(2, (heads, -1, 2))
     weights = attention.attention_weights(query).unflatten(2, (heads, -1)).softmax(dim=-1)
     box = reference[:, :, None]  # [1, Q, 1, 1, 4]
     places = box[..., :2] + offsets / attention.n_points * box[..., 2:] * 0.5
     levels = tuple((int(h), int(w)) for h, w in shapes)
-    samples = GainedSampling.apply(values, biases, gain, places, weights, levels)[0]
+    samples = GainSampling.apply(values, biases, gain, places, weights, levels)[0]
     mixed: Tensor = attention.output_proj(samples.flatten(2))
     return mixed
