@@ -1,4 +1,4 @@
-"""For every object that a detector or segmenter found: a heatmap of the pixels that made it say so."""
+"""A heatmap for every object that a detector or segmenter finds: which pixels made the model predict it."""
 
 from detcam import video
 from detcam.analysis.comparison import compare

@@ -18,8 +18,8 @@ LINK = re.compile(r"\]\((?!https?://|#)([^)#\s]+)")
 
 
 def test_the_site_builds_strictly_and_fetches_nothing(tmp_path: Path) -> None:
-    pytest.importorskip("mkdocs", reason="mkdocs-material is not installed: pip install '.[dev]'")
-    pytest.importorskip("mkdocstrings", reason="mkdocstrings is not installed: pip install '.[dev]'")
+    pytest.importorskip("mkdocs", reason="mkdocs is not installed: pip install '.[docs]'")
+    pytest.importorskip("mkdocstrings", reason="mkdocstrings is not installed: pip install '.[docs]'")
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path / "site")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -32,7 +32,7 @@ def test_the_site_builds_strictly_and_fetches_nothing(tmp_path: Path) -> None:
         )
         assert not fetched, f"{page.name} fetches {fetched}"
     # A file outside docs/ that a page links to comes along.
-    assert (tmp_path / "site" / "examples" / "own_model.py").read_text() == (ROOT / "examples/own_model.py").read_text()
+    assert (tmp_path / "site" / "examples" / "custom_model.py").read_text() == (ROOT / "examples/custom_model.py").read_text()
     assert "Explain every object of one picture" in (tmp_path / "site" / "api" / "index.html").read_text()
 
 
