@@ -1,4 +1,4 @@
-"""A loop of seeded mutations: every input gives a result or one of the package's errors, in time, without growth."""
+"""Seeded mutations: every input gives a result or one of the package's errors, within time and memory limits."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ from pathlib import Path
 
 from detcam.errors import DetcamError
 
-SHARE = float(os.environ.get("FUZZ", "5000")) / 1000  # inputs in all, in thousands; `make fuzz` gives 100,000
-SLOW = float(os.environ.get("FUZZ_SECONDS", "10"))  # wall seconds an input may take on a busy machine
-HANG = 120.0  # seconds after which the whole process is ended, with a traceback
-GROWTH = 128 * 2**20  # bytes of resident memory after the first tenth
+FEWEST = 20  # inputs of each kind by default
+SHARE = float(os.environ.get("FUZZ", "0")) / 1000  # thousands of inputs in all; `make nightly` sets FUZZ=100000
+SLOW = float(os.environ.get("FUZZ_SECONDS", "10"))  # seconds of processor time that an input may take
+HANG = 120.0  # seconds after which the process ends, with a traceback
+GROWTH = 128 * 2**20  # bytes that resident memory may grow by after the first tenth
 TOKENS = (
     b"nan", b"-inf", b"1e999", b"-1", b"0", b"9" * 25, b"9" * 5000, "²".encode(), "٣".encode(), b"0.5", b"\x00", b"\x1b[2J",
     b"\xff\xfe", b"\xed\xa0\x80", b"[" * 3000, b"{" * 300, b"null", b"true", b'""', b"- ", b"*a", b"&a ", b"!!python/name:os.system ",
@@ -32,16 +33,30 @@ def fuzz(
     made: Callable[[random.Random], bytes],
     read: Callable[[bytes], object],
     check: Callable[[object], None] = lambda result: None,
+    expected: tuple[str, ...] = ("read",),
 ) -> Counter[str]:
-    """Read `thousandths` of all inputs, each made from its own seed, and print what came of them."""
-    count = max(int(thousandths * SHARE), 20)
+    """Read mutated inputs, each made from its own seed, and print a count of the outcomes.
+
+    Args:
+        name: Kind of input.
+        seed: Seed of all inputs.
+        thousandths: Share of all inputs that are of this kind.
+        made: Makes an input.
+        read: Reads an input; may raise errors of the package.
+        check: Checks the result of `read`.
+        expected: Outcomes ("read", or an error's class) that must occur; inputs are made until they have, up to 50
+            times as many.
+    """
+    count = max(int(thousandths * SHARE), FEWEST)
     outcomes: Counter[str] = Counter()
     slowest = 0.0
     settled = 0
-    for i in range(count):
+    for i in range(50 * count):
+        if i >= count and all(outcomes[kind] for kind in expected):
+            break
         data = made(random.Random(f"{name} {seed} {i}"))
         faulthandler.dump_traceback_later(HANG, exit=True, file=sys.__stderr__)
-        began = time.perf_counter()
+        began = time.process_time()
         try:
             result = read(data)
         except DetcamError as error:
@@ -55,28 +70,30 @@ def fuzz(
         else:
             outcomes["read"] += 1
             check(result)
-        took = time.perf_counter() - began
+        took = time.process_time() - began
         slowest = max(slowest, took)
         assert took < SLOW, f"{name}: input {i} of seed {seed} took {took:.1f} s"
         if i == count // 10:
             settled = resident()
     faulthandler.cancel_dump_traceback_later()
     grown = resident() - settled
+    total = sum(outcomes.values())
     print(
-        f"{name}: {count} inputs of seed {seed}: {dict(outcomes)}, slowest {slowest:.2f} s, grown {grown / 2**20:.0f} MiB"
+        f"{name}: {total} inputs of seed {seed}: {dict(outcomes)}, slowest {slowest:.2f} s, {grown / 2**20:.0f} MiB more"
     )
     assert grown < GROWTH
+    assert all(outcomes[kind] for kind in expected), outcomes
     return outcomes
 
 
 def resident() -> int:
-    """Bytes of memory that this process holds; 0 where the system does not say."""
+    """Bytes of memory that this process holds; 0 where the system does not tell."""
     status = Path("/proc/self/statm")
     return int(status.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") if status.exists() else 0
 
 
 def mutated(data: bytes, random: random.Random, others: list[bytes] | None = None) -> bytes:
-    """The same bytes with a few things done to them; now and then none."""
+    """A copy of `data` with up to eight random changes."""
     changed = bytearray(data)
     for _ in range(random.choice((0, 1, 1, 1, 2, 3, 8))):
         place = random.randrange(len(changed) + 1)

@@ -1,4 +1,4 @@
-"""Mutated videos: frames or an error, and no more frames than bytes."""
+"""Mutated videos give frames or an error."""
 
 import random
 import sys
@@ -19,7 +19,7 @@ KINDS = (
     ("plain.mp4", "libx264", None), ("sound.mp4", "libx264", "aac"), ("lossless.mkv", "ffv1", None),
     ("old.avi", "mpeg4", None), ("web.webm", "libvpx", None), ("stream.ts", "mpeg2video", None),
 )  # fmt: skip
-MOST = 300  # frames that are looked at
+MOST = 300  # frames that are read
 
 
 def test_mutated_videos(seed: int, tmp_path: Path) -> None:
@@ -39,5 +39,4 @@ def test_mutated_videos(seed: int, tmp_path: Path) -> None:
         assert isinstance(result, list)
         assert all(image.dtype == np.uint8 and image.shape == result[0].shape for image in result)
 
-    outcomes = fuzz("videos", seed, 30, made, read, check)
-    assert outcomes["read"]
+    fuzz("videos", seed, 30, made, read, check)
