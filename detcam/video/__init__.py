@@ -1,14 +1,15 @@
-"""Videos: every frame, every object, its heatmap.
+"""Videos: heatmaps for the objects of every frame.
 
-`for frame in detcam.video.explain(source, explainer): ...` gives frames with objects, tracks and heatmaps; `Sink`
-writes pictures to a file; `write` does both, which is what `detcam video` runs.
+`detcam.video.explain(source, explainer)` yields frames with objects, tracks and heatmaps; `Sink` writes images to a
+video file; `write`, which `detcam video` runs, does both.
 """
 
 from detcam.video.frame import Frame
+from detcam.video.open import open_source
 from detcam.video.paint import VIEWS, Style
 from detcam.video.pipeline import Stats, explain
 from detcam.video.sink import Sink
-from detcam.video.source import Source, open_source
+from detcam.video.source import Source
 from detcam.video.tracks import Heat
 from detcam.video.writer import write
 

@@ -1,4 +1,4 @@
-"""Sound, copied packet by packet from one file to another."""
+"""Sound: copied packet by packet from the source to the output, without decoding."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from detcam.video.container import import_av, open_container
 
 
 class Sound:
-    """The sound of one file on its way into another.
+    """Copies the sound of a file into another container.
 
     Args:
         url: the file with the sound.
-        output: PyAV's container that it goes to, before its header is written.
+        output: PyAV's output container, before its header is written.
 
     Attributes:
-        left_out: codecs that the output's format cannot hold, so that they are not copied.
+        left_out: codecs that are not copied because the output format does not support them.
     """
 
     def __init__(self, url: str, output: Any) -> None:
@@ -37,7 +37,7 @@ class Sound:
         self._next = next(self._packets, None)
 
     def _read(self) -> Iterator[tuple[Fraction, Any]]:
-        """Packets with the time at which they start, until the file ends or breaks off."""
+        """(start time, packet), until the end of the file or the first damage."""
         chosen = [stream for stream in self._input.streams.audio if stream.index in self._streams]
         if not chosen:
             return
@@ -53,7 +53,7 @@ class Sound:
             return
 
     def copy(self, until: float | None = None) -> None:
-        """Copy what starts before `until` seconds, or all that is left."""
+        """Copy the packets that start before `until` seconds, or all remaining packets."""
         while self._next is not None and (until is None or self._next[0] < until):
             packet = self._next[1]
             packet.stream = self._streams[packet.stream_index]
@@ -61,5 +61,5 @@ class Sound:
             self._next = next(self._packets, None)
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         self._input.close()

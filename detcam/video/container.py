@@ -1,4 +1,4 @@
-"""FFmpeg's containers, opened so that a file is nothing but itself."""
+"""FFmpeg containers, opened without access to other files."""
 
 from __future__ import annotations
 
@@ -8,40 +8,40 @@ from typing import Any
 
 from detcam.errors import DependencyError, InputError
 
-LIVE = ("rtsp", "rtsps", "rtmp", "rtmps", "rtp", "udp", "srt")  # streams that do not wait for whoever reads them
+LIVE = ("rtsp", "rtsps", "rtmp", "rtmps", "rtp", "udp", "srt")  # live streams, which do not wait for the reader
 SCHEMES = (*LIVE, "http", "https")
-PATIENCE = 15.0  # seconds that a stream may keep silent
-# What a file may be. FFmpeg goes by what is in it: a text that calls itself a playlist would open other files and urls.
+TIMEOUT = 15.0  # seconds without data after which a stream has failed
+# Formats of files. FFmpeg detects the format from the content, and a playlist would open other files and URLs.
 CONTAINERS = (
     "mov,mp4,3gp,matroska,webm,avi,mpegts,mpeg,mpegvideo,m4v,flv,live_flv,ogg,asf,gif,apng,mjpeg,mjpeg_2000,h264,hevc,"
     "av1,obu,vc1,ivf,dv,mxf,gxf,nut,rm,wtv,swf,yuv4mpegpipe"
 )
-MAX_PIXELS = 2**26  # of a frame; 8K has half as many, and a decoder keeps up to sixteen
+MAX_PIXELS = 2**26  # of a frame: twice as many as 8K; a decoder keeps up to sixteen frames
 
 
 def open_container(url: str) -> Any:
-    """What PyAV opens of a file or url: of a file nothing but that file, as one of `CONTAINERS`.
+    """Open a file or URL with PyAV; a file must be in one of the formats `CONTAINERS`, and cannot refer to other files.
 
     Raises:
-        InputError: for another kind of url.
-        av.error.FFmpegError, OSError, ValueError: if it is no video.
+        InputError: for a URL of another scheme than `SCHEMES`.
+        av.error.FFmpegError, OSError, ValueError: if it is not a video.
     """
     av = import_av()
     if "://" not in url:
         options = {"protocol_whitelist": "file", "format_whitelist": CONTAINERS}
-        return av.open(os.path.abspath(url), options=options)  # a relative `concat:a` would be no file's name
+        return av.open(os.path.abspath(url), options=options)  # a relative `concat:a` would be taken for a URL
     scheme = url.split("://")[0].lower()
     if scheme not in SCHEMES:
-        raise InputError(f"{url}: urls of {scheme!r} are not read: give a file, or one of {' '.join(SCHEMES)}")
+        raise InputError(f"{url}: URLs of {scheme!r} are not read: give a file, or a URL of {' '.join(SCHEMES)}")
     options = {"rtsp_transport": "tcp"} if scheme.startswith("rtsp") else {}
-    return av.open(url, timeout=PATIENCE, options=options)
+    return av.open(url, timeout=TIMEOUT, options=options)
 
 
 def import_av() -> Any:
-    """PyAV, with FFmpeg's own messages off.
+    """Import PyAV, with FFmpeg's log messages off.
 
     Raises:
-        DependencyError: if it is not installed.
+        DependencyError: if PyAV is not installed.
     """
     fresh = "av" not in sys.modules
     try:
@@ -54,7 +54,7 @@ def import_av() -> Any:
 
 
 def reason(error: Exception) -> str:
-    """What FFmpeg or the system complains about, in a few words."""
+    """The message of an error of FFmpeg or the system, in a few words."""
     number = getattr(error, "errno", None)
     if isinstance(error, OSError) and isinstance(number, int) and number > 0:
         return os.strerror(number).lower()

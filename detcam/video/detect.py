@@ -1,4 +1,4 @@
-"""Frames through the model: some explained, the others only detected, both by the same adapter."""
+"""Detection: frames go through the model; some are explained, the others are only detected."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from detcam.types import Objects
 from detcam.video.source import Picture
 from detcam.video.stages import Clock
 
-LONGEST = 30  # frames that a heatmap is carried at most, when a budget chooses
-PREFERRED = 5  # frames; where the user's method would have to be carried for longer, a cheaper one is taken
-TOGETHER = 3  # batches that are read at once, so that frames to explain and others each fill theirs
-SPARE = 0.8  # share of the budget's time that the model may take: the other stages want some
+LONGEST = 30  # largest K that a budget chooses
+PREFERRED = 5  # with a larger K than this, a budget chooses the cheaper method
+TOGETHER = 3  # batches that are read at once, so that frames to explain and other frames fill batches of their own
+SPARE = 0.8  # share of the budget's time for the model; the rest is for the other stages
 
 
 @dataclass(frozen=True)
-class Found:
-    """One frame and what the model found in it; `explanation` is None where it was only detected."""
+class DetectedFrame:
+    """A frame and its objects; `explanation` is None if the frame was only detected."""
 
     index: int
     picture: Picture
@@ -37,14 +37,14 @@ class Found:
 
 
 def detect(explainer: Explainer, images: list[np.ndarray]) -> list[tuple[Objects, Geometry]]:
-    """The objects that `explainer` would explain, without explaining them.
+    """Detect the objects that `explainer` would explain, without explaining them.
 
     Args:
-        explainer: whose model and thresholds to use.
-        images: [H, W, 3] uint8 RGB, all of one size; they go through the model together.
+        explainer: gives the model and the thresholds.
+        images: [H, W, 3] uint8 RGB, all of one size; they form one batch.
 
     Returns:
-        The objects of each picture, and how it lay in the network's input.
+        The objects of each image, and its placement in the network's input.
     """
     if not images:
         return []
@@ -59,19 +59,19 @@ def detect(explainer: Explainer, images: list[np.ndarray]) -> list[tuple[Objects
 
 
 class Pace:
-    """Which frames are explained: each K-th, none, or as many as a budget allows.
+    """Decides which frames are explained: every K-th, none, or as many as a budget allows.
 
-    With a budget, K follows what a detected and an explained frame were last seen to cost.
+    With a budget, K follows the recent cost of detecting and of explaining a frame.
 
     Attributes:
-        every: the K of now; 0 explains nothing.
+        every: the current K; 0: no frame is explained.
     """
 
     def __init__(self, every: int = 1, budget: float | None = None) -> None:
         self.every = every
         self._budget = budget
-        self._since = LONGEST + every  # frames since the last one that was explained
-        self._plain = self._dear = 0.0  # seconds for a frame without and with an explanation
+        self._since = LONGEST + every  # frames since the last explained frame
+        self._plain = self._explained = 0.0  # seconds for a frame without and with an explanation
 
     def due(self) -> bool:
         """Whether the next frame is to be explained."""
@@ -82,72 +82,73 @@ class Pace:
         return True
 
     def note(self, frames: int, explained: bool, seconds: float) -> None:
-        """`frames` frames took `seconds` in the model."""
+        """Record that `frames` frames took `seconds` in the model."""
         if self._budget is None or not frames:
             return
         each = seconds / frames
         if explained:
-            self._dear = each if not self._dear else 0.8 * self._dear + 0.2 * each
+            self._explained = each if not self._explained else 0.8 * self._explained + 0.2 * each
         else:
             self._plain = each if not self._plain else 0.8 * self._plain + 0.2 * each
-        if self._plain and self._dear:
-            self.every = period(self._budget, self._plain, self._dear)
+        if self._plain and self._explained:
+            self.every = period(self._budget, self._plain, self._explained)
 
 
-def period(budget: float, plain: float, dear: float) -> int:
-    """The least K with which `budget` frames a second can be met, at most LONGEST.
+def period(budget: float, plain: float, explained: float) -> int:
+    """The smallest K that allows `budget` frames per second, at most LONGEST.
 
-    One frame in K takes `dear` seconds in the model, the others `plain`.
+    One frame in K takes `explained` seconds in the model, the others `plain` seconds.
     """
     spare = SPARE / budget - plain
-    extra = max(dear - plain, 0.0)
+    extra = max(explained - plain, 0.0)
     return LONGEST if spare * LONGEST <= extra else max(math.ceil(extra / spare), 1)
 
 
 @dataclass(frozen=True)
 class Choice:
-    """What a budget led to."""
+    """The explainer and the K for a budget, and a sentence about them for the user."""
 
     explainer: Explainer
     every: int
-    words: str
+    description: str
 
 
 def choose(images: list[np.ndarray], explainer: Explainer, budget: float, cheaper: Explainer | None) -> Choice:
-    """The explainer and the K for `budget` frames a second, measured on some frames of the video.
+    """Choose the explainer and the K for `budget` frames per second, by timing some frames of the video.
 
     Args:
-        images: frames to measure on, [H, W, 3] uint8 RGB.
-        explainer: what the user asked for.
+        images: frames to time, [H, W, 3] uint8 RGB.
+        explainer: the explainer that the user asked for.
         budget: frames per second.
-        cheaper: what to fall back on where `explainer` would explain too few frames.
+        cheaper: fallback if `explainer` would explain too few frames.
     """
     plain = _seconds(lambda image: detect(explainer, [image]), images)
-    dear = _seconds(explainer, images)
-    every = period(budget, plain, dear)
-    said = f"{explainer.settings['method']} on every {_ordinal(every)} frame"
+    explained = _seconds(explainer, images)
+    every = period(budget, plain, explained)
+    choice = f"{explainer.settings['method']} on every {_ordinal(every)} frame"
     if every > PREFERRED and cheaper is not None and cheaper.settings != explainer.settings:
         cheap = _seconds(cheaper, images)
-        if cheap < dear:
+        if cheap < explained:
             explainer, every = cheaper, period(budget, plain, cheap)
             layers = ", ".join(explainer.settings["layers"])
-            said = f"{explainer.settings['method']} at {layers} on every {_ordinal(every)} frame, for {said} is slower"
-            dear = cheap
-    cost = f"a frame takes {plain * 1000:.0f} ms to detect, {dear * 1000:.0f} ms to explain"
-    short = "; the detector alone is too slow for it" if plain > 1 / budget else ""
-    return Choice(explainer, every, f"budget of {budget:g} frames a second: {said} ({cost}{short})")
+            method = explainer.settings["method"]
+            choice = f"{method} at {layers} on every {_ordinal(every)} frame, because {choice} is slower"
+            explained = cheap
+    cost = f"a frame takes {plain * 1000:.0f} ms to detect, {explained * 1000:.0f} ms to explain"
+    short = "; the detector alone is too slow for this budget" if plain > 1 / budget else ""
+    return Choice(explainer, every, f"budget of {budget:g} frames a second: {choice} ({cost}{short})")
 
 
 def _seconds(run: object, images: list[np.ndarray]) -> float:
-    """What one call takes: the median, after one that is not counted."""
+    """Median duration of a call; the first call is a warm-up."""
     assert callable(run)
     run(images[0])
-    taken = []
+    durations = []
     for image in images:
         begin = perf_counter()
         run(image)
-        taken.append(perf_counter() - begin)
-    return median(taken)
+        durations.append(perf_counter() - begin)
+    return median(durations)
 
 
 def _ordinal(number: int) -> str:
@@ -155,32 +156,34 @@ def _ordinal(number: int) -> str:
     return f"{number}{ending}"
 
 
-def found(pictures: Iterator[Picture], explainer: Explainer, pace: Pace, batch: int, clock: Clock) -> Iterator[Found]:
-    """Each frame with its objects, in order; up to `batch` frames go through the model together."""
+def detected_frames(
+    pictures: Iterator[Picture], explainer: Explainer, pace: Pace, batch: int, clock: Clock
+) -> Iterator[DetectedFrame]:
+    """Frames with their objects, in order; up to `batch` frames go through the model together."""
     index = 0
-    while some := list(islice(pictures, batch * min(max(pace.every, 1), TOGETHER if batch > 1 else 1))):
-        due = [pace.due() for _ in some]
-        wanted, rest = ([p for p, flag in zip(some, due, strict=True) if flag is which] for which in (True, False))
+    while frames := list(islice(pictures, batch * min(max(pace.every, 1), TOGETHER if batch > 1 else 1))):
+        due = [pace.due() for _ in frames]
+        to_explain, rest = ([p for p, flag in zip(frames, due, strict=True) if flag is part] for part in (True, False))
         explained: list[Explanation] = []
         plain: list[tuple[Objects, Geometry]] = []
         begin = perf_counter()
         with clock("explain"):
-            for few in _batches(wanted, batch):
-                explained += explainer([p.image for p in few])
+            for some in _batches(to_explain, batch):
+                explained += explainer([p.image for p in some])
         middle = perf_counter()
         with clock("detect"):
-            for few in _batches(rest, batch):
-                plain += detect(explainer, [p.image for p in few])
-        pace.note(len(wanted), True, middle - begin)
+            for some in _batches(rest, batch):
+                plain += detect(explainer, [p.image for p in some])
+        pace.note(len(to_explain), True, middle - begin)
         pace.note(len(rest), False, perf_counter() - middle)
-        both = iter(explained), iter(plain)
-        for picture, flag in zip(some, due, strict=True):
+        explanations, detections = iter(explained), iter(plain)
+        for picture, flag in zip(frames, due, strict=True):
             if flag:
-                explanation = next(both[0])
-                yield Found(index, picture, explanation.objects, explanation.geometry, explanation)
+                explanation = next(explanations)
+                yield DetectedFrame(index, picture, explanation.objects, explanation.geometry, explanation)
             else:
-                objects, geometry = next(both[1])
-                yield Found(index, picture, objects, geometry, None)
+                objects, geometry = next(detections)
+                yield DetectedFrame(index, picture, objects, geometry, None)
             index += 1
 
 

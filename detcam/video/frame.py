@@ -1,4 +1,4 @@
-"""One frame of a video with its objects, and the ways to look at it."""
+"""Frame: one image of a video with its objects, tracks and heatmaps."""
 
 from __future__ import annotations
 
@@ -19,18 +19,19 @@ from detcam.video.tracks import Heat, window_of
 
 @dataclass(frozen=True)
 class Frame:
-    """One frame, its N objects, and what each one's heatmap is.
+    """A frame of a video with its N objects and their heatmaps.
 
     Attributes:
         index: number of the frame, from 0.
-        time: seconds since the source began.
-        duration: seconds that it is shown, or None.
+        time: seconds since the start of the source.
+        duration: seconds for which it is shown, or None.
         image: [H, W, 3] uint8 RGB.
-        objects: the objects, in the order of the library's own predict call.
-        tracks: a number for each object, the same from frame to frame.
-        heats: what each object's track carries; None for one that was not explained yet.
-        explained: whether this very frame was explained; if not, its heatmaps are earlier ones, moved along.
-        geometry: how the picture lay in the network's input.
+        objects: the objects, in the order of the library's predict call.
+        tracks: track number of each object, the same from frame to frame.
+        heats: heat of each object's track; None if the track was not explained yet.
+        explained: whether this frame was explained; if not, its heatmaps come from earlier frames and move with the
+            boxes.
+        geometry: placement of the image in the network's input.
     """
 
     index: int
@@ -52,7 +53,7 @@ class Frame:
         return [i for i, heat in enumerate(self.heats) if heat is not None and heat.scale > 0]
 
     def cells(self, chosen: list[int]) -> tuple[Tensor, Tensor]:
-        """Coarse heatmaps [K, h, w] in [0, 1] of some warm objects, and the part of each that fills the picture [K, 4].
+        """Coarse heatmaps [K, h, w] in [0, 1] of some warm objects, and the window [K, 4] of each that fills the image.
 
         Windows are (left, top, right, bottom) in cells, as `detcam.ops.overlay` takes them.
         """
@@ -77,7 +78,7 @@ class Frame:
 
     @cached_property
     def heatmaps(self) -> Tensor:
-        """[N, H, W] float32 in [0, 1] at source resolution on the model's device; zero where none is known."""
+        """[N, H, W] float32 in [0, 1] at source resolution on the model's device; zero for objects without one."""
         height, width = self.geometry.source
         device = self.objects.boxes.device
         whole = torch.zeros(len(self), height, width, device=device)
@@ -91,7 +92,7 @@ class Frame:
         return whole
 
     def overlay(self, style: Style | None = None) -> np.ndarray:
-        """The frame with heatmaps, boxes and labels: [H, W, 3] uint8 RGB, twice as wide side by side."""
+        """The frame with heatmaps, boxes and labels: [H, W, 3] uint8 RGB; twice as wide if side by side."""
         style = style or Style()
         chosen = style.chosen(self.objects, self.tracks)
         warm = [i for i in chosen if i in set(self.warm)]
@@ -103,7 +104,7 @@ class Frame:
         return np.concatenate([self.image, picture], axis=1) if style.side_by_side else picture
 
     def _places(self, warm: list[int], view: str) -> Tensor:
-        """[K, 4] where heatmaps are drawn: each in its box, or all over what the network saw of the picture."""
+        """[K, 4] region of each heatmap: its box, or for "fused" the part of the image that the network saw."""
         boxes = self.objects.boxes[warm].float()
         if view != "fused":
             return boxes
@@ -111,15 +112,15 @@ class Frame:
         return boxes.new_tensor([columns.start, rows.start, columns.stop, rows.stop]).expand(len(warm), 4)
 
     def rows(self) -> list[dict[str, Any]]:
-        """One row per object: plain numbers and strings, see docs/video.md."""
-        found = self.objects
-        boxes, scores, classes = found.boxes.tolist(), found.scores.tolist(), found.class_ids.tolist()
+        """A row for each object, as plain numbers and strings; see docs/video.md."""
+        objects = self.objects
+        boxes, scores, classes = objects.boxes.tolist(), objects.scores.tolist(), objects.class_ids.tolist()
         return [
             {
                 "frame": self.index,
                 "time": round(self.time, 6),
                 "track": self.tracks[i],
-                "label": found.labels[i],
+                "label": objects.labels[i],
                 "class_id": classes[i],
                 "score": round(scores[i], 6),
                 "box": [round(side, 3) for side in boxes[i]],

@@ -1,4 +1,4 @@
-"""Frames with heatmaps, boxes and labels."""
+"""Painting: heatmaps, boxes and labels on video frames."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from detcam.types import Objects
 
 VIEWS = {
     "boxes": "the heatmap of each object inside its box",
-    "fused": "one layer of all heatmaps, the hottest in front, over the whole picture",
+    "fused": "one layer of all heatmaps, the hottest in front, over the whole image",
     "none": "boxes and labels only; nothing is explained",
 }
-# Colours that stay apart from one another and from the warm tones of the default colour map, RGB.
+# RGB; distinct from one another and from the warm tones of the default colour map.
 TRACK_COLOURS = (
     (64, 224, 255), (120, 255, 120), (255, 255, 255), (190, 160, 255), (0, 200, 160), (255, 170, 230),
     (90, 150, 255), (200, 255, 60), (170, 210, 255), (0, 240, 90), (225, 225, 150), (150, 150, 255),
@@ -28,16 +28,16 @@ TRACK_COLOURS = (
 
 @dataclass(frozen=True)
 class Style:
-    """What is drawn of a frame, and how.
+    """Drawing style of a frame.
 
     Attributes:
-        view: a name of VIEWS.
+        view: a key of VIEWS.
         classes: names of the classes to draw; None: all.
-        track: the one track to draw; None: all.
-        strongest: draw only so many objects, those with the highest scores; None: all.
-        side_by_side: whether the untouched frame stands to the left.
+        track: number of the only track to draw; None: all.
+        strongest: number of objects to draw, those with the highest scores; None: all.
+        side_by_side: whether the original frame is shown on the left.
         alpha: opacity of the hottest pixel, in [0, 1].
-        colormap: a name of `detcam.render.COLORMAPS`.
+        colormap: a key of `detcam.render.COLORMAPS`.
 
     Raises:
         InputError: for a value that cannot be used.
@@ -62,7 +62,7 @@ class Style:
             raise InputError(f"alpha: expected a number in [0, 1], got {self.alpha}")
 
     def chosen(self, objects: Objects, tracks: list[int]) -> list[int]:
-        """Positions of the objects to draw, strongest last, so that they lie on top."""
+        """Positions of the objects to draw, by increasing score: the strongest are drawn on top."""
         places = [
             i
             for i, (label, track) in enumerate(zip(objects.labels, tracks, strict=True))
@@ -74,7 +74,7 @@ class Style:
 
 
 def labelled(picture: np.ndarray, objects: Objects, tracks: list[int], chosen: list[int]) -> None:
-    """Draw the boxes and labels of the chosen objects into a picture [H, W, 3] uint8 RGB."""
+    """Draw the boxes and labels of the chosen objects on an image [H, W, 3] uint8 RGB, in place."""
     boxes, scores = objects.boxes.tolist(), objects.scores.tolist()
     for i in chosen:
         title = f"{objects.labels[i]} {tracks[i]} {scores[i]:.2f}"
@@ -82,14 +82,14 @@ def labelled(picture: np.ndarray, objects: Objects, tracks: list[int], chosen: l
 
 
 def heated(image: np.ndarray, maps: Tensor, windows: Tensor, boxes: Tensor, style: Style) -> np.ndarray:
-    """The picture with heatmaps: composited where the maps are, so that it goes to a GPU once and comes back once.
+    """The image with heatmaps, composited on the device of the maps.
 
     Args:
         image: [H, W, 3] uint8 RGB.
         maps: [K, h, w] in [0, 1].
-        windows: [K, 4], the part of each map that fills the picture, in cells.
-        boxes: [K, 4], where each is drawn, in source pixels.
-        style: its colours.
+        windows: [K, 4], the part of each map that fills the image, in cells.
+        boxes: [K, 4], the region in which each is drawn, in source pixels.
+        style: gives opacity and colour map.
     """
     lut = _lut(style.colormap).to(maps.device)
     index = torch.zeros(len(maps), dtype=torch.int64, device=maps.device)
@@ -100,7 +100,7 @@ def heated(image: np.ndarray, maps: Tensor, windows: Tensor, boxes: Tensor, styl
 
 
 def uploaded(image: np.ndarray, device: torch.device) -> Tensor:
-    """[H, W, 3] uint8 on the device; the copy to a GPU does not hold up the caller."""
+    """[H, W, 3] uint8 on the device; the copy to a GPU is asynchronous."""
     picture = torch.from_numpy(image)
     if device.type == "cuda":
         picture = picture.pin_memory()

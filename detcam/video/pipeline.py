@@ -1,4 +1,4 @@
-"""The way of the frames: decode, model, tracks; each stage in a thread of its own, the queues between them bounded."""
+"""Pipeline: decoding, model and tracking, each in its thread, with bounded queues between them."""
 
 from __future__ import annotations
 
@@ -11,27 +11,28 @@ import torch
 
 from detcam.errors import InputError
 from detcam.explainer import Explainer
-from detcam.video.detect import Found, Pace, choose, found
+from detcam.video.detect import DetectedFrame, Pace, choose, detected_frames
 from detcam.video.energy import energies
 from detcam.video.frame import Frame
-from detcam.video.source import Picture, Source, open_source
+from detcam.video.open import open_source
+from detcam.video.source import Picture, Source
 from detcam.video.stages import Ahead, Clock, timed
 from detcam.video.tracks import HeatMemory, Tracker
 
-ROOM = 4  # finished items that may wait before a stage
-TRIED = 4  # frames that a budget is measured on
+ROOM = 4  # capacity of the queue before a stage
+TRIED = 4  # frames that are timed for a budget
 
 
 class Stats:
-    """What a run did and where its time went.
+    """Counts and times of a run.
 
     Attributes:
-        frames, explained, objects: frames handed out, those of them that were explained, objects in all of them.
-        tracks: numbers given so far.
-        dropped: frames of a live source that nobody was ready for.
-        every: each K-th frame is explained; 0: none. With a budget, the K of now.
-        choice: what a budget led to, in words, or None.
-        clocks: thread -> its clock.
+        frames, explained, objects: number of frames yielded, of explained frames among them, of objects in all of them.
+        tracks: number of tracks so far.
+        dropped: number of frames of a live source that were not read in time.
+        every: every K-th frame is explained; 0: none. With a budget, the current K.
+        choice: what a budget led to, as a sentence, or None.
+        clocks: name of a thread -> its clock.
     """
 
     def __init__(self) -> None:
@@ -45,7 +46,7 @@ class Stats:
         return self.clocks.setdefault(thread, Clock())
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything as plain numbers; seconds of each part of each thread, which add up to "alive"."""
+        """All counts, and the seconds of each part of each thread, which add up to "alive"."""
         counts = ("frames", "explained", "objects", "tracks", "dropped", "every", "choice")
         seconds = {name: clock.to_dict() for name, clock in self.clocks.items()}
         return {**{name: getattr(self, name) for name in counts}, "seconds": seconds}
@@ -63,23 +64,23 @@ def explain(
     stats: Stats | None = None,
     stop: threading.Event | None = None,
 ) -> Iterator[Frame]:
-    """Every frame of a video with its objects, their tracks and heatmaps.
+    """Yield every frame of a video with its objects, their tracks and heatmaps.
 
-    Decoding and the model run ahead in threads of their own. Leaving the loop early ends them.
+    Decoding and the model run ahead in separate threads. Leaving the loop early ends the threads.
 
     Args:
-        source: what `open_source` takes, or a `Source`, which stays open.
-        explainer: what finds and explains the objects.
-        every: explain each K-th frame only, and carry its heatmaps along with the boxes in between; the model still
-            finds the objects of every frame. 0 explains nothing.
-        budget: frames per second to reach: K is chosen, and followed up, by what frames turn out to cost.
-        cheaper: with a budget, what to explain with if `explainer` is too slow for it.
+        source: any source for `open_source`; a `Source` stays open.
+        explainer: detects and explains the objects.
+        every: explain every K-th frame; in between, heatmaps move with their boxes. Objects are detected in every
+            frame. 0: explain nothing.
+        budget: frames per second to reach; K is chosen and adjusted by the measured cost of frames.
+        cheaper: explainer to use if `explainer` is too slow for the budget.
         steady: whether a track's heatmap is divided by the recent maximum of the track and follows a new map within
             a quarter of a second; if not, every map is divided by its own maximum.
         batch: frames that go through the model together. Default 4, 8 on a GPU, 1 for live sources.
-        limit: end after so many frames.
-        stats: filled while frames are handed out.
-        stop: ends the video when it is set, after the frame at hand.
+        limit: largest number of frames.
+        stats: updated with every frame.
+        stop: when set, the video ends after the current frame.
 
     Raises:
         InputError: if the source cannot be read or an option cannot be used.
@@ -89,17 +90,17 @@ def explain(
         raise InputError(f"every, budget: expected at least 0 and a number above 0, got {every}, {budget}")
     stats = stats or Stats()
     opened = open_source(source)
-    ours = opened is not source
+    owned = opened is not source
     pictures = timed(opened, stats.clock("decode"), "decode")
     return _frames(
-        opened, islice(pictures, limit), ours, explainer, (every, budget, cheaper), steady, batch, stats, stop
+        opened, islice(pictures, limit), owned, explainer, (every, budget, cheaper), steady, batch, stats, stop
     )
 
 
 def _frames(
     source: Source,
     pictures: Iterator[Picture],
-    ours: bool,
+    owned: bool,
     explainer: Explainer,
     pacing: tuple[int, float | None, Explainer | None],
     steady: bool,
@@ -120,14 +121,16 @@ def _frames(
                 tried = list(islice(waiting, TRIED))
                 if tried:
                     choice = choose([p.image for p in tried], explainer, budget, cheaper)
-                    explainer, every, stats.choice = choice.explainer, choice.every, choice.words
+                    explainer, every, stats.choice = choice.explainer, choice.every, choice.description
         clock = stats.clock("model")
         pictures = timed(chain(tried, waiting), clock, "input")
         pace = Pace(every, budget)
-        model: Ahead[Found] = Ahead(found(pictures, explainer, pace, batch, clock), ROOM, clock, stop=stop)
+        model: Ahead[DetectedFrame] = Ahead(
+            detected_frames(pictures, explainer, pace, batch, clock), ROOM, clock, stop=stop
+        )
         stages.append(model)
         clock = stats.clock("paint")
-        with clock("track"):  # its library takes a moment to load
+        with clock("track"):  # importing the tracker takes a moment
             tracker, memory = Tracker(float(source.rate or 25)), HeatMemory(steady)
         for item in timed(model, clock, "input"):
             with clock("track"):
@@ -141,12 +144,12 @@ def _frames(
     finally:
         for stage in reversed(stages):
             stage.close()
-        if ours:
+        if owned:
             source.close()
 
 
 @torch.no_grad()
-def _tracked(item: Found, tracker: Tracker, memory: HeatMemory) -> Frame:
+def _tracked(item: DetectedFrame, tracker: Tracker, memory: HeatMemory) -> Frame:
     picture, objects, explanation = item.picture, item.objects, item.explanation
     tracks = tracker.update(objects, picture.time)
     if explanation is not None:

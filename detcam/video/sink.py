@@ -1,4 +1,4 @@
-"""Frames out: an H.264 file that plays in browsers, whole under its name or not there at all."""
+"""Sink: writes frames to an H.264 file that plays in browsers, completely or not at all."""
 
 from __future__ import annotations
 
@@ -13,27 +13,28 @@ import numpy as np
 from detcam.errors import OutputError
 from detcam.files import unfinished
 from detcam.video.audio import Sound
-from detcam.video.source import Source, import_av, reason
+from detcam.video.container import import_av, reason
+from detcam.video.source import Source
 
 FORMATS = {".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".mkv": "matroska"}
 SCALER_MATRIX = {1: 1, 5: 5, 6: 5, 7: 7, 9: 9}  # FFmpeg's number of a colour matrix -> that of its scaler
 
 
 class Sink:
-    """A video file that frames are written to: H.264, yuv420p, index in front, the source's sound copied.
+    """Writer of a video file: H.264, yuv420p, index in front, sound copied from the source.
 
-    It is a context manager. What is written goes to a hidden file beside `path` and gets its name at the end, so an
-    error leaves nothing under it, and an older file of that name as it was.
+    A context manager. Frames are written to a hidden file beside `path`, which is renamed at the end: an error leaves
+    no partial file, and an existing file of that name unchanged.
 
     Args:
         path: the file, .mp4, .m4v, .mov or .mkv.
-        like: the source that the frames come from: for its sound, times, colours and the shape of its pixels.
-        fps: frames per second, for frames that are written without a time.
+        like: the source of the frames; gives sound, frame times, colour space and pixel aspect ratio.
+        fps: frames per second, for frames written without a time.
         quality: x264's constant rate factor, 0 (lossless) to 51; 18 to 23 is usual.
 
     Attributes:
-        frames: frames written so far.
-        left_out: codecs of the source's sound that the format cannot hold.
+        frames: number of frames written so far.
+        left_out: sound codecs of the source that the format does not support.
 
     Raises:
         OutputError: if the file cannot be written, e.g. because the disk is full.
@@ -46,7 +47,7 @@ class Sink:
         import_av()
         self.path = Path(path)
         if self.path.suffix.lower() not in FORMATS:
-            raise OutputError(f"{self.path}: {self.path.suffix or 'no suffix'!r} is no format to write: use .mp4")
+            raise OutputError(f"{self.path}: {self.path.suffix or 'no suffix'!r} is not a supported format: use .mp4")
         if self.path.is_dir():
             raise OutputError(f"{self.path} is a directory: give the name of a file")
         self.frames = 0
@@ -61,25 +62,25 @@ class Sink:
         self._container: Any = None
         self._stream: Any = None
         self._sound: Sound | None = None
-        self._durations: dict[int, int] = {}  # of the frames inside the encoder, which drops them, by time
-        self._last = -1  # the last frame's time, in units of the time base
+        self._durations: dict[int, int] = {}  # by time: the encoder drops the durations of frames
+        self._last = -1  # time of the last frame in units of the time base
         self._end = 0.0
-        try:  # complain before hours of work, not after them
+        try:  # fail before hours of work, not after
             self._hidden.touch()
             self._hidden.unlink()
         except OSError as error:
             raise OutputError(f"{self.path} cannot be written ({reason(error)}): choose another place") from None
 
     def write(self, image: np.ndarray, time: float | None = None, duration: float | None = None) -> None:
-        """Append one frame.
+        """Append a frame.
 
         Args:
-            image: [H, W, 3] uint8 RGB, always of the same size; an odd side gets its last row or column twice.
-            time: seconds at which it is shown, later than the one before; None: one step after it.
-            duration: seconds that it is shown; None: until the next, the last for one step.
+            image: [H, W, 3] uint8 RGB, always of the same size; for an odd side the last row or column is repeated.
+            time: seconds at which it is shown, later than the previous frame; None: one step after it.
+            duration: seconds for which it is shown; None: one step.
 
         Raises:
-            OutputError: if it cannot be written.
+            OutputError: if the frame cannot be written.
         """
         try:
             if self._container is None:
@@ -105,7 +106,7 @@ class Sink:
         options = {"movflags": "+faststart"} if kind in ("mp4", "mov") else {}
         self._container = av.open(str(self._hidden), "w", format=kind, options=options)
         self._stream = self._container.add_stream("libx264", rate=self._rate)
-        # Without B-frames the time between packets is that between frames, and the file's times stay exact.
+        # Without B-frames, packets have the times of frames, which keeps the times in the file exact.
         self._stream.options = {"crf": str(self._quality), "preset": "veryfast", "bf": "0"}
         context = self._stream.codec_context
         context.width, context.height = width + width % 2, height + height % 2
@@ -120,7 +121,7 @@ class Sink:
                 self.left_out = self._sound.left_out
 
     def _frame(self, image: np.ndarray) -> Any:
-        """The picture as the encoder takes it."""
+        """The image as a frame for the encoder."""
         height, width = image.shape[0], image.shape[1]
         if width % 2 or height % 2:
             image = np.pad(image, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
@@ -129,19 +130,19 @@ class Sink:
         return rgb.reformat(format="yuv420p", dst_colorspace=matrix)
 
     def _encode(self, frame: Any) -> None:
-        """Hand on a frame, or None for the last ones that the encoder holds back."""
+        """Encode a frame, or for None the last frames in the encoder's buffer."""
         for packet in self._stream.encode(frame):
             packet.duration = self._durations.pop(packet.pts)
             self._container.mux(packet)
 
     def close(self, whole: bool = True) -> None:
-        """Finish the file and give it its name.
+        """Finish the file and rename it.
 
         Args:
-            whole: whether the source came to its end; if not, sound beyond the last frame is left out.
+            whole: whether the source was read to its end; if not, sound after the last frame is left out.
 
         Raises:
-            OutputError: if it cannot be finished, or no frame was written.
+            OutputError: if the file cannot be finished, or no frame was written.
         """
         if self._container is None:
             raise OutputError(f"{self.path}: no frame was written, so there is no video to finish")
@@ -157,11 +158,11 @@ class Sink:
         self._container = None
 
     def discard(self) -> None:
-        """Leave nothing of the file behind."""
+        """Delete the unfinished file."""
         if self._sound is not None:
             self._sound.close()
         if self._container is not None:
-            with suppress(OSError):  # what cannot be written any more is thrown away
+            with suppress(OSError):  # the data are discarded anyway
                 self._container.close()
             self._container = None
         self._hidden.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""Threads that hand things on: stages that work at the same time, with bounded room between them, and their clocks."""
+"""Stages: pipeline threads with bounded queues between them, and clocks of their time."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from typing import Generic, TypeVar
 
 T = TypeVar("T")
 
-POLL = 0.1  # seconds after which a waiting thread looks whether it is still needed
+POLL = 0.1  # seconds after which a waiting thread checks whether it is still needed
 
 
 class Clock:
-    """What the seconds of one thread went into: `parts`, by name; they add up to `alive`.
+    """Time of a thread, divided into parts that add up to `alive`.
 
     Attributes:
-        parts: part -> seconds. "input" is waiting for the stage before, "room" for the stage behind.
+        parts: name -> seconds. "input" is the time spent waiting for the previous stage, "room" for the next stage.
     """
 
     def __init__(self) -> None:
@@ -28,7 +28,7 @@ class Clock:
 
     @contextmanager
     def __call__(self, part: str) -> Iterator[None]:
-        """Count what happens inside for `part`."""
+        """Count the time inside the context for `part`."""
         begin = perf_counter()
         try:
             yield
@@ -37,7 +37,7 @@ class Clock:
             self.parts[part] += self._last - begin
 
     def start(self) -> None:
-        """The thread begins its work now."""
+        """Set the start of the thread's life to now."""
         self._first = perf_counter()
 
     @property
@@ -51,7 +51,7 @@ class Clock:
 
 
 def timed(items: Iterable[T], clock: Clock, part: str) -> Iterator[T]:
-    """The same items; the time that each took to come counts for `part`."""
+    """The same items; the time spent waiting for each counts for `part`."""
     iterator = iter(items)
     while True:
         with clock(part):
@@ -63,23 +63,23 @@ def timed(items: Iterable[T], clock: Clock, part: str) -> Iterator[T]:
 
 
 class _End:
-    """The last thing that a stage hands on: nothing more comes, perhaps because of an error."""
+    """Last element in the queue of a stage: no more items follow, possibly because of an error."""
 
     def __init__(self, error: BaseException | None = None) -> None:
         self.error = error
 
 
 class Ahead(Generic[T]):
-    """The items of an iterable, made in a thread of its own, at most `room` of them ahead.
+    """The items of an iterable, produced in a separate thread that runs at most `room` items ahead.
 
-    An error in that thread is raised where the items are taken.
+    An error in that thread is raised in the thread that iterates.
 
     Args:
-        items: what to run through; it is closed in its own thread, if it can be.
-        room: how many finished items may wait.
-        clock: of the thread that makes them.
-        newest: when there is no room, drop the oldest waiting item rather than wait: for live sources.
-        stop: ends the waiting for items when it is set, as if no more came.
+        items: the iterable; its `close`, if any, is called in the thread.
+        room: capacity of the queue.
+        clock: clock of the thread.
+        newest: when the queue is full, drop its oldest item instead of waiting: for live sources.
+        stop: when set, the iteration ends.
     """
 
     def __init__(
@@ -99,7 +99,7 @@ class Ahead(Generic[T]):
         try:
             for item in self._items:
                 with self._clock("room"):
-                    if not self._hand_on(item):
+                    if not self._put(item):
                         break
         except BaseException as error:
             end = _End(error)
@@ -107,10 +107,10 @@ class Ahead(Generic[T]):
             close = getattr(self._items, "close", None)
             if close is not None:
                 close()
-        self._hand_on(end)
+        self._put(end)
 
-    def _hand_on(self, item: T | _End) -> bool:
-        """Whether the item found room before the stage was closed."""
+    def _put(self, item: T | _End) -> bool:
+        """Put an item into the queue; False if the stage was closed before there was room."""
         while not self._closed.is_set():
             try:
                 self._queue.put(item, timeout=0 if self._newest else POLL)
@@ -125,7 +125,7 @@ class Ahead(Generic[T]):
             self._queue.get_nowait()
             self.dropped += 1
         except queue.Empty:
-            pass  # it was taken just now
+            pass  # another thread took it just now
 
     def __iter__(self) -> Iterator[T]:
         while not (self._closed.is_set() or self._stop.is_set()):
@@ -140,6 +140,6 @@ class Ahead(Generic[T]):
             yield item
 
     def close(self) -> None:
-        """End the thread; what it has made is thrown away."""
+        """End the thread and discard its items."""
         self._closed.set()
-        self._thread.join(timeout=5)  # a stream that keeps silent holds its thread for longer
+        self._thread.join(timeout=5)  # a thread that waits for a silent stream takes longer

@@ -1,4 +1,4 @@
-"""Objects from frame to frame: which is which, and the heatmap that each carries along."""
+"""Tracks: object identities from frame to frame, and the heatmap of each track."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from detcam import ops
 from detcam.errors import DependencyError
 from detcam.types import Objects
 
-LOST_SECONDS = 1.0  # how long a track may go unseen before it is given up
-HALF_LIFE = 2.0  # seconds in which a track's scale falls to half when nothing hot comes any more
-FOLLOW = 0.4  # seconds in which the shown heatmap comes within 1/e of a new one
+LOST_SECONDS = 1.0  # a track that is unseen for longer ends
+HALF_LIFE = 2.0  # seconds in which a track's scale falls by half if new maps are weaker
+FOLLOW = 0.4  # time constant in seconds with which a heatmap follows a new map
 
 
 class Tracker:
-    """Numbers objects so that the same thing keeps its number: ByteTrack, as the `trackers` package has it.
+    """Assigns track numbers to objects with ByteTrack, as implemented in the package `trackers`.
 
     Zhang et al. 2022, "ByteTrack: Multi-Object Tracking by Associating Every Detection Box". Every object gets a number
-    on its first frame; objects of different classes are never taken for the same.
+    on its first frame; objects of different classes are never matched.
 
     Args:
-        rate: frames per second, roughly.
+        rate: approximate frames per second.
 
     Raises:
         DependencyError: if `trackers` is not installed.
@@ -40,7 +40,7 @@ class Tracker:
         except ImportError:
             raise DependencyError('videos need trackers and supervision: pip install "detcam[video]"') from None
         self._detections: Any = Detections
-        # All objects are above the explainer's threshold: each may start a track, and at once.
+        # All objects are above the explainer's threshold, so each may start a track at once.
         self._tracker: Any = ByteTrackTracker(
             lost_track_buffer=round(30 * LOST_SECONDS),
             frame_rate=rate,
@@ -51,18 +51,18 @@ class Tracker:
         self._numbers = count(1)
 
     def update(self, objects: Objects, time: float) -> list[int]:
-        """The number of each object of the next frame, `time` seconds after the start."""
+        """The track number of each object of the next frame, which is `time` seconds after the start."""
         boxes = objects.boxes.cpu().double().numpy()
         classes = objects.class_ids.cpu().numpy()
-        # Classes lie far apart, so that boxes of two never overlap.
-        apart = 4 * max(float(np.abs(boxes).max(initial=1.0)), 1e4) * classes[:, None]
-        found = self._detections(
-            xyxy=boxes + apart,
+        # An offset for each class keeps boxes of different classes from overlapping.
+        offsets = 4 * max(float(np.abs(boxes).max(initial=1.0)), 1e4) * classes[:, None]
+        detections = self._detections(
+            xyxy=boxes + offsets,
             confidence=objects.scores.cpu().numpy(),
             class_id=classes,
             data={"place": np.arange(len(boxes))},
         )
-        tracked = self._tracker.update(found, timestamp=time)
+        tracked = self._tracker.update(detections, timestamp=time)
         fresh = [track for track in self._tracker.tracks if track.tracker_id == -1]
         for track in fresh:
             track.tracker_id = next(self._numbers)
@@ -76,17 +76,17 @@ class Tracker:
 
 @dataclass(frozen=True)
 class Heat:
-    """What is known of one object's heatmap in one frame.
+    """The heatmap of a track.
 
     Attributes:
-        map: [h, w] float32, not negative, over the network's input, as it lay when the object was at `box`; raw values,
-            or what they are within FOLLOW seconds.
+        map: [h, w] float32, not negative, over the network's input, for the object at `box`; raw values, smoothed over
+            time.
         box: (x1, y1, x2, y2) in pixels of the network's input.
-        scale: the value that heat 1 stands for, at least the map's largest: the recent maximum of the track's maps.
-        peak: the largest raw value when it was last explained.
-        energy: the share of the raw map's energy inside the box then, in [0, 1]; nan where the map is zero.
+        scale: the value of heat 1: the recent maximum of the track's maps, at least that of `map`.
+        peak: largest raw value in the last explained frame.
+        energy: share of the raw map's energy inside the box in that frame, in [0, 1]; nan if the map is zero.
         note: None, or why the map is zero, shared or approximate.
-        time: seconds; when it was last explained.
+        time: time of the last explained frame in seconds.
     """
 
     map: Tensor
@@ -99,13 +99,13 @@ class Heat:
 
 
 class HeatMemory:
-    """The heatmaps of all tracks.
+    """The heatmaps of all tracks, smoothed over time.
 
-    A track's heatmap follows each new map within FOLLOW seconds, moved along with the box, and is divided by the
-    track's recent maximum, not by each frame's own: steady where the object is.
+    A track's heatmap follows new maps with the time constant FOLLOW, moves with the box, and is divided by the recent
+    maximum of the track, not by the maximum of each frame, which would flicker.
 
     Args:
-        steady: if not, every map stands for itself: divided by its own maximum, nothing kept from the frame before.
+        steady: if False, every map is divided by its own maximum and nothing is kept from earlier frames.
     """
 
     def __init__(self, steady: bool = True) -> None:
@@ -127,10 +127,10 @@ class HeatMemory:
         time: float,
         network: tuple[int, int],
     ) -> None:
-        """New raw maps of the objects of one frame.
+        """Add the raw maps of the objects of a frame.
 
         Args:
-            tracks: the number of each of the N objects.
+            tracks: track number of each of the N objects.
             boxes: [N, 4] xyxy in pixels of the network's input.
             maps: raw coarse maps [h, w].
             energies, notes: as in `Heat`.
@@ -157,7 +157,7 @@ class HeatMemory:
             self._heats[track] = Heat(heat[i], boxes[i], scale, peaks[i], energies[i], notes[i], time)
 
     def get(self, tracks: list[int], time: float) -> list[Heat | None]:
-        """What each object of a frame carries; None for one that was not explained yet. Forgets tracks long gone."""
+        """The heat of each track, None if it was not explained yet. Tracks that have ended are forgotten."""
         for track in tracks:
             self._seen[track] = time
         for track in [track for track, seen in self._seen.items() if time - seen > 2 * LOST_SECONDS]:
@@ -167,17 +167,17 @@ class HeatMemory:
 
 
 def _on_grid(heat: Tensor, grid: tuple[int, int]) -> Tensor:
-    """A map [h, w] as [1, *grid] over the same picture."""
+    """A map [h, w], resized to [1, *grid]."""
     return heat[None] if tuple(heat.shape) == grid else interpolate(heat[None, None], grid, mode="bilinear")[0]
 
 
 def _scale(old: Heat | None, top: float, time: float) -> float:
-    """The recent maximum: that of the new map, or what the old scale has faded to."""
+    """The recent maximum: the larger of the new map's maximum and the decayed old scale."""
     return top if old is None else max(top, old.scale * 0.5 ** ((time - old.time) / HALF_LIFE))
 
 
 def _moved(heats: list[Heat], boxes: np.ndarray, network: tuple[int, int], grid: tuple[int, int]) -> Tensor:
-    """The heats' maps [K, *grid], each moved and stretched from where its box was to `boxes` [K, 4]."""
+    """The maps of heats [K, *grid], each moved and stretched from its box to `boxes` [K, 4]."""
     height, width = network
     whole = (0.0, 0.0, float(width), float(height))
     windows = [window_of(heat, box, whole, network) for heat, box in zip(heats, boxes, strict=True)]
@@ -188,11 +188,11 @@ def _moved(heats: list[Heat], boxes: np.ndarray, network: tuple[int, int], grid:
 def window_of(
     heat: Heat, box: np.ndarray, part: tuple[float, float, float, float], network: tuple[int, int]
 ) -> tuple[float, float, float, float]:
-    """The part of a heat's map, in cells, that belongs at `part` of the network's input when its object is at `box`.
+    """The window of a heat's map, in cells, that is shown at `part` of the network's input when the object is at `box`.
 
     Args:
-        heat: the heat, laid when the object was at `heat.box`.
-        box: (x1, y1, x2, y2) where the object is now, in pixels of the network's input.
+        heat: the heat of an object that was at `heat.box`.
+        box: (x1, y1, x2, y2) of the object now, in pixels of the network's input.
         part: (x1, y1, x2, y2) in the same pixels.
         network: height and width of the network's input.
     """
@@ -206,7 +206,7 @@ def window_of(
 
 
 def resampled(maps: Tensor, windows: list[tuple[float, float, float, float]], size: tuple[int, int]) -> Tensor:
-    """[K, *size]: the window (in cells) of each of the maps [K, h, w], bilinear, border cells repeated."""
+    """The windows (in cells) of maps [K, h, w], resampled to [K, *size]: bilinear, border cells repeated."""
     bounds = torch.tensor(windows, dtype=torch.float32, device=maps.device).view(-1, 4)
     index = torch.arange(len(maps), device=maps.device)
     ones = maps.new_ones(len(maps), 1)

@@ -1,4 +1,4 @@
-"""A video with heatmaps from a video without: all stages, from file to file."""
+"""Video writer: from a video to a video with heatmaps."""
 
 from __future__ import annotations
 
@@ -16,11 +16,12 @@ import numpy as np
 from detcam.errors import OutputError
 from detcam.explainer import Explainer
 from detcam.files import unfinished
+from detcam.video.container import reason
 from detcam.video.frame import Frame
+from detcam.video.open import open_source
 from detcam.video.paint import Style
 from detcam.video.pipeline import ROOM, Stats, explain
 from detcam.video.sink import Sink
-from detcam.video.source import open_source, reason
 from detcam.video.stages import Ahead, Clock, timed
 
 
@@ -35,26 +36,26 @@ def write(
     progress: Callable[[Stats], None] | None = None,
     **options: Any,
 ) -> dict[str, Any]:
-    """Write a video with the heatmaps of a video's objects; decoding, model, painting and encoding overlap.
+    """Write a video with heatmaps of its objects; decoding, model, painting and encoding run in parallel.
 
     Args:
-        source: what `open_source` takes.
+        source: any source for `open_source`.
         path: the file to write, see `Sink`.
-        explainer: what finds and explains the objects.
-        style: what is drawn, and how.
-        rows: a file for one line of JSON per object and frame.
-        limit: stop after so many frames.
-        stop: when it is set, the frame at hand is the last, and the file is finished.
+        explainer: detects and explains the objects.
+        style: drawing style.
+        rows: file for a line of JSON per object and frame.
+        limit: largest number of frames.
+        stop: when set, the current frame is the last, and the file is finished.
         progress: called after every frame.
-        options: of `explain`: every, budget, cheaper, steady, batch.
+        options: options of `explain`: every, budget, cheaper, steady, batch.
 
     Returns:
-        What was done and where the time went: the numbers of `Stats`, and "source", "out", "expected", "damaged",
+        Counts and times of the run: those of `Stats`, and "source", "out", "expected", "damaged",
         "missing", "left_out", "whole", "wall" (seconds) and "fps".
 
     Raises:
         InputError: if the source cannot be read or an option cannot be used.
-        OutputError: if a file cannot be written; nothing is left under its name.
+        OutputError: if a file cannot be written; no partial file is left.
         KeyboardInterrupt: if `stop` was set before the first frame.
     """
     style = style or Style()
@@ -65,7 +66,7 @@ def write(
     with ExitStack() as cleanup:
         opened = cleanup.enter_context(open_source(source))
         if Path(path).exists() and Path(opened.name).exists() and os.path.samefile(opened.name, path):
-            raise OutputError(f"{path} is the video that is read: choose another name")
+            raise OutputError(f"{path} is the input video: choose another name")
         sink = Sink(path, opened)
         cleanup.callback(sink.discard)
         lines = cleanup.enter_context(_Rows(rows))
@@ -107,7 +108,7 @@ def _pictures(frames: Iterator[Frame], style: Style, clock: Clock) -> Iterator[t
 
 
 class _Rows:
-    """A JSON Lines file, whole under its name or not there at all; nothing where `path` is None."""
+    """A JSON Lines file, written completely or not at all; no file if `path` is None."""
 
     def __init__(self, path: str | os.PathLike[str] | None) -> None:
         self._path = None if path is None else Path(path)
@@ -120,7 +121,7 @@ class _Rows:
                 raise OutputError(f"{path} cannot be written ({reason(error)}): choose another place") from None
 
     def write(self, frame: Frame) -> None:
-        """A line for each object."""
+        """Write a line for each object."""
         if self._file is not None:
             try:
                 self._file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in frame.rows())
@@ -128,7 +129,7 @@ class _Rows:
                 raise OutputError(f"{self._path} cannot be written ({reason(error)}): free some space") from None
 
     def close(self) -> None:
-        """Give the file its name."""
+        """Finish the file and rename it."""
         if self._file is not None and self._path is not None:
             try:
                 self._file.close()
@@ -142,6 +143,6 @@ class _Rows:
 
     def __exit__(self, *reason: object) -> None:
         if self._file is not None:
-            with suppress(OSError):  # the disk is full, and the file is thrown away
+            with suppress(OSError):  # the disk is full, and the file is deleted anyway
                 self._file.close()
             self._hidden.unlink(missing_ok=True)

@@ -184,7 +184,7 @@ def test_what_shows_nothing_is_counted_apart(seed: int, tmp_path: Path) -> None:
     assert tiny.spread.cells == pytest.approx(4 * 20 / 120)
 
 
-def test_ways_are_kept_apart_and_questions_left_out(seed: int, tmp_path: Path) -> None:
+def test_settings_are_kept_apart_and_questions_left_out(seed: int, tmp_path: Path) -> None:
     image = random_picture(seed, 60, 80)
     for folder, settings in {
         "a": {}, "b": {"method": "gradcam"}, "c": {"conf": 0.5}, "d": {"prompts": [{"point": [1, 2]}]},

@@ -229,7 +229,7 @@ def test_right_wrong_and_missed(judged_path: Path, open_page: Any) -> None:
     assert page.locator(".card .facts").first.text_content().count("no map") == 1
 
 
-def test_ways_can_be_switched(seed: int, tmp_path: Path, open_page: Any) -> None:
+def test_settings_can_be_switched(seed: int, tmp_path: Path, open_page: Any) -> None:
     for i in range(2):
         image = random_picture(seed + i, 120, 160)
         for method in ("odam", "gradcam"):

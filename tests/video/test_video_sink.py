@@ -126,8 +126,8 @@ def test_an_error_leaves_what_was_there(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("out.webm", "no format"),
-        ("out", "no format"),
+        ("out.webm", "not a supported format"),
+        ("out", "not a supported format"),
         ("folder.mp4", "directory"),
         ("no/such/out.mp4", "cannot be written"),
     ],

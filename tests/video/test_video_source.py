@@ -112,7 +112,7 @@ def test_greys_tell_frames_apart() -> None:
         ("empty.mp4", "empty"),
         ("text.mp4", "cannot be read"),
         ("sound.m4a", "sound only"),
-        ("folder", "no picture"),
+        ("folder", "no image"),
         ("rtsp://127.0.0.1:9/none", "cannot be read"),
         ("97", "camera 97 cannot be opened"),
         ("hollow.mp4", "not a single frame"),

@@ -1,0 +1,11 @@
+"""The explainer of the random detector, for all tests of videos."""
+
+import pytest
+from torch import nn
+
+from detcam import Explainer
+
+
+@pytest.fixture
+def explainer(detector: nn.Module) -> Explainer:
+    return Explainer(detector, imgsz=160, layers="level")
