@@ -1,4 +1,4 @@
-"""The only reader of configs/: a preset is a YAML file whose keys are the explainer's options."""
+"""Presets: YAML files of the explainer's options, and the fields that flags, docs and defaults are generated from."""
 
 from __future__ import annotations
 
@@ -11,33 +11,63 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from detcam.adapters import NAMED, TARGETS
 from detcam.errors import InputError, nearest
 from detcam.files import read_regular
+from detcam.methods import DEFAULT
+from detcam.options import LAYER_PRESETS, Segments
 
-LIMIT = 16 * 1024  # bytes of a preset; what is longer is no preset
+LIMIT = 16 * 1024  # bytes of a preset
 NESTED = 64  # brackets: the time that YAML takes grows with their square
+OF_THE_MODEL = {"unset": "the model's"}  # the default, in words, of a field whose default is None
 
 
 class Preset(BaseModel):
-    """The options of one run; see `detcam.Explainer` for what each means."""
+    """The options of a run.
+
+    This is the single source of their names, types, defaults and descriptions: the commands' flags, the table in
+    docs/options.md and configs/default.yaml are generated from it.
+    """
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    model: str = "scenes"
-    method: str = "auto"
-    layers: str | list[str] = "auto"
-    target: str = "class"
-    segments: Literal["class", "component"] = "class"
-    text: list[str] | None = None
-    adapter: Literal["auto", "panoptic"] = "auto"
-    conf: float = Field(default=0.25, ge=0, le=1)
-    iou: float = Field(default=0.7, ge=0, le=1)
-    max_det: int = Field(default=300, ge=1)
-    imgsz: int | None = Field(default=None, ge=32)
-    device: str | None = None
+    model: str = Field(
+        default="scenes",
+        description="A .pt file, a name that ultralytics downloads (yolov8n.pt), a transformers folder, or the name of "
+        "a demo model (see `detcam doctor`).",
+    )
+    method: str = Field(
+        default="auto", description=f"The method that makes the heatmaps, see `detcam methods`; auto is {DEFAULT}."
+    )
+    layers: str | list[str] = Field(
+        default="auto",
+        description=f"auto, {', '.join(LAYER_PRESETS)}, or names of modules, see `detcam layers MODEL`.",
+    )
+    target: str = Field(default="class", description=f"The scalar to explain: {', '.join(TARGETS)}.")
+    segments: Segments = Field(
+        default="class",
+        description="class or component: whether an object of a semantic segmenter is all pixels of a class, or one "
+        "connected component of them.",
+    )
+    text: list[str] | None = Field(
+        default=None, description="Phrases to look for, for detectors that take text prompts."
+    )
+    adapter: Literal["auto", "panoptic"] = Field(
+        default="auto", description="panoptic: use panoptic post-processing (Mask2Former, OneFormer, ...)."
+    )
+    conf: float = Field(default=0.25, ge=0, le=1, description="Lowest score of an object.")
+    iou: float = Field(default=0.7, ge=0, le=1, description="IoU above which the weaker of two boxes is dropped.")
+    max_det: int = Field(default=300, ge=1, description="Most objects per image.")
+    imgsz: int | None = Field(
+        default=None,
+        ge=32,
+        description="Longest side of the network's input in pixels.",
+        json_schema_extra=OF_THE_MODEL,
+    )
+    device: str | None = Field(default=None, description="cpu, cuda, cuda:1.", json_schema_extra=OF_THE_MODEL)
 
     def updated(self, **flags: Any) -> Preset:
-        """The same preset with every flag that is not None laid over it.
+        """A copy with every flag that is not None laid over it.
 
         Raises:
             InputError: if a value is out of range or of the wrong type.
@@ -47,29 +77,36 @@ class Preset(BaseModel):
 
     def options(self) -> dict[str, Any]:
         """The arguments of `detcam.Explainer`."""
-        from detcam.adapters import NAMED
-
         return {**self.model_dump(), "adapter": NAMED.get(self.adapter)}
 
     def to_yaml(self, without: Collection[str] = ()) -> str:
-        """The preset, but for some keys, as text that `read_preset` reads back as an equal one."""
+        """The preset, without some of its keys, as text that `read_preset` reads back."""
         return yaml.safe_dump(self.model_dump(exclude=set(without)), sort_keys=False, allow_unicode=True)
 
 
+def default_of(name: str) -> str | None:
+    """The default of a field of `Preset` in words; None for a field that is empty by default."""
+    field = Preset.model_fields[name]
+    if field.default is not None:
+        return str(field.default)
+    extra = field.json_schema_extra
+    return str(extra["unset"]) if isinstance(extra, dict) else None
+
+
 class _Loader(yaml.SafeLoader):
-    """Plain YAML: no aliases, which could stand for more than memory holds, and no key twice."""
+    """Plain YAML: no aliases, which could stand for more than memory holds, and no repeated keys."""
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):
-            raise yaml.YAMLError("aliases (*name) are not read here")
+            raise yaml.YAMLError("aliases (*name) are not supported")
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         mapping = super().construct_mapping(node, deep)
         if len(mapping) < len(node.value):
             names = [key.value for key, _ in node.value]
-            twice = next(name for name in names if names.count(name) > 1)
-            raise yaml.YAMLError(f"key {twice!r} is there twice")
+            repeated = next(name for name in names if names.count(name) > 1)
+            raise yaml.YAMLError(f"key {repeated!r} is given twice")
         return mapping
 
 
@@ -81,11 +118,11 @@ def read_preset(path: str | os.PathLike[str], hint: Callable[[str], str] = _near
     """Read and check a preset.
 
     Args:
-        path: of the file.
-        hint: from a key that does not exist to what to do about it, the end of the message.
+        path: the YAML file.
+        hint: takes a key that does not exist and returns the end of the error message: what to do about it.
 
     Raises:
-        InputError: if the file is missing, is no YAML mapping, has an unknown key, or a value out of range.
+        InputError: if the file is missing, is not a YAML mapping, has an unknown key, or a value out of range.
     """
     path = Path(path)
     try:
@@ -97,13 +134,13 @@ def read_preset(path: str | os.PathLike[str], hint: Callable[[str], str] = _near
         ) from None
     if raw.count(b"[") + raw.count(b"{") > NESTED:
         raise InputError(
-            f"config {path} is no valid YAML (more than {NESTED} brackets): compare it with configs/default.yaml"
+            f"config {path} is not valid YAML (more than {NESTED} brackets): compare it with configs/default.yaml"
         )
     try:
         data = yaml.load(raw.decode("utf-8"), _Loader)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         reason = " ".join(str(error).split())
-        raise InputError(f"config {path} is no valid YAML ({reason}): compare it with configs/default.yaml") from None
+        raise InputError(f"config {path} is not valid YAML ({reason}): compare it with configs/default.yaml") from None
     if data is None:
         data = {}
     if not isinstance(data, dict):
@@ -112,7 +149,7 @@ def read_preset(path: str | os.PathLike[str], hint: Callable[[str], str] = _near
 
 
 def _checked(data: dict[Any, Any], where: str, hint: Callable[[str], str] = _nearest) -> Preset:
-    """A preset from raw values, with pydantic's first complaint as one line."""
+    """A preset of raw values; the first complaint of pydantic becomes one line."""
     for key in data:
         if key not in Preset.model_fields:
             raise InputError(f"{where} {reprlib.repr(key)} does not exist: {hint(str(key))}")

@@ -1,4 +1,4 @@
-"""What the explainer is asked for, checked before anything is computed."""
+"""Checks of the explainer's options, made before anything is computed."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ import torch
 from torch import nn
 
 from detcam.adapters import TARGETS, Adapter, Target
+from detcam.adapters.shared.segments import SEGMENTS, Segments
 from detcam.errors import InputError, LayerError, TargetError, nearest
 
-SEGMENTS = ("class", "component")
+LAYER_PRESETS = ("level", "evidence")
 
 
 def check_options(conf: float, iou: float, max_det: int, imgsz: int | None, target: Target) -> None:
-    """Complain about a number out of range or a target that no family has.
+    """Check that numbers are in range and that the target exists for some family.
 
     Raises:
         InputError: for the first option that cannot be used.
@@ -32,21 +33,21 @@ def check_options(conf: float, iou: float, max_det: int, imgsz: int | None, targ
 
 
 def check_layers(layers: Any) -> None:
-    """Complain about layers that are no names or modules.
+    """Check that layers are names or modules.
 
     Raises:
         LayerError: if they are not.
     """
     chosen = [layers] if isinstance(layers, (str, nn.Module)) else layers
-    if not isinstance(chosen, (list, tuple)) or any(not isinstance(one, (str, nn.Module)) for one in chosen):
+    if not isinstance(chosen, (list, tuple)) or any(not isinstance(layer, (str, nn.Module)) for layer in chosen):
         raise LayerError(f"layers: expected names or modules, got {reprlib.repr(layers)}: see `detcam layers`")
 
 
 def check_target(target: Target, adapter: Adapter) -> None:
-    """Complain about a target that this model does not have.
+    """Check that the target exists for this model.
 
     Raises:
-        TargetError: if it has not.
+        TargetError: if it does not.
     """
     if isinstance(target, str) and target not in adapter.available:
         raise TargetError(
@@ -56,10 +57,10 @@ def check_target(target: Target, adapter: Adapter) -> None:
 
 
 def set_segments(adapter: Adapter, segments: str) -> None:
-    """Have an adapter of a semantic segmenter take each class, or each connected component of it, for an object.
+    """Set what an object of a semantic segmenter is: all pixels of a class, or a connected component of them.
 
     Raises:
-        InputError: for an unknown value, or where objects are not segments and the value is not the default.
+        InputError: for an unknown value, or for a value other than the default where objects are not segments.
     """
     if not isinstance(segments, str) or segments not in SEGMENTS:
         raise InputError(f"segments: {segments!r} does not exist: {nearest(str(segments), SEGMENTS)}")
@@ -73,25 +74,25 @@ def set_segments(adapter: Adapter, segments: str) -> None:
 
 
 def set_text(adapter: Adapter, text: Any) -> None:
-    """Have an adapter of a text-prompted detector take phrases for its classes.
+    """Set the phrases that a text-prompted detector looks for.
 
     Raises:
-        InputError: for anything but phrases, where they are missing, and for models that take none.
+        InputError: if text is not a list of phrases, is missing, or is given for a model that takes none.
     """
     prompt = getattr(adapter, "set_text", None)
     if text is None and prompt is None:
         return
     if prompt is None:
-        hint = " (of YOLO-World and YOLOE call model.set_classes first)" if "ultralytics" in adapter.family else ""
+        hint = " (for YOLO-World and YOLOE call model.set_classes first)" if "ultralytics" in adapter.family else ""
         raise InputError(f"text: this {adapter.family} {adapter.task} model takes no text: leave text out{hint}")
-    known = isinstance(text, (list, tuple)) and text and all(isinstance(p, str) and p.strip() for p in text)
-    if not known:
+    valid = isinstance(text, (list, tuple)) and text and all(isinstance(p, str) and p.strip() for p in text)
+    if not valid:
         raise InputError(f"text: expected the phrases to look for, e.g. text=['a cat', 'remote control'], got {text!r}")
     prompt(text)
 
 
 def checked_device(device: str | torch.device) -> torch.device:
-    """The device, if tensors can be made there.
+    """The device, if tensors can be made on it.
 
     Raises:
         InputError: if not.
@@ -103,3 +104,16 @@ def checked_device(device: str | torch.device) -> torch.device:
         reason = str(error).splitlines()[0]
         raise InputError(f"device {str(device)!r} cannot be used ({reason}): use device 'cpu'") from None
     return checked
+
+
+__all__ = [
+    "LAYER_PRESETS",
+    "SEGMENTS",
+    "Segments",
+    "check_layers",
+    "check_options",
+    "check_target",
+    "checked_device",
+    "set_segments",
+    "set_text",
+]

@@ -1,4 +1,4 @@
-"""The command line: each command is a few calls into the package.
+"""The command line application and its exit codes.
 
 Exit codes: 0; 2 for wrong usage or input, with one line on standard error; 1 for a failure inside.
 """
@@ -18,7 +18,7 @@ from detcam.errors import DetcamError, plain
 
 app = typer.Typer(
     name="detcam",
-    help="For every object that a detector or segmenter found: a heatmap of the pixels that made it say so.",
+    help="Explain detectors and segmenters: for every object, a heatmap of the pixels that its detection depends on.",
     epilog="Give --debug with any command for the full traceback of an error.",
     no_args_is_help=True,
     add_completion=False,
@@ -36,13 +36,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Run one command and return its exit code; errors are one line on standard error."""
+    """Run a command and return its exit code; errors are a line on standard error."""
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]
-    os.environ.setdefault("YOLO_VERBOSE", "False")  # ultralytics' banner would mix with our output
+    os.environ.setdefault("YOLO_VERBOSE", "False")  # its banner would mix with the output of detcam
     try:
         code = app(list(arguments), standalone_mode=False, prog_name="detcam") or 0
-        if code == CODE:  # typer's own answer to Ctrl-C, where no command had begun to write
+        if code == CODE:  # typer's exit code for Ctrl-C, before a command writes anything
             raise KeyboardInterrupt
         return int(code)
     except (Interrupted, KeyboardInterrupt) as stopped:
@@ -51,7 +51,7 @@ def run(arguments: Sequence[str]) -> int:
     except Exception as error:
         if debug:
             traceback.print_exc()
-        if hasattr(error, "format_message"):  # a usage error of typer's parser
+        if hasattr(error, "format_message"):  # a usage error of typer
             return _fail(f"{error.format_message()} Try 'detcam --help'.", 2)
         if isinstance(error, (DetcamError, ImportError)):
             return _fail(str(error), 2)

@@ -9,25 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from detcam.cli.batch_summary import sentences, state, summary
+from detcam.cli.console import console, log_lines, progress
 from detcam.cli.interrupt import NOTHING, interruptible
-from detcam.cli.options import (
-    AdapterFlag,
-    ConfFlag,
-    ConfigFlag,
-    ImgszFlag,
-    IouFlag,
-    JsonFlag,
-    LayersFlag,
-    MaxDetFlag,
-    MethodFlag,
-    ModelFlag,
-    PrintConfigFlag,
-    SegmentsFlag,
-    TargetFlag,
-    TextFlag,
-    TrustFlag,
-    preset_of,
-)
+from detcam.cli.options import JsonFlag, TrustFlag, with_preset_options
+from detcam.config import Preset
 from detcam.errors import InputError, nearest, plain
 
 if TYPE_CHECKING:
@@ -49,6 +35,7 @@ Examples:
 The results are Parquet files: objects/ and pictures/ in --out. `detcam.batch.load(DIR)` gives explanations.
 """
 ENGINES = ("local", "ray")
+LINE_SECONDS = 10.0  # between two lines of progress where there is no terminal
 
 
 def register(app: typer.Typer) -> None:
@@ -56,6 +43,7 @@ def register(app: typer.Typer) -> None:
     app.command(epilog=EPILOG)(batch)
 
 
+@with_preset_options(device="cpu, cuda, cuda:1. [default: all GPUs, or the CPU if there is none]")
 def batch(
     source: Annotated[
         str | None,
@@ -66,85 +54,66 @@ def batch(
         ),
     ] = None,
     out: Annotated[str, typer.Option("--out", help="Folder or URL for the dataset.")] = "detcam-batch",
-    model: ModelFlag = None,
-    method: MethodFlag = None,
-    layers: LayersFlag = None,
-    target: TargetFlag = None,
-    segments: SegmentsFlag = None,
-    text: TextFlag = None,
-    adapter: AdapterFlag = None,
-    conf: ConfFlag = None,
-    iou: IouFlag = None,
-    max_det: MaxDetFlag = None,
-    imgsz: ImgszFlag = None,
-    device: Annotated[
-        str | None, typer.Option(help="cpu, cuda, cuda:1. [default: every GPU, or the CPU without any]")
-    ] = None,
-    config: ConfigFlag = None,
-    print_config: PrintConfigFlag = False,
+    *,
+    preset: Preset,
     metrics: Annotated[
         str | None,
         typer.Option(help="More columns: pointing_box, energy_in_box_per_area, compactness, complexity."),
     ] = None,
     engine: Annotated[str, typer.Option(help="local, or ray for a cluster.")] = "local",
     workers: Annotated[
-        int | None, typer.Option(min=1, help="Processes. [default: one for each GPU, or each core]")
+        int | None, typer.Option(min=1, help="Number of processes. [default: one for each GPU, or each core]")
     ] = None,
     threads: Annotated[
-        int | None, typer.Option(min=1, help="Of each worker. [default: the cores shared out among them]")
+        int | None, typer.Option(min=1, help="Threads of each worker. [default: an equal share of the cores]")
     ] = None,
-    address: Annotated[str | None, typer.Option(help="Of a Ray cluster. [default: one started here]")] = None,
+    address: Annotated[
+        str | None, typer.Option(help="Address of a Ray cluster. [default: a cluster started here]")
+    ] = None,
     chunk: Annotated[
-        int | None, typer.Option(min=1, help="Pictures per shard. [default: by their number, 8 to 512]")
+        int | None, typer.Option(min=1, help="Images per shard. [default: 8 to 512, by the number of images]")
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the job that --out holds.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the job that --out holds.")] = False,
     max_errors: Annotated[
-        int | None, typer.Option(min=0, help="Stop when more pictures than these failed. [default: never]")
+        int | None, typer.Option(min=0, help="Stop when more images than this failed. [default: never]")
     ] = None,
     retry_errors: Annotated[
-        bool, typer.Option("--retry-errors", help="With --resume: do the pictures that failed again, too.")
+        bool, typer.Option("--retry-errors", help="With --resume: also try again the images that failed.")
     ] = False,
     timeout: Annotated[
-        float, typer.Option(min=0, help="Seconds until a picture that hangs is given up; 0: never.")
+        float, typer.Option(min=0, help="Seconds after which an image that hangs is given up; 0: never.")
     ] = 600.0,
-    root: Annotated[str | None, typer.Option(help="Folder of the pictures that a list or COCO file names.")] = None,
-    column: Annotated[str | None, typer.Option(help="Pictures' column of a Parquet file, or suffix in a tar.")] = None,
-    key: Annotated[str | None, typer.Option(help="Keys' column of a Parquet file.")] = None,
+    root: Annotated[str | None, typer.Option(help="Folder of the images that a list or COCO file names.")] = None,
+    column: Annotated[str | None, typer.Option(help="Column of the images in Parquet, or their suffix in tar.")] = None,
+    key: Annotated[str | None, typer.Option(help="Column of the keys in Parquet.")] = None,
     web: Annotated[bool, typer.Option("--web", help="Allow http(s) URLs.")] = False,
     overlays: Annotated[
-        bool, typer.Option("--overlays", help="Also what detcam explain writes, for each picture.")
+        bool, typer.Option("--overlays", help="Also write the output of detcam explain for each image.")
     ] = False,
-    report: Annotated[bool, typer.Option("--report", help="The same, and pages to look at.")] = False,
+    report: Annotated[bool, typer.Option("--report", help="The same, and HTML pages.")] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Count, try a few pictures, print the time and size to expect.")
+        bool, typer.Option("--dry-run", help="Count, try a few images, and print the expected time and size.")
     ] = False,
     trust_checkpoint: TrustFlag = False,
     as_json: JsonFlag = False,
 ) -> None:
-    """Explain every object of every picture of a set, into a dataset of Parquet files.
+    """Explain every object of every image of a set, into a dataset of Parquet files.
 
-    A row for each object with its box, score and heatmap, and a row for each picture, which says why if it could not
-    be read. A job that was stopped or killed goes on with --resume and gives the same dataset.
+    There is a row for each object with its box, score and heatmap, and a row for each image, with the reason if it
+    could not be read. A job that was stopped or killed continues with --resume and gives the same dataset.
     """
     from detcam.batch.sources.open import open_source
     from detcam.batch.worker import Options
 
-    preset = preset_of(
-        config, model=model, method=method, layers=layers, target=target, segments=segments, text=text, adapter=adapter,
-        conf=conf, iou=iou, max_det=max_det, imgsz=imgsz, device=device,
-    )  # fmt: skip
-    if print_config:
-        print(preset.to_yaml(), end="")
-        return
     if source is None:
-        raise InputError("SRC: give the pictures, e.g. detcam batch photos")
+        raise InputError("SRC: give the images, e.g. detcam batch photos")
     columns = tuple(metrics.split(",")) if metrics else ()
     options = Options(**preset.model_dump(), metrics=columns, trust_checkpoint=trust_checkpoint)
-    place = options.device
-    runs = _engine(engine, out, address, workers, threads, place, timeout)
+    device = options.device
+    runs = _engine(engine, out, address, workers, threads, device, timeout)
     opened = open_source(source, root=root, column=column, key=key, web=web)
     if dry_run:
-        _estimate(opened, options, chunk, (workers, threads, place), as_json)
+        _estimate(opened, options, chunk, (workers, threads, device), as_json)
         return
     limits = {
         "chunk": chunk, "resume": resume, "max_errors": max_errors, "retry_errors": retry_errors,
@@ -166,7 +135,7 @@ def _engine(
         from detcam.batch.engines.local import LocalEngine
 
         if address is not None:
-            raise InputError("--address is of a Ray cluster: add --engine ray")
+            raise InputError("--address is the address of a Ray cluster: add --engine ray")
         return LocalEngine(workers, threads, device, timeout)
     if name == "ray":
         from detcam.batch.engines.ray import RayEngine
@@ -185,7 +154,6 @@ def _estimate(
     from detcam.batch.engines.local import LocalEngine
     from detcam.batch.estimate import estimate
     from detcam.batch.job import chunk_size
-    from detcam.cli.console import sentences
 
     engine = LocalEngine(*shares)
     size = chunk or chunk_size(source.count())
@@ -201,20 +169,26 @@ def _run(
     source: Source, out: str, options: Options, engine: Engine, limits: dict[str, Any], report: bool, as_json: bool
 ) -> None:
     from detcam.batch.job import run
-    from detcam.cli.console import progress, summary
 
     last: list[Tally] = []
 
     def written() -> str:
-        return f"{last[0].done} of {last[0].total} pictures are done in {out}: go on with --resume" if last else NOTHING
+        return f"{last[0].done} of {last[0].total} images are done in {out}: go on with --resume" if last else NOTHING
 
-    with interruptible(written), progress(quiet=as_json) as told:
+    screen = console(stderr=True)
+    with (
+        interruptible(written),
+        log_lines(screen, "detcam.batch"),
+        progress(screen, as_json, LINE_SECONDS, at_once=True, remaining=False) as bars,
+    ):
+        tell = bars("explaining")
 
-        def tell(tally: Tally) -> None:
+        def progressed(tally: Tally) -> None:
             last[:] = [tally]
-            told(tally)
+            line = f"{tally.done} of {tally.total} images, {state(tally)}"
+            tell(tally.done, tally.total, state(tally), line)
 
-        tally = run(source, out, options, engine, progress=tell, **limits)
+        tally = run(source, out, options, engine, progress=progressed, **limits)
     page = _report(out) if report else None
     if as_json:
         print(json.dumps({**asdict(tally), "out": out, "seconds": tally.seconds}, indent=2, ensure_ascii=False))
@@ -228,5 +202,5 @@ def _report(out: str) -> Path:
     from detcam.report import write_report
 
     saved = Path(out) / SAVED
-    with interruptible(lambda: f"all pictures are done in {out}: detcam report {saved} writes the pages"):
+    with interruptible(lambda: f"all images are done in {out}: detcam report {saved} writes the pages"):
         return write_report(saved)

@@ -4,35 +4,29 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
-from time import monotonic
 from typing import Annotated, Any
 
 import typer
 from rich.cells import cell_len
 from rich.console import Console
-from rich.progress import Progress
 from rich.table import Column, Table
 from rich.text import Text
 
+from detcam.cli.console import Tell, console, counted, progress
 from detcam.cli.interrupt import NOTHING, interruptible
 from detcam.cli.options import (
-    AdapterFlag,
-    ConfFlag,
-    DeviceFlag,
-    ImgszFlag,
-    IouFlag,
     JsonFlag,
-    MaxDetFlag,
     PrintConfigFlag,
-    SegmentsFlag,
-    TextFlag,
     TrustFlag,
-    build_explainer,
+    help_of,
     preset_of,
+    require_files,
+    with_preset_options,
 )
+from detcam.config import Preset
 from detcam.errors import InputError, plain
+from detcam.explainer import Explainer
 
 EPILOG = """
 Examples:
@@ -45,12 +39,12 @@ Examples:
 
 `detcam compare street.jpg --model yolov8n-seg.pt --config configs/default.yaml --config configs/mask.yaml`
 
-Options that are given twice differ between the sides, the first value for A, the second for B; all else is the same.
+The first value of an option that is given twice is for side A, the second for side B.
 """
-LINE_SECONDS = 5.0  # between two lines of progress where there is no terminal
+TWICE = " Give it twice to compare."
 LISTED = 20  # rows in the terminal; all are in the files
 PICTURE_WIDTH = 18  # of a terminal's 80 columns
-ROOMY = 72  # columns from which there is room for the pictures' names
+ROOMY = 72  # columns from which there is room for the images' names
 
 
 def register(app: typer.Typer) -> None:
@@ -58,45 +52,28 @@ def register(app: typer.Typer) -> None:
     app.command(epilog=EPILOG)(compare)
 
 
+@with_preset_options()
 def compare(
     images: Annotated[list[Path] | None, typer.Argument(help="Image files.", show_default=False)] = None,
-    model: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="A .pt path, a folder of transformers, or a demo model's name; twice to compare. [default: scenes]"
-        ),
-    ] = None,
-    method: Annotated[
-        list[str] | None, typer.Option(help="See `detcam methods`; twice to compare. [default: auto]")
-    ] = None,
-    layers: Annotated[
-        list[str] | None,
-        typer.Option(help="auto, level, evidence, or names with commas between; twice to compare. [default: auto]"),
-    ] = None,
-    target: Annotated[
-        list[str] | None, typer.Option(help="As in `detcam explain`; twice to compare. [default: class]")
-    ] = None,
+    model: Annotated[list[str] | None, typer.Option(help=help_of("model", TWICE))] = None,
+    method: Annotated[list[str] | None, typer.Option(help=help_of("method", TWICE))] = None,
+    layers: Annotated[list[str] | None, typer.Option(help=help_of("layers", TWICE))] = None,
+    target: Annotated[list[str] | None, typer.Option(help=help_of("target", TWICE))] = None,
     config: Annotated[
-        list[Path] | None, typer.Option(help="A YAML preset, see configs/; flags win over it; twice to compare.")
+        list[Path] | None, typer.Option(help=f"A YAML preset, see configs/; flags win over it.{TWICE}")
     ] = None,
     print_config: PrintConfigFlag = False,
-    match: Annotated[float, typer.Option(help="Least overlap (IoU) of two boxes that are the same object.")] = 0.5,
-    segments: SegmentsFlag = None,
-    text: TextFlag = None,
-    adapter: AdapterFlag = None,
-    conf: ConfFlag = None,
-    iou: IouFlag = None,
-    max_det: MaxDetFlag = None,
-    imgsz: ImgszFlag = None,
-    device: DeviceFlag = None,
+    match: Annotated[float, typer.Option(help="Least IoU of two boxes that are the same object.")] = 0.5,
+    *,
+    preset: Preset,
     trust_checkpoint: TrustFlag = False,
     out_dir: Annotated[Path, typer.Option("--out", help="Folder for the results.")] = Path("detcam-compare"),
     as_json: JsonFlag = False,
 ) -> None:
     """Compare the heatmaps of two models, methods, layers, targets or presets, object by object.
 
-    Objects are matched by class and overlap; those whose heatmaps differ most come first, and those that only one side
-    found are listed too. Writes compare.json and a page to look at, compare.html.
+    Objects are matched by class and IoU. Those whose heatmaps differ most come first, and objects of one side only are
+    listed too. Writes compare.json and the HTML page compare.html.
     """
     from detcam.analysis.comparison import check_iou
     from detcam.cli.sides import names, sides
@@ -105,74 +82,54 @@ def compare(
     files = [str(path) for path in config or ()]
     given = {"model": model, "method": method, "layers": layers, "target": target, "config": files}
     a, b = sides({name: values or [] for name, values in given.items()})
-    presets = [
-        preset_of(
-            **side, segments=segments, text=text, adapter=adapter, conf=conf, iou=iou, max_det=max_det, imgsz=imgsz,
-            device=device,
-        )
-        for side in (a, b)
-    ]  # fmt: skip
+    shared = preset.model_dump(exclude_unset=True)
+    presets = [preset_of(**side, **shared) for side in (a, b)]
     if print_config:
         print("---\n".join(f"# {name}\n{side.to_yaml()}" for name, side in zip("AB", presets, strict=True)), end="")
         return
     check_iou(match, "--match")
     if not images:
-        raise InputError("images: give at least one picture, e.g. detcam compare street.jpg --config a --config b")
-    for path in images:  # said before a model is loaded
-        if not path.exists():
-            raise InputError(f"{path} does not exist: check the path")
-    unwritten = f"{NOTHING}, as a comparison is only when all pictures are compared: the same command starts over"
-    with interruptible(lambda: unwritten), _progress(images, quiet=as_json) as shown:
-        explainers = [build_explainer({**preset.options(), "trust_checkpoint": trust_checkpoint}) for preset in presets]
-        document = write_comparison(out_dir, _compared(explainers, shown, match), names(a, b))
+        raise InputError("images: give at least one image, e.g. detcam compare street.jpg --config a --config b")
+    require_files(images)
+    unwritten = (
+        f"{NOTHING}, because the comparison is written when all images are compared: the same command starts over"
+    )
+    with interruptible(lambda: unwritten), progress(console(stderr=True), as_json) as bars:
+        explainers = [Explainer(**side.options(), trust_checkpoint=trust_checkpoint) for side in presets]
+        compared = _compared(explainers, images, bars("comparing", len(images)), match)
+        document = write_comparison(out_dir, compared, names(a, b))
     if as_json:
         print(json.dumps(document, indent=2, ensure_ascii=False))
     else:
-        report(document, out_dir / PAGE, Console(highlight=False))
+        report(document, out_dir / PAGE, console())
 
 
-def _compared(explainers: Sequence[Any], images: Iterator[Path], match: float) -> Iterator[tuple[Path, Any]]:
+def _compared(
+    explainers: Sequence[Explainer], images: Sequence[Path], tell: Tell, match: float
+) -> Iterator[tuple[Path, Any]]:
     from detcam.analysis.comparison import compare
     from detcam.images import read_image
 
-    for path in images:
+    for done, path in enumerate(images):
+        tell(done, line=f"{done} of {len(images)} images compared")
         image = read_image(path)
         a, b = (explainer(image) for explainer in explainers)
         yield path, compare(a, b, match)
 
 
-@contextmanager
-def _progress(images: Sequence[Path], quiet: bool) -> Iterator[Iterator[Path]]:
-    """The images one by one, with a bar on a terminal and a line every few seconds elsewhere; on standard error."""
-    console = Console(stderr=True, highlight=False, soft_wrap=True)
-    if quiet or not console.is_terminal:
-        yield iter(images) if quiet else _told(images, console)
-        return
-    with Progress(console=console, transient=True) as bar:
-        yield iter(bar.track(images, description="comparing"))
-
-
-def _told(images: Sequence[Path], console: Console) -> Iterator[Path]:
-    told = monotonic()
-    for done, path in enumerate(images):
-        if monotonic() - told >= LINE_SECONDS:
-            told = monotonic()
-            console.print(f"{done} of {len(images)} pictures compared", markup=False)
-        yield path
-
-
-def report(document: dict[str, Any], page: Path, console: Console) -> None:
+def report(document: dict[str, Any], page: Path, out: Console) -> None:
     """Print the first rows as a table, and a summary."""
     for side in ("a", "b"):
-        console.print(Text(f"{side.upper()}: {plain(document[side]['name'])}"), soft_wrap=True)
+        out.print(Text(f"{side.upper()}: {plain(document[side]['name'])}"))
     rows = document["rows"]
+    several = document["summary"]["pictures"] > 1 and out.width >= ROOMY
     if rows:
-        console.print(_table(rows[:LISTED], several=document["summary"]["pictures"] > 1 and console.width >= ROOMY))
+        out.print(_table(rows[:LISTED], several), soft_wrap=False)
     if len(rows) > LISTED:
-        console.print(f"... and {len(rows) - LISTED} more", markup=False)
+        out.print(f"... and {len(rows) - LISTED} more", markup=False)
     for line in summary(document["summary"]):
-        console.print(line, markup=False)
-    console.print(Text(f"Open {plain(str(page))}"), soft_wrap=True)
+        out.print(line, markup=False, soft_wrap=False)
+    out.print(Text(f"Open {plain(str(page))}"))
 
 
 def _table(rows: list[dict[str, Any]], several: bool) -> Table:
@@ -193,7 +150,7 @@ def _table(rows: list[dict[str, Any]], several: bool) -> Table:
 
 
 def _end(name: str) -> str:
-    """The end of a long name: that is where the names of one folder's pictures differ."""
+    """The end of a long name: that is where the names of images in a folder differ."""
     if cell_len(name) <= PICTURE_WIDTH:
         return name
     while cell_len(name) >= PICTURE_WIDTH:
@@ -202,9 +159,9 @@ def _end(name: str) -> str:
 
 
 def summary(counts: dict[str, Any]) -> Iterator[str]:
-    """What the whole comparison comes to, in lines."""
-    pictures, both = (_counted(counts[name], thing) for name, thing in (("pictures", "picture"), ("both", "object")))
-    yield f"{pictures}: {both} in both, {counts['only_a']} in A only, {counts['only_b']} in B only."
+    """The result of the whole comparison, line by line."""
+    images, both = (counted(counts[name], noun) for name, noun in (("pictures", "image"), ("both", "object")))
+    yield f"{images}: {both} in both, {counts['only_a']} in A only, {counts['only_b']} in B only."
     if counts["similarity"] is not None:
         rank = counts["rank_correlation"]
         also = "" if rank is None else f", rank correlation {_figure(rank)}"
@@ -213,7 +170,3 @@ def summary(counts: dict[str, Any]) -> Iterator[str]:
 
 def _figure(value: float | None) -> str:
     return "-" if value is None else f"{round(value, 2) + 0:.2f}"  # never -0.00
-
-
-def _counted(count: int, thing: str) -> str:
-    return f"{count} {thing}{'' if count == 1 else 's'}"

@@ -1,4 +1,4 @@
-"""What this machine can do for detcam, said plainly."""
+"""Facts about this machine: versions, devices and compiled operations."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ PACKAGES = ("torch", "torchvision", "ultralytics", "transformers", "numpy", "ope
 
 
 def examine() -> dict[str, Any]:
-    """Versions, devices, and which compiled operations are loaded (and if not, why)."""
+    """Versions, devices, and the compiled operations that are loaded, or the reason why not."""
     return {
         "python": platform.python_version(),
         "platform": platform.platform(terse=True),
@@ -35,7 +35,7 @@ def _version(package: str) -> str | None:
 
 
 def summary(facts: dict[str, Any]) -> list[str]:
-    """The facts as lines for a person."""
+    """The facts as lines of text."""
     packages = facts["packages"]
     lines = [f"detcam {packages['detcam']} on Python {facts['python']}, {facts['platform']}"]
     lines += [f"  {name}: {packages[name] or 'not installed'}" for name in PACKAGES]

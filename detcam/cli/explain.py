@@ -3,44 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.progress import Progress
 
-from detcam.cli.console import counted_labels
+from detcam.cli.console import console, counted_labels, progress
 from detcam.cli.interrupt import NOTHING, interruptible
-from detcam.cli.options import (
-    AdapterFlag,
-    ConfFlag,
-    ConfigFlag,
-    DeviceFlag,
-    ImgszFlag,
-    IouFlag,
-    JsonFlag,
-    LayersFlag,
-    MaxDetFlag,
-    MethodFlag,
-    ModelFlag,
-    PrintConfigFlag,
-    SegmentsFlag,
-    TargetFlag,
-    TextFlag,
-    TrustFlag,
-    build_explainer,
-    preset_of,
-    require_files,
-    require_writable,
-)
+from detcam.cli.options import JsonFlag, TrustFlag, require_files, require_writable, with_preset_options
+from detcam.config import Preset
 from detcam.errors import InputError, plain
+from detcam.explainer import Explainer
 
-out = Console(highlight=False, soft_wrap=True)
-
-EXPLAIN_EPILOG = """
+EPILOG = """
 Examples:
 
 `detcam explain street.jpg --model yolov8n.pt`
@@ -57,67 +33,51 @@ Examples:
 
 def register(app: typer.Typer) -> None:
     """Add the command to `app`."""
-    app.command(epilog=EXPLAIN_EPILOG)(explain)
+    app.command(epilog=EPILOG)(explain)
 
 
+@with_preset_options()
 def explain(
     images: Annotated[list[Path] | None, typer.Argument(help="Image files.", show_default=False)] = None,
-    model: ModelFlag = None,
-    method: MethodFlag = None,
-    layers: LayersFlag = None,
-    target: TargetFlag = None,
-    segments: SegmentsFlag = None,
-    text: TextFlag = None,
-    adapter: AdapterFlag = None,
-    conf: ConfFlag = None,
-    iou: IouFlag = None,
-    max_det: MaxDetFlag = None,
-    imgsz: ImgszFlag = None,
-    device: DeviceFlag = None,
+    *,
+    preset: Preset,
     out_dir: Annotated[Path, typer.Option("--out", help="Folder for the results.")] = Path("detcam-out"),
-    config: ConfigFlag = None,
-    print_config: PrintConfigFlag = False,
     ask: Annotated[
         list[str] | None,
-        typer.Option(help="x1,y1,x2,y2:class of an object that was missed: explain its best candidate. Repeatable."),
+        typer.Option(help="x1,y1,x2,y2:class of a missed object: explain its best candidate. Repeatable."),
     ] = None,
     prompt: Annotated[
         list[str] | None,
-        typer.Option(help="x,y or x1,y1,x2,y2 in a segmenter's picture: explain what is there. Repeatable."),
+        typer.Option(
+            help="x,y or x1,y1,x2,y2, for segmenters: explain the object at this point or in this box. Repeatable."
+        ),
     ] = None,
-    report: Annotated[bool, typer.Option("--report", help="Write pages to look at, as detcam report does.")] = False,
+    report: Annotated[bool, typer.Option("--report", help="Write HTML pages, as detcam report does.")] = False,
     trust_checkpoint: TrustFlag = False,
     as_json: JsonFlag = False,
 ) -> None:
-    """Explain every object in one or more pictures.
+    """Explain every object in one or more images.
 
     Writes explanation.json, heatmaps.npz, an overlay per object and contact.png; with several images, into a
     folder for each.
     """
     from detcam.questions.parsing import parse_pair, parse_prompt
 
-    preset = preset_of(
-        config, model=model, method=method, layers=layers, target=target, segments=segments, text=text, adapter=adapter,
-        conf=conf, iou=iou, max_det=max_det, imgsz=imgsz, device=device,
-    )  # fmt: skip
-    if print_config:
-        print(preset.to_yaml(), end="")
-        return
     if not images:
-        raise InputError("images: give at least one picture, e.g. detcam explain street.jpg")
+        raise InputError("images: give at least one image, e.g. detcam explain street.jpg")
     questions = {
         "ask": [parse_pair(text) for text in ask or ()] or None,
         "prompts": [parse_prompt(text) for text in prompt or ()] or None,
     }
     require_files(images)
     require_writable(out_dir)
-    folders = _folders(images, out_dir)
+    folders = folders_of(images, out_dir)
     options = {**preset.options(), "trust_checkpoint": trust_checkpoint}
     documents = _explain_each(options, questions, list(zip(images, folders, strict=True)), out_dir, as_json)
     if report:
         page = _pages(out_dir, folders)
         if not as_json:
-            out.print(plain(f"Open {page}"), markup=False)
+            console().print(plain(f"Open {page}"), markup=False)
     if as_json:
         print(json.dumps(documents, indent=2, ensure_ascii=False))
 
@@ -125,22 +85,24 @@ def explain(
 def _explain_each(
     options: dict[str, Any], questions: dict[str, Any], places: Sequence[tuple[Path, Path]], out_dir: Path, quiet: bool
 ) -> list[dict[str, Any]]:
-    """Explain each picture into its folder; returns what was written."""
+    """Explain each image into its folder; returns the documents that were written."""
     documents: list[dict[str, Any]] = []
     saved = 0
 
     def written() -> str:
-        some = f"{saved} of {len(places)} pictures are explained in {out_dir}: the same command starts over"
+        some = f"{saved} of {len(places)} images are explained in {out_dir}: the same command starts over"
         return some if saved else NOTHING
 
-    with interruptible(written), _progress(len(places), quiet) as (advance, swept):
-        explainer = build_explainer({**options, "progress": swept})
+    out = console()
+    with interruptible(written), progress(out, quiet) as bars:
+        explained, swept = bars("explaining", len(places), visible=len(places) > 1), bars("sweeping", visible=False)
+        explainer = Explainer(**options, progress=lambda done, total: swept(done, total, visible=done < total))
         for path, folder in places:
             explanation = explainer(path, **questions)
             explanation.save(folder, path)
             saved += 1
             documents.append({"source": str(path), "folder": str(folder), **explanation.to_dict()})
-            advance()
+            explained(saved)
             if not quiet:
                 out.print(plain(f"{path}: {counted_labels(explanation.labels)} -> {folder}"), markup=False)
                 for note in explanation.notes if questions["ask"] else []:
@@ -151,12 +113,12 @@ def _explain_each(
 def _pages(out_dir: Path, folders: list[Path]) -> Path:
     from detcam.report import write_report
 
-    with interruptible(lambda: f"all pictures are explained in {out_dir}: detcam report {out_dir} writes the pages"):
+    with interruptible(lambda: f"all images are explained in {out_dir}: detcam report {out_dir} writes the pages"):
         return write_report(out_dir, folders)
 
 
-def _folders(images: Sequence[Path], folder: Path) -> list[Path]:
-    """Where each picture's results go: the folder itself for one, else a folder of the picture's name in it."""
+def folders_of(images: Sequence[Path], folder: Path) -> list[Path]:
+    """The folder of each image's results: `folder` for a single image, else a folder in it named after the image."""
     if len(images) == 1:
         return [folder]
     seen: dict[str, int] = {}
@@ -166,18 +128,3 @@ def _folders(images: Sequence[Path], folder: Path) -> list[Path]:
         seen[name] = seen.get(name, 0) + 1
         folders.append(folder / (name if seen[name] == 1 else f"{name}_{seen[name]}"))
     return folders
-
-
-@contextmanager
-def _progress(pictures: int, quiet: bool) -> Iterator[tuple[Callable[[], None], Callable[[int, int], None]]]:
-    """Bars on a terminal, one for several pictures and one for a method that sweeps; nothing elsewhere.
-
-    Yields a function to call after each picture, and one that takes (forwards done, forwards in all).
-    """
-    with Progress(console=out, transient=True, disable=quiet or not out.is_terminal) as bar:
-        explained = bar.add_task("explaining", total=pictures, visible=pictures > 1)
-        sweep = bar.add_task("sweeping", visible=False)
-        yield (
-            lambda: bar.advance(explained),
-            lambda done, total: bar.update(sweep, completed=done, total=total, visible=done < total),
-        )

@@ -1,4 +1,4 @@
-"""The families of models as a table: what they serve, how to get their library, and which versions were tested."""
+"""Table of the families of models: supported models and targets, installation, and tested versions."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any
 from detcam.adapters import ADAPTERS, Adapter, CallableAdapter
 from detcam.models.versions import OLDEST
 
-# The newest version of each library that the tests of its families ran with, by the first word of the family's name.
-# The oldest is in `detcam.models.versions`.
+# The newest version of each library that the tests of its families ran with, by the first word of the family's name;
+# the oldest version is in `detcam.models.versions`.
 TESTED: dict[str, str] = {
     "ultralytics": "8.4.190",
     "torchvision": "0.29.2",
@@ -21,13 +21,12 @@ TESTED: dict[str, str] = {
 
 
 def family_rows() -> list[dict[str, Any]]:
-    """One row a family.
+    """A row for each family.
 
-    Keys: family, models (for people to read), targets, install (a command, or what to do), oldest and tested (the
-    library with the oldest and the newest version that were tried, or None), installed (the version on this machine,
-    or None).
+    Keys: family, models (for display), targets, install (a command or an instruction), oldest and tested (the library
+    with the oldest and the newest tested version, or None), installed (the version on this machine, or None).
     """
-    served: tuple[type[Adapter], ...] = (*ADAPTERS, CallableAdapter)
+    adapters: tuple[type[Adapter], ...] = (*ADAPTERS, CallableAdapter)
     return [
         {
             "family": adapter.family,
@@ -38,7 +37,7 @@ def family_rows() -> list[dict[str, Any]]:
             "tested": _named(adapter.family, TESTED.get(_library(adapter.family))),
             "installed": _installed(adapter.family),
         }
-        for adapter in served
+        for adapter in adapters
     ]
 
 

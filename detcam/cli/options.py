@@ -1,63 +1,102 @@
-"""Options that several commands share, and the preset that they are laid over."""
+"""Options that several commands share; those of a preset are generated from the fields of `Preset`."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
+from functools import wraps
+from inspect import Parameter, Signature, signature
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any, get_args, get_type_hints
 
 import typer
 
+from detcam.config import Preset, default_of, read_preset
 from detcam.errors import InputError, OutputError, nearest
 
-if TYPE_CHECKING:
-    from detcam.config import Preset
-
-ModelFlag = Annotated[
-    str | None,
-    typer.Option(help="A .pt path, a folder of transformers, or a demo model's name. [default: scenes]"),
-]
-MethodFlag = Annotated[str | None, typer.Option(help="See `detcam methods`. [default: auto]")]
-LayersFlag = Annotated[
-    str | None, typer.Option(help="auto, level, evidence, or module names with commas between. [default: auto]")
-]
-TargetFlag = Annotated[
-    str | None,
-    typer.Option(help="class, prob, margin, box, left, top, right, bottom, mask, mask-margin. [default: class]"),
-]
-SegmentsFlag = Annotated[
-    str | None,
-    typer.Option(help="class or component: what an object of a semantic segmenter is. [default: class]"),
-]
-TextFlag = Annotated[
-    list[str] | None, typer.Option(help="A phrase to look for, of detectors that take text. Repeatable.")
-]
-AdapterFlag = Annotated[str | None, typer.Option(help="panoptic: read Mask2Former and its like so. [default: auto]")]
-ConfFlag = Annotated[float | None, typer.Option(help="Lowest score of an object. [default: 0.25]")]
-IouFlag = Annotated[float | None, typer.Option(help="Overlap at which a weaker box is dropped. [default: 0.7]")]
-MaxDetFlag = Annotated[int | None, typer.Option(help="Objects per picture. [default: 300]")]
-ImgszFlag = Annotated[int | None, typer.Option(help="Network input size. [default: the model's]")]
-DeviceFlag = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1. [default: the model's]")]
 ConfigFlag = Annotated[Path | None, typer.Option(help="A YAML preset, see configs/; flags win over it.")]
 PrintConfigFlag = Annotated[
-    bool, typer.Option("--print-config", help="Print the options in force as such a preset, and do nothing else.")
+    bool, typer.Option("--print-config", help="Print the options in force as a preset, and do nothing else.")
 ]
 TrustFlag = Annotated[
     bool,
-    typer.Option("--trust-checkpoint", help="Load pickled weights whatever they name: runs any code in the file."),
+    typer.Option(
+        "--trust-checkpoint", help="Load pickled weights whatever classes they name: this runs any code in the file."
+    ),
 ]
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
+Command = Callable[..., None]
+
+
+def with_preset_options(without: Collection[str] = (), **helps: str) -> Callable[[Command], Command]:
+    """Decorator of a command with a parameter `preset`: flags for the options of a preset, --config, --print-config.
+
+    The command gets the preset in force; its flags stand in the help where `preset` stands in the command's signature.
+    With --print-config that preset is printed and the command does not run. A flag that the command declares itself is
+    left to the command.
+
+    Args:
+        without: fields of `Preset` that get no flag.
+        **helps: for some fields, help texts that replace the generated ones.
+    """
+
+    def decorate(command: Command) -> Command:
+        hints = get_type_hints(command, include_extras=True)
+        fields = [name for name in Preset.model_fields if name not in hints and name not in without]
+        options = [_flag(name, helps.get(name) or help_of(name)) for name in fields]
+        if "config" not in hints:
+            options.append(_parameter("config", ConfigFlag, None))
+        if "print_config" not in hints:
+            options.append(_parameter("print_config", PrintConfigFlag, False))
+
+        @wraps(command)
+        def run(**values: Any) -> None:
+            config = None if "config" in hints else values.pop("config")
+            preset = preset_of(config, **{name: values.pop(name) for name in fields})
+            if "print_config" not in hints and values.pop("print_config"):
+                print(preset.to_yaml(), end="")
+            else:
+                command(preset=preset, **values)
+
+        parameters: list[Parameter] = []
+        for name, parameter in signature(command).parameters.items():
+            parameters += options if name == "preset" else [_parameter(name, hints[name], parameter.default)]
+        run.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
+        run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+        return run
+
+    return decorate
+
+
+def _parameter(name: str, hint: Any, default: Any) -> Parameter:
+    return Parameter(name, Parameter.KEYWORD_ONLY, annotation=hint, default=default)
+
+
+def _flag(name: str, text: str) -> Parameter:
+    return _parameter(name, Annotated[_kind(name) | None, typer.Option(help=text)], None)
+
+
+def _kind(name: str) -> Any:
+    """The type of a flag, from that of the field: a list is a repeated flag, or text with commas where text will do."""
+    hint = Preset.model_fields[name].annotation
+    kinds = get_args(hint) or (hint,)
+    return next((kind for kind in (int, float, str, list[str]) if kind in kinds), str)
+
+
+def help_of(name: str, more: str = "") -> str:
+    """The help text of a field's flag: its description, how to give several values, `more`, and its default."""
+    field, default = Preset.model_fields[name], default_of(name)
+    if list[str] in get_args(field.annotation):
+        more = (" Repeatable." if _kind(name) == list[str] else " Separate names with commas.") + more
+    return f"{field.description}{more}{f' [default: {default}]' if default else ''}"
 
 
 def preset_of(config: str | Path | None = None, **flags: Any) -> Preset:
-    """The preset in force: that of the file or the defaults, with the flags that were given laid over it.
+    """The preset in force: the file's or the default preset, with the given flags laid over it.
 
     Raises:
-        InputError: if the file is no preset, or a value is out of range.
+        InputError: if the file is not a preset, or a value is out of range.
     """
-    from detcam.config import Preset, read_preset
-
     preset = read_preset(config, _elsewhere) if config else Preset()
     if flags.get("layers"):
         flags["layers"] = split(flags["layers"])
@@ -65,14 +104,13 @@ def preset_of(config: str | Path | None = None, **flags: Any) -> Preset:
 
 
 def split(layers: str) -> str | list[str]:
-    """One name or preset as it is; several names as a list."""
+    """A single name or preset as it is; several names as a list."""
     return layers.split(",") if "," in layers else layers
 
 
 def _elsewhere(key: str) -> str:
-    """What to do with a key that presets do not have: it may be a flag of some command."""
+    """The hint for a key that presets do not have: it may be a flag of some command."""
     from detcam.cli.app import app
-    from detcam.config import Preset
 
     flag = f"--{key.replace('_', '-')}"
     commands: dict[str, Any] = getattr(typer.main.get_command(app), "commands", {})
@@ -82,19 +120,12 @@ def _elsewhere(key: str) -> str:
         if any(flag in (*option.opts, *option.secondary_opts) for option in command.params)
     ]
     if owners:
-        return f"it is no part of a preset, give {flag} to detcam {', '.join(owners)}"
+        return f"it is not part of a preset, give {flag} to detcam {', '.join(owners)}"
     return nearest(key, Preset.model_fields)
 
 
-def build_explainer(options: dict[str, Any]) -> Any:
-    """The Explainer of these options; torch and the models are imported here, so that `--help` is quick."""
-    from detcam.explainer import Explainer
-
-    return Explainer(**options)
-
-
 def require_files(images: Sequence[Path]) -> None:
-    """Complain about a missing picture before the model is loaded and before anything is written."""
+    """Check that image files exist, before the model is loaded and before anything is written."""
     for path in images:
         if not path.exists():
             raise InputError(f"{path} does not exist: check the path")
@@ -106,4 +137,4 @@ def require_writable(folder: Path) -> None:
     while not parent.exists():
         parent = parent.parent
     if not parent.is_dir() or not os.access(parent, os.W_OK):
-        raise OutputError(f"{folder} cannot be written ({parent} is no writable folder): choose another --out")
+        raise OutputError(f"{folder} cannot be written ({parent} is not a writable folder): choose another --out")

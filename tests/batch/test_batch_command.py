@@ -13,7 +13,7 @@ from photos import write_photos
 from detcam import cli
 from detcam.batch import load
 from detcam.batch.estimate import Estimate
-from detcam.cli.console import duration, sentences, size
+from detcam.cli.batch_summary import duration, sentences, size
 
 QUICK = ["--imgsz", "160", "--workers", "1", "--threads", "1"]
 
@@ -47,8 +47,8 @@ def test_a_job_from_beginning_to_end(photos: Path, tmp_path: Path, capsys: pytes
     objects = sum(len(e) for e in loaded)
     assert lines[0].startswith(f"11 pictures, {objects} objects, ")
     assert lines[0].endswith(f" -> {out}")
-    assert "pictures a second" in lines[1]
-    assert lines[2].startswith("1 picture failed")
+    assert "images a second" in lines[1]
+    assert lines[2].startswith("1 image failed")
     assert lines[3].startswith("  broken.jpg: ")
     assert lines[4] == f"Open {out}/explanations/index.html"
     assert "0 of 11 pictures" in captured.err

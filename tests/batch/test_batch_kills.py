@@ -65,7 +65,7 @@ def test_an_interrupted_and_killed_driver(seed: int, tmp_path: Path) -> None:
     printed, told = driver.communicate(timeout=PATIENCE)
     assert driver.returncode == 130
     assert printed == ""
-    assert told.splitlines()[-1] == f"interrupted: 4 of 12 pictures are done in {out}: go on with --resume"
+    assert told.splitlines()[-1] == f"interrupted: 4 of 12 images are done in {out}: go on with --resume"
     assert "Traceback" not in told
     until(lambda: gone(family))
 

@@ -158,10 +158,10 @@ def test_no_gpu_for_device_cuda(scene: Path, tmp_path: Path, capsys: pytest.Capt
 def test_a_failure_inside_is_exit_1_and_a_traceback_only_with_debug(
     scene: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def broken(_: dict) -> None:
+    def broken(*_: object, **__: object) -> None:
         raise RuntimeError("the roof is leaking")
 
-    monkeypatch.setattr(cli, "_explainer", broken)
+    monkeypatch.setattr("detcam.explainer.Explainer.__init__", broken)
     arguments = ["explain", str(scene), "--out", str(tmp_path / "o")]
     assert cli.run(arguments) == 1
     quiet = capsys.readouterr().err
@@ -202,13 +202,13 @@ def test_families_say_what_was_tested_and_what_is_here(capsys: pytest.CaptureFix
 
     assert cli.run(["families", "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)
-    assert [row["family"] for row in rows] == [*(adapter.family for adapter in ADAPTERS), "own"]
+    assert [row["family"] for row in rows] == [*(adapter.family for adapter in ADAPTERS), "custom"]
     for row in rows:
         library = row["family"].split()[0]
         assert row["models"]
         assert row["targets"]
         assert row["install"]
-        if library == "own":
+        if library == "custom":
             assert row["tested"] is None
             continue
         assert row["tested"], f"{library}: say which version was tested, in detcam/cli/families.py"

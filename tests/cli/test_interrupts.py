@@ -16,10 +16,10 @@ import numpy as np
 import pytest
 from support import heeding_ctrl_c
 
+from benchmarks.training.yolo_dataset import write_dataset
 from detcam import cli
 from detcam.cli.interrupt import NOTHING
 from detcam.scenes import HELD_OUT_SEED, draw_scene
-from detcam.scenes.yolo import write_dataset
 
 PICTURES = 150
 PATIENCE = 100.0  # seconds
@@ -106,7 +106,7 @@ def test_explain_and_the_report_of_what_it_wrote(terminal: Terminal, scenes: Pat
     line = one(terminal.interrupted(command, lambda: len(list(out.glob("*/contact.png"))) > 2))
     words = line.split()
     assert line == (
-        f"interrupted: {words[1]} of {PICTURES} pictures are explained in {out}: the same command starts over"
+        f"interrupted: {words[1]} of {PICTURES} images are explained in {out}: the same command starts over"
     )
     close_to(int(words[1]), len(list(out.iterdir())))
 
@@ -116,7 +116,7 @@ def test_explain_and_the_report_of_what_it_wrote(terminal: Terminal, scenes: Pat
         document = json.loads((copy / "explanation.json").read_text())
         (copy / "explanation.json").write_text(json.dumps({**document, "source": f"more_{i}.png"}))
     line = one(terminal.interrupted(["report", str(out)], lambda: bool(list(out.glob("*/report.html")))))
-    assert line == f"interrupted: the pages that {out} holds are whole: the same command writes them all"
+    assert line == f"interrupted: the pages that {out} holds are complete: the same command writes all of them"
     pages = list(out.glob("*/report.html"))
     assert 0 < len(pages) < PICTURES
     assert not (out / "index.html").exists()
@@ -144,7 +144,7 @@ def test_evaluate_and_it_goes_on(
     count = len(rows())
     assert 0 < count < PICTURES
     plural = "" if count == 1 else "s"
-    assert line == f"interrupted: {count} picture{plural} judged in {out}: go on with --resume"
+    assert line == f"interrupted: {count} image{plural} judged in {out}: go on with --resume"
     assert cli.run([*command, "--pictures", str(PICTURES)]) == 2
     assert f"holds {count} rows of an earlier run: add --resume" in capsys.readouterr().err
 
@@ -153,7 +153,7 @@ def test_compare(terminal: Terminal, scenes: Path, tmp_path: Path) -> None:
     pictures, out = sorted(map(str, (scenes / "images" / "val").iterdir())), tmp_path / "out"
     command = ["compare", *pictures, *QUICK, "--layers", "level", "--layers", "evidence", "--out", str(out)]
     line = one(terminal.interrupted(command, out.exists))
-    assert line.startswith(f"interrupted: {NOTHING}, as a comparison is only when all pictures are compared")
+    assert line.startswith(f"interrupted: {NOTHING}, because the comparison is written when all images are compared")
     assert list(out.iterdir()) == []
 
 

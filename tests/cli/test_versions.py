@@ -75,7 +75,7 @@ def test_the_bounds_are_those_of_the_extras() -> None:
 def test_every_family_of_a_library_states_both_versions() -> None:
     for row in family_rows():
         library = row["family"].split()[0]
-        if library == "own":
+        if library == "custom":
             assert row["oldest"] is row["tested"] is None
         else:
             assert row["oldest"] == f"{library} {OLDEST[library.replace('-', '_')]}"

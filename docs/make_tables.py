@@ -1,0 +1,75 @@
+"""Writes the tables in docs/options.md and docs/families.md, and configs/default.yaml: python docs/make_tables.py.
+
+They are generated from the fields of `detcam.config.Preset` and from the registered adapters; a test fails where they
+differ.
+"""
+
+from __future__ import annotations
+
+import re
+import textwrap
+from pathlib import Path
+
+import yaml
+
+from detcam.cli.families import family_rows
+from detcam.config import Preset, default_of
+
+ROOT = Path(__file__).parents[1]
+OPTIONS, FAMILIES = ROOT / "docs" / "options.md", ROOT / "docs" / "families.md"
+DEFAULTS = ROOT / "configs" / "default.yaml"
+HEAD = (
+    "The default options. A preset holds the options that differ from these: give it to any command with --config. "
+    "Flags win over it, and --print-config prints the options in force. Written by docs/make_tables.py."
+)
+
+
+def options_table() -> str:
+    """The options as a table in Markdown."""
+    rows = ["| option | default | meaning |", "|---|---|---|"]
+    for name, field in Preset.model_fields.items():
+        default = default_of(name) or "none"
+        shown = f"`{default}`" if isinstance(field.default, str) else default
+        rows.append(f"| `{name}` | {shown} | {field.description} |")
+    return "\n".join(rows)
+
+
+def families_table() -> str:
+    """The families of models as a table in Markdown."""
+    rows = ["| family | models | targets |", "|---|---|---|"]
+    rows += [f"| {row['family']} | {row['models']} | {', '.join(row['targets'])} |" for row in family_rows()]
+    return "\n".join(rows)
+
+
+def default_preset() -> str:
+    """The preset of the defaults, with a comment above each option."""
+    parts = [_comment(HEAD)]
+    for name, field in Preset.model_fields.items():
+        unset = f" null: {default_of(name) or 'none'}." if field.default is None else ""
+        parts.append(f"{_comment(f'{field.description}{unset}')}\n{yaml.safe_dump({name: field.default}).strip()}")
+    return "\n\n".join(parts) + "\n"
+
+
+def _comment(text: str) -> str:
+    return textwrap.fill(text, 120, initial_indent="# ", subsequent_indent="# ", break_on_hyphens=False)
+
+
+def texts() -> dict[Path, str]:
+    """The generated files and what they should hold."""
+    return {
+        OPTIONS: _filled(OPTIONS, "options", options_table()),
+        FAMILIES: _filled(FAMILIES, "families", families_table()),
+        DEFAULTS: default_preset(),
+    }
+
+
+def _filled(path: Path, name: str, table: str) -> str:
+    """The page with the table between its two comments."""
+    before, after = rf"(<!-- {name}[^\n]*-->\n)", rf"(<!-- end of {name} -->)"
+    page = path.read_text(encoding="utf-8")
+    return re.sub(f"{before}.*?{after}", lambda found: f"{found[1]}{table}\n{found[2]}", page, flags=re.DOTALL)
+
+
+if __name__ == "__main__":
+    for path, text in texts().items():
+        path.write_text(text, encoding="utf-8")
