@@ -10,7 +10,7 @@ import torch
 from support import explanation_of, random_picture
 
 import detcam.cli
-from detcam.cli.explain import _folders
+from detcam.cli.explain import folders_of
 from detcam.errors import DependencyError, DetcamError, InputError, plain
 from detcam.images import read_image
 
@@ -104,7 +104,7 @@ def test_an_earlier_document_cannot_name_files_to_delete(tmp_path: Path) -> None
     "names", [["...png", "a.png"], ["a/..", "b/.."], ["..png", ".png"], ["a.png", "b/a.png"], ["..", "."]]
 )
 def test_names_of_pictures_do_not_leave_the_folder(names: list[str], tmp_path: Path) -> None:
-    folders = _folders([Path(name) for name in names], tmp_path)
+    folders = folders_of([Path(name) for name in names], tmp_path)
     assert all(folder.resolve().parent == tmp_path.resolve() for folder in folders), folders
     assert len(set(folders)) == len(names)
 
