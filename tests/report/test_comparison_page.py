@@ -59,6 +59,7 @@ def check(page: Any, side: int, explanation: Explanation, number: int) -> None:
     assert np.abs(shown - explanation.heatmaps[number].numpy()).max() * 255 <= 2.5
 
 
+@pytest.mark.nightly
 def test_the_largest_disagreement_comes_first_with_both_heatmaps(
     one: Path, comparison: Comparison, open_page: Any
 ) -> None:
@@ -82,6 +83,7 @@ def test_the_largest_disagreement_comes_first_with_both_heatmaps(
     check(page, 1, comparison.b, 1)
 
 
+@pytest.mark.nightly
 def test_what_one_side_only_found(one: Path, comparison: Comparison, open_page: Any) -> None:
     page = open_page(one)
     page.locator("#kind").select_option("a")
@@ -98,6 +100,7 @@ def test_what_one_side_only_found(one: Path, comparison: Comparison, open_page: 
     assert listed(page) == ["bat"]
 
 
+@pytest.mark.nightly
 def test_a_twin_is_not_said_to_be_missing(seed: int, tmp_path: Path, open_page: Any) -> None:
     image = random_picture(seed, 120, 160)
     a = made(image, 1, ("dog",), APART[:1])
@@ -110,6 +113,7 @@ def test_a_twin_is_not_said_to_be_missing(seed: int, tmp_path: Path, open_page: 
     assert "A pairs it with another box" in page.locator("#said").text_content()
 
 
+@pytest.mark.nightly
 def test_filters_and_orders(one: Path, open_page: Any) -> None:
     page = open_page(one)
     page.locator("#order").select_option("most")
@@ -127,6 +131,7 @@ def test_filters_and_orders(one: Path, open_page: Any) -> None:
     assert violations(page) == []
 
 
+@pytest.mark.nightly
 def test_keyboard_and_address(one: Path, comparison: Comparison, open_page: Any) -> None:
     page = open_page(one, "#2")
     check(page, 0, comparison.a, 0)
@@ -152,6 +157,7 @@ def test_keyboard_and_address(one: Path, comparison: Comparison, open_page: Any)
     assert page.evaluate("document.activeElement === document.querySelectorAll('button.row')[2]")
 
 
+@pytest.mark.nightly
 def test_a_click_on_a_box_and_the_heat_of_both_under_the_pointer(
     one: Path, comparison: Comparison, open_page: Any
 ) -> None:
@@ -175,6 +181,7 @@ def test_a_click_on_a_box_and_the_heat_of_both_under_the_pointer(
     assert page.locator("#value").text_content().startswith("Point at")
 
 
+@pytest.mark.nightly
 def test_each_side_lies_as_its_own_network_saw_it(seed: int, tmp_path: Path, open_page: Any) -> None:
     image = random_picture(seed, 120, 160)
     a = made(image, 1, maps=[torch.randn(40, 40)], geometry=LETTERBOX)
@@ -185,6 +192,7 @@ def test_each_side_lies_as_its_own_network_saw_it(seed: int, tmp_path: Path, ope
     check(page, 1, b, 0)
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (1280, "dark"), (600, "dark"), (360, "light")])
 def test_every_screen_and_both_themes(width: int, scheme: str, seed: int, tmp_path: Path, open_page: Any) -> None:
     image, labels = random_picture(seed, 120, 160), (*EVIL, "dog", "w" * 80)
@@ -207,6 +215,7 @@ def test_every_screen_and_both_themes(width: int, scheme: str, seed: int, tmp_pa
     assert violations(page) == []
 
 
+@pytest.mark.nightly
 def test_names_are_text_everywhere(seed: int, tmp_path: Path, open_page: Any) -> None:
     image, boxes = random_picture(seed, 120, 160), boxes_in(len(EVIL), (120, 160))
     a, b = (made(image, len(EVIL), EVIL, boxes, method=name) for name in EVIL[:2])
@@ -231,6 +240,7 @@ def test_names_are_text_everywhere(seed: int, tmp_path: Path, open_page: Any) ->
     assert page.locator("script").count() == 2
 
 
+@pytest.mark.nightly
 def test_nothing_found_anywhere(seed: int, tmp_path: Path, open_page: Any) -> None:
     image = random_picture(seed, 120, 160)
     write_comparison(tmp_path, [("x.png", detcam.compare(made(image, 0), made(image, 0)))])
@@ -241,6 +251,7 @@ def test_nothing_found_anywhere(seed: int, tmp_path: Path, open_page: Any) -> No
     assert violations(page) == []
 
 
+@pytest.mark.nightly
 def test_twenty_pairs_stay_under_three_megabytes(seed: int, tmp_path: Path) -> None:
     """The hardest case: each in a noisy picture of its own, with maps of noise at the network's resolution."""
     generator = np.random.default_rng(seed)

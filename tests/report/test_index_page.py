@@ -1,8 +1,7 @@
-"""The page of many pictures: cards, filters, order, and speed at 2,000 objects."""
+"""The page of many pictures: cards, filters, order, and speed with 2,000 objects."""
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +31,7 @@ def cards(page: Any) -> list[str]:
     )
 
 
+@pytest.mark.nightly
 def test_cards_and_filters(many: Path, open_page: Any) -> None:
     page = open_page(many)
     status = page.locator("#count")
@@ -67,6 +67,7 @@ def test_cards_and_filters(many: Path, open_page: Any) -> None:
     assert cards(page)[:4] == [expected[4]] * 4
 
 
+@pytest.mark.nightly
 def test_a_card_leads_to_its_object_and_back(many: Path, open_page: Any) -> None:
     page = open_page(many)
     page.locator(".card a").nth(7).focus()
@@ -79,6 +80,7 @@ def test_a_card_leads_to_its_object_and_back(many: Path, open_page: Any) -> None
     page.locator(".stage[data-painted='none']").wait_for()
 
 
+@pytest.mark.nightly
 def test_thumbnails_show_heat_and_box(seed: int, tmp_path: Path, open_page: Any) -> None:
     image = random_picture(seed, 300, 400)
     explanation = made(image, 2)
@@ -106,6 +108,7 @@ def test_thumbnails_show_heat_and_box(seed: int, tmp_path: Path, open_page: Any)
     assert page.locator(".card canvas").first.evaluate("canvas => canvas.toDataURL()") != before
 
 
+@pytest.mark.nightly
 def test_names_are_text_in_the_index_too(seed: int, tmp_path: Path, open_page: Any) -> None:
     root = tmp_path / "<i>set'\"🦊שלום#%"
     for i, name in enumerate(EVIL):
@@ -126,6 +129,7 @@ def test_names_are_text_in_the_index_too(seed: int, tmp_path: Path, open_page: A
         page.locator(".card").first.wait_for()
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (390, "dark"), (390, "light"), (1280, "dark")])
 def test_the_index_is_accessible(width: int, scheme: str, many: Path, open_page: Any) -> None:
     page = open_page(many, width=width, color_scheme=scheme)
@@ -134,25 +138,30 @@ def test_the_index_is_accessible(width: int, scheme: str, many: Path, open_page:
     assert violations(page) == []
 
 
+def busy(session: Any) -> float:
+    """Seconds of processor time that the page's main thread has taken so far."""
+    metrics = session.send("Performance.getMetrics")["metrics"]
+    return next(metric["value"] for metric in metrics if metric["name"] == "TaskDuration")
+
+
+@pytest.mark.nightly
 def test_two_thousand_objects_open_in_two_seconds(seed: int, tmp_path: Path, open_page: Any) -> None:
     save_many(tmp_path, 100, 20, seed)
     path = write_report(tmp_path)
-    for _ in range(5):  # others may be using the machine at the same time
-        start = time.perf_counter()
-        page = open_page(path)
-        page.locator(".card[data-painted]").nth(7).wait_for()
-        opened = time.perf_counter() - start
-        if opened < 2:
-            break
-    start = time.perf_counter()
+    page = open_page(path)
+    session = page.context.new_cdp_session(page)
+    session.send("Performance.enable", {"timeDomain": "threadTicks"})
+    page.reload()
+    page.locator(".card[data-painted]").nth(7).wait_for()
+    opened = busy(session)
     page.locator("#label").select_option(label="odd (1000)")
     page.locator("#order").select_option("outside")
     page.get_by_text("1,000 objects").wait_for()
-    filtered = time.perf_counter() - start
+    filtered = busy(session) - opened
     assert page.locator(".card").count() < 200, "cards are made as they are needed"
-    print(f"{path.stat().st_size / 1e6:.1f} MB, open in {opened:.2f} s, filtered in {filtered:.2f} s")
-    assert opened < 2
-    assert filtered < 2
+    print(f"{path.stat().st_size / 1e6:.1f} MB, open in {opened:.2f} s, filtered in {filtered:.2f} s of processor time")
+    assert 0 < opened < 2
+    assert 0 < filtered < 2
     for _ in range(30):
         page.mouse.move(600, 500)
         page.mouse.wheel(0, 3000)

@@ -50,7 +50,9 @@ GEOMETRIES = {
 }
 
 
-@pytest.mark.parametrize("placed", GEOMETRIES)
+@pytest.mark.parametrize(
+    "placed", [n if n == "letterbox" else pytest.param(n, marks=pytest.mark.nightly) for n in GEOMETRIES]
+)
 def test_the_canvas_shows_the_heatmaps(placed: str, seed: int, tmp_path: Path, open_page: Any) -> None:
     sizes = [(20, 32), (7, 5), (1, 1), (60, 80)]
     maps = [torch.randn(size) * 10 ** float(i) for i, size in enumerate(sizes)]
@@ -66,6 +68,7 @@ def test_the_canvas_shows_the_heatmaps(placed: str, seed: int, tmp_path: Path, o
         assert np.abs(shown - expected).max() * 255 <= 2.5, f"object {i + 1}"
 
 
+@pytest.mark.nightly
 def test_a_large_picture_is_shown_smaller_and_says_source_pixels(seed: int, tmp_path: Path, open_page: Any) -> None:
     explanation = made(random_picture(seed, 1500, 2000), 1)
     save_light(tmp_path, explanation)
@@ -85,6 +88,7 @@ def test_a_large_picture_is_shown_smaller_and_says_source_pixels(seed: int, tmp_
     assert float(raw.split()[1]) == pytest.approx(raw_expected, abs=0.02 * float(positive.max()) + 0.01)
 
 
+@pytest.mark.nightly
 def test_finer_maps_than_a_page_carries_are_averaged(seed: int, tmp_path: Path, open_page: Any) -> None:
     fine = torch.nn.functional.interpolate(torch.rand(1, 1, 6, 8), (512, 640), mode="bicubic")[0, 0]
     explanation = made(random_picture(seed, 120, 160), 1, maps=[fine + 1])
@@ -94,6 +98,7 @@ def test_finer_maps_than_a_page_carries_are_averaged(seed: int, tmp_path: Path, 
     assert np.abs(shown_heat(page, 1) - explanation.heatmaps[0].numpy()).max() * 255 <= 5
 
 
+@pytest.mark.nightly
 def test_hover_click_and_leave(one: Path, open_page: Any) -> None:
     page = open_page(one)
     shown_heat(page, 1)
@@ -117,6 +122,7 @@ def test_hover_click_and_leave(one: Path, open_page: Any) -> None:
     assert "Object 3, dog, score 0.50" in page.locator("#said").text_content()
 
 
+@pytest.mark.nightly
 def test_the_smallest_of_nested_boxes_is_meant(seed: int, tmp_path: Path, open_page: Any) -> None:
     nested = torch.tensor([[40.0, 30, 100, 90], [0, 0, 160, 120], [20, 10, 120, 110]])
     made(random_picture(seed, 120, 160), 3, boxes=nested).save(tmp_path)
@@ -126,6 +132,7 @@ def test_the_smallest_of_nested_boxes_is_meant(seed: int, tmp_path: Path, open_p
     shown_heat(page, 1)
 
 
+@pytest.mark.nightly
 def test_keyboard(seed: int, tmp_path: Path, open_page: Any) -> None:
     save_light(tmp_path, made(random_picture(seed, 120, 160), 12))
     page = open_page(write_report(tmp_path))
@@ -155,6 +162,7 @@ def test_keyboard(seed: int, tmp_path: Path, open_page: Any) -> None:
     assert "Object 12" in page.locator("#said").text_content(), "keys belong to the control that has the focus"
 
 
+@pytest.mark.nightly
 def test_zoom_keeps_the_place_under_the_pointer_and_pan_moves_it(one: Path, open_page: Any) -> None:
     page = open_page(one)
     shown_heat(page, 1)
@@ -183,6 +191,7 @@ def test_zoom_keeps_the_place_under_the_pointer_and_pan_moves_it(one: Path, open
     assert page.locator("#out").is_disabled()
 
 
+@pytest.mark.nightly
 def test_opacity_and_colours(one: Path, open_page: Any) -> None:
     from detcam.render import COLORMAPS, blend
 
@@ -199,6 +208,7 @@ def test_opacity_and_colours(one: Path, open_page: Any) -> None:
         assert np.abs(np.array(colour) - top).max() <= 12, name
 
 
+@pytest.mark.nightly
 def test_methods_layers_and_targets_are_switched(seed: int, tmp_path: Path, open_page: Any) -> None:
     image = random_picture(seed, 120, 160)
     labels = ("dog", "cat", "dog")

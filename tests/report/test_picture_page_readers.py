@@ -21,6 +21,7 @@ def one(seed: int, tmp_path: Path) -> Path:
     return write_report(tmp_path)
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize(
     ("width", "scheme"), [(1280, "light"), (1280, "dark"), (600, "light"), (360, "dark"), (360, "light")]
 )
@@ -46,6 +47,7 @@ def test_no_screen_is_too_narrow_and_both_themes_are_accessible(
     assert violations(page) == []
 
 
+@pytest.mark.nightly
 def test_the_theme_is_switched_and_kept(one: Path, open_page: Any) -> None:
     page = open_page(one, color_scheme="light")
     grounds = []
@@ -60,6 +62,7 @@ def test_the_theme_is_switched_and_kept(one: Path, open_page: Any) -> None:
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") == grounds[2]
 
 
+@pytest.mark.nightly
 def test_a_finger_chooses_and_two_fingers_zoom(one: Path, open_page: Any) -> None:
     page = open_page(one, width=390, height=844, has_touch=True, is_mobile=True, device_scale_factor=2)
     shown_heat(page, 1)
@@ -82,6 +85,7 @@ def test_a_finger_chooses_and_two_fingers_zoom(one: Path, open_page: Any) -> Non
     shown_heat(page, 3)
 
 
+@pytest.mark.nightly
 def test_names_are_text_everywhere(seed: int, tmp_path: Path, open_page: Any) -> None:
     image = random_picture(seed, 120, 160)
     folder = tmp_path / "<b>'\"שלום🦊#?%"
@@ -109,6 +113,7 @@ def test_names_are_text_everywhere(seed: int, tmp_path: Path, open_page: Any) ->
         assert EVIL[i] in page.locator(".stage canvas").first.get_attribute("aria-label")
 
 
+@pytest.mark.nightly
 def test_a_picture_without_objects(seed: int, tmp_path: Path, open_page: Any) -> None:
     made(random_picture(seed, 120, 160), 0).save(tmp_path, "empty.png")
     page = open_page(write_report(tmp_path))
@@ -121,6 +126,7 @@ def test_a_picture_without_objects(seed: int, tmp_path: Path, open_page: Any) ->
     assert violations(page) == []
 
 
+@pytest.mark.nightly
 def test_zero_maps_say_why(seed: int, tmp_path: Path, open_page: Any) -> None:
     explanation = made(random_picture(seed, 120, 160), 2, maps=[torch.zeros(4, 4), torch.rand(4, 4)])
     explanation.notes[0] = "zero map: no cell contributes positively"

@@ -89,6 +89,7 @@ def cards(page: Any) -> list[str]:
     return page.locator(".card .facts .label").all_text_contents()
 
 
+@pytest.mark.nightly
 def test_figures_and_the_mean_map(page_path: Path, open_page: Any) -> None:
     (summary,) = summarise(page_path.parent)
     statistics = summary.statistics()
@@ -125,6 +126,7 @@ def test_figures_and_the_mean_map(page_path: Path, open_page: Any) -> None:
     assert box["height"] / whole["height"] == pytest.approx(1 / 3, abs=0.01)
 
 
+@pytest.mark.nightly
 def test_pictures_show_heat_and_box_where_they_are(
     explained: list[Explanation], page_path: Path, open_page: Any
 ) -> None:
@@ -153,6 +155,7 @@ def test_pictures_show_heat_and_box_where_they_are(
         assert mark["width"] == pytest.approx((x2 - x1) / width * frame["width"], abs=1)
 
 
+@pytest.mark.nightly
 def test_a_class_is_chosen_by_click_key_and_list(page_path: Path, open_page: Any) -> None:
     page = open_page(page_path)
     assert classes(page) == ["dog 6", "bird 3", "cat 3"]
@@ -180,6 +183,7 @@ def test_a_class_is_chosen_by_click_key_and_list(page_path: Path, open_page: Any
     assert page.locator("#mean canvas").evaluate("canvas => canvas.toDataURL()") != before
 
 
+@pytest.mark.nightly
 def test_many_classes_are_shown_when_asked_for(seed: int, tmp_path: Path, open_page: Any) -> None:
     for i in range(2):
         labels = tuple(f"kind {j:02d}" for j in range(15))
@@ -194,6 +198,7 @@ def test_many_classes_are_shown_when_asked_for(seed: int, tmp_path: Path, open_p
     assert page.evaluate("document.activeElement.querySelector('.label').textContent") == "kind 12"
 
 
+@pytest.mark.nightly
 def test_links_lead_to_the_object_and_back(page_path: Path, open_page: Any) -> None:
     page = open_page(page_path.parent / "index.html")
     page.locator("#summary").click()
@@ -206,6 +211,7 @@ def test_links_lead_to_the_object_and_back(page_path: Path, open_page: Any) -> N
     assert page.locator("h1").text_content() == "set"
 
 
+@pytest.mark.nightly
 def test_right_wrong_and_missed(judged_path: Path, open_page: Any) -> None:
     page = open_page(judged_path)
     assert page.locator("#kind option").all_text_contents() == [
@@ -229,6 +235,7 @@ def test_right_wrong_and_missed(judged_path: Path, open_page: Any) -> None:
     assert page.locator(".card .facts").first.text_content().count("no map") == 1
 
 
+@pytest.mark.nightly
 def test_settings_can_be_switched(seed: int, tmp_path: Path, open_page: Any) -> None:
     for i in range(2):
         image = random_picture(seed + i, 120, 160)
@@ -245,6 +252,7 @@ def test_settings_can_be_switched(seed: int, tmp_path: Path, open_page: Any) -> 
     assert "odam" in page.locator("#made").text_content()
 
 
+@pytest.mark.nightly
 def test_names_are_text_here_too(seed: int, tmp_path: Path, open_page: Any) -> None:
     root = tmp_path / "<i>set'\"🦊שלום#%"
     for i, name in enumerate(EVIL):
@@ -267,6 +275,7 @@ def test_names_are_text_here_too(seed: int, tmp_path: Path, open_page: Any) -> N
     assert page.locator(".card").count() == 1
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize(
     ("width", "scheme", "kind"),
     [(1280, "light", "found"), (390, "dark", "found"), (390, "light", "missed"), (1280, "dark", "wrong")],
@@ -279,6 +288,7 @@ def test_it_is_accessible(width: int, scheme: str, kind: str, judged_path: Path,
     assert violations(page) == []
 
 
+@pytest.mark.nightly
 def test_pictures_without_objects(seed: int, tmp_path: Path, open_page: Any) -> None:
     for i in range(2):
         save_light(tmp_path / f"{i}", made(random_picture(seed + i, 50, 100), 0), f"{i}.jpg")
