@@ -19,6 +19,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import track
 from rivals import rivals
+from training.yolo_dataset import write_dataset
 
 from detcam.evaluate.contenders import BASELINES, Contender, contenders
 from detcam.evaluate.judge import Judge, Protocol, pictures
@@ -32,7 +33,6 @@ from detcam.explainer import Explainer
 from detcam.methods import METHODS, SweepMethod
 from detcam.models.load import load_model
 from detcam.scenes import HELD_OUT_SEED
-from detcam.scenes.yolo import write_dataset
 
 REPOSITORY = Path(__file__).parents[1]
 OUT = REPOSITORY / "benchmarks" / "results" / "evaluate_coco64.json"

@@ -34,7 +34,7 @@ RESULT = Path(__file__).parent / "results" / "looks.json"
 
 
 def measured(variant: str, method: str, scenes: int) -> dict[str, Any]:
-    """What the model of a variant looks at, as a method sees it."""
+    """Heat statistics of a variant's model under a method, as a row of the table."""
     layers = "evidence" if reads_layers(get_method(method)) else "auto"
     explainer = Explainer(f"planted_{variant}", method, layers)
     on_cause: list[float] = []

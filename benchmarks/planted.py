@@ -17,13 +17,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from causality import causality
+from difull import difull, same_class_grid
 from rich.console import Console
 from rich.table import Table
 
 from detcam.evaluate.contenders import BASELINES, NEEDS_AN_ARGUMENT
 from detcam.evaluate.metrics.bootstrap import bootstrap, paired
-from detcam.evaluate.planted.difull import difull, same_class_grid
-from detcam.evaluate.planted.interventions import Witness, causality
+from detcam.evaluate.planted.interventions import Witness
 from detcam.evaluate.planted.judge import MEASURES, judge, seeds_of
 from detcam.evaluate.report import versions
 from detcam.methods import METHODS, SweepMethod

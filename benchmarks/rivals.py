@@ -13,7 +13,7 @@ from torch.nn.functional import interpolate
 from detcam import Explainer, Explanation
 from detcam.engine import Capture
 from detcam.evaluate.contenders import Contender
-from detcam.evaluate.metrics.frozen_topk import held_choices
+from detcam.evaluate.metrics.frozen_topk import frozen_topk
 from detcam.evaluate.metrics.stability import held, randomised
 from detcam.methods.combination import Combination, Part, blurred
 from detcam.methods.gradient import ODAM
@@ -114,7 +114,7 @@ class Shuffled:
             with held(adapter, found.objects):
                 return self._explainer(image)
 
-        same_queries = held_choices(adapter, again)
+        same_queries = frozen_topk(adapter, again)
         with randomised(adapter.module, 1.0, 1), same_queries():
             changed = again()
         return replace(found, maps=changed.maps)

@@ -1,1 +1,1 @@
-"""The judge: does a heatmap say the truth? Metrics, labels, a runner that compares methods, and its report."""
+"""Evaluation of heatmaps: metrics, labels, a judge that compares methods on identical objects, and its report."""

@@ -1,4 +1,4 @@
-"""Who takes part: methods at layers, and the baselines that every honest table has."""
+"""Contenders: methods at layers, and the baselines beside them."""
 
 from __future__ import annotations
 
@@ -13,41 +13,47 @@ from detcam.methods import METHODS, AnyMethod, Combination, SweepMethod, get_met
 from detcam.methods.attention import AttentionMethod
 
 BASELINES = ("noise", "box", "gaussian", "eigencam")
-NEEDS_AN_ARGUMENT = ("captum",)  # no method by itself: `captum:NAME`
-PER_CHANNEL = ("scorecam", "sscam", "iscam", "ablationcam")  # a forward for each channel: not with `--quick`
-QUICK = {"masks": 24, "cells": 8, "steps": 3, "samples": 2, "levels": 1}  # parameters that cost forwards
+NEEDS_AN_ARGUMENT = ("captum",)  # `captum` alone is not a method: `captum:NAME`
+PER_CHANNEL = ("scorecam", "sscam", "iscam", "ablationcam")  # a forward for each channel: left out by `--quick`
+QUICK = {
+    "masks": 24,
+    "cells": 8,
+    "steps": 3,
+    "samples": 2,
+    "levels": 1,
+}  # limits of costly parameters
 
 
 @dataclass
 class Sweep:
-    """How long a method's sweep is, as its progress tells: a count, because a clock would decide otherwise each time.
+    """Length of a method's sweep, from its progress: a count, so that decisions do not depend on the clock.
 
     Attributes:
-        backwards: whether each of its forwards has a backward for every object.
-        forwards: of the longest sweep so far; 0 for a method that does not sweep.
+        backwards: whether each forward has a backward for every object.
+        forwards: of the longest sweep so far; 0 for a method without a sweep.
     """
 
     backwards: bool = False
     forwards: int = 0
 
     def __call__(self, done: int, total: int) -> None:
-        """What `Explainer(progress=...)` calls."""
+        """Progress callback, see `Explainer(progress=...)`."""
         self.forwards = max(self.forwards, total)
 
     def passes(self, objects: int) -> int:
-        """Forwards and backwards for a picture of so many objects."""
+        """Forwards and backwards for an image with this number of objects."""
         return self.forwards * (1 + objects if self.backwards else 1)
 
 
 @dataclass(frozen=True)
 class Contender:
-    """A way to explain a picture, under the name it has in the table.
+    """A named way to explain an image.
 
     Attributes:
         name: e.g. "odam @ level".
-        explain: from a picture to the explanation of all its objects.
-        only: the file names of the pictures it takes part in, for one that is dear; None: all.
-        sweep: how dear it is.
+        explain: image -> explanation of all its objects.
+        only: file names of the images to take part in, for an expensive contender; None: all.
+        sweep: its cost.
     """
 
     name: str
@@ -61,49 +67,49 @@ def contenders(
 ) -> tuple[list[Contender], dict[str, str]]:
     """Every method at every layer, and the baselines.
 
-    Methods that read no layers take part once, under their bare name; baselines at the layers they choose themselves.
+    Methods that read no layers take part once, under their name alone; baselines take part at their default layers.
 
     Args:
         model: see `Explainer`.
-        methods: names of methods; "all" for every one that there is.
-        layers: presets, or names of modules with `+` between those that are read together.
-        quick: fewer masks, cells, steps and samples in methods that sweep; none that takes a forward for each channel.
+        methods: names of methods; "all" for all of them.
+        layers: presets, or module names, with `+` between the names of modules that are read together.
+        quick: fewer masks, cells, steps and samples in methods that sweep; no methods with a forward per channel.
         options: of `Explainer`.
 
     Returns:
-        (contenders, left out): the second names what this model cannot be explained with, and why.
+        (contenders, left out): the second maps each contender that cannot explain this model to the reason.
 
     Raises:
-        InputError: for a method that does not exist, or if none is left.
+        InputError: for a method that does not exist, or if no contender is left.
     """
     names = [m for m in METHODS if m not in NEEDS_AN_ARGUMENT] if list(methods) == ["all"] else list(methods)
-    found: list[Contender] = []
+    taking_part: list[Contender] = []
     left_out: dict[str, str] = {}
     for name in dict.fromkeys([*BASELINES, *names]):
         method = get_method(name)
-        own = name in BASELINES or not reads_layers(method)
-        for layer in ["auto"] if own else layers:
-            title = name if own else f"{name} @ {layer}"
+        fixed = name in BASELINES or not reads_layers(method)
+        for layer in ["auto"] if fixed else layers:
+            title = name if fixed else f"{name} @ {layer}"
             if quick and name in PER_CHANNEL:
                 left_out[title] = "takes a forward for each channel: left out by --quick"
                 continue
-            chosen: Any = layer.split("+") if "+" in layer or "." in layer else layer
+            place: Any = layer.split("+") if "+" in layer or "." in layer else layer
             sweep = Sweep(backwards="gradients" in method.reads)
             try:
-                explainer = Explainer(model, hastened(method) if quick else method, chosen, progress=sweep, **options)
+                explainer = Explainer(model, hastened(method) if quick else method, place, progress=sweep, **options)
             except (InputError, ImportError) as error:
                 left_out[title] = str(error)
             else:
-                found.append(Contender(title, explainer, sweep=sweep))
-    if not found:
-        raise InputError(f"no method can explain this model: {next(iter(left_out.values()), 'none was given')}")
-    return found, left_out
+                taking_part.append(Contender(title, explainer, sweep=sweep))
+    if not taking_part:
+        raise InputError(f"no method can explain this model: {next(iter(left_out.values()), 'give --methods')}")
+    return taking_part, left_out
 
 
 def reads_layers(method: AnyMethod) -> bool:
     """Whether the choice of layers changes the method's maps."""
     if isinstance(method, (Combination, AttentionMethod)):
-        return False  # they have layers of their own
+        return False  # their parts or the attention fix the layers
     return not isinstance(method, SweepMethod) or "activations" in method.reads
 
 

@@ -1,4 +1,4 @@
-"""Judges pictures one by one: every contender on identical objects, one row of values for each picture."""
+"""Judge: every contender on identical objects, a row of values for each image."""
 
 from __future__ import annotations
 
@@ -19,50 +19,47 @@ from detcam.evaluate.labels.base import Labels
 from detcam.evaluate.labels.names import by_name
 from detcam.evaluate.matching import match
 from detcam.evaluate.metrics import faithfulness, masking, stability
-from detcam.evaluate.metrics import localisation as metrics
-from detcam.evaluate.metrics.localisation import Measure
+from detcam.evaluate.metrics.localisation import LOCALISATION, NEED_MASKS, Measure
 from detcam.explainer import Explainer
 from detcam.explanation import Explanation
 from detcam.images import SUFFIXES, read_image
 
-# Why a value is not defined.
-BLANK = "the map is blank where it is measured"
+# Reasons for undefined values.
+BLANK = "the map is blank in the measured region"
 NO_MASKS = "the labels give no mask for every object"
-NO_SCORE = "the unchanged picture's s is 0"
-NOT_AGAIN = "the object is not found again under noise, or its map is blank"
-CONSTANT = "the map, or that of the randomised model, is the same at every cell"
-NO_WEIGHTS = "it is explained by a function, which has no weights to randomise"
+NO_SCORE = "s of the unmasked image is 0"
+NOT_AGAIN = "the object is not detected again under noise, or its map is blank"
+CONSTANT = "the map, or the map of the randomised model, is constant"
+NO_WEIGHTS = "the contender is a function without weights to randomise"
 
 Row = dict[str, Any]
 Keep = Callable[[Path, str, Explanation], object]
 
 COST = (
+    Measure("seconds", "lower", "time of the image's explanation per object, with maps, without rendering", "cost"),
     Measure(
-        "seconds", "lower", "time of the picture's explanation over its objects, maps included, rendering not", "cost"
-    ),
-    Measure(
-        "forwards", "lower", "time of the picture's explanation, all objects, in bare forwards of the model", "cost"
+        "forwards", "lower", "time of the image's explanation, all objects, in plain forwards of the model", "cost"
     ),
 )
-TOGETHER = 48  # maps whose masked pictures are made together: each keeps an order of all pixels
-PER_PIXEL = 64  # bytes that a forward keeps alive for each pixel of the input, roughly
+MAPS = 48  # maps that are masked together: each keeps the rank of every pixel
+PER_PIXEL = 64  # approximate bytes that a forward keeps for each pixel of the input
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """How much is judged.
+    """Extent of an evaluation.
 
     Attributes:
-        pictures: how many, in the order of their names; None: all.
-        objects: of each picture, the best-scored matched ones whose deletion, insertion and stability is judged; all
-            are judged for localisation.
-        fills: what hidden pixels show, see `masking.fill`.
+        pictures: number of images, in the order of their names; None: all.
+        objects: of each image, the number of best-scored matched objects for deletion, insertion and stability;
+            localisation takes all.
+        fills: content of hidden pixels, see `masking.fill`.
         steps: points of a deletion curve after the first.
-        stages: parts of the model that are randomised one after the other, see `stability.cascade`.
-        stability: pictures whose maps are judged for noise and randomised weights.
-        dear: contenders that sweep more forwards and backwards a picture are not judged for stability, which explains
-            every picture several times more.
-        memory: bytes that a batch of masked forwards may take, roughly.
+        stages: steps of the cascade of randomised weights, see `stability.cascade`.
+        stability: number of images for noise and randomised weights.
+        expensive: contenders with more forwards and backwards per image are not judged for stability, which repeats
+            every explanation several times.
+        memory: approximate bytes for a batch of masked forwards.
     """
 
     pictures: int | None = None
@@ -71,42 +68,42 @@ class Protocol:
     steps: int = faithfulness.STEPS
     stages: int = stability.STAGES
     stability: int = 8
-    dear: int = 60
+    expensive: int = 60
     memory: int = 256 * 2**20
 
     @classmethod
     def quick(cls) -> Protocol:
-        """Enough to see that all runs, and which way it points: minutes on two cores."""
-        return cls(pictures=2, objects=1, steps=4, stages=1, stability=1, dear=10)
+        """A short protocol for a first impression: minutes on two cores."""
+        return cls(pictures=2, objects=1, steps=4, stages=1, stability=1, expensive=10)
 
     def measures(self) -> list[Measure]:
-        """All columns that rows have."""
+        """All columns of the rows."""
         fills = [measure for fill in self.fills for measure in faithfulness.measures(fill)]
-        return [*(m for m, _ in metrics.LOCALISATION), *fills, *stability.STABILITY, *COST]
+        return [*(m for m, _ in LOCALISATION), *fills, *stability.STABILITY, *COST]
 
 
 def pictures(folder: Path, protocol: Protocol) -> list[Path]:
-    """The image files in a folder, by name.
+    """The image files of a folder, by name.
 
     Raises:
-        InputError: if there are none.
+        InputError: for a folder without images.
     """
-    found = sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES) if folder.is_dir() else []
-    if not found:
-        raise InputError(f"images {folder} is no folder with pictures: give a folder of {' '.join(SUFFIXES)}")
-    return found[: protocol.pictures]
+    paths = sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES) if folder.is_dir() else []
+    if not paths:
+        raise InputError(f"images {folder} is not a folder with images: give a folder of {' '.join(SUFFIXES)}")
+    return paths[: protocol.pictures]
 
 
 class Judge:
-    """Judges the maps of all contenders for the same objects.
+    """Compares the maps of all contenders for the same objects.
 
     Args:
         model: see `Explainer`.
-        contenders: who takes part; all must explain the same objects in the same order.
-        labels: the ground truth.
-        protocol: how much is judged.
-        keep: called with each picture's path, a contender's name and its explanation.
-        options: those of `Explainer` that decide what is an object: conf, iou, max_det, imgsz, device, target.
+        contenders: all must explain the same objects in the same order.
+        labels: ground truth.
+        protocol: extent of the evaluation.
+        keep: called with the path of each image, a contender's name and its explanation.
+        options: options of `Explainer` that select the objects: conf, iou, max_det, imgsz, device, target.
     """
 
     def __init__(
@@ -123,21 +120,21 @@ class Judge:
         adapter = self._reference.adapter
         self._names: dict[int, str] = getattr(adapter, "names", {})
         self._segments: str | None = getattr(adapter, "segments", None)
-        self._warm: set[str] = set()  # contenders whose first explanation, which sets things up, is behind them
+        self._warm: set[str] = set()  # contenders past their first explanation, which is slower
 
     def rows(self, paths: Sequence[Path], done: Collection[str] = ()) -> Iterator[Row]:
-        """One row for each picture that is not `done`: see `Judge.row`."""
+        """One row for each image that is not `done`: see `Judge.row`."""
         for place, path in enumerate(paths):
             if path.name not in done:
                 yield self.row(path, place < self._protocol.stability)
 
     def row(self, path: Path, stable: bool) -> Row:
-        """Judge one picture.
+        """Judge an image.
 
         Returns:
             {"picture", "objects": [{"label", "class_id", "score", "iou", "maps": {contender: {measure: value}}}],
             "agreement": {"names", "matrix"}, "cascade": {contender: [...]}, "failed": {contender: why},
-            "undefined": {measure: {contender: why}}}. Values that are missing are not defined.
+            "undefined": {measure: {contender: why}}}. Missing values are undefined.
         """
         image = read_image(path)
         plain = self._reference(image)
@@ -151,10 +148,10 @@ class Judge:
                 "label": plain.labels[i],
                 "class_id": int(plain.class_ids[i]),
                 "score": round(float(plain.scores[i]), 5),
-                "iou": round(fit, 4),
+                "iou": round(iou, 4),
                 "maps": {},
             }
-            for i, fit in zip(matched.objects, matched.iou, strict=True)
+            for i, iou in zip(matched.objects, matched.iou, strict=True)
         ]
         here = [c for c in self._contenders if c.only is None or path.name in c.only]
         explained = self._explained(image, here, plain, row)
@@ -162,13 +159,13 @@ class Judge:
             if self._keep is not None:
                 self._keep(path, name, explanation)
             case = matched.case(explanation.render(matched.objects, dtype=torch.float32))
-            for metric in metrics.localisation():
-                why = NO_MASKS if case.masks is None and metric.measure.name in metrics.NEED_MASKS else BLANK
-                _note(row, name, metric.measure.name, metric.update(case), why)
+            for measure, function in LOCALISATION:
+                why = NO_MASKS if case.masks is None and measure.name in NEED_MASKS else BLANK
+                _note(row, name, measure.name, function(case), why)
         few = matched.objects[: self._protocol.objects]
         try:
             self._faithfulness(image, plain, explained, few, row)
-        except MethodError as error:  # of the family, whatever the map
+        except MethodError as error:  # the family has no score for masked images
             for measure in (m for fill in self._protocol.fills for m in faithfulness.measures(fill)):
                 row["undefined"][measure.name] = dict.fromkeys(explained, str(error))
         row["agreement"] = {
@@ -182,30 +179,30 @@ class Judge:
     def _explained(
         self, image: np.ndarray, contenders: Sequence[Contender], plain: Explanation, row: Row
     ) -> dict[str, Explanation]:
-        """The explanations of all contenders that manage this picture; their cost goes into the row."""
-        bare = self._bare_forward(image)
+        """The explanations of all contenders that succeed on this image; their cost goes into the row."""
+        plain_forward = self._plain_forward(image)
         explained = {}
         for contender in contenders:
             try:
                 explanation, seconds = _timed(contender, image)
-                if contender.name not in self._warm and contender.sweep.passes(len(plain)) <= self._protocol.dear:
+                if contender.name not in self._warm and contender.sweep.passes(len(plain)) <= self._protocol.expensive:
                     explanation, seconds = _timed(contender, image)
                 self._warm.add(contender.name)
             except DetcamError as error:
                 row["failed"][contender.name] = str(error)
                 continue
             if not torch.equal(explanation.objects.index, plain.objects.index):
-                row["failed"][contender.name] = "found other objects in this picture than the reference did"
+                row["failed"][contender.name] = "explains other objects in this image than the reference"
                 continue
             explained[contender.name] = explanation
             share = torch.full((len(row["objects"]),), seconds / len(plain))
             _note(row, contender.name, "seconds", share)
-            _note(row, contender.name, "forwards", torch.full_like(share, seconds / bare))
+            _note(row, contender.name, "forwards", torch.full_like(share, seconds / plain_forward))
         return explained
 
     @torch.no_grad()
-    def _bare_forward(self, image: np.ndarray) -> float:
-        """Seconds of one forward, the better of two."""
+    def _plain_forward(self, image: np.ndarray) -> float:
+        """Seconds of a forward, the minimum of two."""
         adapter = self._reference.adapter
         batch = adapter.prepare(image)[0][None].contiguous(memory_format=torch.channels_last)
         times = []
@@ -227,18 +224,18 @@ class Judge:
         objects = torch.tensor(few, device=picture.device)
         batch = max(self._protocol.memory // (picture[0].numel() * PER_PIXEL), 1)
         names = list(explained)
-        step = max(TOGETHER // len(few), 1)
+        step = max(MAPS // len(few), 1)
         for fill_name in self._protocol.fills:
             fill = masking.fill(fill_name, picture, black)
             ends = faithfulness.ends(score, fill, inside, objects, batch)
-            for some in (names[i : i + step] for i in range(0, len(names), step)):
-                heat = torch.cat([network_heat(explained[name], few) for name in some])
-                owner, whole, hidden = (t.repeat(len(some)) for t in (objects, *ends))
+            for chunk in (names[i : i + step] for i in range(0, len(names), step)):
+                heat = torch.cat([network_heat(explained[name], few) for name in chunk])
+                owner, whole, hidden = (t.repeat(len(chunk)) for t in (objects, *ends))
                 places = masking.places(heat, inside)
-                made = faithfulness.curves(score, fill, places, owner, whole, hidden, batch, self._protocol.steps)
-                for metric in faithfulness.metrics(fill_name):
-                    for name, own in zip(some, metric.update(made).view(len(some), -1), strict=True):
-                        _note(row, name, metric.measure.name, own, NO_SCORE)
+                curves = faithfulness.curves(score, fill, places, owner, whole, hidden, batch, self._protocol.steps)
+                for measure, values in zip(faithfulness.measures(fill_name), curves.values(), strict=True):
+                    for name, line in zip(chunk, values.view(len(chunk), -1), strict=True):
+                        _note(row, name, measure.name, line, NO_SCORE)
 
     def _stability(self, image: np.ndarray, explained: dict[str, Explanation], few: list[int], row: Row) -> None:
         row["cascade"] = {}
@@ -246,8 +243,8 @@ class Judge:
             plain = explained.get(contender.name)
             if plain is None:
                 continue
-            if (passes := contender.sweep.passes(len(plain))) > self._protocol.dear:
-                why = f"takes {passes} passes a picture, and is not repeated for more than {self._protocol.dear}"
+            if (passes := contender.sweep.passes(len(plain))) > self._protocol.expensive:
+                why = f"takes {passes} passes per image; stability is measured up to {self._protocol.expensive}"
                 for measure in stability.STABILITY:
                     row["undefined"].setdefault(measure.name, {})[contender.name] = why
                 continue
@@ -262,7 +259,7 @@ class Judge:
 
 
 def network_heat(explanation: Explanation, objects: list[int]) -> Tensor:
-    """[n, h, w] float32 heat of some objects over the network's input: ReLU and a bilinear resize."""
+    """[n, h, w] float32: the maps of these objects at the size of the network's input, after ReLU, bilinear."""
     size = explanation.geometry.network
     heat = [
         interpolate(
@@ -283,18 +280,18 @@ def _timed(contender: Contender, image: np.ndarray) -> tuple[Explanation, float]
 
 
 def _wait(device: torch.device) -> None:
-    """Let the work that was handed to a GPU finish."""
+    """Wait for the GPU to finish its queue."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def _listed(values: Tensor) -> list[float | None]:
-    """Numbers for JSON, which has no NaN."""
+    """Rounded numbers for JSON, with None for NaN."""
     return [round(v, 4) if v == v else None for v in values.tolist()]
 
 
 def _note(row: Row, name: str, measure: str, values: Tensor, why: str = "") -> None:
-    """Write values of the first objects of a row; NaN is left out, as JSON has none, and `why` says what it means."""
+    """Add values of the first objects to a row; NaN is left out, with `why` as the reason."""
     for entry, value in zip(row["objects"], values.tolist(), strict=False):
         maps = entry["maps"].setdefault(name, {})
         if value == value:

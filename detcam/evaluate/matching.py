@@ -1,4 +1,4 @@
-"""Which explained object is which labelled one, and both as a `Case`."""
+"""Matching of explained objects with labels."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ IOU = 0.5
 
 @dataclass(frozen=True)
 class Matched:
-    """The explained objects of a picture that match a label, best score first.
+    """The explained objects of an image that match a label, best score first.
 
     Attributes:
         objects: their positions in the explanation.
-        iou: each one's box IoU with its label, over 0.5.
+        iou: IoU of each object with its label, over 0.5.
         boxes, masks, others: see `Case`.
     """
 
@@ -43,10 +43,10 @@ def match(explanation: Explanation, labels: Sequence[Label], segments: str | Non
     """Pair objects with labels: see `pair`.
 
     Args:
-        explanation: of a picture.
-        labels: its labels.
-        segments: of a semantic segmenter the option of that name, else None. Its regions are paired by the IoU of masks
-            where all labels have one; all labels of a class count as one if segments are classes, see `by_class`.
+        explanation: of an image.
+        labels: of the image.
+        segments: the option of that name of a semantic segmenter, else None. Regions are paired by mask IoU if all
+            labels have masks; with "class", the labels of a class are merged, see `by_class`.
     """
     if segments == "class":
         labels = by_class(labels)
@@ -56,46 +56,46 @@ def match(explanation: Explanation, labels: Sequence[Label], segments: str | Non
     every = torch.from_numpy(np.stack(painted)).to(device) if painted and len(painted) == len(labels) else None
     objects = explanation.objects
     if segments is not None and every is not None and objects.masks is not None and len(objects):
-        fits = torch.stack([mask_iou(mask.float(), every) for mask in objects.masks])
+        iou = torch.stack([mask_iou(mask.float(), every) for mask in objects.masks])
     else:
-        fits = box_iou(explanation.boxes, boxes)
-    found = _paired(fits, explanation.scores, explanation.class_ids.tolist(), explanation.labels, labels)
-    own = [j for _, j, _ in found]
+        iou = box_iou(explanation.boxes, boxes)
+    pairs = _paired(iou, explanation.scores, explanation.class_ids.tolist(), explanation.labels, labels)
+    paired = [j for _, j, _ in pairs]
     masks = others = None
-    if own and every is not None:
-        masks = every[own]
+    if paired and every is not None:
+        masks = every[paired]
         others = every.any(dim=0) & ~masks
-    return Matched([i for i, _, _ in found], [fit for _, _, fit in found], boxes[own], masks, others)
+    return Matched([i for i, _, _ in pairs], [value for _, _, value in pairs], boxes[paired], masks, others)
 
 
 def by_class(labels: Sequence[Label]) -> list[Label]:
-    """One label for each class: what a segmenter that tells no objects apart can find of several.
+    """A merged label for each class, for segmenters without instances.
 
-    Its box is around all of them, its mask where any has one; None if any has none.
+    Its box encloses the boxes of the class, its mask is their union; None if a label of the class has no mask.
     """
     together: dict[int | str, list[Label]] = {}
     for label in labels:
         together.setdefault(label.kind, []).append(label)
     merged = []
-    for kind, some in together.items():
-        corners = np.stack([label.box for label in some])
+    for kind, members in together.items():
+        corners = np.stack([label.box for label in members])
         box = np.concatenate([corners[:, :2].min(axis=0), corners[:, 2:].max(axis=0)])
-        masks = [label.mask for label in some if label.mask is not None]
-        merged.append(Label(kind, box, np.any(masks, axis=0) if len(masks) == len(some) else None))
+        masks = [label.mask for label in members if label.mask is not None]
+        merged.append(Label(kind, box, np.any(masks, axis=0) if len(masks) == len(members) else None))
     return merged
 
 
 def pair(
     boxes: Tensor, scores: Tensor, class_ids: Sequence[int], names: Sequence[str], labels: Sequence[Label]
 ) -> list[tuple[int, int, float]]:
-    """Pair the N objects of a picture with its labels: same class, box IoU over 0.5, best score first, each label once.
+    """Pair the N objects of an image with its labels: same class, box IoU over 0.5, best score first, each label once.
 
     Args:
         boxes: [N, 4] xyxy in source pixels.
         scores: [N].
         class_ids: N class numbers.
         names: N class names.
-        labels: of the picture.
+        labels: of the image.
 
     Returns:
         (object, label, IoU) by falling score.
@@ -104,17 +104,17 @@ def pair(
 
 
 def _paired(
-    fits: Tensor, scores: Tensor, class_ids: Sequence[int], names: Sequence[str], labels: Sequence[Label]
+    iou: Tensor, scores: Tensor, class_ids: Sequence[int], names: Sequence[str], labels: Sequence[Label]
 ) -> list[tuple[int, int, float]]:
-    """See `pair`; `fits` [N, L] are the IoU of objects and labels."""
+    """See `pair`; `iou` [N, L] of objects and labels."""
     free = set(range(len(labels)))
     pairs: list[tuple[int, int, float]] = []
     for i in scores.argsort(descending=True, stable=True).tolist():
-        own = fits[i].tolist()
-        best = max((j for j in free if labels[j].is_of(class_ids[i], names[i])), key=own.__getitem__, default=None)
-        if best is not None and own[best] > IOU:
+        row = iou[i].tolist()
+        best = max((j for j in free if labels[j].is_of(class_ids[i], names[i])), key=row.__getitem__, default=None)
+        if best is not None and row[best] > IOU:
             free.remove(best)
-            pairs.append((i, best, own[best]))
+            pairs.append((i, best, row[best]))
     return pairs
 
 

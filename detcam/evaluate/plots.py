@@ -1,4 +1,4 @@
-"""The report's pictures: every measure with its intervals, and which maps agree."""
+"""Plots of the report: intervals of every measure, and the agreement of maps."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def draw(folder: Path, document: dict[str, Any]) -> list[Path]:
 
 
 def intervals(figure: Any, document: dict[str, Any]) -> Any:
-    """A panel for each measure: a dot at each contender's mean and a line over its interval; the best are dark."""
+    """A panel for each measure: a dot at each contender's mean and a line over its interval; the best in orange."""
     names, measures = list(document["contenders"]), document["measures"]
     rows = -(-len(measures) // COLUMNS)
     drawn = figure(figsize=(3.2 * COLUMNS + 2, rows * (0.9 + 0.19 * len(names))), layout="constrained")
@@ -39,13 +39,14 @@ def intervals(figure: Any, document: dict[str, Any]) -> Any:
     for panel in axes.flat[len(measures) :]:
         panel.set_visible(False)
     for panel, measure in zip(axes.flat, measures, strict=False):
-        found = [(place, document["contenders"][name][measure["name"]]) for place, name in enumerate(names)]
-        found = [(place, value) for place, value in found if value["mean"] is not None]
-        best = (max if measure["better"] == "higher" else min)((v["mean"] for _, v in found), default=None)
-        colours = ["#b3541e" if v["mean"] == best else "#5b6c7d" for _, v in found]
-        places, means = [place for place, _ in found], [v["mean"] for _, v in found]
+        values = [(place, document["contenders"][name][measure["name"]]) for place, name in enumerate(names)]
+        values = [(place, value) for place, value in values if value["mean"] is not None]
+        best = (max if measure["better"] == "higher" else min)((v["mean"] for _, v in values), default=None)
+        colours = ["#b3541e" if v["mean"] == best else "#5b6c7d" for _, v in values]
+        places, means = [place for place, _ in values], [v["mean"] for _, v in values]
         lows, highs = (
-            [m if v[end] is None else v[end] for m, (_, v) in zip(means, found, strict=True)] for end in ("low", "high")
+            [m if v[end] is None else v[end] for m, (_, v) in zip(means, values, strict=True)]
+            for end in ("low", "high")
         )
         panel.hlines(places, lows, highs, colors=colours, lw=1.6, alpha=0.6)
         panel.scatter(means, places, c=colours, s=16)
@@ -54,13 +55,13 @@ def intervals(figure: Any, document: dict[str, Any]) -> Any:
         )
         panel.tick_params(labelsize=7)
         panel.grid(axis="x", alpha=0.25)
-    axes[0, 0].set_yticks(range(len(names)), names)  # shared by all
+    axes[0, 0].set_yticks(range(len(names)), names)  # shared by all panels
     axes[0, 0].set_ylim(len(names) - 0.4, -0.6)
     return drawn
 
 
 def agreement(figure: Any, document: dict[str, Any]) -> Any:
-    """A square of rank correlations between the maps of each two contenders."""
+    """Matrix of rank correlations between the maps of every two contenders."""
     names = document["agreement"]["names"]
     matrix = [[float("nan") if v is None else v for v in line] for line in document["agreement"]["matrix"]]
     side = 2.5 + 0.26 * len(names)

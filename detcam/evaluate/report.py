@@ -1,4 +1,4 @@
-"""From rows to what a person reads: means with intervals, differences on identical objects, flags."""
+"""Report of an evaluation: means with intervals, differences on identical objects, flags."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from detcam.evaluate.plots import draw
 from detcam.evaluate.store import write
 from detcam.files import write_whole
 
-REFERENCE = "odam @ level"  # what differences are taken from, if it took part
+REFERENCE = "odam @ level"  # contender to take differences from, if present
 PACKAGES = ("detcam", "torch", "numpy", "opencv-python", "ultralytics", "transformers", "torchvision")
 
 
@@ -30,9 +30,9 @@ class Results:
     """All values of a run.
 
     Attributes:
-        names: the contenders, in the order they took part.
-        pictures: [n] int64, the picture of each of the n objects.
-        values: contender -> measure -> [n] float64; NaN where a value is not defined.
+        names: of the contenders, in the order of the rows.
+        pictures: [n] int64, the image of each of the n objects.
+        values: contender -> measure -> [n] float64; NaN for undefined values.
     """
 
     names: list[str]
@@ -44,16 +44,16 @@ class Results:
         return bootstrap(self.values[name][measure], self.pictures)
 
     def difference(self, name: str, other: str, measure: str) -> Interval:
-        """The mean of `name` - `other` over objects that both have a value for, and its interval."""
+        """The mean of `name` - `other` over objects with both values, and its interval."""
         return paired(self.values[name][measure], self.values[other][measure], self.pictures)
 
     def wins(self, name: str, other: str, measure: Measure) -> int:
-        """1 if `name` is better than `other` with the whole interval, -1 if worse, else 0."""
+        """1 if `name` is better than `other` over the whole interval, -1 if worse, else 0."""
         return self.difference(name, other, measure.name).sign * (1 if measure.better == "higher" else -1)
 
 
 def collect(rows: Iterable[dict[str, Any]], measures: Sequence[Measure]) -> Results:
-    """The rows of a run as arrays; see `runner.Judge.row`."""
+    """The rows of a run as arrays; see `Judge.row`."""
     objects = [(place, entry["maps"]) for place, row in enumerate(rows) for entry in row["objects"]]
     names = list(dict.fromkeys(name for _, maps in objects for name in maps))
     values = {
@@ -66,7 +66,7 @@ def collect(rows: Iterable[dict[str, Any]], measures: Sequence[Measure]) -> Resu
 def summarise(
     rows: Sequence[dict[str, Any]], measures: Sequence[Measure], settings: dict[str, Any], reference: str = REFERENCE
 ) -> dict[str, Any]:
-    """The report as plain JSON values; numbers that are not defined are None."""
+    """The report as plain JSON values; undefined numbers are None."""
     results = collect(rows, measures)
     present = [m for m in measures if any(not np.isnan(results.values[n][m.name]).all() for n in results.names)]
     reference = reference if reference in results.names else next(iter(results.names), "")
@@ -83,7 +83,7 @@ def summarise(
         "pictures": len({int(p) for p in results.pictures}),
         "objects": len(results.pictures),
         "measures": [asdict(m) for m in present],
-        "intervals": "mean over objects; 95 % bootstrap over pictures",
+        "intervals": "mean over objects; 95 % bootstrap over images",
         "contenders": {n: {m.name: _plain(results.mean(n, m.name)) for m in present} for n in results.names},
         "reference": reference,
         "differences": {n: {m.name: _plain(results.difference(n, reference, m.name)) for m in present} for n in others},
@@ -96,35 +96,35 @@ def summarise(
 
 
 def flagged(results: Results) -> list[str]:
-    """Contenders whose maps stay alike when the weights are randomised: mean rank correlation .3 or more."""
-    asked = [name for name in results.names if "randomised" in results.values[name]]
-    means = {name: results.mean(name, "randomised").mean for name in asked}
-    return [name for name, mean in means.items() if mean >= PASSED]  # NaN is not
+    """Contenders with unchanged maps under randomised weights: mean rank correlation .3 or more."""
+    tested = [name for name in results.names if "randomised" in results.values[name]]
+    means = {name: results.mean(name, "randomised").mean for name in tested}
+    return [name for name, mean in means.items() if mean >= PASSED]  # False for NaN
 
 
 def undefined(results: Results, measures: Sequence[Measure], rows: Iterable[dict[str, Any]]) -> dict[str, Any]:
-    """Measure -> why -> the contenders that have no value at all for that reason, the last that was met."""
+    """Measure -> reason -> contenders without any value; the last reason counts."""
     reasons: dict[str, dict[str, str]] = {}
     for row in rows:
         for measure, whys in row.get("undefined", {}).items():
             reasons.setdefault(measure, {}).update(whys)
-    found: dict[str, dict[str, list[str]]] = {}
+    without: dict[str, dict[str, list[str]]] = {}
     for measure in measures:
         for name in results.names:
             if np.isnan(results.values[name][measure.name]).all() and (why := reasons.get(measure.name, {}).get(name)):
-                found.setdefault(measure.name, {}).setdefault(why, []).append(name)
-    return found
+                without.setdefault(measure.name, {}).setdefault(why, []).append(name)
+    return without
 
 
 def versions() -> dict[str, str]:
-    """Python's and those of the packages that figures depend on."""
-    found = {"python": platform.python_version()}
+    """Versions of Python and of the packages that figures depend on."""
+    installed = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
-            found[package] = version(package)
+            installed[package] = version(package)
         except PackageNotFoundError:
             continue
-    return found
+    return installed
 
 
 def _plain(interval: Interval) -> dict[str, float | int | None]:
@@ -136,13 +136,13 @@ def _number(value: float) -> float | None:
 
 
 def _agreement(rows: Sequence[dict[str, Any]], names: list[str]) -> dict[str, Any]:
-    """The mean over pictures of the rank correlation between the maps of each two contenders."""
+    """The mean over images of the rank correlation between the maps of every two contenders."""
     total = np.full((len(rows), len(names), len(names)), np.nan)
     for i, row in enumerate(rows):
-        found = row.get("agreement", {"names": [], "matrix": []})
-        places = [names.index(name) for name in found["names"]]
+        agreement = row.get("agreement", {"names": [], "matrix": []})
+        places = [names.index(name) for name in agreement["names"]]
         if places:
-            total[i][np.ix_(places, places)] = np.array(found["matrix"], dtype=float)
+            total[i][np.ix_(places, places)] = np.array(agreement["matrix"], dtype=float)
     counts = (~np.isnan(total)).sum(axis=0)
     mean = np.where(counts > 0, np.nansum(total, axis=0) / np.maximum(counts, 1), np.nan)
     return {"names": names, "matrix": [[_number(float(v)) for v in line] for line in mean]}
@@ -165,11 +165,11 @@ def _cascade(rows: Sequence[dict[str, Any]]) -> dict[str, list[float | None]]:
 
 
 def markdown(document: dict[str, Any]) -> str:
-    """The report for people: `summarise`'s document as a page."""
+    """The document of `summarise` as a Markdown page."""
     lines = [
         "# Are the maps true?",
         "",
-        f"{document['date']}: {document['objects']} objects, {document['pictures']} pictures; {document['intervals']}. "
+        f"{document['date']}: {document['objects']} objects, {document['pictures']} images; {document['intervals']}. "
         + ", ".join(f"{k} {v}" for k, v in document["versions"].items())
         + ".",
     ]
@@ -181,12 +181,12 @@ def markdown(document: dict[str, Any]) -> str:
     if document["unchanged_by_randomised_weights"]:
         flags = ", ".join(document["unchanged_by_randomised_weights"])
         lines += ["", f"**Not to be trusted as explanations**: {flags}. Their maps hardly change when the weights "
-                  "are randomised: they show the picture, or the box, not what the model learned."]  # fmt: skip
+                  "are randomised: they show the image, or the box, not what the model learned."]  # fmt: skip
     lines += ["", f"## Differences from {document['reference']}", ""]
-    lines += ["On identical objects. `+` is better and `-` worse with the whole interval on one side of 0."]
+    lines += ["On identical objects. `+` is better and `-` is worse, with the whole interval on the same side of 0."]
     for measures in groups.values():
         lines += ["", *_differences(document, measures)]
-    lines += ["", "## What the columns are", ""]
+    lines += ["", "## Columns", ""]
     lines += [f"- `{m['name']}` ({m['better']} is better): {m['text']}." for m in document["measures"]]
     if document.get("undefined"):
         lines += ["", "## Not defined", ""]
@@ -198,7 +198,7 @@ def markdown(document: dict[str, Any]) -> str:
     if document.get("left_out"):
         lines += ["", "## Left out", "", *(f"- {name}: {why}" for name, why in document["left_out"].items())]
     if document["failed"]:
-        lines += ["", "## Failed on some pictures", ""]
+        lines += ["", "## Failed on some images", ""]
         lines += [f"- {name}: {len(why)}, first {why[0]}" for name, why in document["failed"].items()]
     return "\n".join(lines) + "\n"
 

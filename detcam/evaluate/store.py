@@ -1,4 +1,4 @@
-"""The rows of a run on disk: one file a picture, so that a run that was killed goes on where it stopped."""
+"""Row store: a JSON file per image, so that a killed run can resume."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ SETTINGS, ROWS = "settings.json", "rows"
 class Store:
     """A folder with `settings.json` and `rows/PICTURE.json`.
 
-    Every file is written beside its place and renamed into it, so none is ever half-written.
+    Files are written under a temporary name and renamed, so no file is ever incomplete.
 
     Args:
-        folder: made if it does not exist.
-        settings: what the rows depend on, as plain JSON values.
-        resume: go on with the rows that are there.
+        folder: created if it does not exist.
+        settings: of the run, as plain JSON values; all rows share them.
+        resume: keep the rows of an earlier run.
 
     Raises:
-        InputError: if there are rows and `resume` is False, or they were made with other settings.
+        InputError: if the folder has rows and `resume` is False, or rows of other settings.
         OutputError: if the folder cannot be written.
     """
 
@@ -44,7 +44,7 @@ class Store:
     def _check(self, settings: dict[str, Any], resume: bool) -> None:
         if not resume:
             raise InputError(
-                f"{self.folder} holds {len(self.done())} rows of an earlier run: add --resume to go on with it, or "
+                f"{self.folder} holds {len(self.done())} rows of an earlier run: add --resume to continue it, or "
                 "choose another --out"
             )
         path = self.folder / SETTINGS
@@ -60,11 +60,11 @@ class Store:
             )
 
     def done(self) -> set[str]:
-        """The pictures that have a row."""
+        """The names of the images that have a row."""
         return {row["picture"] for row in self.rows()}
 
     def add(self, row: dict[str, Any]) -> None:
-        """Keep the row of a picture."""
+        """Write the row of an image."""
         write(self.folder / ROWS / f"{quote(row['picture'], safe='')}.json", row)
 
     def rows(self) -> Iterator[dict[str, Any]]:

@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from clips import write_clip
 
+from benchmarks.training.yolo_dataset import label_lines
 from detcam import zoo
 from detcam.scenes import HELD_OUT_SEED, Scene, draw_scene
-from detcam.scenes.yolo import label_lines
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -11,9 +11,10 @@ import torch
 from support import explanation_of
 from torch import Tensor, nn
 
+from benchmarks.training.yolo_dataset import write_dataset
 from detcam import Explainer, Objects, zoo
 from detcam.adapters import CallableAdapter
-from detcam.adapters.shared.segments import mask_overlap
+from detcam.adapters.shared.segments import mask_iou
 from detcam.evaluate.contenders import Contender, contenders
 from detcam.evaluate.judge import NO_MASKS, NO_WEIGHTS, Judge, Protocol
 from detcam.evaluate.labels.base import Label
@@ -24,7 +25,6 @@ from detcam.evaluate.report import markdown, summarise
 from detcam.explanation import Explanation
 from detcam.images import read_image
 from detcam.scenes import HELD_OUT_SEED
-from detcam.scenes.yolo import write_dataset
 
 SMALL = Protocol(objects=2, steps=2, stages=1, stability=1)
 
@@ -112,8 +112,8 @@ def test_overlap_of_a_region_with_masks() -> None:
     masks = torch.zeros(3, 4, 4, dtype=torch.bool)
     masks[0, 1:3, 1] = True
     masks[1, 1:3, 1:3] = True
-    assert mask_overlap(share, masks).tolist() == pytest.approx([2 / 3, 3 / 4, 0])
-    assert mask_overlap(share * 0, masks).tolist() == [0, 0, 0]
+    assert mask_iou(share, masks).tolist() == pytest.approx([2 / 3, 3 / 4, 0])
+    assert mask_iou(share * 0, masks).tolist() == [0, 0, 0]
 
 
 @pytest.mark.parametrize("segments", ["class", "component"])

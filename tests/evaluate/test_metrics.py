@@ -9,14 +9,12 @@ import torch
 from detcam.evaluate.metrics.localisation import (
     LOCALISATION,
     Case,
-    Metric,
     compactness,
     complexity,
     energy_in_box,
     energy_in_box_per_area,
     energy_in_mask,
     energy_in_mask_per_area,
-    localisation,
     object_discrimination,
     pointing_box,
     pointing_mask,
@@ -161,24 +159,6 @@ def test_wrong_shapes_are_refused() -> None:
         Case(torch.rand(2, 4, 4), torch.rand(3, 4))
     with pytest.raises(ValueError, match="masks"):
         Case(torch.rand(2, 4, 4), torch.rand(2, 4), torch.zeros(2, 4, 5, dtype=torch.bool))
-
-
-def test_update_compute_reset(seed: int) -> None:
-    parts = [case(seed, 3), case(seed + 1, 5), case(seed + 2, 0)]
-    for metric in localisation():
-        assert math.isnan(metric.compute())
-        kept = torch.cat([metric.update(part) for part in parts])
-        assert len(kept) == 8
-        assert metric.compute() == pytest.approx(float(kept.nanmean()), nan_ok=True)
-        metric.reset()
-        assert math.isnan(metric.compute())
-
-
-def test_a_mean_leaves_undefined_values_out() -> None:
-    metric = Metric(LOCALISATION[0][0], lambda values: values)
-    metric.update(torch.tensor([1.0, torch.nan]))
-    metric.update(torch.tensor([0.0, 0.5]))
-    assert metric.compute() == pytest.approx(0.5)
 
 
 def test_quantus_agrees(seed: int) -> None:

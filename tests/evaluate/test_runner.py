@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks.training.yolo_dataset import write_dataset
 from detcam import Explainer, cli, zoo
+from detcam.boxes import box_iou
 from detcam.errors import InputError, MethodError
 from detcam.evaluate.contenders import BASELINES, Contender, contenders
 from detcam.evaluate.judge import Judge, Protocol, network_heat, pictures
@@ -19,7 +21,6 @@ from detcam.evaluate.report import collect, markdown, save, summarise
 from detcam.evaluate.store import Store
 from detcam.images import read_image
 from detcam.scenes import HELD_OUT_SEED
-from detcam.scenes.yolo import write_dataset
 
 SMALL = Protocol(objects=2, steps=3, stability=1)
 OPTIONS: dict[str, Any] = {"imgsz": 192}
@@ -43,7 +44,7 @@ def judged(scenes: Path) -> tuple[list[dict[str, Any]], list[str]]:
     def broken(image: Any) -> Any:
         raise MethodError("broken: on purpose")
 
-    everyone = [*found, Contender("broken", broken), Contender("dear", found[0].explain, frozenset({"none.jpg"}))]
+    everyone = [*found, Contender("broken", broken), Contender("expensive", found[0].explain, frozenset({"none.jpg"}))]
     judge = Judge(model, everyone, read_labels(scenes / "labels" / "val"), SMALL, **OPTIONS)
     torch.set_num_threads(1)
     return list(judge.rows(pictures(scenes / "images" / "val", SMALL))), [c.name for c in found]
@@ -82,7 +83,7 @@ def test_rows_hold_what_the_metrics_say(judged: tuple[list[dict[str, Any]], list
     labels = read_labels(scenes / "labels" / "val").of(path, *image.shape[:2])
     own = max(
         (label for label in labels if label.is_of(int(explanation.class_ids[best]), "")),
-        key=lambda label: float(faithfulness.overlap(explanation.boxes[best], torch.tensor(label.box)[None].float())),
+        key=lambda label: float(box_iou(explanation.boxes[best : best + 1], torch.tensor(label.box)[None].float())),
     )
     assert own.mask is not None
     assert entry["maps"]["odam @ level"]["energy_in_mask"] == pytest.approx(heat[own.mask].sum() / heat.sum(), abs=1e-4)
@@ -205,7 +206,7 @@ def test_pages_of_the_judged_maps(scenes: Path, tmp_path: Path, capsys: Any) -> 
         (["--fills", "pink"], "fill 'pink' does not exist"),
         (["--methods", "odamm"], "did you mean 'odam'"),
         (["--scenes", "3"], "leave out --images, --labels, --model, "),
-        (["--images", "nowhere"], "no folder with pictures"),
+        (["--images", "nowhere"], "not a folder with images"),
         (["--labels", "nowhere"], "nowhere does not exist"),
     ],
 )
@@ -216,13 +217,13 @@ def test_wrong_usage_is_one_line(more: list[str], reason: str, scenes: Path, tmp
     assert error.count("\n") == 1
 
 
-def test_a_count_decides_who_is_dear(scenes: Path) -> None:
+def test_a_count_decides_which_contenders_are_expensive(scenes: Path) -> None:
     """A sweep's length, known beforehand: masks, or samples with a backward for each object, but never the clock."""
     model = zoo.load("scenes")
     options = {**OPTIONS, "max_det": 3}
     found, _ = contenders(model, ["odam", "drise", "smoothgrad", "guidedbackprop"], ["level"], quick=True, **options)
     named = {c.name: c for c in found}
-    protocol = replace(SMALL, pictures=1, dear=23)
+    protocol = replace(SMALL, pictures=1, expensive=23)
     judge = Judge(model, found, read_labels(scenes / "labels" / "val"), protocol, **options)
     row = next(judge.rows(pictures(scenes / "images" / "val", protocol)))
     objects = len(Explainer(model, "box", **options)(scenes / "images" / "val" / row["picture"]))

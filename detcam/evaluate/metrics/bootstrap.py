@@ -1,4 +1,4 @@
-"""Means with intervals, and differences on identical objects, by resampling whole pictures."""
+"""Bootstrap intervals of means and of paired differences, by resampling whole images."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ class Interval:
     """A mean over objects with its bootstrap interval.
 
     Attributes:
-        mean: over the `count` objects whose value is defined; NaN without any.
-        low, high: of 95 % of the resampled means; NaN if all values lie in one picture.
-        count: objects.
+        mean: over the `count` objects with a defined value; NaN without any.
+        low, high: ends of 95 % of the resampled means; NaN if all values are of the same image.
+        count: number of objects.
     """
 
     mean: float
@@ -35,15 +35,15 @@ class Interval:
 
 
 def bootstrap(values: Values, pictures: NDArray[np.int64], seed: int = 0) -> Interval:
-    """The mean of `values` [n] and its 95 % percentile interval over resampled pictures.
+    """The mean of `values` [n] and its 95 % percentile interval over resampled images.
 
-    Objects of one picture are no independent draws, so pictures are drawn, with all their objects (Efron & Tibshirani
-    1993, "An Introduction to the Bootstrap", section 8; clusters). NaN values are left out.
+    Objects of the same image are not independent, so whole images are resampled (Efron & Tibshirani 1993, "An
+    Introduction to the Bootstrap", section 8; clusters). NaN values are left out.
 
     Args:
-        values: [n] float64, one per object.
-        pictures: [n] int64, the picture of each.
-        seed: of the draws.
+        values: [n] float64, per object.
+        pictures: [n] int64, the image of each object.
+        seed: of the resampling.
     """
     defined = ~np.isnan(values)
     values, pictures = values[defined], pictures[defined]
@@ -54,12 +54,12 @@ def bootstrap(values: Values, pictures: NDArray[np.int64], seed: int = 0) -> Int
     mean = float(values.mean())
     if len(sums) < 2:
         return Interval(mean, np.nan, np.nan, len(values))
-    drawn = np.random.default_rng(seed).multinomial(len(sums), np.full(len(sums), 1 / len(sums)), size=DRAWS)
-    means = (drawn @ sums) / (drawn @ counts)
+    resampled = np.random.default_rng(seed).multinomial(len(sums), np.full(len(sums), 1 / len(sums)), size=DRAWS)
+    means = (resampled @ sums) / (resampled @ counts)
     low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return Interval(mean, float(low), float(high), len(values))
 
 
 def paired(a: Values, b: Values, pictures: NDArray[np.int64], seed: int = 0) -> Interval:
-    """The mean of a - b over the objects where both [n] are defined, with its interval: see `bootstrap`."""
+    """The mean of a - b over the objects with both values defined, and its interval: see `bootstrap`."""
     return bootstrap(a - b, pictures, seed)

@@ -1,60 +1,47 @@
-"""Deletion and insertion: does the score follow the pixels that the map calls important?
+"""Deletion and insertion: does the score follow the pixels that the map marks as important?
 
-One stream of masked pictures serves all maps of a picture: maps of several methods and objects go through the model in
-common batches, and the two ends of every curve (the picture as it is, and the picture all hidden) are run once.
+All maps of an image share one stream of masked images: maps of several methods and objects go through the model in the
+same batches, and the two ends of every curve (the image unmasked, and fully masked) run once.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor
 
 from detcam.adapters import Adapter
-from detcam.boxes import overlap
+from detcam.boxes import box_iou
 from detcam.errors import MethodError
-from detcam.evaluate.metrics.localisation import Better, Measure, Metric
+from detcam.evaluate.metrics.localisation import Better, Measure
 from detcam.evaluate.metrics.masking import Fill
 from detcam.types import Objects
 
 STEPS = 10
-
-
 ENOUGH = 0.5  # the share of the initial score at which a subset of pixels counts as sufficient
-
-
-Score = Callable[[Tensor, Tensor], Tensor]  # from pictures [b, 3, h, w] and the object asked about in each, [b], to [b]
+# From images [b, 3, h, w] and the index [b] of the object to score in each image, to [b].
+Score = Callable[[Tensor, Tensor], Tensor]
 
 
 def measures(fill: str) -> list[Measure]:
-    """The measures that `Curves.values` gives, for one fill."""
+    """The measures of `Curves.values`, in that order, for a fill."""
     low = "noise scores about the same in deletion and insertion"
     columns: tuple[tuple[str, Better, str], ...] = (
         ("deletion", "lower", f"area under s / s0 while the hottest pixels are hidden; {low}"),
         ("insertion", "higher", f"area under s / s0 while the hottest pixels are shown; {low}"),
-        ("deletion_raw", "lower", "area under s itself while they are hidden: favours objects that score low"),
-        ("insertion_raw", "higher", "area under s itself while they are shown: favours objects that score high"),
+        ("deletion_raw", "lower", "area under s itself while they are hidden: favours objects with low scores"),
+        ("insertion_raw", "higher", "area under s itself while they are shown: favours objects with high scores"),
         ("minimal_subset", "lower", f"least share of pixels, hottest first, that alone gives s / s0 >= {ENOUGH}"),
     )
     return [Measure(f"{name}_{fill}", better, text, f"faithfulness, {fill}") for name, better, text in columns]
 
 
-def metrics(fill: str) -> list[Metric]:
-    """A fresh metric for each of `measures`; they are updated with `Curves`."""
-    return [Metric(measure, partial(_value, place)) for place, measure in enumerate(measures(fill))]
-
-
-def _value(place: int, curves: Curves) -> Tensor:
-    return curves.values()[place]
-
-
 def shares(steps: int = STEPS) -> Tensor:
-    """[steps + 1] shares of the pixels at which a curve is read: (i / steps)^2.
+    """[steps + 1] shares of the pixels at which a curve is sampled: (i / steps)^2.
 
-    Finer where heat is, so that the area needs fewer forwards than with even steps.
+    Dense at the start, where the heat is: the area needs fewer forwards than with even steps.
     """
     return (torch.arange(steps + 1) / steps) ** 2
 
@@ -64,7 +51,7 @@ class Curves:
     """Scores s of n objects while pixels are hidden or shown, hottest first.
 
     Attributes:
-        shares: [K + 1] from 0 to 1, of the picture's pixels.
+        shares: [K + 1] from 0 to 1, of the image's pixels.
         deletion: [n, K + 1] s with that share of the hottest pixels hidden.
         insertion: [n, K + 1] s with that share of the hottest pixels shown and all others hidden.
     """
@@ -75,40 +62,35 @@ class Curves:
 
     @property
     def initial(self) -> Tensor:
-        """[n] s0, the score of the picture as it is."""
+        """[n] s0, the score of the unmasked image."""
         return self.deletion[:, 0]
 
-    @property
-    def hidden(self) -> Tensor:
-        """[n] the score with everything hidden: a fill that leaves much of it does not hide."""
-        return self.insertion[:, 0]
-
     def values(self) -> tuple[Tensor, ...]:
-        """[n] each, in the order of `measures`; those relative to s0 are NaN where s0 is 0."""
+        """[n] each, in the order of `measures`; values relative to s0 are NaN where s0 is 0."""
         initial = self.initial.where(self.initial > 0, torch.nan)
         deletion, insertion = (torch.trapezoid(c, self.shares.to(c), dim=1) for c in (self.deletion, self.insertion))
         return deletion / initial, insertion / initial, deletion, insertion, self.minimal_subset()
 
     def minimal_subset(self, enough: float = ENOUGH) -> Tensor:
-        """[n] the least share of pixels, hottest first, that alone gives `enough` of s0; between steps a straight line.
+        """[n] the least share of pixels, hottest first, that alone gives `enough` of s0; linear between steps.
 
         In [0, 1], lower is better; after Petsiuk et al. 2021 and Chen et al. 2025 ("Visual Precision Search"). 0 if the
-        hidden picture already does.
+        fully masked image reaches it.
         """
         relative = self.insertion / self.initial.where(self.initial > 0, torch.nan)[:, None]
         first = (relative >= enough).int().argmax(dim=1, keepdim=True)
         after, before = relative.gather(1, first), relative.gather(1, (first - 1).clamp(min=0))
-        spots = self.shares.to(relative)[first], self.shares.to(relative)[(first - 1).clamp(min=0)]
+        at = self.shares.to(relative)[first], self.shares.to(relative)[(first - 1).clamp(min=0)]
         part = torch.where(after > before, (enough - before) / (after - before), 0).clamp(0, 1)
-        return torch.where(first > 0, spots[1] + part * (spots[0] - spots[1]), after * 0)[:, 0]
+        return torch.where(first > 0, at[1] + part * (at[0] - at[1]), after * 0)[:, 0]
 
 
 def ends(score: Score, fill: Fill, inside: Tensor, objects: Tensor, batch: int) -> tuple[Tensor, Tensor]:
-    """The two ends of every curve: [m] scores of `objects` [m] in the picture as it is, and all hidden.
+    """The two ends of every curve: [m] scores of `objects` [m] in the unmasked and in the fully masked image.
 
     Args:
         score, fill, batch: see `curves`.
-        inside: [h, w] bool, the pixels that can be hidden.
+        inside: [h, w] bool, the pixels to hide.
         objects: [m] int64.
     """
     nothing, everything = (inside & False).expand(len(objects), -1, -1), inside.expand(len(objects), -1, -1)
@@ -126,27 +108,27 @@ def curves(
     batch: int,
     steps: int = STEPS,
 ) -> Curves:
-    """Run the masked pictures of one picture.
+    """Deletion and insertion curves of n maps of an image.
 
     Args:
-        score: the model, asked for one object in each picture.
-        fill: what is put in the place of hidden pixels.
-        places: [n, h, w] int32, each map's order of pixels, see `masking.places`.
-        owner: [n] int64, the object that each map explains.
+        score: the model's score of an object in each image.
+        fill: content of hidden pixels, see `masking.fill`.
+        places: [n, h, w] int32, pixel ranks of each map, see `masking.places`.
+        owner: [n] int64, the object of each map.
         whole, hidden: [n] s of that object at the two ends, see `ends`.
-        batch: pictures in one forward, at most.
+        batch: images in a forward, at most.
         steps: points of the curve after the first.
     """
     inside, fractions = places[:1] >= 0, shares(steps)
     limits = (fractions[1:-1] * int(inside.sum())).round().to(places.device)
-    # Each map has `rows` pictures: first all steps of its deletion, then those of its insertion.
+    # Each map has `rows` images: all steps of its deletion, then all steps of its insertion.
     limit, inserts = limits.repeat(2), torch.arange(2 * (steps - 1), device=places.device) >= steps - 1
     n, rows = len(places), len(limit)
 
     def masks(part: slice) -> Tensor:
         row = torch.arange(n * rows, device=places.device)[part]
-        hot = places[row // rows] < limit[row % rows, None, None]
-        return (hot ^ inserts[row % rows, None, None]) & inside
+        hottest = places[row // rows] < limit[row % rows, None, None]
+        return (hottest ^ inserts[row % rows, None, None]) & inside
 
     scores = _batched(score, fill, masks, owner.repeat_interleave(rows), batch).view(n, 2, steps - 1)
     deletion = torch.cat([whole[:, None], scores[:, 0], hidden[:, None]], dim=1)
@@ -154,23 +136,22 @@ def curves(
     return Curves(fractions, deletion, insertion)
 
 
-def _batched(score: Score, fill: Fill, hidden: Callable[[slice], Tensor], asked: Tensor, batch: int) -> Tensor:
-    """[len(asked)] scores, a batch at a time."""
-    parts = [slice(i, min(i + batch, len(asked))) for i in range(0, len(asked), batch)]
-    return torch.cat([score(fill(hidden(part)), asked[part]) for part in parts])
+def _batched(score: Score, fill: Fill, hidden: Callable[[slice], Tensor], objects: Tensor, batch: int) -> Tensor:
+    """[len(objects)] scores, a batch at a time."""
+    parts = [slice(i, min(i + batch, len(objects))) for i in range(0, len(objects), batch)]
+    return torch.cat([score(fill(hidden(part)), objects[part]) for part in parts])
 
 
 class Likeness:
-    """s of objects in changed pictures: max over predictions of IoU with the object's box * p(object's class).
+    """s of objects in masked images: max over predictions of IoU with the object's box * p(object's class).
 
-    A semantic segmenter predicts regions: s is the largest IoU * p over the changed picture's regions of the object's
-    class, with the IoU of regions on the grid of the last classifier, and p the region's mean softmax. So a class that
-    stays where it was but spreads beyond loses too. Of other families that list no candidates the probability of the
-    object itself is asked.
+    For a semantic segmenter, s is the largest IoU * p over the masked image's regions of the object's class, with the
+    IoU of regions on the grid of the last classifier and p the mean softmax of the region: a region that grows beyond
+    its former area loses score, too. For other families without candidates, s is the probability of the object.
 
     Args:
         adapter: the model.
-        objects: the N objects that were found in the unchanged picture.
+        objects: the N objects of the unmasked image.
         max_det: see `Explainer`.
     """
 
@@ -178,28 +159,28 @@ class Likeness:
         self._adapter, self._objects, self._max_det = adapter, objects, max_det
 
     @torch.no_grad()
-    def __call__(self, pictures: Tensor, asked: Tensor) -> Tensor:
-        """[b] float32 in [0, 1] of the objects `asked` [b] in pictures [b, 3, h, w].
+    def __call__(self, images: Tensor, asked: Tensor) -> Tensor:
+        """[b] float32 in [0, 1] of the objects `asked` [b] in images [b, 3, h, w].
 
         Raises:
-            MethodError: for a family that has neither candidates, regions nor a probability.
+            MethodError: for a family without candidates, regions or a probability.
         """
-        outputs = self._adapter.forward(pictures.contiguous(memory_format=torch.channels_last), self._max_det)
-        of_regions = self._adapter.region_similarity(outputs, self._objects.select(asked))
-        if of_regions is not None:
-            return of_regions
+        outputs = self._adapter.forward(images.contiguous(memory_format=torch.channels_last), self._max_det)
+        region_scores = self._adapter.segment_similarity(outputs, self._objects.select(asked))
+        if region_scores is not None:
+            return region_scores
         try:
             boxes, probabilities, _ = self._adapter.candidates(outputs)
         except MethodError:
             if "prob" not in self._adapter.available:
                 raise MethodError(
                     f"this {self._adapter.family} {self._adapter.task} model lists no candidates and has no "
-                    "probability (target 'prob') to ask for"
+                    "probability (target 'prob') to read"
                 ) from None
-            own = [self._objects.select(i[None]) for i in asked]
-            return self._adapter.score(outputs, own, "prob").reshape(len(asked), -1).amax(dim=1).float()
+            objects = [self._objects.select(i[None]) for i in asked]
+            return self._adapter.score(outputs, objects, "prob").reshape(len(asked), -1).amax(dim=1).float()
         pairs = zip(boxes, probabilities, self._of(asked), strict=True)
-        return torch.stack([(overlap(own, some) * p[:, c]).amax() for some, p, (own, c) in pairs])
+        return torch.stack([(box_iou(box[None], candidates)[0] * p[:, c]).amax() for candidates, p, (box, c) in pairs])
 
     def _of(self, asked: Tensor) -> Iterator[tuple[Tensor, int]]:
         classes = self._objects.class_ids[asked].tolist()

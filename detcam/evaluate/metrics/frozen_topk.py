@@ -1,4 +1,4 @@
-"""Query selection held still: a model with other weights, asked about one query, must read it at the same place."""
+"""Frozen query selection: a model with other weights reads each query at the same cells."""
 
 from __future__ import annotations
 
@@ -12,54 +12,54 @@ from torch.overrides import TorchFunctionMode
 
 from detcam.adapters import Adapter
 
-CHOOSE = (torch.topk, Tensor.topk)
+TOPK = (torch.topk, Tensor.topk)
 
 
 class _Recorded(TorchFunctionMode):
-    """Keeps the places that every `topk` within gives, in the order of the calls."""
+    """Records the indices of every `topk`, in call order."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.places: list[Tensor] = []
+        self.indices: list[Tensor] = []
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        made = func(*args, **(kwargs or {}))
-        if func in CHOOSE:
-            self.places.append(made.indices)
-        return made
+        result = func(*args, **(kwargs or {}))
+        if func in TOPK:
+            self.indices.append(result.indices)
+        return result
 
 
 class _Replayed(TorchFunctionMode):
-    """Has every `topk` within give the places that were recorded, and the values that lie there now."""
+    """Returns the recorded indices from every `topk`, with the current values at these indices."""
 
-    def __init__(self, places: list[Tensor]) -> None:
+    def __init__(self, indices: list[Tensor]) -> None:
         super().__init__()
-        self._left: Iterator[Tensor] = iter(places)
+        self._left: Iterator[Tensor] = iter(indices)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        made = func(*args, **(kwargs or {}))
-        if func not in CHOOSE:
-            return made
-        places = next(self._left, None)
-        if places is None or places.shape != made.indices.shape:
-            return made
+        result = func(*args, **(kwargs or {}))
+        if func not in TOPK:
+            return result
+        indices = next(self._left, None)
+        if indices is None or indices.shape != result.indices.shape:
+            return result
         options = kwargs or {}
         values = args[0] if args else options["input"]
         axis = args[2] if len(args) > 2 else options.get("dim", -1)
-        return torch.return_types.topk((values.gather(axis, places), places))
+        return torch.return_types.topk((values.gather(axis, indices), indices))
 
 
-def held_choices(adapter: Adapter, explain: Callable[[], Any]) -> Callable[[], AbstractContextManager[Any]]:
-    """A context, to be entered anew each time, in which the model chooses the queries that it chooses now.
+def frozen_topk(adapter: Adapter, explain: Callable[[], Any]) -> Callable[[], AbstractContextManager[Any]]:
+    """A factory of contexts in which the model selects the same queries as now.
 
-    Models that pick their queries from the picture (RT-DETR) pick others when their weights change, so "query 7" reads
-    the picture elsewhere, and a map of it would change whatever the method. Choices are made by `topk` of a ranking
-    that the model computes; its places are recorded while `explain` runs, and given again in the same order. What the
-    query makes of its place is up to the changed weights. For models whose queries are fixed this is no change.
+    Models that select their queries from the image (RT-DETR) select others when their weights change: "query 7" then
+    reads other cells, and its map changes whatever the method. Queries are selected by `topk` of a ranking that the
+    model computes; its indices are recorded while `explain` runs and replayed in the same order. Everything after the
+    selection follows the changed weights. A model with fixed queries is not affected.
 
     Args:
         adapter: the model.
-        explain: the very call that will be repeated.
+        explain: the call that will be repeated.
     """
     if adapter.stable:
         return nullcontext
@@ -69,7 +69,7 @@ def held_choices(adapter: Adapter, explain: Callable[[], Any]) -> Callable[[], A
 
     @contextmanager
     def again() -> Iterator[None]:
-        with _Replayed(recorded.places):
+        with _Replayed(recorded.indices):
             yield
 
     return again

@@ -1,7 +1,7 @@
-"""What heatmaps and labels say about each other: one value per object, collected over pictures.
+"""Localisation metrics: how a heatmap agrees with the labelled box and mask of its object.
 
-All functions take a `Case` (the objects of one picture, batched) and return [N] float32 on its device; NaN where a
-value is not defined, which means leave out.
+All functions take a `Case` (the objects of an image, batched) and return [N] float32 on its device. NaN marks an
+undefined value, which means leave out.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ from torch import Tensor
 from detcam.errors import InputError
 
 Better = Literal["higher", "lower"]
-THRESHOLDS = 20  # of the visual explanation accuracy: 0, .05, ... .95 of the maximum
+THRESHOLDS = 20  # of VEA: 0, .05, ... .95 of the maximum
 
 
 @dataclass(frozen=True)
 class Measure:
-    """A column of the table.
+    """A column of the results.
 
     Attributes:
-        name: as rows and reports call it.
+        name: in rows and reports.
         better: whether "higher" or "lower" values are better.
-        text: what is computed, its range, and what noise scores.
-        group: the table of the report that it stands in.
+        text: definition, range, and the score of noise.
+        group: the table of the report that holds it.
     """
 
     name: str
@@ -38,13 +38,13 @@ class Measure:
 
 @dataclass(frozen=True)
 class Case:
-    """The explained objects of one picture with their labels, in source pixels.
+    """The explained objects of an image with their labels, in source pixels.
 
     Attributes:
-        heatmaps: [N, H, W] float, at least 0, of any scale.
+        heatmaps: [N, H, W] float, non-negative, on any scale.
         boxes: [N, 4] xyxy, the labelled boxes.
-        masks: [N, H, W] bool, the labelled masks; None if the labels have none.
-        others: [N, H, W] bool, the masks of all other labelled objects together, without the object's own mask.
+        masks: [N, H, W] bool, the labelled masks; None without masks in the labels.
+        others: [N, H, W] bool, the union of the masks of all other labelled objects, without the object's mask.
     """
 
     heatmaps: Tensor
@@ -72,7 +72,7 @@ class Case:
 
     @property
     def in_boxes(self) -> Tensor:
-        """[N, H, W] bool: pixels whose centre lies in the box."""
+        """[N, H, W] bool: pixels with their centre in the box."""
         height, width = self.heatmaps.shape[1:]
         x1, y1, x2, y2 = (side[:, None] for side in self.boxes.unbind(1))
         x = torch.arange(width, device=self.boxes.device) + 0.5
@@ -95,7 +95,7 @@ def pointing(heatmaps: Tensor, regions: Tensor) -> Tensor:
     """[N] whether the hottest pixel lies in the region: 1 or 0; 0 for a blank map.
 
     Zhang et al. 2016, "Top-down Neural Attention by Excitation Backprop", section 4.1, without its 15 pixels of
-    tolerance. Of several pixels that are equally hot, the share that lies in the region counts.
+    tolerance. For tied maxima, the share of them in the region.
     """
     highest = heatmaps.amax(dim=(1, 2), keepdim=True)
     hottest = (heatmaps == highest) & (highest > 0)
@@ -103,22 +103,22 @@ def pointing(heatmaps: Tensor, regions: Tensor) -> Tensor:
 
 
 def pointing_box(case: Case) -> Tensor:
-    """`pointing` in the labelled box. Noise scores the box's share of the picture."""
+    """`pointing` in the labelled box. Noise scores the box's share of the image."""
     return pointing(case.heatmaps, case.in_boxes)
 
 
 def pointing_mask(case: Case) -> Tensor:
-    """`pointing` in the labelled mask. Noise scores the mask's share of the picture."""
+    """`pointing` in the labelled mask. Noise scores the mask's share of the image."""
     return case.undefined if case.masks is None else pointing(case.heatmaps, case.masks)
 
 
 def energy_in_box(case: Case) -> Tensor:
-    """`energy` in the labelled box. Noise scores the box's share of the picture."""
+    """`energy` in the labelled box. Noise scores the box's share of the image."""
     return energy(case.heatmaps, case.in_boxes)
 
 
 def energy_in_mask(case: Case) -> Tensor:
-    """`energy` in the labelled mask. Noise scores the mask's share of the picture."""
+    """`energy` in the labelled mask. Noise scores the mask's share of the image."""
     return case.undefined if case.masks is None else energy(case.heatmaps, case.masks)
 
 
@@ -128,33 +128,33 @@ def _per_area(share: Tensor, regions: Tensor) -> Tensor:
 
 
 def energy_in_box_per_area(case: Case) -> Tensor:
-    """Energy in the box over the box's share of the picture: 0 or more, noise scores 1; no box fits large and small."""
+    """Energy in the box over the box's share of the image: 0 or more, noise scores 1, whatever the box size."""
     return _per_area(energy_in_box(case), case.in_boxes)
 
 
 def energy_in_mask_per_area(case: Case) -> Tensor:
-    """Energy in the mask over the mask's share of the picture: 0 or more, noise scores 1."""
+    """Energy in the mask over the mask's share of the image: 0 or more, noise scores 1."""
     return case.undefined if case.masks is None else _per_area(energy_in_mask(case), case.masks)
 
 
 def object_discrimination(case: Case) -> Tensor:
     """ODI: energy in the other labelled objects' masks over the energy in all masks: in [0, 1], lower is better.
 
-    Zhao & Chan 2023, "ODAM", section 4.2 (object discrimination index). A pixel that also belongs to the object itself
-    is its own. 0 without labelled company; NaN where no mask has any energy. Noise scores the others' share of the area
-    of all masks.
+    Zhao & Chan 2023, "ODAM", section 4.2 (object discrimination index). Pixels shared with the object itself count as
+    the object's. 0 without other labelled objects; NaN where no mask has any energy. Noise scores the others' share of
+    the area of all masks.
     """
     if case.masks is None or case.others is None:
         return case.undefined
-    own, others = ((case.heatmaps * m).sum(dim=(1, 2)) for m in (case.masks, case.others & ~case.masks))
-    return torch.where(own + others > 0, others / (own + others), torch.nan).float()
+    inside, others = ((case.heatmaps * m).sum(dim=(1, 2)) for m in (case.masks, case.others & ~case.masks))
+    return torch.where(inside + others > 0, others / (inside + others), torch.nan).float()
 
 
 def visual_explanation_accuracy(case: Case) -> Tensor:
-    """VEA: IoU of the labelled mask with the pixels hotter than t times the maximum, mean over t = 0, .05, ... .95.
+    """VEA: mean IoU of the labelled mask with the heat above t times the maximum, over t = 0, .05, ... .95.
 
     In [0, 1], higher is better: 1 if the heatmap is the mask. Zhao & Chan 2023, "ODAM", appendix, as the area under
-    IoU over thresholds. Noise scores about the mask's share of the picture.
+    IoU over thresholds. Noise scores about the mask's share of the image.
     """
     if case.masks is None:
         return case.undefined
@@ -162,24 +162,24 @@ def visual_explanation_accuracy(case: Case) -> Tensor:
     thresholds = torch.arange(THRESHOLDS, device=case.heatmaps.device) / THRESHOLDS
     highest = case.heatmaps.amax(dim=(1, 2), keepdim=True)
     relative = case.heatmaps / highest.clamp(min=torch.finfo(case.heatmaps.dtype).tiny)
-    passed = torch.bucketize(relative, thresholds).flatten(1)  # how many thresholds lie below the value
+    passed = torch.bucketize(relative, thresholds).flatten(1)  # number of thresholds below the value
     row = torch.arange(n, device=passed.device)[:, None] * (THRESHOLDS + 1)
     bins = n * (THRESHOLDS + 1)
 
-    def above(weights: Tensor | None) -> Tensor:  # [N, THRESHOLDS] pixels hotter than each threshold
+    def above(weights: Tensor | None) -> Tensor:  # [N, THRESHOLDS] pixels above each threshold
         counts = torch.bincount((passed + row).flatten(), weights, minlength=bins).view(n, THRESHOLDS + 1).float()
         return counts.flip(1).cumsum(1).flip(1)[:, 1:]
 
-    hot, both = above(None), above(case.masks.flatten().float())
-    union = hot + case.masks.sum(dim=(1, 2))[:, None] - both
+    heat, both = above(None), above(case.masks.flatten().float())
+    union = heat + case.masks.sum(dim=(1, 2))[:, None] - both
     return (both / union.clamp(min=1)).mean(dim=1)
 
 
 def compactness(case: Case) -> Tensor:
-    """How far the heat strays from the middle of the labelled box, in box sides: 0 or more, lower is better.
+    """Spread of the heat around the centre of the labelled box, in box sides: 0 or more, lower is better.
 
-    The root of the mean, weighted by heat, of ((x - cx) / w)^2 + ((y - cy) / h)^2: 0 for all heat at the centre, .41
-    for a filled box, 1 for heat one side away. NaN for a blank map. Zhao & Chan 2023, "ODAM", section 4.2, describe it
+    The heat-weighted root mean square of ((x - cx) / w)^2 + ((y - cy) / h)^2: 0 for all heat at the centre, .41
+    for a filled box, 1 for heat one side away. NaN for a blank map. Zhao & Chan 2023, "ODAM", section 4.2, define it
     as the heatmap's standard deviation around the box centre over the box size.
     """
     height, width = case.heatmaps.shape[1:]
@@ -192,11 +192,11 @@ def compactness(case: Case) -> Tensor:
 
 
 def complexity(case: Case) -> Tensor:
-    """Entropy of the heatmap as a distribution over pixels, over that of an even one: in [0, 1].
+    """Entropy of the heatmap as a distribution over pixels, over that of a uniform map: in [0, 1].
 
     Bhatt et al. 2020, "Evaluating and Aggregating Feature-based Model Explanations", definition 5, divided by log(H W).
-    0 for one hot pixel, 1 for an even map; noise scores about .98. Lower is easier to read, which is not yet truer. NaN
-    for a blank map.
+    0 for a single hot pixel, 1 for a uniform map; noise scores about .98. Lower is easier to read, not more faithful.
+    NaN for a blank map.
     """
     flat = case.heatmaps.flatten(1)
     total = flat.sum(dim=1, keepdim=True)
@@ -209,49 +209,15 @@ _COLUMNS: tuple[tuple[str, Better, str, Callable[[Case], Tensor]], ...] = (
     ("pointing_box", "higher", "hottest pixel in the labelled box", pointing_box),
     ("pointing_mask", "higher", "hottest pixel in the labelled mask", pointing_mask),
     ("energy_in_box", "higher", "share of the heat in the labelled box", energy_in_box),
-    ("energy_in_box_per_area", "higher", "the same over the box's share of the picture; noise: 1",
+    ("energy_in_box_per_area", "higher", "the same over the box's share of the image; noise: 1",
      energy_in_box_per_area),
     ("energy_in_mask", "higher", "share of the heat in the labelled mask", energy_in_mask),
-    ("energy_in_mask_per_area", "higher", "the same over the mask's share of the picture; noise: 1",
+    ("energy_in_mask_per_area", "higher", "the same over the mask's share of the image; noise: 1",
      energy_in_mask_per_area),
     ("odi", "lower", "heat in other objects' masks over heat in all masks", object_discrimination),
     ("vea", "higher", "mean IoU of thresholded heat with the mask, 20 thresholds", visual_explanation_accuracy),
     ("compactness", "lower", "root mean square distance of the heat from the box centre, in box sides", compactness),
-    ("complexity", "lower", "entropy of the heat over that of an even map; noise: .98", complexity),
+    ("complexity", "lower", "entropy of the heat over that of a uniform map; noise: .98", complexity),
 )  # fmt: skip
 NEED_MASKS = frozenset({"pointing_mask", "energy_in_mask", "energy_in_mask_per_area", "odi", "vea"})
 LOCALISATION = tuple((Measure(name, better, text, "localisation"), f) for name, better, text, f in _COLUMNS)
-
-
-class Metric:
-    """A measure collected over pictures: `update` with each, `compute` the mean, `reset`.
-
-    Values stay on the device they were computed on until `compute`.
-
-    Args:
-        measure: what it is.
-        function: from the evidence of one picture to [N] values.
-    """
-
-    def __init__(self, measure: Measure, function: Callable[..., Tensor]) -> None:
-        self.measure, self._function = measure, function
-        self._values: list[Tensor] = []
-
-    def update(self, *evidence: object) -> Tensor:
-        """Judge the objects of one picture: [N] values, which are also kept."""
-        values = self._function(*evidence)
-        self._values.append(values)
-        return values
-
-    def compute(self) -> float:
-        """The mean over all objects whose value is defined; NaN without any."""
-        return float(torch.cat(self._values).nanmean()) if self._values else float("nan")
-
-    def reset(self) -> None:
-        """Forget all pictures."""
-        self._values.clear()
-
-
-def localisation() -> list[Metric]:
-    """A fresh metric for each measure of `LOCALISATION`."""
-    return [Metric(measure, function) for measure, function in LOCALISATION]

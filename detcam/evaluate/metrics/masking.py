@@ -1,4 +1,4 @@
-"""Hiding pixels of the network's input: in which order, and what is put in their place. All batched, on the device."""
+"""Masked network inputs: the order in which pixels are hidden, and their fill. Batched, on the device."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from torch.nn.functional import avg_pool2d, conv2d, interpolate, pad
 from detcam.geometry import Geometry
 
 FILLS = ("blur", "black", "inpaint")
-BLUR = 40  # the blur's deviation is the input's longest side over this: 16 pixels at 640
-BLOCKS = 40  # along the input's longest side, in which equally hot pixels are hidden together
-Fill = Callable[[Tensor], Tensor]  # from hidden [b, h, w] bool to pictures [b, 3, h, w]
+BLUR = 40  # longest side of the input over the standard deviation of the blur: 16 pixels at 640
+BLOCKS = 40  # along the longest side of the input: tied pixels are hidden block by block
+Fill = Callable[[Tensor], Tensor]  # from hidden [b, h, w] bool to images [b, 3, h, w]
 
 
 def seen(geometry: Geometry, device: torch.device) -> Tensor:
-    """[h, w] bool over the network's input: pixels that show the source picture, not the padding beside it."""
+    """[h, w] bool over the network's input: pixels of the source image, without the padding."""
     height, width = geometry.network
     (top, left), (rows, columns) = geometry.pad, geometry.resized
     inside = torch.zeros(height, width, dtype=torch.bool, device=device)
@@ -26,38 +26,38 @@ def seen(geometry: Geometry, device: torch.device) -> Tensor:
 
 
 def places(heat: Tensor, inside: Tensor) -> Tensor:
-    """The place of every pixel in decreasing order of heat: 0 for the hottest.
+    """The rank of every pixel by decreasing heat: 0 for the hottest.
 
-    Equally hot pixels come in blocks, in an order drawn once, the same in every call. By row and column, a map of few
-    values would be judged by where in the picture its ties happen to lie; one by one, by how the model likes speckle.
+    Tied pixels are ranked in blocks, in a fixed random order of the blocks. Ties in row order would make the result of
+    a map with few values depend on their position; ties in random order would hide the image under speckle.
 
     Args:
         heat: [n, h, w] heatmaps over the network's input.
-        inside: [h, w] bool, the pixels that take part.
+        inside: [h, w] bool, the pixels to rank.
 
     Returns:
-        [n, h, w] int32; -1 at pixels that take no part.
+        [n, h, w] int32; -1 at the other pixels.
     """
-    chosen = inside.flatten().nonzero().flatten()
+    pixels = inside.flatten().nonzero().flatten()
     side = -(-max(inside.shape) // BLOCKS)
-    rows, columns = (torch.arange(n, device=chosen.device) // side for n in inside.shape)
-    drawn = torch.randperm(BLOCKS * BLOCKS, generator=torch.Generator().manual_seed(0)).to(chosen.device)
-    blocks = drawn[rows[:, None] * BLOCKS + columns]  # [h, w], a number for each block
-    chosen = chosen[blocks.flatten()[chosen].argsort(stable=True)]
-    order = heat.flatten(1)[:, chosen].argsort(dim=1, descending=True, stable=True)  # [n, P]
-    numbers = torch.arange(len(chosen), dtype=torch.int32, device=heat.device).expand_as(order)
+    rows, columns = (torch.arange(n, device=pixels.device) // side for n in inside.shape)
+    shuffled = torch.randperm(BLOCKS * BLOCKS, generator=torch.Generator().manual_seed(0)).to(pixels.device)
+    blocks = shuffled[rows[:, None] * BLOCKS + columns]  # [h, w], a number for each block
+    pixels = pixels[blocks.flatten()[pixels].argsort(stable=True)]
+    order = heat.flatten(1)[:, pixels].argsort(dim=1, descending=True, stable=True)  # [n, P]
+    numbers = torch.arange(len(pixels), dtype=torch.int32, device=heat.device).expand_as(order)
     ranks = torch.full_like(heat, -1, dtype=torch.int32).flatten(1)
-    return ranks.scatter_(1, chosen[order], numbers).view_as(heat)
+    return ranks.scatter_(1, pixels[order], numbers).view_as(heat)
 
 
 def fill(name: str, picture: Tensor, black: Tensor) -> Fill:
-    """What hidden pixels show instead.
+    """The fill of hidden pixels: a function from [b, h, w] masks to [b, 3, h, w] images.
 
     Args:
-        name: "blur" (the picture itself, blurred by a Gaussian), "black", or "inpaint" (colours spread from the pixels
+        name: "blur" (the image itself under a Gaussian blur), "black", or "inpaint" (colours spread from the pixels
             that stay visible, see `spread`).
         picture: [3, h, w], the network's input.
-        black: [3, h, w], what the network's input is for a black picture.
+        black: [3, h, w], the network's input for a black image.
     """
     if name == "inpaint":
         return lambda hidden: spread(picture, ~hidden)
@@ -66,7 +66,7 @@ def fill(name: str, picture: Tensor, black: Tensor) -> Fill:
 
 
 def blurred(picture: Tensor) -> Tensor:
-    """[3, h, w] blurred by a Gaussian whose deviation is the longest side over `BLUR`."""
+    """[3, h, w] under a Gaussian blur; its standard deviation is the longest side over `BLUR`."""
     deviation = max(picture.shape[1:]) / BLUR
     radius = int(3 * deviation)
     offsets = torch.arange(-radius, radius + 1, device=picture.device, dtype=torch.float32)
@@ -78,10 +78,10 @@ def blurred(picture: Tensor) -> Tensor:
 
 
 def spread(picture: Tensor, known: Tensor) -> Tensor:
-    """Fill unknown pixels from known ones: ever coarser means of what is known, taken where nothing finer is.
+    """Inpainting: unknown pixels take the mean of the known pixels at the finest scale that has any.
 
-    The pull-push pyramid of Gortler et al. 1996, "The Lumigraph", section 3.4. Unlike black it leaves no edge of the
-    mask for the model to see. With nothing known at all it is the picture's mean colour.
+    The pull-push pyramid of Gortler et al. 1996, "The Lumigraph", section 3.4. Unlike a black fill it leaves no edges
+    along the mask. Without any known pixel the fill is the mean colour of the image.
 
     Args:
         picture: [3, h, w].
@@ -97,7 +97,7 @@ def spread(picture: Tensor, known: Tensor) -> Tensor:
 
 
 def _pushed(colours: Tensor, weight: Tensor, empty: Tensor) -> Tensor:
-    """[b, 3, h, w] colours at one step of the pyramid: `colours` come weighted, in [b, 1, h, w] weights."""
+    """[b, 3, h, w] filled colours at one level of the pyramid, from colours times weights and [b, 1, h, w] weights."""
     mean = colours / weight.clamp(min=1e-6)
     if min(weight.shape[2:]) == 1:
         return torch.where(weight > 0, mean, empty)

@@ -1,4 +1,4 @@
-"""Does a map change when it should, and stay when it should: rank correlations, noise, and randomised weights."""
+"""Stability metrics: change of a map under image noise and under randomised weights, by rank correlation."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ import torch
 from torch import Tensor, nn
 
 from detcam.adapters import Adapter
-from detcam.boxes import overlap
-from detcam.evaluate.metrics.frozen_topk import held_choices
+from detcam.boxes import box_iou
+from detcam.evaluate.metrics.frozen_topk import frozen_topk
 from detcam.evaluate.metrics.localisation import Measure
 from detcam.explainer import Explainer
 from detcam.explanation import Explanation
 from detcam.types import Objects
 
 GRID = (40, 40)  # cells at which maps of different sizes are compared
-NOISE = 8.0  # deviation of the noise, in steps of 8-bit colour
-SAME = 0.5  # the IoU from which an object of the noisy picture is the same
-STAGES = 5  # parts of the model that are randomised one after the other, from the output on
-PASSED = 0.3  # the rank correlation under which a map counts as changed
+NOISE = 8.0  # standard deviation of the noise, in 8-bit levels
+SAME = 0.5  # least IoU with the same object in the noisy image
+STAGES = 5  # of the cascade: parts of the model randomised in turn, from the output on
+PASSED = 0.3  # rank correlation below which a map counts as changed
 
 STABILITY = (
     Measure(
         "sensitivity",
         "lower",
-        f"|change| / |map| under noise of {NOISE:g}/255 on the picture; a fixed map has 0",
+        f"|change| / |map| under noise of {NOISE:g}/255 on the image; a fixed map has 0",
         "stability",
     ),
     Measure(
@@ -64,38 +64,38 @@ def rank_correlation(a: Tensor, b: Tensor) -> Tensor:
 
 
 def agreement(explanations: list[Explanation], objects: list[int]) -> Tensor:
-    """[k, k] mean over `objects` of the rank correlation between the heatmaps of k explanations of one picture."""
+    """[k, k] mean over `objects` of the rank correlation between the heatmaps of k explanations of an image."""
     heat = torch.stack([e.render(objects, GRID, torch.float32).flatten(1) for e in explanations], dim=1)
     return torch.stack([rank_correlations(maps) for maps in heat]).nanmean(dim=0)
 
 
 def noisy(image: np.ndarray, seed: int) -> np.ndarray:
-    """[H, W, 3] uint8: the picture under Gaussian noise."""
+    """[H, W, 3] uint8: the image with Gaussian noise."""
     noise = np.random.default_rng(seed).normal(0, NOISE, image.shape)
     return np.clip(image + noise, 0, 255).round().astype(np.uint8)
 
 
 def sensitivity(plain: Explanation, changed: Explanation) -> Tensor:
-    """[N] |heatmap of the changed picture - heatmap| / |heatmap|, Euclidean: 0 or more, lower is better.
+    """[N] |heatmap of the noisy image - heatmap| / |heatmap|, Euclidean: 0 or more, lower is better.
 
     Yeh et al. 2019, "On the (In)fidelity and Sensitivity of Explanations", with Gaussian noise and the mean in place of
-    the largest change. NaN for an object that is not found again (same class, IoU of the boxes at least .5).
+    the maximum. NaN for an object that is not detected again (same class, IoU of the boxes at least .5).
     """
     values = torch.full((len(plain),), torch.nan)
     for i in range(len(plain)):
-        fits = overlap(plain.boxes[i], changed.boxes) * (changed.class_ids == plain.class_ids[i])
-        if not len(fits) or fits.amax() < SAME:
+        iou = box_iou(plain.boxes[i : i + 1], changed.boxes)[0] * (changed.class_ids == plain.class_ids[i])
+        if not len(iou) or iou.amax() < SAME:
             continue
-        own, other = (e.render([j], GRID, torch.float32) for e, j in ((plain, i), (changed, int(fits.argmax()))))
-        values[i] = float((other - own).norm() / own.norm()) if own.any() else torch.nan
+        before, after = (e.render([j], GRID, torch.float32) for e, j in ((plain, i), (changed, int(iou.argmax()))))
+        values[i] = float((after - before).norm() / before.norm()) if before.any() else torch.nan
     return values
 
 
 def run_order(module: nn.Module, forward: Callable[[], object]) -> list[nn.Module]:
-    """The layers of a private view that hold weights, in the order that they start in during `forward`.
+    """The layers with weights of a private view, in the order of their first call during `forward`.
 
-    One that never runs as a module (another one reads its weights) follows the one that is registered before it; what
-    comes before any that run, comes first.
+    A layer that is never called as a module (another module reads its weights) follows the layer registered before it;
+    layers registered before any called layer come first.
     """
     layers = [m for m in module.modules() if any(True for _ in m.parameters(recurse=False))]
     turns: dict[nn.Module, int] = {}
@@ -117,15 +117,15 @@ def run_order(module: nn.Module, forward: Callable[[], object]) -> list[nn.Modul
 
 @contextmanager
 def randomised(module: nn.Module, share: float, seed: int, order: Sequence[nn.Module] | None = None) -> Iterator[None]:
-    """Within, the last `share` of a private view's layers have their weights shuffled, each tensor by itself.
+    """Context in which the weights of the last `share` of a private view's layers are shuffled within each tensor.
 
-    Shuffling keeps each tensor's values, so that signals keep a natural size; running means and deviations stay.
+    Shuffling keeps the distribution of the weights, hence the scale of the activations; running statistics stay.
 
     Args:
         module: the private view.
-        share: of its layers, in [0, 1].
+        share: of the layers, in [0, 1].
         seed: of the shuffling.
-        order: the layers as they run, see `run_order`; None: as they are registered.
+        order: the layers in call order, see `run_order`; None: in registration order.
     """
     layers = [m for m in module.modules() if any(True for _ in m.parameters(recurse=False))]
     last = set((order or layers)[len(layers) - round(share * len(layers)) :])
@@ -146,7 +146,7 @@ def randomised(module: nn.Module, share: float, seed: int, order: Sequence[nn.Mo
 
 @contextmanager
 def held(adapter: Adapter, objects: Objects) -> Iterator[None]:
-    """Within, the adapter finds these objects in every picture, whatever the model puts out."""
+    """Context in which the adapter detects these objects in every image, whatever the model's output."""
     vars(adapter)["detect"] = lambda *_: [objects]
     try:
         yield
@@ -155,32 +155,32 @@ def held(adapter: Adapter, objects: Objects) -> Iterator[None]:
 
 
 def cascade(explainer: Explainer, image: Any, plain: Explanation, objects: list[int], stages: int = STAGES) -> Tensor:
-    """Rank correlation of the raw maps with those after ever more of the model is randomised, from the output on.
+    """Rank correlation of the raw maps with the maps after more and more of the model is randomised.
 
-    Adebayo et al. 2018, "Sanity Checks for Saliency Maps", section 3: cascading randomisation. The same anchor, query
-    or region is explained for the same class throughout; a model that chooses its queries keeps its choice (see
-    `held_choices`). Raw maps are compared before ReLU, with their signs. Cells where both maps are
-    zero are left out: they show where the score's receptive field ends, not what the model learned, and would make any
-    two maps of a small field alike.
+    Adebayo et al. 2018, "Sanity Checks for Saliency Maps", section 3: cascading randomisation, from the output on. The
+    same anchor, query or region is explained for the same class at every stage, with the same selected queries (see
+    `frozen_topk`). Raw maps are compared before ReLU, with their signs. Cells where both maps are zero are left out:
+    they show the limits of the receptive field, not what the model learned, and would correlate any two maps of a small
+    field.
 
     Args:
-        explainer: its private view's weights are shuffled and put back; the user's model shares none of the change.
+        explainer: the weights of its private view are shuffled and restored; the user's model is not touched.
         image: the picture.
-        plain: its explanation by the same explainer.
+        plain: the explanation of the image by the same explainer.
         objects: positions of the objects to judge.
-        stages: how many steps from the first layers touched to the whole model.
+        stages: number of steps to the whole model.
 
     Returns:
         [stages, len(objects)] in [-1, 1]; the last row is the fully randomised model. NaN where either map is constant.
     """
     adapter = explainer.adapter
-    chosen = plain.objects.select(torch.tensor(objects, device=plain.boxes.device))
+    selected = plain.objects.select(torch.tensor(objects, device=plain.boxes.device))
 
     def again() -> Explanation:
-        with held(adapter, chosen):
+        with held(adapter, selected):
             return explainer(image)
 
-    order, same_queries = run_order(adapter.module, again), held_choices(adapter, again)
+    order, same_queries = run_order(adapter.module, again), frozen_topk(adapter, again)
     rows = []
     for stage in range(1, stages + 1):
         with randomised(adapter.module, stage / stages, stage, order), same_queries():
@@ -192,7 +192,7 @@ def cascade(explainer: Explainer, image: Any, plain: Explanation, objects: list[
 
 def _where_any(a: Tensor, b: Tensor) -> Tensor:
     """[] rank correlation over the cells where a or b is not zero."""
-    some = ((a != 0) | (b != 0)) & a.isfinite() & b.isfinite()
-    if int(some.sum()) < 2:
+    nonzero = ((a != 0) | (b != 0)) & a.isfinite() & b.isfinite()
+    if int(nonzero.sum()) < 2:
         return a.new_tensor(torch.nan)
-    return rank_correlation(a[None, some], b[None, some])[0]
+    return rank_correlation(a[None, nonzero], b[None, nonzero])[0]

@@ -1,11 +1,9 @@
-"""The judge on planted scenes: how much of a heatmap lies on what really decided the class."""
+"""Judge on planted scenes: share of each heatmap that lies on the known cause of the class."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from functools import partial
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -15,18 +13,15 @@ from torch.nn.functional import avg_pool2d, interpolate
 
 from detcam.errors import InputError
 from detcam.evaluate.contenders import contenders
-from detcam.evaluate.metrics.bootstrap import bootstrap
 from detcam.evaluate.metrics.localisation import Case, Measure, energy, energy_in_box, pointing
 from detcam.evaluate.planted.interventions import CONF, Found, Witness, part_masks
 from detcam.evaluate.planted.oracle import heat_of_parts, spearman, top_agreement
 from detcam.scenes import HELD_OUT_SEED
-from detcam.scenes.planted import VARIANTS
 
 Progress = Callable[[int, int], None]  # (scenes done, scenes in all)
-Row = dict[str, Any]
 
 MEASURES = (
-    Measure("mass", "higher", "share of the heat on the cause; noise: the cause's share of the picture"),
+    Measure("mass", "higher", "share of the heat on the cause; noise: the cause's share of the image"),
     Measure("rank", "higher", "share of the k hottest pixels that lie on the cause, k its size; noise: as mass"),
     Measure("hit", "higher", "hottest pixel on the cause"),
     Measure("distractor", "lower", "share of the heat on the distractor"),
@@ -34,65 +29,19 @@ MEASURES = (
     Measure("top part", "higher", "the part with the most heat is the one whose loss costs the score most"),
     Measure("part ranks", "higher", "rank correlation of the parts' heat with what their loss costs the score"),
 )
-STRIDES = (8, 16, 32)  # px, of the cells that the cause itself is drawn in, as a ceiling for methods
-SEEDS = 1_000_000  # scenes are drawn from this many seeds
-
-
-def run(
-    methods: Sequence[str],
-    layers: Sequence[str],
-    scenes: int,
-    seed: int = 0,
-    progress: Progress | None = None,
-    variants: Sequence[str] = VARIANTS,
-    target: str = "class",
-    quick: bool = False,
-) -> list[Row]:
-    """Judge methods on held-out scenes whose cause is known, with the models that were trained on them.
-
-    An object counts if the model takes it for what it is, for the other class once its cause says so, and is no longer
-    sure once the cause is gone: see `Witness.decided`.
-    Beside the methods stand the baselines of `contenders`, and as a ceiling the cause itself, sharp and in cells.
-
-    Args:
-        methods: see `contenders`.
-        layers: see `contenders`.
-        scenes: how many of each variant.
-        seed: of the choice of scenes, and of the intervals.
-        progress: called after every scene.
-        variants: of `detcam.scenes.planted.VARIANTS`.
-        target: the scalar that is explained, and whose fall counts for the parts: see `Explainer`.
-        quick: fewer masks, steps and samples, see `contenders`.
-
-    Returns:
-        A row for each variant and contender: "variant", "name", "target", "objects", and for each of `MEASURES` its
-        name -> {"mean", "low", "high", "count"}, as `detcam.evaluate.metrics.bootstrap.Interval` has them.
-
-    Raises:
-        InputError: for a method that does not exist.
-    """
-    rows: list[Row] = []
-    chosen = seeds_of(scenes, seed)
-    for turn, variant in enumerate(variants):
-        tick = None if progress is None else partial(_report, progress, turn * scenes, scenes * len(variants))
-        table = judge(variant, chosen, methods, layers, tick, target, quick)
-        for name, values in table.values.items():
-            columns = {
-                measure.name: asdict(bootstrap(values[:, i], table.scenes, seed)) for i, measure in enumerate(MEASURES)
-            }
-            rows.append({"variant": variant, "name": name, "target": target, "objects": len(values), **columns})
-    return rows
+STRIDES = (8, 16, 32)  # px, cell sizes of the cause as a heatmap: ceilings for methods
+SEEDS = 1_000_000  # held-out seeds to sample scenes from
 
 
 @dataclass(frozen=True)
 class Table:
-    """What was measured on the M objects of a variant.
+    """Measurements on the M objects of a variant.
 
     Attributes:
         scenes: int64 [M], the scene of each object.
         values: for each contender float64 [M, len(MEASURES)].
-        left_out: what the models cannot be explained with, and why.
-        found: share of all objects that counted.
+        left_out: contender -> why it cannot explain the model.
+        found: share of all drawn objects that count.
     """
 
     scenes: NDArray[np.int64]
@@ -101,13 +50,8 @@ class Table:
     found: float
 
 
-def _report(progress: Progress, before: int, total: int, done: int, _: int) -> None:
-    """Report scenes of one variant as scenes of all."""
-    progress(before + done, total)
-
-
 def seeds_of(scenes: int, seed: int) -> list[int]:
-    """Seeds of held-out scenes."""
+    """Seeds of `scenes` held-out scenes, sampled without replacement."""
     drawn = np.random.default_rng(seed).choice(SEEDS, scenes, replace=False)
     return [HELD_OUT_SEED + int(number) for number in drawn]
 
@@ -121,9 +65,26 @@ def judge(
     target: str = "class",
     quick: bool = False,
 ) -> Table:
-    """Judge methods on the scenes of one variant with the given seeds; see `run`."""
+    """Judge methods on scenes of a variant, with the model that was trained on it.
+
+    An object counts if its detection is correct and the presence of the cause decides its class: see
+    `Witness.decided`. The table also holds the baselines of `contenders` and, as a ceiling, the cause itself as a
+    heatmap, sharp and averaged in cells.
+
+    Args:
+        variant: one of `detcam.scenes.planted.VARIANTS`.
+        seeds: of the scenes, see `seeds_of`.
+        methods: see `contenders`.
+        layers: see `contenders`.
+        progress: called after every scene.
+        target: the scalar that is explained, and whose fall counts for the parts: see `Explainer`.
+        quick: fewer masks, steps and samples, see `contenders`.
+
+    Raises:
+        InputError: for a method that does not exist.
+    """
     witness = Witness(variant)
-    taking_part, left_out = contenders(witness.model, methods, layers, quick, conf=CONF, target=target)
+    judged, left_out = contenders(witness.model, methods, layers, quick, conf=CONF, target=target)
     collected: dict[str, list[Tensor]] = {}
     scene_of: list[int] = []
     drawn = 0
@@ -135,12 +96,12 @@ def judge(
             drops, parts = witness.drops(found, target), part_masks(found)
             scene_of += [number] * len(found.owners)
             heatmaps = ceilings(found)
-            for contender in list(taking_part):
+            for contender in list(judged):
                 try:
                     heatmaps[contender.name] = contender.explain(found.scene.image).heatmaps[found.positions]
-                except InputError as error:  # what a method cannot do may show only when it is asked
+                except InputError as error:  # some methods refuse a layer only when they read it
                     left_out[contender.name] = str(error)
-                    taking_part.remove(contender)
+                    judged.remove(contender)
                     collected.pop(contender.name, None)
             for name, heat in heatmaps.items():
                 collected.setdefault(name, []).append(measured(heat, found, parts, drops))
@@ -151,7 +112,7 @@ def judge(
 
 
 def ceilings(found: Found) -> dict[str, Tensor]:
-    """The cause as a heatmap [n, H, W]: sharp, and averaged in cells and enlarged again, as a feature map would be."""
+    """The cause as a heatmap [n, H, W]: sharp, and averaged in cells and enlarged again, as a feature map is."""
     sharp = torch.from_numpy(found.scene.causes[list(found.owners)]).float()
     size = (sharp.shape[1], sharp.shape[2])
     maps = {}
@@ -191,8 +152,8 @@ def measured(heatmaps: Tensor, found: Found, parts: Tensor, drops: Tensor) -> Te
 def relevance_rank(heatmaps: Tensor, regions: Tensor) -> Tensor:
     """[N] share of the k hottest pixels that lie in the region, k its number of pixels: in [0, 1].
 
-    Arras et al. 2022, "CLEVR-XAI" (relevance rank accuracy; `mass` is its relevance mass accuracy). Of the pixels that
-    are as hot as the k-th, as many count as there is room for, each with the same probability; a blank map scores 0.
+    Arras et al. 2022, "CLEVR-XAI" (relevance rank accuracy; `mass` is its relevance mass accuracy). Pixels tied with
+    the k-th share the remaining ranks equally; a blank map scores 0.
 
     Args:
         heatmaps: [N, H, W], at least 0.

@@ -1,4 +1,4 @@
-"""The exact oracle: what each part of a planted scene is worth to the model, and whether a heatmap ranks them alike."""
+"""Exact oracle: compares the heat on each part of a planted scene with the fall of the score without that part."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ def heat_of_parts(heatmaps: Tensor, parts: Tensor) -> Tensor:
 
 
 def top_agreement(heat: Tensor, drops: Tensor) -> Tensor:
-    """[n] whether the part with the most heat is the one whose loss costs the score most: 1, 0, or 1/k for k ties.
+    """[n] whether the hottest part is the part whose loss costs the score most: 1, 0, or 1/k for k ties.
 
     Args:
         heat: [n, P], see `heat_of_parts`.
-        drops: [n, P] how far the score falls without each part.
+        drops: [n, P] fall of the score without each part.
     """
     hottest = heat == heat.amax(dim=1, keepdim=True)
-    dearest = drops.argmax(dim=1, keepdim=True)
-    return hottest.gather(1, dearest)[:, 0].float() / hottest.sum(dim=1)
+    costliest = drops.argmax(dim=1, keepdim=True)
+    return hottest.gather(1, costliest)[:, 0].float() / hottest.sum(dim=1)
 
 
 def spearman(a: Tensor, b: Tensor) -> Tensor:
     """[n] Spearman's rank correlation of the rows of a and b [n, P], in [-1, 1]: Pearson's of the mean ranks.
 
-    0 where a row is constant: it ranks nothing.
+    0 where a row is constant, which has no ranking.
     """
     x, y = (_ranks(values) for values in (a, b))
     x, y = (ranks - ranks.mean(dim=1, keepdim=True) for ranks in (x, y))
@@ -41,7 +41,7 @@ def spearman(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _ranks(values: Tensor) -> Tensor:
-    """[n, P] float32: from 0 for the least of a row; equal values share the mean of their ranks."""
+    """[n, P] float32: from 0 for the lowest of a row; equal values share the mean of their ranks."""
     below = (values[:, :, None] > values[:, None, :]).sum(dim=2)
     equal = (values[:, :, None] == values[:, None, :]).sum(dim=2)
     return below + (equal - 1) / 2

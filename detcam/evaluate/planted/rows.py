@@ -1,4 +1,4 @@
-"""Rows of planted scenes, in the form that those of photographs have; see `detcam.evaluate.planted.judge`."""
+"""Rows of planted scenes, in the format of `detcam.evaluate.judge.Judge.row`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from detcam.evaluate.metrics.localisation import Measure
 from detcam.evaluate.planted import judge as planted
 from detcam.scenes.planted import VARIANTS
 
-TOGETHER = 20  # scenes that are judged in one go
+CHUNK = 20  # scenes judged with the same contenders
 
 
 def measures() -> list[Measure]:
@@ -24,7 +24,7 @@ def measures() -> list[Measure]:
 
 def names(scenes: int, seed: int = 0) -> list[tuple[str, int]]:
     """(variant, seed) of every scene."""
-    return [(variant, one) for variant in VARIANTS for one in planted.seeds_of(scenes, seed)]
+    return [(variant, number) for variant in VARIANTS for number in planted.seeds_of(scenes, seed)]
 
 
 def rows(
@@ -35,14 +35,17 @@ def rows(
     quick: bool = False,
     done: Collection[str] = (),
 ) -> Iterator[dict[str, Any]]:
-    """One row for each scene that is not `done`; see `runner.Judge.row`. Who cannot take part goes into `left_out`."""
+    """One row for each scene that is not `done`; see `Judge.row`.
+
+    Contenders that cannot explain the models are added to `left_out`, with the reason.
+    """
     for variant in dict.fromkeys(variant for variant, _ in wanted):
         seeds = [seed for kind, seed in wanted if kind == variant and f"{variant}/{seed}" not in done]
-        for start in range(0, len(seeds), TOGETHER):
-            some = seeds[start : start + TOGETHER]
-            table = planted.judge(variant, some, methods, layers, quick=quick)
+        for start in range(0, len(seeds), CHUNK):
+            chunk = seeds[start : start + CHUNK]
+            table = planted.judge(variant, chunk, methods, layers, quick=quick)
             left_out.update(table.left_out)
-            for place, seed in enumerate(some):
+            for place, seed in enumerate(chunk):
                 yield {"picture": f"{variant}/{seed}", "objects": _objects(variant, table, place)}
 
 

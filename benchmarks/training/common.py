@@ -14,8 +14,8 @@ import yaml
 from numpy.typing import NDArray
 from torch import Tensor
 
+from benchmarks.training.scene_arrays import SceneArrays, scene_arrays
 from detcam import zoo
-from detcam.scenes.arrays import SceneArrays, scene_arrays
 
 SEED = 0
 WARM_UP = 100  # steps
@@ -64,5 +64,5 @@ def describe(name: str, script: str, description: dict[str, Any], **training: An
     """Write NAME.yaml of the zoo."""
     facts = {"seed": SEED, **training, "date": date.today().isoformat(), "torch": str(torch.__version__)}
     text = yaml.safe_dump({**description, "training": facts}, sort_keys=False, default_flow_style=None, width=110)
-    header = f"# Written by examples/{Path(script).name}.\n"
+    header = f"# Written by benchmarks/training/{Path(script).name}.\n"
     (zoo.FOLDER / f"{name}.yaml").write_text(header + text, encoding="utf-8")

@@ -1,6 +1,6 @@
 """Use a layer and a method of your own.
 
-python examples/own_layer_and_method.py
+python examples/custom_layer_and_method.py
 """
 
 from pathlib import Path
@@ -32,4 +32,4 @@ def main(out: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path("example-own-layer"))
+    main(Path("example-custom-layer"))

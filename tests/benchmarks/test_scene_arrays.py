@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from benchmarks.training.scene_arrays import SceneArrays, scene_arrays
 from detcam.scenes import draw_scene
-from detcam.scenes.arrays import SceneArrays, scene_arrays
 
 SEEDS = (3, 8)
 

@@ -8,8 +8,7 @@ import torch
 
 pytest.importorskip("ultralytics")
 
-from detcam import Explainer
-from detcam.evaluate.planted.difull import (
+from benchmarks.difull import (
     Tiled,
     difull,
     difull_maps,
@@ -18,6 +17,7 @@ from detcam.evaluate.planted.difull import (
     side_by_side,
     tile_mask,
 )
+from detcam import Explainer
 from detcam.methods import get_method
 from detcam.scenes import HELD_OUT_SEED
 from detcam.scenes.planted import draw_planted

@@ -11,13 +11,13 @@ from support import random_yolo
 from torch import Tensor, nn
 
 from detcam import Explainer, zoo
-from detcam.evaluate.metrics.frozen_topk import held_choices
+from detcam.evaluate.metrics.frozen_topk import frozen_topk
 from detcam.evaluate.metrics.stability import cascade, held, randomised, run_order
 from detcam.scenes import HELD_OUT_SEED, draw_scene
 
 
 class Fake:
-    """As much of an adapter as `held_choices` looks at."""
+    """As much of an adapter as `frozen_topk` looks at."""
 
     def __init__(self, stable: bool) -> None:
         self.stable = stable
@@ -26,7 +26,7 @@ class Fake:
 def test_topk_gives_the_recorded_places_with_todays_values(seed: int) -> None:
     ranking = torch.rand(2, 9)
     changed = torch.rand(2, 9)
-    again = held_choices(Fake(stable=False), lambda: (ranking.topk(3, dim=1), torch.topk(ranking[0], 2)))  # type: ignore[arg-type]
+    again = frozen_topk(Fake(stable=False), lambda: (ranking.topk(3, dim=1), torch.topk(ranking[0], 2)))  # type: ignore[arg-type]
     first, second = ranking.topk(3, dim=1).indices, ranking[0].topk(2).indices
     for _ in range(2):  # every time from the start
         with again():
@@ -37,7 +37,7 @@ def test_topk_gives_the_recorded_places_with_todays_values(seed: int) -> None:
         assert torch.equal(one.values, changed.gather(1, first))
         assert torch.equal(other.indices, changed.topk(5).indices)
     assert torch.equal(changed.topk(3, dim=1).indices, torch.topk(changed, 3, dim=1).indices)
-    with held_choices(Fake(stable=True), lambda: pytest.fail("nothing to record"))():  # type: ignore[arg-type]
+    with frozen_topk(Fake(stable=True), lambda: pytest.fail("nothing to record"))():  # type: ignore[arg-type]
         assert torch.equal(changed.topk(3).indices, changed.sort(dim=1, descending=True).indices[:, :3])
 
 
@@ -67,7 +67,7 @@ def test_the_same_queries_are_asked_of_changed_weights(transformer: Any) -> None
         with held(explainer.adapter, plain.objects):
             return explainer(image)
 
-    same_queries = held_choices(explainer.adapter, again)
+    same_queries = frozen_topk(explainer.adapter, again)
     with noted(head.enc_bbox_head) as chosen:
         again()
         with randomised(ranker, 1.0, 1):

@@ -1,4 +1,6 @@
-"""Train the demo segmenter on one core: `python examples/train_demo_semantic.py --work /tmp/demo-models`, 10 minutes.
+"""Train the demo segmenter: 10 minutes on one core.
+
+    python -m benchmarks.training.train_demo_semantic --work /tmp/demo-models
 
 UPerNet on a small ResNet, built from its configuration and trained from random weights: background and ten classes.
 """
@@ -7,9 +9,9 @@ import torch
 import transformers
 from safetensors.torch import save
 from torch.nn.functional import cross_entropy
-from training import arguments, batches, describe, drawn, halved
 from transformers import ResNetConfig, SegformerImageProcessor, UperNetConfig, UperNetForSemanticSegmentation
 
+from benchmarks.training.common import arguments, batches, describe, drawn, halved
 from detcam import zoo
 from detcam.scenes import CLASSES
 

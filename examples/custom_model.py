@@ -1,6 +1,6 @@
 """Explain a model of your own: four small functions tell detcam what it needs.
 
-python examples/own_model.py
+python examples/custom_model.py
 """
 
 from pathlib import Path
@@ -51,4 +51,4 @@ if __name__ == "__main__":
     adapter = CallableAdapter(lambda module, batch: module(batch), detect, score, ["features"], names=COLOURS)
     explanation = detcam.Explainer(PatchDetector(), adapter=adapter, imgsz=160, conf=0.5)(picture)
     print(", ".join(f"{k} {s:.2f}" for k, s in zip(explanation.labels, explanation.scores, strict=True)))
-    print(f"pictures in {explanation.save(Path('example-own-model'))}")
+    print(f"pictures in {explanation.save(Path('example-custom-model'))}")

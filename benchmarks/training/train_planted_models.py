@@ -1,6 +1,6 @@
 """Train the models of detcam's planted scenes from scratch, verify by intervention what they look at, and export them.
 
-    python examples/train_planted_models.py --work /tmp/planted mark beacon context
+    python -m benchmarks.training.train_planted_models --work /tmp/planted mark beacon context
 
 About four minutes a model on one core. Each is a YOLOv8 detector scaled far down. Every scene is shown twice
 in a batch, with two different distractors, and the difference that this makes to the class logits is part of the loss.
@@ -24,8 +24,9 @@ from safetensors.torch import save
 from torch import Tensor
 from ultralytics.nn.tasks import DetectionModel
 
+from benchmarks.causality import causality
 from detcam import zoo
-from detcam.evaluate.planted.interventions import Witness, causality
+from detcam.evaluate.planted.interventions import Witness
 from detcam.scenes import HELD_OUT_SEED
 from detcam.scenes.planted import SIZE, VARIANTS, draw_planted
 from detcam.scenes.planted_parts import SYMBOLS
@@ -196,7 +197,7 @@ def export(variant: str, weights: dict[str, Tensor], facts: dict[str, Any]) -> N
     (zoo.FOLDER / f"{name}.safetensors").write_bytes(save(small))
     description = {"task": "detect", **ARCHITECTURE, "names": list(SYMBOLS), "imgsz": SIZE, **facts}
     text = yaml.safe_dump(description, sort_keys=False, default_flow_style=None, width=110)
-    header = f"# Written by examples/train_planted_models.py: the model in {name}.safetensors.\n"
+    header = f"# Written by benchmarks/training/train_planted_models.py: the model in {name}.safetensors.\n"
     (zoo.FOLDER / f"{name}.yaml").write_text(header + text, encoding="utf-8")
 
 

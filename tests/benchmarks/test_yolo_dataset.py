@@ -8,8 +8,8 @@ import pytest
 import yaml
 from numpy.typing import NDArray
 
+from benchmarks.training.yolo_dataset import label_lines, mask_polygon, write_dataset
 from detcam.scenes import CLASSES, HELD_OUT_SEED, draw_scene
-from detcam.scenes.yolo import label_lines, mask_polygon, write_dataset
 
 
 def iou(polygon: NDArray[np.floating], mask: NDArray[np.bool_]) -> float:

@@ -1,4 +1,6 @@
-"""Train the demo RT-DETR on one core: `python examples/train_demo_detr.py --work /tmp/demo-models`, 10 minutes.
+"""Train the demo RT-DETR: 10 minutes on one core.
+
+    python -m benchmarks.training.train_demo_detr --work /tmp/demo-models
 
 Backbone and neck are those of the demo model "scenes", frozen, so their maps are made once for each scene and its
 mirror image; the encoder's heads and the decoder of queries are trained from scratch.
@@ -11,9 +13,9 @@ import torch
 import ultralytics
 import yaml
 from safetensors.torch import load_file, save
-from training import arguments, batches, describe, drawn, halved
 from ultralytics.nn.tasks import RTDETRDetectionModel
 
+from benchmarks.training.common import arguments, batches, describe, drawn, halved
 from detcam import zoo
 
 NAME, SIZE, TRUNK = "scenes-detr", (256, 320), zoo.FOLDER / "scenes.safetensors"

@@ -1,6 +1,6 @@
 """Train the demo model of `detcam.zoo` from scratch on the project's own scenes, and export it.
 
-    python examples/train_demo_model.py --work /tmp/demo-model
+    python -m benchmarks.training.train_demo_model --work /tmp/demo-model
 
 About 45 minutes on two CPU cores; a GPU is used if there is one. No pretrained weights, no download. Writes
 detcam/zoo/scenes.safetensors and scenes.yaml; the figures in the latter are measured on held-out scenes with
@@ -21,9 +21,9 @@ import yaml
 from safetensors.torch import save
 from ultralytics import YOLO
 
+from benchmarks.training.yolo_dataset import write_dataset
 from detcam import zoo
 from detcam.scenes import CLASSES, HELD_OUT_SEED
-from detcam.scenes.yolo import write_dataset
 
 SEED = 0
 IMGSZ = 320
@@ -115,7 +115,7 @@ def describe(facts: dict[str, Any]) -> None:
     """Write scenes.yaml: what Ultralytics needs to build the model, the class names, and `facts` about it."""
     description = {**ARCHITECTURE, "names": list(CLASSES), "imgsz": IMGSZ, **facts}
     text = yaml.safe_dump(description, sort_keys=False, default_flow_style=None, width=110)
-    header = "# Written by examples/train_demo_model.py: the model in scenes.safetensors.\n"
+    header = "# Written by benchmarks/training/train_demo_model.py: the model in scenes.safetensors.\n"
     (zoo.FOLDER / "scenes.yaml").write_text(header + text, encoding="utf-8")
 
 
