@@ -1,4 +1,4 @@
-"""Adapter: the base class of all families; model and image in, outputs, objects and one scalar per object out."""
+"""Adapter: base class of all families; from an image to outputs, objects and a differentiable scalar per object."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ class Adapter(ABC):
     levels: int  # feature levels that objects are read from
     module: nn.Module  # the private view
     device: torch.device
-    imgsz: Any  # Input size setting, for display
+    imgsz: Any  # input size setting, for display
     task: str
     names: dict[int, str]  # class names by number, where the model has names
     stable: bool = True  # whether an object's index means the same anchor or query in a changed image
@@ -115,7 +115,7 @@ class Adapter(ABC):
     @classmethod
     @abstractmethod
     def serves(cls, model: Any) -> bool:
-        """Whether `model` belongs to the family, told by the modules of its classes: no library is imported."""
+        """Whether `model` belongs to the family, told by the packages of its classes; imports no library."""
 
     @classmethod
     def unwrap(cls, model: Any) -> nn.Module:
@@ -159,7 +159,7 @@ class Adapter(ABC):
 
         Returns:
             (boxes, probabilities, confidence), float32, detached, on the model's device, A candidates per image:
-            boxes [B, A, 4] xyxy in pixels of the network's input, as `Objects.network_boxes` has them;
+            boxes [B, A, 4] xyxy in pixels of the network's input, like `Objects.network_boxes`;
             probabilities [B, A, K] over the foreground classes, in the order of `Objects.class_ids` (sigmoids, or a
             softmax without its background column); confidence [B, A] in [0, 1] that there is an object: the model's
             objectness where it has a score for that, else the largest probability.
@@ -173,7 +173,7 @@ class Adapter(ABC):
         )
 
     def image_candidates(self, outputs: Any, geometry: Geometry) -> tuple[Tensor, Tensor]:
-        """The candidates of one image, numbered as `Objects.index` does.
+        """The candidates of one image, numbered like `Objects.index`.
 
         Returns:
             (boxes, probabilities): as in `candidates`, but boxes [A, 4], or [A, K, 4] where each class has its own box,

@@ -100,9 +100,9 @@ class RcnnAdapter(TorchvisionAdapter):
         rois = [p[k.index] for p, k in zip(proposals, kept, strict=True)]
         levels = self._levels(self.heads.box_roi_pool, rois)
         objects = []
-        for k, geometry, level, roi in zip(kept, geometries, levels, rois, strict=True):
-            cells = k.index.new_zeros((len(k.index), 2))
-            objects.append(self._objects(k, geometry, logits[0].shape[1], level, cells, proposals=roi.float()))
+        for candidates, geometry, level, roi in zip(kept, geometries, levels, rois, strict=True):
+            cells = candidates.index.new_zeros((len(candidates.index), 2))
+            objects.append(self._objects(candidates, geometry, logits[0].shape[1], level, cells, proposals=roi.float()))
         return self._with_masks(outputs, objects, geometries) if self.task == "segment" else objects
 
     def _second_stage(
@@ -116,7 +116,9 @@ class RcnnAdapter(TorchvisionAdapter):
         pooled = self.heads.box_roi_pool(outputs.features, proposals, sizes)
         logits, deltas = self.heads.box_predictor(self.heads.box_head(pooled))
         counts = [len(p) for p in proposals]
-        return proposals, logits.split(counts), self.heads.box_coder.decode(deltas, proposals).split(counts)
+        boxes = self.heads.box_coder.decode(deltas, proposals)
+        boxes = boxes.view(len(deltas), deltas.shape[1] // 4, 4)  # without proposals they come out flat
+        return proposals, logits.split(counts), boxes.split(counts)
 
     def _candidates(self, logits: Tensor, boxes: Tensor, size: tuple[int, int], conf: float) -> Candidates:
         """The pairs of proposal and class with a high enough score and a large enough box, without the background."""

@@ -79,7 +79,8 @@ class OmDetAdapter(PromptedAdapter):
         objects = []
         for image, (result, geometry) in enumerate(zip(results, geometries, strict=True)):
             best = result["scores"].argsort(descending=True, stable=True)[:max_det].sort().values
-            boxes, scores, classes = result["boxes"][best].float(), result["scores"][best], result["labels"][best]
+            boxes = result["boxes"].float().view(-1, 4)[best]  # without objects they are of shape [0]
+            scores, classes = result["scores"][best], result["labels"][best]
             every = torch.arange(outputs.boxes.shape[1], device=boxes.device)
             of_queries = self.objects_at(_only(outputs, image), every, torch.zeros_like(every), geometry).boxes
             height, width = geometry.source

@@ -125,7 +125,7 @@ class SamAdapter(Adapter):
         boxes = torch.where(masks.flatten(1).any(dim=1)[:, None], boxes_around(masks), prompted)
         return Objects(
             boxes=boxes,
-            scores=scores.clamp(0, 1),
+            scores=scores.nan_to_num(0).clamp(0, 1),
             class_ids=torch.zeros_like(best),
             labels=tuple(_label(prompt) for prompt in prompts),
             index=best,
