@@ -1,10 +1,11 @@
-"""The judge's table on labelled pictures: every method at both presets of layers, baselines, and the rivals.
+"""Evaluation on labelled images: every method at both presets of layers, baselines, and the contenders of `rivals.py`.
 
-The methods that matter most take part in all pictures, the others in the first --rest, and those that sweep forwards in
-the first --dear; differences are taken on identical objects. With --scenes pictures are drawn instead of read; the demo
+The main methods take part in all images, the others in the first --rest, and methods that sweep forwards in the first
+--expensive; differences are taken on identical objects. With --scenes the images are drawn instead of read; the demo
 models of the other families, "scenes-detr" and "scenes-semantic", are judged by the same command.
 
-Rows go to --rows, one file a picture; run the same command again to go on after a stop. The summary goes to --out.
+Rows go to --rows, a file per image, with report.md, which has all measures; the same command resumes after a stop. The
+summary, which has the measures of docs/evaluation.md, goes to --out.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import track
 from rivals import rivals
+from summaries import intervals, write
 from training.yolo_dataset import write_dataset
 
 from detcam.evaluate.contenders import BASELINES, Contender, contenders
@@ -48,7 +50,7 @@ HEADLINES = (
 )  # fmt: skip
 DECIDING = ("insertion_blur", "deletion_blur", "minimal_subset_blur", "energy_in_mask", "odi")
 SETTINGS = (
-    "scenes", "imgsz", "max_det", "pictures", "objects", "fills", "steps", "stability", "stages", "rest", "dear",
+    "scenes", "imgsz", "max_det", "pictures", "objects", "fills", "steps", "stability", "stages", "rest", "expensive",
     "masks", "targets", "shuffled", "without",
 )  # fmt: skip
 MAIN = ("odam", "layercam", "gradcam", "fused", "attention", "rollout", "relevance", "samplingpoints")
@@ -56,35 +58,35 @@ LAYERS = ("level", "evidence")
 
 
 def taking_part(args: argparse.Namespace, paths: list[Path]) -> tuple[list[Contender], dict[str, str]]:
-    """Everyone, and who cannot; who is dear, or not of the methods that matter most, on the first pictures only."""
+    """All contenders, and the reasons of those left out; expensive and minor methods take the first images only."""
     options = {"imgsz": args.imgsz, "max_det": args.max_det}
     model = load_model(args.weights)
     names = [name for name in METHODS if name not in ("captum", *args.without)]
-    found, left_out = contenders(model, names, LAYERS, **options)
+    ours, left_out = contenders(model, names, LAYERS, **options)
     left_out |= dict.fromkeys(args.without, "left out by --without")
-    result = rivals(model, found, args.shuffled, **options)
+    result = rivals(model, ours, args.shuffled, **options)
     for target in args.targets:
         others, _ = contenders(model, ["odam"], LAYERS, target=target, **options)
-        result += [replace(one, name=f"{one.name}, {target}") for one in others if one.name not in BASELINES]
-    some, few = (frozenset(path.name for path in paths[:count]) for count in (args.rest, args.dear))
-    for contender in found:
+        result += [replace(c, name=f"{c.name}, {target}") for c in others if c.name not in BASELINES]
+    some, few = (frozenset(path.name for path in paths[:count]) for count in (args.rest, args.expensive))
+    for contender in ours:
         name = contender.name.split(" @ ")[0]
         if "masks" in METHODS[name].parameters():
             method = METHODS[name](masks=args.masks)
             explain = Explainer(model, method, progress=contender.sweep, **options)
             contender = replace(contender, explain=explain)
-        only = few if dear(name) else None if name in (*MAIN, *BASELINES) else some
+        only = few if expensive(name) else None if name in (*MAIN, *BASELINES) else some
         result.append(replace(contender, only=only))
     return result, left_out
 
 
-def dear(name: str) -> bool:
-    """Whether a method takes many forwards or backwards for a picture."""
+def expensive(name: str) -> bool:
+    """Whether a method takes many forwards or backwards per image."""
     return issubclass(METHODS[name], SweepMethod) and name not in BASELINES
 
 
 def duels(results: Results, protocol: Protocol) -> dict[str, Any]:
-    """What a new default must win: the mean difference and its interval on identical objects, 1 for a win."""
+    """The differences that decide about a new default: mean and interval on identical objects, 1 for a win."""
     known = {m.name: m for m in protocol.measures()}
     wanted = [known[name] for name in DECIDING if name in known]
     return {
@@ -99,9 +101,9 @@ def duels(results: Results, protocol: Protocol) -> dict[str, Any]:
 
 
 def headlines(document: dict[str, Any]) -> str:
-    """The short table of docs/evaluation.md, and who wins over whom."""
+    """The table of docs/evaluation.md, and the duels."""
     lines = [
-        f"{document['objects']} objects in {document['pictures']} pictures",
+        f"{document['objects']} objects in {document['pictures']} images",
         "",
         "| | " + " | ".join(HEADLINES) + " |",
         "|---" * (len(HEADLINES) + 1) + "|",
@@ -124,25 +126,35 @@ def headlines(document: dict[str, Any]) -> str:
 
 
 def summary(args: argparse.Namespace, protocol: Protocol, rows: list[dict[str, Any]], left_out: dict[str, str]) -> None:
-    """Put the run under its model's name into the file of figures."""
+    """Write the full report beside the rows, and the summary under the model's name into --out."""
     settings = {key: getattr(args, key) for key in SETTINGS}
     document = summarise(rows, protocol.measures(), {**settings, "weights": Path(args.weights).name})
     document["left_out"] = left_out
     args.rows.joinpath("report.md").write_text(markdown(document))
     draw(args.rows, document)
-    document["failed"] = {name: len(why) for name, why in document["failed"].items()}
-    for long in ("agreement", "cascade", "differences"):  # in report.md; duels are the differences that decide
-        del document[long]
     document["duels"] = duels(collect(rows, protocol.measures()), protocol)
     document["command"] = f"python benchmarks/evaluate.py --weights {Path(args.weights).name} " + " ".join(
         f"--{key} {' '.join(map(_quoted, value)) if isinstance(value, list) else value}"
         for key, value in settings.items()
         if value not in (None, [])
     )
-    report = json.loads(args.out.read_text()) if args.out.exists() else {"benchmark": "evaluate", "runs": {}}
-    report["runs"][Path(args.weights).stem] = document
-    args.out.write_text(json.dumps(report, indent=1) + "\n")
     print(headlines(document))
+    report = json.loads(args.out.read_text()) if args.out.exists() else {"benchmark": "evaluate", "runs": {}}
+    report["runs"][Path(args.weights).stem] = summarised(document)
+    write(args.out, report)
+
+
+def summarised(document: dict[str, Any]) -> dict[str, Any]:
+    """The facts of a run, with the headline measures of each contender and the duels as [mean, low, high, count]."""
+    facts = ("command", "date", "versions", "settings", "pictures", "objects", "intervals")
+    return {
+        **{key: document[key] for key in facts},
+        "contenders": intervals(document["contenders"], HEADLINES),
+        "duels": intervals(document["duels"], DECIDING),
+        "unchanged_by_randomised_weights": document["unchanged_by_randomised_weights"],
+        "left_out": document.get("left_out", {}),
+        "failed": {name: why if isinstance(why, int) else len(why) for name, why in document["failed"].items()},
+    }
 
 
 def _quoted(value: object) -> str:
@@ -154,24 +166,24 @@ def main() -> None:
     parser.add_argument("--weights", required=True, help="a file, or the name of a demo model")
     parser.add_argument("--images", type=Path)
     parser.add_argument("--labels", type=Path)
-    parser.add_argument("--scenes", type=int, help="draw so many held-out scenes, for a demo model")
+    parser.add_argument("--scenes", type=int, help="draw this many held-out scenes instead")
     parser.add_argument("--rows", type=Path, required=True)
     parser.add_argument("--out", type=Path, default=OUT)
     parser.add_argument("--imgsz", type=int)
-    parser.add_argument("--max_det", type=int, default=300, help="objects of a picture that are explained, at most")
+    parser.add_argument("--max_det", type=int, default=300, help="most objects per image")
     parser.add_argument("--pictures", type=int)
     parser.add_argument("--objects", type=int, default=2)
     parser.add_argument("--fills", nargs="+", default=["blur"])
     parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--stability", type=int, default=8)
     parser.add_argument("--stages", type=int, default=STAGES, help="of the cascade of randomised weights")
-    parser.add_argument("--targets", nargs="+", default=[], help="other scalars that odam explains too")
+    parser.add_argument("--targets", nargs="+", default=[], help="more scalars for odam to explain")
     parser.add_argument("--shuffled", nargs="+", default=["odam @ level", "rectified @ evidence"],
-                        help="whose maps of a model with shuffled weights take part")  # fmt: skip
+                        help="contenders to add with shuffled weights")  # fmt: skip
     parser.add_argument("--without", nargs="+", default=[], help="methods to leave out")
-    parser.add_argument("--masks", type=int, default=300, help="of methods that hide pixels at random")
-    parser.add_argument("--rest", type=int, default=16, help="pictures that methods beside the main ones explain")
-    parser.add_argument("--dear", type=int, default=4, help="pictures that methods that sweep explain")
+    parser.add_argument("--masks", type=int, default=300, help="of methods that mask at random")
+    parser.add_argument("--rest", type=int, default=16, help="images for methods beside the main ones")
+    parser.add_argument("--expensive", type=int, default=4, help="images for methods that sweep forwards")
     args = parser.parse_args()
     if args.scenes:
         seeds = range(HELD_OUT_SEED, HELD_OUT_SEED + args.scenes)
@@ -181,9 +193,9 @@ def main() -> None:
     paths = pictures(args.images, protocol)
     settings = {key: str(value) for key, value in vars(args).items() if key not in ("rows", "out")}
     store = Store(args.rows, settings, resume=True)
-    found, left_out = taking_part(args, paths)
+    everyone, left_out = taking_part(args, paths)
     judge = Judge(
-        load_model(args.weights), found, read_labels(args.labels), protocol, imgsz=args.imgsz, max_det=args.max_det
+        load_model(args.weights), everyone, read_labels(args.labels), protocol, imgsz=args.imgsz, max_det=args.max_det
     )
     done = store.done()
     for row in track(judge.rows(paths, done), "judging", len(paths) - len(done), console=Console(width=120)):
