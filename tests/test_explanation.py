@@ -206,6 +206,7 @@ def test_masks_are_those_of_predict(segmenter: nn.Module, seed: int) -> None:
     assert float(mask_overlaps(explanation, result).mean()) > 0.99
 
 
+@pytest.mark.nightly
 def test_masks_of_real_weights_are_those_of_predict(shared: Path) -> None:
     from ultralytics import YOLO
 

@@ -1,6 +1,5 @@
 """Ultralytics' Results in: the boxes that predict returned, each with the map that a direct explanation gives it."""
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -40,7 +39,9 @@ def assert_same_maps(explanation: Explanation, direct: Explanation) -> None:
         torch.testing.assert_close(explanation.maps[i], direct.maps[places[key]], rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("config", ["yolov8n.yaml", "yolov8n-seg.yaml", "yolov10n.yaml"])
+@pytest.mark.parametrize(
+    "config", ["yolov8n.yaml", "yolov8n-seg.yaml", pytest.param("yolov10n.yaml", marks=pytest.mark.nightly)]
+)
 def test_results_get_the_maps_of_a_direct_explanation(config: str, seed: int, picture: np.ndarray) -> None:
     model = random_yolo(config, seed, picture, 160)
     wrapper = wrapped(model)
@@ -87,7 +88,10 @@ def test_pictures_of_several_sizes_in_one_call(detector: nn.Module, seed: int, p
     assert explain_results(predict(detector, picture, imgsz=160), wrapper).geometry.network == (96, 160)
 
 
-@pytest.mark.parametrize("imgsz", [(96, 160), [160, 160], 170])
+@pytest.mark.parametrize(
+    "imgsz",
+    [(96, 160), pytest.param([160, 160], marks=pytest.mark.nightly), pytest.param(170, marks=pytest.mark.nightly)],
+)
 def test_the_size_of_the_last_call(imgsz: Any, detector: nn.Module, picture: np.ndarray) -> None:
     wrapper = wrapped(detector)
     (result,) = wrapper.predict(bgr(picture), imgsz=imgsz, conf=0.05, max_det=9, device="cpu", verbose=False)
@@ -108,8 +112,8 @@ def test_a_stream_and_an_empty_result(detector: nn.Module, picture: np.ndarray) 
     assert explain_results([], wrapper) == []
 
 
-@pytest.mark.parametrize("task", ["obb", "pose"])
-def test_turned_boxes_and_poses(task: str, seed: int, picture: np.ndarray) -> None:
+@pytest.mark.parametrize("task", ["obb", pytest.param("pose", marks=pytest.mark.nightly)])
+def test_rotated_boxes_and_poses(task: str, seed: int, picture: np.ndarray) -> None:
     from ultralytics import YOLO
 
     torch.manual_seed(seed)
@@ -162,6 +166,7 @@ def test_boxes_that_a_tracker_moved(detector: nn.Module, picture: np.ndarray) ->
     torch.testing.assert_close(explanation.maps, untouched.maps, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.nightly
 def test_a_real_tracker(tracked: list[Any], track_model: Any) -> None:
     assert sum(len(result) for result in tracked) >= 6
     explanations = explain_results(tracked, track_model)
@@ -195,24 +200,15 @@ def tracked(track_model: Any) -> list[Any]:
     ]
 
 
-def broken(result: Any) -> Any:
+def test_what_are_no_results(detector: nn.Module, picture: np.ndarray) -> None:
+    result = predict(detector, picture, imgsz=160)
+    with pytest.raises(InputError, match=r"results\[1\]: expected Ultralytics' Results, got a int"):
+        explain_results([result, 3], detector, imgsz=160)
+    with pytest.raises(InputError, match="results: expected Ultralytics' Results or a list of them, got a int"):
+        explain_results(3, detector, imgsz=160)
     result.boxes = None
-    return result
-
-
-@pytest.mark.parametrize(
-    ("change", "match"),
-    [
-        (lambda r: [r, 3], r"results\[1\]: expected Ultralytics' Results, got a int"),
-        (lambda r: 3, "results: expected Ultralytics' Results or a list of them, got a int"),
-        (lambda r: broken(r), "results: expected Results with boxes"),
-    ],
-)
-def test_what_are_no_results(
-    change: Callable[[Any], Any], match: str, detector: nn.Module, picture: np.ndarray
-) -> None:
-    with pytest.raises(InputError, match=match):
-        explain_results(change(predict(detector, picture, imgsz=160)), detector, imgsz=160)
+    with pytest.raises(InputError, match="results: expected Results with boxes"):
+        explain_results(result, detector, imgsz=160)
 
 
 def test_another_model_or_size_is_one_clear_error(detector: nn.Module, seed: int, picture: np.ndarray) -> None:
@@ -223,6 +219,7 @@ def test_another_model_or_size_is_one_clear_error(detector: nn.Module, seed: int
         explain_results([result[:0], result], detector, imgsz=96)
 
 
+@pytest.mark.nightly
 def test_real_weights(shared: Any) -> None:
     from ultralytics import YOLO
 

@@ -97,6 +97,7 @@ def test_a_wrong_option_says_so_when_predict_is_called(detector: nn.Module, pict
         model.predict(bgr(picture), imgsz=160, device="cpu", verbose=False)
 
 
+@pytest.mark.nightly
 def test_real_weights_and_a_video(shared: Path) -> None:
     from ultralytics import YOLO
 
