@@ -1,4 +1,4 @@
-"""Checkpoints that would write a file if anything in them ran."""
+"""Checkpoints that write a file if anything in them runs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torch import nn
 
 
 class Calls:
-    """Pickled as a call of `function`."""
+    """An object that is pickled as a call of `function`."""
 
     def __init__(self, function: Callable[..., Any], *arguments: Any) -> None:
         self._call = function, arguments
@@ -26,7 +26,7 @@ class Calls:
 
 
 class Awakened(nn.Module):
-    """A layer of nobody's library that writes a file when its state comes back."""
+    """A layer of no library that writes a file when it is unpickled."""
 
     def __init__(self, canary: Path) -> None:
         super().__init__()
@@ -37,7 +37,7 @@ class Awakened(nn.Module):
 
 
 def contents(canary: Path) -> dict[str, tuple[Any, str]]:
-    """What a checkpoint's "model" is, and the name that its refusal must give."""
+    """Values for "model" in a checkpoint, each with the name that its refusal must give."""
     touch = f"touch {canary}"
     write = f"open({str(canary)!r}, 'w').close()"
     system = f"{os.system.__module__}.system"
@@ -74,19 +74,19 @@ def legacy(path: Path, content: Any) -> Path:
 
 
 def bare(path: Path, content: Any, protocol: int) -> Path:
-    """A pickle that no torch wrote."""
+    """A pickle that torch did not write."""
     path.write_bytes(pickle.dumps({"model": content}, protocol))
     return path
 
 
 def opcodes(*, function: str, arguments: bytes) -> bytes:
-    """The pickle `{"model": function(arguments)}` of protocol 2, as no honest pickler would write it."""
+    """The pickle `{"model": function(arguments)}` of protocol 2; no honest pickler writes it."""
     module, _, name = function.rpartition(".")
     model = b"c" + module.encode() + b"\n" + name.encode() + b"\n" + arguments + b"R"
     return b"\x80\x02}X\x05\x00\x00\x00model" + model + b"s."
 
 
 def text(value: str) -> bytes:
-    """The opcode of a text."""
+    """The opcode of a string."""
     data = value.encode()
     return b"X" + len(data).to_bytes(4, "little") + data

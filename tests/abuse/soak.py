@@ -1,4 +1,4 @@
-"""Thousands of explanations in one process, and what must stay flat meanwhile: `python soak.py COUNT`."""
+"""Thousands of explanations in one process, which must not grow: `python soak.py COUNT`."""
 
 import contextlib
 import gc
@@ -39,7 +39,7 @@ def hooks(module: torch.nn.Module) -> int:
 
 
 def state(model: torch.nn.Module, explainers: list[detcam.Explainer]) -> dict[str, int]:
-    """Everything that could grow."""
+    """Counts of everything that could grow."""
     gc.collect()
     objects = gc.get_objects()
     return {
@@ -53,7 +53,7 @@ def state(model: torch.nn.Module, explainers: list[detcam.Explainer]) -> dict[st
 
 
 def explanations(model: torch.nn.Module, explainers: list[detcam.Explainer], folder: Path) -> Iterator[int]:
-    """One after the other, of each explainer in turn; now and then a fresh one, a list, an error, a saved folder."""
+    """Explanations by each explainer in turn; sometimes by a fresh one, of a list, after an error, or saved."""
     draw, pixels = random.Random(1), np.random.default_rng(1)
     scene = cv2.resize(draw_scene(7).image, (160, 120), interpolation=cv2.INTER_AREA)
     for i in itertools.count():
@@ -64,14 +64,14 @@ def explanations(model: torch.nn.Module, explainers: list[detcam.Explainer], fol
             image = scene
         else:
             image = pixels.integers(0, 256, (draw.choice(SIDES), draw.choice(SIDES), 3), dtype=np.uint8)
-        made = explainer([image, image] if i % 20 == 19 else image)
-        for explanation in made if isinstance(made, list) else [made]:
+        result = explainer([image, image] if i % 20 == 19 else image)
+        for explanation in result if isinstance(result, list) else [result]:
             explanation.render(size=(32, 48))
         if i % 50 == 49:
             explanation.save(folder / "saved")
             with contextlib.suppress(DetcamError):
                 explainer(np.zeros((3, 3)))
-        made = explanation = None  # so that nothing of this turn is counted
+        result = explanation = None  # free the results of this turn before the count
         yield i
 
 

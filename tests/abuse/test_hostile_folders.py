@@ -1,4 +1,4 @@
-"""Folders of transformers that want code, the network, pickles or all memory: one line each; honest ones explain."""
+"""Folders of transformers that want code, the network, pickles or all memory are refused; honest folders work."""
 
 import json
 import shutil
@@ -27,7 +27,7 @@ WEIGHTS = "model.safetensors"
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A whole model as save_pretrained writes it."""
+    """A model as save_pretrained writes it."""
     from transformers import AutoImageProcessor
 
     made = tmp_path / "model"
@@ -88,13 +88,13 @@ def test_folders_that_want_code_or_the_network(folder: Path, offline: None, tmp_
 
 
 def test_processors_with_code_of_their_own(folder: Path, offline: None, tmp_path: Path) -> None:
-    """The library would ask on the terminal whether to run it."""
+    """The library would ask on the terminal whether to run the code."""
     canary = tmp_path / "canary"
     (folder / "evil.py").write_text(f"open({str(canary)!r}, 'w').close()\nclass P: pass\n")
     path = folder / "preprocessor_config.json"
     document = json.loads(path.read_text())
     path.write_text(json.dumps({**document, "auto_map": {"AutoImageProcessor": "evil.P"}}))
-    Explainer(folder)  # the library's own class of that name serves
+    Explainer(folder)  # uses the library's class of that name
     assert not canary.exists()
     path.write_text("{")
     refused(folder, "preprocessor_config.json cannot be read")
@@ -140,7 +140,7 @@ def test_offsets_beyond_the_file(folder: Path) -> None:
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else None,
 )
 def test_configurations_of_absurd_size(entries: dict[str, Any], words: tuple[str, ...], folder: Path) -> None:
-    """One line, before the memory is taken: of every layer something is built, so 10^9 of them never end."""
+    """Refused before the memory is taken: building 10^9 layers never ends."""
     backbone = json.loads((folder / "config.json").read_text())["backbone_config"]
     if "backbone_config" in entries:
         entries = {"backbone_config": {**backbone, **entries["backbone_config"]}}
@@ -152,14 +152,14 @@ def test_configurations_of_absurd_size(entries: dict[str, Any], words: tuple[str
 
 
 @pytest.mark.parametrize("entry", [{"size": {"height": 10**6, "width": 10**6}}, {"pad_size": 10**5}], ids=str)
-def test_processors_that_make_absurd_pictures(entry: dict[str, Any], folder: Path) -> None:
+def test_processors_that_make_absurd_images(entry: dict[str, Any], folder: Path) -> None:
     path = folder / "preprocessor_config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **entry}))
     refused(folder, "preprocessor_config.json has", "the limit is 8,192")
 
 
 def test_models_that_others_build_meanwhile_are_not_counted(seed: int) -> None:
-    """Only what is built on the meta device, in the thread that loads."""
+    """Only models on the meta device count, and only in the thread that loads."""
     with bounded(0), torch.device("meta"):
         nn.Linear(1000, 1000)
         in_thread = threading.Thread(target=lambda: built.append(nn.Linear(2**13, 2**12, device="meta")))
@@ -173,7 +173,7 @@ def test_models_that_others_build_meanwhile_are_not_counted(seed: int) -> None:
     nn.Linear(2**13, 2**12, device="meta")
 
 
-def test_folders_that_are_none(folder: Path, tmp_path: Path) -> None:
+def test_folders_that_hold_no_model(folder: Path, tmp_path: Path) -> None:
     for text in ("", "[]", "{", "1" * 5000, "[" * 100_000, "x" * 2**21):
         (folder / "config.json").write_text(text)
         refused(folder, "config.json cannot be read")

@@ -1,4 +1,4 @@
-"""Names of files and classes that move a cursor, break a line or leave the output folder."""
+"""Names of files and classes that would move the cursor, break a line or leave the output folder."""
 
 import json
 from pathlib import Path
@@ -109,8 +109,8 @@ def test_names_of_pictures_do_not_leave_the_folder(names: list[str], tmp_path: P
     assert len(set(folders)) == len(names)
 
 
-def test_labels_of_the_truth_stay_where_they_are(tmp_path: Path) -> None:
-    """A COCO file may call its pictures anything: only the last part of the name counts."""
+def test_names_in_label_files_do_not_leave_the_folder(tmp_path: Path) -> None:
+    """A COCO file may give its images any name: only the last part counts."""
     from detcam.evaluate.labels.read import read_labels
 
     document = {
@@ -118,5 +118,5 @@ def test_labels_of_the_truth_stay_where_they_are(tmp_path: Path) -> None:
         "annotations": [{"image_id": 1, "category_id": 1, "bbox": [0, 0, 5, 5]}],
     }  # fmt: skip
     (tmp_path / "x.json").write_text(json.dumps(document))
-    found = read_labels(tmp_path / "x.json").of(Path("a.jpg"), 9, 9)
-    assert np.array_equal(found[0].box, [0, 0, 5, 5])
+    labels = read_labels(tmp_path / "x.json").of(Path("a.jpg"), 9, 9)
+    assert np.array_equal(labels[0].box, [0, 0, 5, 5])

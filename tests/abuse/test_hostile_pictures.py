@@ -1,4 +1,4 @@
-"""Pictures made to break a decoder, and what only looks like a picture: one line, within bounds, at once."""
+"""Images made to break a decoder, and files that only look like images: one line, within limits, without delay."""
 
 import io
 import os
@@ -20,10 +20,10 @@ from detcam.video import open_source
 
 
 def refused(source: object, words: str) -> None:
-    began = time.perf_counter()
+    began = time.process_time()
     with pytest.raises(ImageError, match=words) as caught:
         read_image(source)
-    assert time.perf_counter() - began < 20
+    assert time.process_time() - began < 5
     assert str(caught.value).isprintable()
 
 
@@ -34,7 +34,7 @@ def jpeg(side: int, **options: object) -> bytes:
 
 
 def test_a_jpeg_of_endless_scans(tmp_path: Path) -> None:
-    """Each 23 bytes are another pass over all pixels: unguarded, these 250 kB take minutes."""
+    """Every 23 bytes are another pass over all pixels: without a limit these 250 kB take minutes."""
     data = jpeg(3000, progressive=True)
     scan = data[data.rfind(b"\xff\xda") : -2]
     path = tmp_path / "scans.jpg"
@@ -46,20 +46,20 @@ def test_a_jpeg_of_endless_scans(tmp_path: Path) -> None:
 
 
 def test_a_png_with_a_chunk_of_gigabytes(tmp_path: Path) -> None:
-    """Whole for Pillow, but OpenCV makes room for what the chunk announces: 17 seconds and gigabytes for 200 bytes."""
+    """Pillow accepts it, but OpenCV allocates the announced length: 17 seconds and gigabytes for 200 bytes."""
     buffer = io.BytesIO()
     Image.fromarray(random_picture(4, 20, 30)).convert("1").save(buffer, "PNG")
     data = buffer.getvalue()
     assert data[37:41] == b"IDAT"
     path = tmp_path / "long.png"
     path.write_bytes(data[:33] + b"\xff\xff\xff\x7f" + data[37:])
-    refused(path, "beyond its end")
+    refused(path, "beyond the end")
     path.write_bytes(data)
     assert read_image(path).shape == (20, 30, 3)
 
 
 def test_formats_that_are_programs_or_rare_are_not_decoded(tmp_path: Path) -> None:
-    """PostScript would start Ghostscript; the others are decoders that nobody needs here."""
+    """PostScript would start Ghostscript; the others are decoders that are not needed here."""
     canary = tmp_path / "canary"
     eps = f"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n({canary}) (w) file closefile\n%%EOF\n"
     (tmp_path / "a.jpg").write_text(eps)
@@ -72,7 +72,7 @@ def test_formats_that_are_programs_or_rare_are_not_decoded(tmp_path: Path) -> No
 
 
 def test_polyglots_are_what_their_first_bytes_say(tmp_path: Path) -> None:
-    """A zip or a page behind a picture changes nothing; a picture behind a page is none."""
+    """A zip or a page after an image changes nothing; a page followed by an image is not an image."""
     picture = random_picture(2, 30, 40)
     whole = cv2.imencode(".png", picture)[1].tobytes()
     for tail in (b"PK\x03\x04" + b"x" * 50, b"<script>alert(1)</script>", b"%PDF-1.7"):
@@ -98,7 +98,7 @@ def test_links_devices_and_pipes(tmp_path: Path) -> None:
 
 
 def test_pipes_never_hang_any_reader(tmp_path: Path) -> None:
-    """Nobody writes into it: a reader that opened it would wait forever."""
+    """Nothing writes into the pipe: a reader that opened it would wait forever."""
     (tmp_path / "labels").mkdir()
     for name in ("model.pt", "video.mp4", "labels/a.txt", "labels.json"):
         os.mkfifo(tmp_path / name)
@@ -146,7 +146,7 @@ def test_files_without_permission(tmp_path: Path) -> None:
 
 
 def test_a_permission_that_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same as root may try it: the system's answer stood in for."""
+    """The same for tests that run as root: the system's answer is simulated."""
 
     def denied(*_: object) -> bytes:
         raise PermissionError(13, "Permission denied")

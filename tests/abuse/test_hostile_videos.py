@@ -1,4 +1,4 @@
-"""Videos made to break a decoder, and what only looks like a video: one line, within bounds, nothing else opened."""
+"""Videos made to break a decoder, and files that only look like videos: one line, within limits, no other file opened."""
 
 import contextlib
 import os
@@ -30,15 +30,15 @@ def frames(path: Path | str) -> list[np.ndarray]:
 
 
 def refused(path: Path | str, words: str) -> None:
-    began = time.perf_counter()
+    began = time.process_time()
     with pytest.raises(InputError, match=words) as caught:
         frames(path)
-    assert time.perf_counter() - began < 20
+    assert time.process_time() - began < 5
     assert str(caught.value).isprintable()
 
 
 def test_playlists_open_nothing(clip: Path, tmp_path: Path) -> None:
-    """FFmpeg goes by contents: a text in a file called .mp4 could make it read other files or urls."""
+    """FFmpeg goes by content: text in a file called .mp4 could make it read other files or URLs."""
     assert len(frames(clip)) == 8
     header = "#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\n"
     for name, text in (
@@ -68,7 +68,7 @@ def test_links_pipes_and_devices(tmp_path: Path) -> None:
     loop.symlink_to(loop)
     os.mkfifo(pipe)
     for path, words in (
-        (loop, "cannot be read"), (pipe, "no regular file"), ("/dev/zero", "no regular file"), ("a\0b.mp4", "cannot be read"),
+        (loop, "cannot be read"), (pipe, "not a regular file"), ("/dev/zero", "not a regular file"), ("a\0b.mp4", "cannot be read"),
         (tmp_path / "gone.mp4", "does not exist"),
     ):  # fmt: skip
         refused(path, words)
@@ -81,7 +81,7 @@ def test_headers_of_absurd_size(clip: Path, tmp_path: Path) -> None:
     for width, height in ((65535, 65535), (30_000, 30_000)):
         path = tmp_path / "wide.mp4"
         path.write_bytes(data[:at] + struct.pack(">HH", width, height) + data[at + 4 :])
-        with contextlib.suppress(InputError):  # refused by the header, or read as the stream itself says
+        with contextlib.suppress(InputError):  # refused because of the header, or read with the size in the stream
             assert all(image.shape == (32, 48, 3) for image in frames(path))
     raw = tmp_path / "raw.y4m"
     raw.write_bytes(b"YUV4MPEG2 W30000 H30000 F25:1 C420\nFRAME\n" + b"x" * 1000)
@@ -95,7 +95,7 @@ def test_damaged_and_misnamed_videos(clip: Path, tmp_path: Path) -> None:
         refused(tmp_path / "cut.mp4", "cannot be read|not a single frame|no video")
     for name in ("clip.jpg", "clip.txt", "clip", "clip.mkv"):
         (tmp_path / name).write_bytes(data)
-        assert len(frames(tmp_path / name)) == 8, "the contents tell, not the name"
+        assert len(frames(tmp_path / name)) == 8, "the content counts, not the name"
     write_clip(tmp_path / "none.mp4", moving_blobs(1, 1, 32, 48))
     whole = (tmp_path / "none.mp4").read_bytes()
     start = whole.index(b"mdat") + 4

@@ -1,4 +1,4 @@
-"""Explaining many times, from many threads, inside the user's own work, and interrupted at any moment."""
+"""Many calls, many threads, calls inside the user's training, and interrupts at any moment."""
 
 import _thread
 import copy
@@ -18,27 +18,43 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from support import fingerprint, heeding_ctrl_c, random_picture
+from soak import state
+from support import NIGHTLY, fingerprint, heeding_ctrl_c, random_picture
 from torch import nn
 
 from detcam import Explainer, Explanation
 from detcam.methods.perturbation import RISE
 
 SOAK = int(os.environ.get("SOAK", "80"))  # `make soak` gives 10,000
-INTERRUPTS = max(SOAK // 10, 8)
+INTERRUPTS = max(SOAK // 10, 8) if NIGHTLY else 3
+LONG = pytest.mark.nightly
 PARTS = "_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"
 
 
-def assert_same(one: Explanation, other: Explanation) -> None:
+def assert_same(given: Explanation, expected: Explanation) -> None:
     """Bit for bit."""
-    assert one.labels == other.labels
-    assert torch.equal(one.boxes, other.boxes)
-    assert torch.equal(one.scores, other.scores)
-    assert all(torch.equal(a, b) for a, b in zip(one.maps, other.maps, strict=True))
+    assert given.labels == expected.labels
+    assert torch.equal(given.boxes, expected.boxes)
+    assert torch.equal(given.scores, expected.scores)
+    assert all(torch.equal(a, b) for a, b in zip(given.maps, expected.maps, strict=True))
 
 
+def test_a_few_calls_leave_nothing_behind(detector: nn.Module, picture: np.ndarray) -> None:
+    """Hooks, threads, open files and tensors."""
+    options: list[dict[str, Any]] = [{}, {"layers": "evidence"}, {"method": RISE(masks=4)}]
+    explainers = [Explainer(detector, imgsz=64, max_det=3, **given) for given in options]
+    counts = []
+    for _ in range(3):
+        for explainer in explainers:
+            explainer(picture)
+        counts.append(state(detector, explainers))
+    for kind in ("hooks", "threads", "files", "tensors"):
+        assert counts[-1][kind] == counts[0][kind], kind
+
+
+@pytest.mark.nightly
 def test_nothing_grows() -> None:
-    """Resident memory, hooks, threads, open files, tensors and objects."""
+    """Resident memory, hooks, threads, open files, tensors and objects, over many calls."""
     command = [sys.executable, str(Path(__file__).with_name("soak.py")), str(SOAK)]
     done = subprocess.run(command, capture_output=True, text=True)
     print(done.stdout[-2000:])
@@ -49,7 +65,7 @@ def test_nothing_grows() -> None:
 
 
 def in_threads(jobs: list[Callable[[], Explanation]]) -> list[Explanation]:
-    """What each job gives, all of them at once."""
+    """The results of jobs that run all at once."""
     results: list[Any] = [None] * len(jobs)
     ready = threading.Barrier(len(jobs))
 
@@ -72,11 +88,16 @@ def in_threads(jobs: list[Callable[[], Explanation]]) -> list[Explanation]:
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"layers": "evidence", "target": "box"}, {"method": RISE(masks=8), "max_det": 3}]
+    "options",
+    [
+        {},
+        pytest.param({"layers": "evidence", "target": "box"}, marks=LONG),
+        {"method": RISE(masks=4), "max_det": 2, "imgsz": 64},
+    ],
 )
 def test_eight_threads_share_an_explainer(options: dict[str, Any], detector: nn.Module, seed: int) -> None:
     pictures = [random_picture(seed + i, *size) for i, size in enumerate([(120, 200), (96, 96), (64, 128)] * 3)][:8]
-    explainer = Explainer(detector, imgsz=128, **options)
+    explainer = Explainer(detector, **{"imgsz": 96, **options})
     expected = [explainer(picture) for picture in pictures]
     for given, serial in zip(in_threads([lambda p=p: explainer(p) for p in pictures]), expected, strict=True):
         assert_same(given, serial)
@@ -84,7 +105,7 @@ def test_eight_threads_share_an_explainer(options: dict[str, Any], detector: nn.
 
 def test_two_explainers_of_one_model_in_two_threads(detector: nn.Module, picture: np.ndarray) -> None:
     before = fingerprint(detector)
-    pair = [Explainer(detector, imgsz=160), Explainer(detector, imgsz=160, layers=["model.9"])]
+    pair = [Explainer(detector, imgsz=96), Explainer(detector, imgsz=96, layers=["model.9"])]
     expected = [explainer(picture) for explainer in pair]
     for _ in range(3):
         for given, serial in zip(in_threads([lambda e=e: e(picture) for e in pair]), expected, strict=True):
@@ -92,20 +113,30 @@ def test_two_explainers_of_one_model_in_two_threads(detector: nn.Module, picture
     assert fingerprint(detector) == before
 
 
-def test_a_copy_takes_turns_of_its_own(detector: nn.Module, picture: np.ndarray) -> None:
-    explainer = Explainer(detector, imgsz=160)
+def test_a_copy_does_not_wait_for_the_original(detector: nn.Module, picture: np.ndarray) -> None:
+    """Both are inside a call at once: each waits there for the other."""
+    meeting = threading.Barrier(2)
+
+    def together(outputs: Any, objects: list[Any]) -> torch.Tensor:
+        if threading.current_thread() is not threading.main_thread():
+            meeting.wait(60)
+        return torch.cat([outputs.logits[i, 0, o.index] for i, o in enumerate(objects)])
+
+    explainer = Explainer(detector, imgsz=96, target=together)
     twin = copy.deepcopy(explainer)
-    with explainer._turns.lock:
-        (given,) = in_threads([lambda: twin(picture)])
-    assert_same(given, explainer(picture))
+    given, expected = in_threads([lambda: twin(picture), lambda: explainer(picture)])
+    assert_same(given, expected)
 
 
 # ---- inside the user's work ----------
 
 
-@pytest.mark.parametrize("kind", ["compiled", "compiled in place", "data parallel", "both"])
+@pytest.mark.parametrize(
+    "kind",
+    [pytest.param("compiled", marks=LONG), "compiled in place", pytest.param("data parallel", marks=LONG), "both"],
+)
 def test_wrapped_models(kind: str, detector: nn.Module, picture: np.ndarray) -> None:
-    expected = Explainer(detector, imgsz=160)(picture)
+    expected = Explainer(detector, imgsz=96)(picture)
     if kind == "compiled in place":
         detector.compile(backend="eager")
         model: Any = detector
@@ -113,7 +144,7 @@ def test_wrapped_models(kind: str, detector: nn.Module, picture: np.ndarray) -> 
         model = detector if kind == "data parallel" else torch.compile(detector, backend="eager")
         model = nn.DataParallel(model) if kind in ("data parallel", "both") else model
     before = fingerprint(model)
-    assert_same(Explainer(model, imgsz=160)(picture), expected)
+    assert_same(Explainer(model, imgsz=96)(picture), expected)
     assert fingerprint(model) == before
 
 
@@ -122,13 +153,13 @@ def test_distributed_model(detector: nn.Module, picture: np.ndarray, tmp_path: P
     torch.distributed.init_process_group("gloo", init_method=store, rank=0, world_size=1)
     try:
         model = nn.parallel.DistributedDataParallel(detector)
-        assert_same(Explainer(model, imgsz=160)(picture), Explainer(detector, imgsz=160)(picture))
+        assert_same(Explainer(model, imgsz=96)(picture), Explainer(detector, imgsz=96)(picture))
     finally:
         torch.distributed.destroy_process_group()
 
 
 def train(model: nn.Module, batch: torch.Tensor, look: Callable[[], object]) -> dict[str, Any]:
-    """Two steps with dropout and batch statistics, looking at the model between all of their parts."""
+    """Two steps with dropout and batch statistics; `look` is called between all of their parts."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     torch.manual_seed(0)
     random.seed(0)
@@ -154,13 +185,13 @@ def train(model: nn.Module, batch: torch.Tensor, look: Callable[[], object]) -> 
 def test_in_the_middle_of_a_training_loop(detector: nn.Module, picture: np.ndarray, seed: int) -> None:
     batch = torch.rand(2, 3, 64, 64)
     alone = train(copy.deepcopy(detector), batch, lambda: None)
-    explainer = Explainer(detector, imgsz=160, max_det=4)
-    fresh = [{}, {"layers": "evidence"}, {"method": RISE(masks=8)}, {"method": "eigencam"}]
+    explainer = Explainer(detector, imgsz=96, max_det=4)
+    fresh = [{}, {"layers": "evidence"}, {"method": RISE(masks=4)}, {"method": "eigencam"}]
 
     def look() -> None:
         explainer(picture)
         fresh.append(fresh.pop(0))
-        Explainer(detector, imgsz=160, max_det=2, **fresh[0])(picture).heatmaps  # noqa: B018
+        Explainer(detector, imgsz=96, max_det=2, **fresh[0])(picture).heatmaps  # noqa: B018
 
     beside = train(detector, batch, look)
     torch.testing.assert_close(beside, alone, rtol=0, atol=0)
@@ -170,7 +201,7 @@ def test_in_the_middle_of_a_training_loop(detector: nn.Module, picture: np.ndarr
 
 
 def interrupted(run: Callable[[], object], after: float) -> None:
-    """Ctrl-C comes `after` seconds after the start of `run`, be it over by then or not."""
+    """Call `run`; Ctrl-C comes `after` seconds after its start, even if it has ended by then."""
     previous = signal.signal(signal.SIGINT, signal.default_int_handler)
     timer = threading.Timer(after, _thread.interrupt_main)
     try:
@@ -186,7 +217,9 @@ def interrupted(run: Callable[[], object], after: float) -> None:
         signal.signal(signal.SIGINT, previous)
 
 
-@pytest.mark.parametrize("options", [{}, {"layers": "evidence"}, {"method": RISE(masks=8), "max_det": 2}])
+@pytest.mark.parametrize(
+    "options", [{}, pytest.param({"layers": "evidence"}, marks=LONG), {"method": RISE(masks=8), "max_det": 2}]
+)
 def test_ctrl_c_at_any_moment(options: dict[str, Any], detector: nn.Module, picture: np.ndarray, seed: int) -> None:
     before = fingerprint(detector)
     explainer = Explainer(detector, imgsz=96, **options)
@@ -203,7 +236,7 @@ def test_ctrl_c_at_any_moment(options: dict[str, Any], detector: nn.Module, pict
         assert torch.is_grad_enabled()
         assert not torch.is_autocast_enabled("cpu")
     assert_same(explainer(picture), expected)
-    (given,) = in_threads([lambda: explainer(picture)])  # the turn was given back
+    (given,) = in_threads([lambda: explainer(picture)])  # the lock was released
     assert_same(given, expected)
 
 
@@ -211,6 +244,7 @@ def hooks(explainer: Explainer) -> list[int]:
     return [len(getattr(m, part)) for m in explainer.adapter.module.modules() for part in PARTS]
 
 
+@pytest.mark.nightly
 def test_ctrl_c_leaves_whole_folders(tmp_path: Path, seed: int) -> None:
     photos, out = tmp_path / "photos", tmp_path / "out"
     photos.mkdir()
