@@ -19,7 +19,7 @@ from detcam.options import LAYER_PRESETS, Segments
 
 LIMIT = 16 * 1024  # bytes of a preset
 NESTED = 64  # brackets: the time that YAML takes grows with their square
-OF_THE_MODEL = {"unset": "the model's"}  # the default, in words, of a field whose default is None
+OF_THE_MODEL: dict[str, Any] = {"unset": "the model's"}  # the default, in words, of a field whose default is None
 
 
 class Preset(BaseModel):

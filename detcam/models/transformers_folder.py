@@ -44,8 +44,9 @@ def read_folder(folder: Path, trust: bool = False) -> Any:
         ) from None
     require("transformers")
     name = (document.get("architectures") or [None])[0]
-    kind = getattr(transformers, name, None) if isinstance(name, str) and name.isidentifier() else None
-    if not (isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel)):
+    kind: Any = getattr(transformers, name, None) if isinstance(name, str) and name.isidentifier() else None
+    known = isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel)
+    if not known:
         raise ModelError(f"model {folder}: {CONFIG} names the class {name!r}, which transformers does not have")
     try:
         with _silent(), bounded(_weight(folder)):
