@@ -19,6 +19,7 @@ from detcam.files import whole_folder
 from detcam.geometry import Geometry
 from detcam.render.overlay import contact_sheet
 
+NAME, PICTURE, MAPS = "explanation.json", "picture.jpg", "heatmaps.npz"
 CONTACT_LIMIT = 24  # overlays on a contact sheet, at most; the objects with the highest scores come first
 PREVIEW = 1600  # longest side of picture.jpg in pixels
 
@@ -58,7 +59,7 @@ def save(
 def _earlier_overlays(folder: Path) -> list[Path]:
     """The overlays of an earlier run, which may have had more objects, as listed in its explanation.json."""
     try:
-        document = json.loads((folder / "explanation.json").read_text(encoding="utf-8"))
+        document = json.loads((folder / NAME).read_text(encoding="utf-8"))
         names = [item["overlay"] for item in document["objects"]]
     except (OSError, ValueError, KeyError, TypeError):
         return []
@@ -79,9 +80,9 @@ def _write_all(
         item["overlay"] = f"overlay_{i:03d}_{_slug(item['label'])}.png"
         _write_png(folder / item["overlay"], overlay)
     _write_png(folder / "contact.png", contact_sheet([overview, *overlays[:CONTACT_LIMIT]]))
-    (folder / "picture.jpg").write_bytes(_preview(picture))
-    np.savez_compressed(folder / "heatmaps.npz", **arrays)  # type: ignore[arg-type]  # the stub takes the arrays for flags
-    _write_json(folder / "explanation.json", document)
+    (folder / PICTURE).write_bytes(preview(picture))
+    np.savez_compressed(folder / MAPS, **arrays)  # type: ignore[arg-type]  # the stub takes the arrays for flags
+    _write_json(folder / NAME, document)
 
 
 def _slug(label: str) -> str:
@@ -96,7 +97,7 @@ def _write_png(path: Path, picture: np.ndarray) -> None:
     path.write_bytes(data.tobytes())
 
 
-def _preview(picture: np.ndarray) -> bytes:
+def preview(picture: np.ndarray) -> bytes:
     """The image as JPEG for report pages, no side longer than PREVIEW pixels."""
     height, width = picture.shape[:2]
     shrink = PREVIEW / max(height, width)
@@ -105,16 +106,13 @@ def _preview(picture: np.ndarray) -> bytes:
         picture = cv2.resize(picture, size, interpolation=cv2.INTER_AREA)
     done, data = cv2.imencode(".jpg", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 88])
     if not done:
-        raise OSError("picture.jpg could not be encoded")
+        raise OSError(f"{PICTURE} could not be encoded")
     return data.tobytes()
 
 
 def _write_json(path: Path, document: dict[str, Any]) -> None:
     text = json.dumps(document, indent=2, ensure_ascii=False) + "\n"
     path.write_text(text, encoding="utf-8", errors="replace")  # a file name may not be valid Unicode
-
-
-NAME, PICTURE = "explanation.json", "picture.jpg"
 
 
 @dataclass(frozen=True)
@@ -186,10 +184,10 @@ class Saved:
             InputError: if `heatmaps.npz` is missing or damaged.
         """
         try:
-            with np.load(self.folder / "heatmaps.npz") as archive:
+            with np.load(self.folder / MAPS) as archive:
                 return [archive[f"map_{i:03d}"] for i in range(len(self.objects))]
         except Exception as error:  # a damaged archive raises the errors of several decoders
-            raise broken(self.folder, f"heatmaps.npz: {' '.join(str(error).split())}") from None
+            raise broken(self.folder, f"{MAPS}: {' '.join(str(error).split())}") from None
 
 
 def broken(folder: Path, reason: str) -> InputError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +12,8 @@ from support import explanation_of, random_picture
 from torch import Tensor
 
 from detcam import Explanation
-from detcam import saved as files
 from detcam.geometry import Geometry
+from detcam.saved import MAPS, NAME, PICTURE, preview
 
 EVIL = (
     "</script><script>alert(1)</script>",
@@ -63,12 +64,12 @@ def made(
 def save_light(folder: Path, explanation: Explanation, source: str | None = None) -> None:
     """What a page reads and no more: no full heatmaps, no overlays; the energies are 0, 1/N, 2/N ..."""
     document = {"source": source, **explanation.to_dict()}
-    for i, found in enumerate(document["objects"]):
-        found["energy_in_box"] = i / len(explanation)
+    for i, item in enumerate(document["objects"]):
+        item["energy_in_box"] = i / len(explanation)
     folder.mkdir(parents=True, exist_ok=True)
-    files._write_json(folder / "explanation.json", document)
-    (folder / "picture.jpg").write_bytes(files._preview(explanation.image))
-    np.savez(folder / "heatmaps.npz", **{f"map_{i:03d}": raw.numpy() for i, raw in enumerate(explanation.maps)})
+    (folder / NAME).write_text(json.dumps(document), encoding="utf-8")
+    (folder / PICTURE).write_bytes(preview(explanation.image))
+    np.savez(folder / MAPS, **{f"map_{i:03d}": raw.numpy() for i, raw in enumerate(explanation.maps)})
 
 
 def save_many(root: Path, pictures: int, objects: int, seed: int, size: tuple[int, int] = (120, 160)) -> None:

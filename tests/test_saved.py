@@ -13,7 +13,6 @@ import torch
 from support import explanation_of, random_picture
 
 from detcam import Explanation
-from detcam import saved as files
 from detcam.errors import OutputError
 
 ODD = ("traffic light", "../../etc/passwd", "café ☕", "a/b\\c:d*e?", "", "日本語", "CON", "x" * 40, "-rf")
@@ -109,7 +108,10 @@ def test_files_of_others_stay(explanation: Explanation, tmp_path: Path) -> None:
     assert (tmp_path / "overlay_of_mine.png").read_bytes() == b"mine"
 
 
-@pytest.mark.parametrize("writer", ["_write_png", "_write_json", "savez"])
+WRITERS = {"png": (cv2, "imencode", 3), "npz": (np, "savez_compressed", 1), "json": (json, "dumps", 1)}
+
+
+@pytest.mark.parametrize("writer", WRITERS)
 @pytest.mark.parametrize(
     "failure", [OSError(28, "No space left on device"), MemoryError(), KeyboardInterrupt()], ids=repr
 )
@@ -119,20 +121,17 @@ def test_a_failure_midway_leaves_nothing(
     earlier = explanation_of(explanation.image, [torch.rand(4, 6)], labels=("dog",))
     earlier.save(tmp_path / "out")
     before = contents(tmp_path)
-    calls = 0
+    library, function, last = WRITERS[writer]  # the call that fails, after some files are written
+    original, calls = getattr(library, function), 0
 
-    def fail(*args: Any, **kwargs: Any) -> None:
+    def fail(*args: Any, **kwargs: Any) -> Any:
         nonlocal calls
         calls += 1
-        if writer != "_write_png" or calls == 3:  # some pictures are written already
+        if calls == last:
             raise failure
-        original(*args, **kwargs)
+        return original(*args, **kwargs)
 
-    original = files._write_png
-    if writer == "savez":
-        monkeypatch.setattr(np, "savez_compressed", fail)
-    else:
-        monkeypatch.setattr(files, writer, fail)
+    monkeypatch.setattr(library, function, fail)
     expected: type[BaseException] = OutputError if isinstance(failure, OSError) else type(failure)
     with pytest.raises(expected) as caught:
         explanation.save(tmp_path / "out")

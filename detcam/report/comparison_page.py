@@ -56,7 +56,11 @@ def write_comparison(
 
 
 class Gathered:
-    """The rows of all images, and everything that the page shows of the images of the first rows."""
+    """The rows of all images, and everything that the page shows of the images of the first rows.
+
+    Attributes:
+        packed: position of an image -> its data for the page.
+    """
 
     def __init__(self, names: tuple[str, str]) -> None:
         self._names = names
@@ -64,7 +68,7 @@ class Gathered:
         self._iou: float | None = None
         self._pictures: list[dict[str, Any]] = []
         self._rows: list[tuple[int, dict[str, Any]]] = []  # with the position of the image
-        self._packed: dict[int, dict[str, Any]] = {}
+        self.packed: dict[int, dict[str, Any]] = {}
 
     def add(self, source: str, comparison: Comparison) -> None:
         """Add the comparison of one image."""
@@ -82,14 +86,14 @@ class Gathered:
                     row[side]["energy_in_box"] = None if energy is None else round(energy, 6)
             self._rows.append((place, {"picture": source, **row}))
         if comparison.pairs:
-            self._packed[place] = {
+            self.packed[place] = {
                 "name": _base(source),
                 "width": width,
                 "height": height,
                 "picture": _picture(comparison.a.image),
                 "sides": [_side(e, energies[side]) for side, e in explanations.items()],
             }
-        if len(self._packed) > 4 * SHOWN:  # keeps memory from growing with the number of images
+        if len(self.packed) > 4 * SHOWN:  # keeps memory from growing with the number of images
             self._forget()
 
     def document(self) -> dict[str, Any]:
@@ -124,7 +128,7 @@ class Gathered:
             "iou": document["iou"],
             "left_out": len(self._rows) - len(shown),
             "colours": colour_tables(),
-            "pictures": [self._packed[place] for place in order],
+            "pictures": [self.packed[place] for place in order],
             "rows": [_row(order[place], row) for place, row in shown],
         }
         title, scripts = f"{' / '.join(self._names)} - detcam", ("stage.js", "keys.js", "compare.js")
@@ -139,7 +143,7 @@ class Gathered:
         """Sort the rows, and drop the images that the page will not show."""
         self._rows.sort(key=lambda entry: _order(entry[1]))
         needed = {place for place, _ in self._shown()}
-        self._packed = {place: packed for place, packed in self._packed.items() if place in needed}
+        self.packed = {place: packed for place, packed in self.packed.items() if place in needed}
 
 
 def _order(row: dict[str, Any]) -> tuple[float, ...]:

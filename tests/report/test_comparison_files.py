@@ -72,7 +72,7 @@ def test_the_page_holds_the_first_rows_of_each_kind_and_their_pictures_only(
     most = 0
     for i in range(30):
         gathered.add(f"{i}.png", comparison(seed + i))
-        most = max(most, len(gathered._packed))
+        most = max(most, len(gathered.packed))
     assert most <= 9, "pictures that cannot be shown are dropped on the way"
     document = gathered.document()
     (tmp_path / "compare.html").write_text(gathered.page(document), encoding="utf-8")
