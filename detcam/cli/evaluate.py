@@ -117,7 +117,7 @@ def evaluate(
                 preset, trust_checkpoint, images, labels, contenders, places, quick, out_dir, resume, as_json,
                 tuple(fills.split(",")), pictures, objects, report,
             )  # fmt: skip
-        _finish(out_dir, document, as_json)
+        finish(out_dir, document, as_json)
         if report:
             _write_pages(out_dir, labels, as_json)
 
@@ -225,7 +225,7 @@ def _shown(rows: Iterable[dict[str, Any]], total: int, done: int, quiet: bool) -
             tell(count, line=plain(f"{count}/{total} {row['picture']}: {counted(len(row['objects']), 'object')}"))
 
 
-def _finish(folder: Path, document: dict[str, Any], as_json: bool) -> None:
+def finish(folder: Path, document: dict[str, Any], as_json: bool) -> None:
     """Write the report and print its headlines."""
     from rich.table import Column, Table
 

@@ -15,18 +15,31 @@ from detcam import cli
 from detcam.cli.sides import ends, names, sides
 from detcam.scenes import HELD_OUT_SEED, draw_scene
 
+QUICK = ["--imgsz", "192"]
+
 
 @pytest.fixture(scope="module")
 def scenes(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     folder = tmp_path_factory.mktemp("compare")
     paths = [folder / f"a scene with quite a long name {i}.png" for i in range(2)]
     for i, path in enumerate(paths):
-        cv2.imwrite(str(path), draw_scene(HELD_OUT_SEED + i).image[:, :, ::-1])
+        cv2.imwrite(str(path), draw_scene(HELD_OUT_SEED + i, (240, 320)).image[:, :, ::-1])
     return [str(path) for path in paths]
 
 
 def test_two_layers_of_one_model(scenes: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ["compare", *scenes, "--layers", "level", "--layers", "evidence", "--out", str(tmp_path), "--json"]
+    arguments = [
+        "compare",
+        *scenes,
+        "--layers",
+        "level",
+        "--layers",
+        "evidence",
+        "--out",
+        str(tmp_path),
+        "--json",
+        *QUICK,
+    ]
     assert cli.run(arguments) == 0
     printed = capsys.readouterr()
     assert printed.err == ""
@@ -34,7 +47,7 @@ def test_two_layers_of_one_model(scenes: list[str], tmp_path: Path, capsys: pyte
     assert document == json.loads((tmp_path / "compare.json").read_text())
     assert sorted(path.name for path in tmp_path.iterdir()) == ["compare.html", "compare.json"]
     assert (document["a"]["name"], document["b"]["name"]) == ("level", "evidence")
-    explainers = [detcam.Explainer("scenes", layers=layers) for layers in ("level", "evidence")]
+    explainers = [detcam.Explainer("scenes", layers=layers, imgsz=192) for layers in ("level", "evidence")]
     expected = []
     for path in scenes:
         a, b = (explainer(path) for explainer in explainers)
@@ -53,7 +66,10 @@ def test_the_table_fits_80_columns_and_a_pipe(
     monkeypatch.setenv("COLUMNS", "80")
     monkeypatch.setattr("detcam.cli.console.LINE_SECONDS", 0)
     for images in (scenes, scenes[:1]):
-        assert cli.run(["compare", *images, "--method", "odam", "--method", "eigencam", "--out", str(tmp_path)]) == 0
+        assert (
+            cli.run(["compare", *images, "--method", "odam", "--method", "eigencam", "--out", str(tmp_path), *QUICK])
+            == 0
+        )
         printed = capsys.readouterr()
         told = [f"{i} of {len(images)} images compared" for i in range(len(images))]
         assert printed.err.splitlines() == told, "no bar, but a line now and then"

@@ -100,6 +100,7 @@ def close_to(said: int, found: int) -> None:
     assert 0 < said < PICTURES
 
 
+@pytest.mark.nightly
 def test_explain_and_the_report_of_what_it_wrote(terminal: Terminal, scenes: Path, tmp_path: Path) -> None:
     pictures, out = sorted(map(str, (scenes / "images" / "val").iterdir())), tmp_path / "out"
     command = ["explain", *pictures, *QUICK, "--max-det", "1", "--out", str(out)]
@@ -124,6 +125,7 @@ def test_explain_and_the_report_of_what_it_wrote(terminal: Terminal, scenes: Pat
     assert not list(out.rglob(".detcam-*"))
 
 
+@pytest.mark.nightly
 def test_demo(terminal: Terminal, tmp_path: Path) -> None:
     out = tmp_path / "demo"
     command = ["demo", "--scenes", "100", "--out", str(out)]
@@ -133,6 +135,7 @@ def test_demo(terminal: Terminal, tmp_path: Path) -> None:
     close_to(int(words[1]), len(list(out.rglob("explanation.json"))))
 
 
+@pytest.mark.nightly
 def test_evaluate_and_it_goes_on(
     terminal: Terminal, scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -149,12 +152,36 @@ def test_evaluate_and_it_goes_on(
     assert f"holds {count} rows of an earlier run: add --resume" in capsys.readouterr().err
 
 
+@pytest.mark.nightly
 def test_compare(terminal: Terminal, scenes: Path, tmp_path: Path) -> None:
     pictures, out = sorted(map(str, (scenes / "images" / "val").iterdir())), tmp_path / "out"
     command = ["compare", *pictures, *QUICK, "--layers", "level", "--layers", "evidence", "--out", str(out)]
     line = one(terminal.interrupted(command, out.exists))
     assert line.startswith(f"interrupted: {NOTHING}, because the comparison is written when all images are compared")
     assert list(out.iterdir()) == []
+
+
+def test_explain_says_how_far_it_came(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Ctrl-C while the third of four images is saved."""
+    from detcam import Explanation
+
+    out, images, saved = tmp_path / "out", [tmp_path / f"{i}.png" for i in range(4)], []
+    for image in images:
+        cv2.imwrite(str(image), np.zeros((64, 64, 3), np.uint8))
+
+    def save(explanation: Explanation, folder: Path, source: Path) -> None:
+        saved.append(source)
+        if len(saved) == 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Explanation, "save", save)
+    assert cli.run(["explain", *map(str, images), *QUICK, "--out", str(out)]) == 130
+    assert saved == images[:3]
+    assert capfd.readouterr().err == (
+        f"interrupted: 2 of 4 images are explained in {out}: the same command starts over\n"
+    )
 
 
 def test_before_anything_is_written(

@@ -98,47 +98,50 @@ def test_compare_prints_both_sides(tmp_path: Path, capsys: Printed) -> None:
     assert "nothing to compare" in capsys.readouterr().err
 
 
-def test_a_preset_is_what_runs(scenes: Path, tmp_path: Path, capsys: Printed) -> None:
-    """Each command's own record of what it did."""
-    images, labels = str(scenes / "images" / "val"), str(scenes / "labels" / "val")
-    pictures = sorted(str(path) for path in Path(images).iterdir())
+@pytest.fixture
+def given(tmp_path: Path) -> list[str]:
+    """A preset, and a flag that wins over its conf."""
     preset = written(tmp_path, model="scenes", method="gradcam", layers="evidence", max_det=2, imgsz=160, conf=0.9)
-    given = ["--config", preset, "--conf", "0.3"]
+    return ["--config", preset, "--conf", "0.3"]
 
-    assert (
-        cli.run(["video", str(scenes / "clip.avi"), *given, "--out", f"{tmp_path}/v.mp4", "--json", f"{tmp_path}/v"])
-        == 0
-    )
-    stats = json.loads((tmp_path / "v").read_text())
-    assert (stats["settings"]["method"], stats["settings"]["layers"]) == ("gradcam", ["model.4", "model.6", "model.9"])
-    assert stats["frames"] < stats["objects"] <= 2 * stats["frames"], "conf is the flag's, max_det the preset's"
 
-    out = tmp_path / "batch"
+def test_a_preset_is_what_video_runs(scenes: Path, given: list[str], tmp_path: Path) -> None:
+    out, stats = str(tmp_path / "v.mp4"), tmp_path / "v.json"
+    assert cli.run(["video", str(scenes / "clip.avi"), *given, "--out", out, "--json", str(stats)]) == 0
+    done = json.loads(stats.read_text())
+    assert (done["settings"]["method"], done["settings"]["layers"]) == ("gradcam", ["model.4", "model.6", "model.9"])
+    assert done["frames"] < done["objects"] <= 2 * done["frames"], "conf is the flag's, max_det the preset's"
+
+
+@pytest.mark.nightly  # a worker is a process
+def test_a_preset_is_what_batch_runs(scenes: Path, given: list[str], tmp_path: Path) -> None:
+    images, out = str(scenes / "images" / "val"), tmp_path / "batch"
     assert cli.run(["batch", images, *given, "--out", str(out), "--workers", "1", "--threads", "1"]) == 0
     options = json.loads((out / "job.json").read_text())["options"]
     assert {name: options[name] for name in ("method", "layers", "max_det", "imgsz", "conf")} == {
         "method": "gradcam", "layers": "evidence", "max_det": 2, "imgsz": 160, "conf": 0.3,
     }  # fmt: skip
 
-    out = tmp_path / "compared"
+
+def test_presets_are_what_compare_runs(scenes: Path, given: list[str], tmp_path: Path) -> None:
+    images, out = sorted(map(str, (scenes / "images" / "val").iterdir())), tmp_path / "compared"
     other = written(tmp_path, layers="level", imgsz=160)
-    assert (
-        cli.run(["compare", *pictures, "--config", preset, "--config", other, "--conf", "0.3", "--out", str(out)]) == 0
-    )
+    assert cli.run(["compare", *images, *given, "--config", other, "--out", str(out)]) == 0
     document = json.loads((out / "compare.json").read_text())
     a, b = document["a"], document["b"]
-    assert (a["name"], b["name"]) == (Path(preset).name, Path(other).name)
+    assert (a["name"], b["name"]) == (Path(given[1]).name, Path(other).name)
     assert (a["settings"]["method"], b["settings"]["method"]) == ("gradcam", "odam")
     assert a["settings"]["layers"] != b["settings"]["layers"]
     assert all(picture["objects"]["a"] == 2 for picture in document["pictures"])
-    capsys.readouterr()
 
-    out = tmp_path / "judged"
+
+@pytest.mark.nightly  # baselines, randomised weights, deletion
+def test_a_preset_is_what_evaluate_runs(scenes: Path, given: list[str], tmp_path: Path, capsys: Printed) -> None:
+    images, labels, out = str(scenes / "images" / "val"), str(scenes / "labels" / "val"), tmp_path / "judged"
     truth = ["--images", images, "--labels", labels, "--quick", "--pictures", "1", "--out", str(out), "--json"]
     assert cli.run(["evaluate", *given, *truth]) == 0, "the preset names the model"
     document = json.loads(capsys.readouterr().out)
-    judged = {name for name in document["contenders"] if "@" in name}
-    assert judged == {"gradcam @ evidence"}
+    assert {name for name in document["contenders"] if "@" in name} == {"gradcam @ evidence"}
     settings = json.loads((out / "settings.json").read_text())
     assert (settings["max_det"], settings["imgsz"], settings["conf"], settings["model"]) == (2, 160, 0.3, "scenes")
     assert document["objects"] <= 2
@@ -154,7 +157,6 @@ def test_evaluate_needs_a_model_that_somebody_named(scenes: Path, tmp_path: Path
     assert "leave out --target, --max-det\n" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", SIDES)
 @pytest.mark.parametrize(
     ("key", "words"),
     [
@@ -168,11 +170,12 @@ def test_evaluate_needs_a_model_that_somebody_named(scenes: Path, tmp_path: Path
         ("zzz", ["'zzz'", "choose one of"]),
     ],
 )
-def test_keys_that_are_no_options(command: str, key: str, words: list[str], tmp_path: Path, capsys: Printed) -> None:
+def test_keys_that_are_not_options(key: str, words: list[str], tmp_path: Path, capsys: Printed) -> None:
     preset = written(tmp_path, **{key: True})
-    assert cli.run([command, *SIDES[command], "--config", preset, "--print-config"]) == 2
-    printed = capsys.readouterr()
-    assert printed.out == ""
-    assert printed.err.startswith(f"error: config {preset}: key ")
-    assert printed.err.count("\n") == 1
-    assert all(word in printed.err for word in words), printed.err
+    for command in SIDES if key == "every" else ("explain",):
+        assert cli.run([command, *SIDES[command], "--config", preset, "--print-config"]) == 2
+        printed = capsys.readouterr()
+        assert printed.out == ""
+        assert printed.err.startswith(f"error: config {preset}: key ")
+        assert printed.err.count("\n") == 1
+        assert all(word in printed.err for word in words), printed.err
