@@ -25,7 +25,6 @@ from detcam.config import Preset
 from detcam.errors import InputError, plain
 
 if TYPE_CHECKING:
-    from detcam.config import Preset
     from detcam.explanation import Explanation
 
 EPILOG = """
@@ -106,7 +105,7 @@ def evaluate(
         if scenes is not None:
             given = {"images": images, "labels": labels, **({"config": config} if config else flags)}
             if needless := [f"--{name.replace('_', '-')}" for name, value in given.items() if value is not None]:
-                raise InputError(f"--scenes come with models, labels and options: leave out {', '.join(needless)}")
+                raise InputError(f"--scenes brings its models, labels and options: leave out {', '.join(needless)}")
             if report:
                 raise InputError("--report shows the maps of images: give --model, --images and --labels")
             document = _on_scenes(20 if quick else scenes, contenders, places, quick, out_dir, resume, as_json)

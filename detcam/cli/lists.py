@@ -59,12 +59,15 @@ def _method_sections() -> dict[str, Sequence[type[AnyMethod]]]:
     return {
         "Weights and gradients": known.GRADIENT,
         "Activations only": known.ACTIVATION,
-        "Forwards of changed pictures or activations": known.SWEEPS,
+        "Forwards of changed images or activations": known.SWEEPS,
         "Pixels": known.PIXEL,
         "Attention": known.ATTENTION,
         "Baselines": known.BASELINES,
         "From other packages": [*known.plugins().values()],
-        "Of several maps, or of one over changed pictures": [known.Combination, *known.WRAPPERS.values()],
+        "Combinations of several maps, or of one map over changed images": [
+            known.Combination,
+            *known.WRAPPERS.values(),
+        ],
     }
 
 
