@@ -1,4 +1,4 @@
-"""Jobs over many pictures: every object of every one, in a dataset on disk or in an object store."""
+"""Batch jobs: explain every object of many images, into a dataset on disk or in an object store."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ __all__ = ["load"]
 
 
 def load(folder: str | os.PathLike[str]) -> Loaded:
-    """The explanations of a dataset, each made when it is asked for: see `detcam.batch.dataset.loading.Loaded`.
+    """The explanations of a dataset, read lazily: see `detcam.batch.dataset.loading.Loaded`.
 
     Args:
-        folder: what `detcam batch` wrote: a path or a URL.
+        folder: path or URL that `detcam batch` wrote to.
 
     Raises:
         InputError: if there is no dataset, or it is damaged.

@@ -1,4 +1,4 @@
-"""What a job would take, from a few of its pictures."""
+"""Estimate: time and size of a job, from a sample of its images."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from detcam.batch.dataset.schema import require_arrow
 from detcam.batch.items import Item, Source
 from detcam.batch.worker import Options, Worker
 
-SAMPLE = 16  # pictures, spread evenly over the source
+SAMPLE = 16  # images, spread evenly over the source
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """What to expect.
+    """Expected time and size of a job.
 
     Attributes:
-        pictures: in the source.
-        sampled: the pictures that were tried.
-        errors: of these, the keys of those that failed, and why.
-        objects: objects per picture.
-        each: seconds per picture of one worker.
-        workers: how many there would be.
-        seconds: for all pictures.
+        pictures: images in the source.
+        sampled: images in the sample.
+        errors: key and reason of each image of the sample that failed.
+        objects: objects per image.
+        each: seconds per image of one worker.
+        workers: number of workers.
+        seconds: for all images.
         shards: files of each table.
-        bytes: of all shards.
+        bytes: size of all shards.
     """
 
     pictures: int
@@ -45,15 +45,15 @@ class Estimate:
 
 
 def estimate(source: Source, options: Options, chunk: int, workers: int, threads: int, device: str | None) -> Estimate:
-    """Explain a few pictures in this process, and multiply.
+    """Explain a sample in this process, and extrapolate.
 
     Args:
-        source: all pictures.
+        source: all images.
         options: as for a job.
-        chunk: pictures per shard.
-        workers: how many would share the work.
-        threads: of each of them.
-        device: where the first of them would run.
+        chunk: images per shard.
+        workers: number of workers.
+        threads: threads of each worker.
+        device: device of the first worker.
     """
     require_arrow()
     items = sample(source)
@@ -86,7 +86,7 @@ def estimate(source: Source, options: Options, chunk: int, workers: int, threads
 
 
 def _bytes(batch: Batch) -> tuple[float, float]:
-    """What a shard of each table takes by itself, and each picture beside it: from all rows and from half of them."""
+    """The bytes of an empty shard of each table, and of each image: from all rows and from half of them."""
     count = len(batch.pictures)
     half = max(count // 2, 1)
     objects = sum(batch.pictures["objects"][:half].to_pylist())
@@ -97,7 +97,7 @@ def _bytes(batch: Batch) -> tuple[float, float]:
 
 
 def sample(source: Source, size: int = SAMPLE) -> Sequence[Item]:
-    """Some pictures, spread evenly over the source."""
+    """A sample of images, spread evenly over the source."""
     count = source.count()
     size = min(size, count)
     places = [(2 * i + 1) * count // (2 * size) for i in range(size)]

@@ -1,4 +1,4 @@
-"""What the rooms of a job hand to each other: pictures still to be read, chunks of them, and where they come from."""
+"""Images that are not read yet (Item), chunks of them, and the Source protocol."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import Protocol
 
 @dataclass(frozen=True)
 class Item:
-    """One picture of a source, not read yet.
+    """An image of a source, not read yet.
 
     Attributes:
-        key: unique in the source: the path relative to the source's root, or the record's own key.
-        uri: where it lies, for people to read, and all that is needed to read it again: a path or an fsspec URL, and
-            for a picture inside a larger file the part of it behind `#`, see `detcam.batch.sources.read`.
-        data: the file's bytes, where they came with the record; None: read them from `uri`.
+        key: unique in the source: path relative to the source's root, or key of the record.
+        uri: path or fsspec URL from which it can be read again; for an image inside a larger file with its part of the
+            file behind `#`, see `detcam.batch.sources.read`.
+        data: bytes of the file if they came with the record; None: read them from `uri`.
     """
 
     key: str
@@ -25,13 +25,13 @@ class Item:
 
 @dataclass(frozen=True)
 class Chunk:
-    """Pictures that are explained together and become one shard; the same number always has the same pictures.
+    """Images that are explained together and become a shard; a number always has the same images.
 
     Attributes:
-        number: its place among the chunks of the source.
-        places: the places of its pictures among those of the source.
-        items: its pictures, in the source's order.
-        again: these are only those that failed when the shard was made: whoever runs the job puts them in their places.
+        number: place among the chunks of the source.
+        places: places of its images in the source.
+        items: its images, in the source's order.
+        again: has only the images that failed when the shard was made; the job merges their rows into the shard.
     """
 
     number: int
@@ -44,20 +44,20 @@ class Chunk:
 
 
 class Source(Protocol):
-    """Pictures in a fixed order. Opening a source reads its keys, not its pictures."""
+    """Images in a fixed order. Opening a source reads keys, not images."""
 
     @property
     def name(self) -> str:
-        """What the user called it."""
+        """SRC as the user gave it."""
 
     def count(self) -> int:
-        """How many pictures there are."""
+        """The number of images."""
 
     def fingerprint(self) -> str:
-        """A digest of all keys in their order: the same for the same pictures, wherever the source was moved to."""
+        """A digest of all keys in order: the same for the same images, also after the source was moved."""
 
     def items(self, start: int = 0, stop: int | None = None) -> Iterator[Item]:
-        """The pictures from place `start` up to `stop`, lazily; what comes before is skipped without being read."""
+        """The images from place `start` up to `stop`, lazily; earlier images are not read."""
 
 
 def chunks(
@@ -66,13 +66,13 @@ def chunks(
     skip: frozenset[int] = frozenset(),
     again: Mapping[int, Sequence[int]] | None = None,
 ) -> Iterator[Chunk]:
-    """The pictures of a source in chunks of `size`, lazily.
+    """The images of a source in chunks, lazily.
 
     Args:
-        source: all pictures.
-        size: how many a chunk has.
-        skip: the numbers of chunks that are left out.
-        again: numbers of chunks of which only the pictures at these places of the source are taken.
+        source: all images.
+        size: images in a chunk.
+        skip: numbers of chunks to leave out.
+        again: for each number of a chunk to do again: the places of its images in the source that are taken.
     """
     count, again = source.count(), again or {}
     for number, start in enumerate(range(0, count, size)):

@@ -1,4 +1,4 @@
-"""A job from beginning to end: what is still to do, an engine that does it, and a dataset that keeps it."""
+"""Batch job: runs the chunks that are not done yet with an engine, and writes their rows into a dataset."""
 
 from __future__ import annotations
 
@@ -23,24 +23,24 @@ from detcam.models.load import load_model
 if TYPE_CHECKING:
     import pyarrow as pa
 
-SHARDS, LEAST, MOST = 64, 8, 512  # a job of N pictures has chunks of N / 64 pictures, but at least 8 and at most 512
-SHOWN = 5  # errors that a summary names
+SHARDS, LEAST, MOST = 64, 8, 512  # chunks of N images have N / 64 images, at least 8 and at most 512
+SHOWN = 5  # errors in a summary
 
 
 @dataclass
 class Tally:
-    """How far a job is.
+    """Progress of a job.
 
     Attributes:
-        total: pictures in the source.
-        before: pictures that earlier runs did.
-        done: pictures that are done, by this run and earlier ones.
-        empty: those where nothing was found.
-        errors: those that could not be read or explained.
+        total: images in the source.
+        before: images done by earlier runs.
+        done: images done by this run and earlier ones.
+        empty: images without objects.
+        errors: images that could not be read or explained.
         objects: rows of objects.
         written: bytes that this run wrote.
-        first: the first errors, as (key, what is wrong).
-        began: when this run began, in seconds of `perf_counter`.
+        first: the first errors, as (key, reason).
+        began: start of this run, by `perf_counter`.
     """
 
     total: int
@@ -54,7 +54,7 @@ class Tally:
     began: float = field(default_factory=perf_counter)
 
     def add(self, pictures: pa.Table) -> None:
-        """Count the rows of some pictures."""
+        """Count rows of the table of pictures."""
         self.done += len(pictures)
         self.objects += sum(pictures["objects"].to_pylist())
         for key, status, error in zip(*(pictures[c].to_pylist() for c in ("key", "status", "error")), strict=True):
@@ -65,22 +65,22 @@ class Tally:
 
     @property
     def seconds(self) -> float:
-        """Since this run began."""
+        """Seconds since this run began."""
         return perf_counter() - self.began
 
     @property
     def rate(self) -> float:
-        """Pictures per second of this run."""
+        """Images per second of this run."""
         return (self.done - self.before) / max(self.seconds, 1e-9)
 
     @property
     def left(self) -> float | None:
-        """Seconds until the end, at this rate; None before anything is done."""
+        """Seconds until the end at this rate; None before an image is done."""
         return (self.total - self.done) / self.rate if self.done > self.before else None
 
 
 def chunk_size(count: int) -> int:
-    """How many pictures go into a chunk, where the user does not say."""
+    """The default number of images in a chunk, for `count` images."""
     return min(max(math.ceil(count / SHARDS), LEAST), MOST)
 
 
@@ -96,17 +96,17 @@ def fingerprint(model: str, trust_checkpoint: bool = False) -> str:
     elif path.exists():
         files = [path] if path.is_file() else list(path.rglob("*"))
     else:
-        load_model(model, trust_checkpoint)  # complains, or downloads it once rather than in every worker
+        load_model(model, trust_checkpoint)  # raises, or downloads the model once rather than in every worker
         files = [path]
     digest = hashlib.sha256()
-    for file in sorted(one for one in files if one.is_file()):
+    for file in sorted(path for path in files if path.is_file()):
         digest.update(file.name.encode(errors="surrogateescape"))
         digest.update(hashlib.sha256(file.read_bytes()).digest())
     return digest.hexdigest()[:16]
 
 
 def manifest(source: Source, options: Options, chunk: int) -> dict[str, Any]:
-    """What the rows of a job depend on, as plain JSON values."""
+    """Everything that the rows of a job depend on, as plain JSON values."""
     from detcam import __version__
 
     chosen = options.model_dump(mode="json", exclude={"device", "save_to", "trust_checkpoint"})
@@ -132,24 +132,24 @@ def run(
     retry_errors: bool = False,
     progress: Callable[[Tally], None] | None = None,
 ) -> Tally:
-    """Explain every picture of a source that is not done yet.
+    """Explain every image of a source that is not done yet.
 
     Args:
         source: from `detcam.batch.sources.open.open_source`.
-        out: the folder of the dataset, a path or a URL.
+        out: path or URL of the dataset's folder.
         options: what to explain, and how.
-        engine: what distributes the work.
-        chunk: pictures per shard; None: that of the job that is gone on with, else by the number of pictures.
-        resume: go on with a job; it must have been the same one.
-        save: also save each explanation, as `Explanation.save` does, under `explanations` in `out`.
-        max_errors: stop when more pictures than these have failed; None: never.
-        retry_errors: with `resume`, also do again the pictures that failed before: their new rows replace their errors.
+        engine: distributes the work.
+        chunk: images per shard; None: as in the job to resume, else `chunk_size` of the number of images.
+        resume: continue a job, which must have had the same options and images.
+        save: also save each explanation, as by `Explanation.save`, under `explanations` in `out`.
+        max_errors: stop when more images than this have failed; None: never.
+        retry_errors: with `resume`, also do the images again that failed before: their new rows replace their errors.
         progress: called at the beginning and whenever a chunk is done.
 
     Raises:
         InputError: for a folder that is not empty, another job's folder, options that cannot be used, too many errors,
             and `retry_errors` without `resume`.
-        OutputError: if something cannot be written.
+        OutputError: if a file cannot be written.
         DetcamError: if workers die while they start.
         DependencyError: if pyarrow is not installed.
     """
@@ -173,27 +173,27 @@ def run(
             pictures = pictures.filter([status != "error" for status in pictures["status"].to_pylist()])
         tally.add(pictures)
     tally.before = tally.done
-    tell = progress or (lambda tally: None)
-    tell(tally)
+    report = progress or (lambda tally: None)
+    report(tally)
 
-    def keep(batch: Batch) -> None:
+    def write(batch: Batch) -> None:
         if batch.written is None:
             tally.written += dataset.amend(batch) if batch.chunk in again else dataset.write(batch)
         else:
             tally.written += batch.written
         tally.add(batch.pictures)
-        tell(tally)
+        report(tally)
         _check(tally, max_errors)
 
     _check(tally, max_errors)
-    engine(chunks(source, chunk, done, again), options, keep)
+    engine(chunks(source, chunk, done, again), options, write)
     if tally.done != tally.total:
-        raise DetcamError(f"{tally.total - tally.done} pictures are missing in {out}: go on with --resume")
+        raise DetcamError(f"{tally.total - tally.done} images are missing in {out}: go on with --resume")
     return tally
 
 
 def _failed(pictures: pa.Table) -> list[int]:
-    """The rows of pictures that failed."""
+    """The row numbers of images that failed."""
     return [row for row, status in enumerate(pictures["status"].to_pylist()) if status == "error"]
 
 
@@ -202,7 +202,7 @@ def _saving(options: Options, folder: Folder, source: str) -> Options:
         raise InputError(f"{folder.name} is a URL, and explanations can only be saved on disk: leave --overlays out")
     if folder.local.resolve().is_relative_to(Path(source).resolve()):
         raise InputError(
-            f"{folder.name} lies in {source}, whose pictures are explained, and would become some: choose another --out"
+            f"{folder.name} lies in {source}, so overlays in it would be explained as images: choose another --out"
         )
     return options.model_copy(update={"save_to": str((folder / SAVED).local)})
 
@@ -211,6 +211,6 @@ def _check(tally: Tally, max_errors: int | None) -> None:
     if max_errors is not None and tally.errors > max_errors:
         key, error = tally.first[0]
         raise InputError(
-            f"{tally.errors} pictures failed, more than --max-errors {max_errors}; the first one, {key}: {error}. "
+            f"{tally.errors} images failed, more than --max-errors {max_errors}; the first one, {key}: {error}. "
             "What is done is kept: go on with --resume and a larger --max-errors"
         )

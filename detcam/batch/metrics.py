@@ -1,4 +1,4 @@
-"""What a heatmap says about its own box: columns of the dataset that need no labels."""
+"""Metrics of a heatmap by the model's box: columns of the dataset that need no labels."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ METRICS: dict[str, Callable[[Case], Tensor]] = {
     "compactness": compactness,
     "complexity": complexity,
 }
-SIDE = 1024  # pixels: heatmaps of larger pictures are measured at this size, where they still are smooth
-AT_ONCE = 32 * 2**20  # pixels of heatmaps at a time: a picture with 300 objects must fit
+SIDE = 1024  # pixels: heatmaps of larger images are measured at this size, at which they are still smooth
+AT_ONCE = 32 * 2**20  # pixels of heatmaps in memory: an image may have 300 objects
 
 
 def check_metrics(names: Sequence[str]) -> None:
-    """Complain about a metric that does not exist.
+    """Check the names of metrics.
 
     Raises:
-        InputError: if so.
+        InputError: for a metric that does not exist.
     """
     for name in names:
         if name not in METRICS:
@@ -41,17 +41,17 @@ def check_metrics(names: Sequence[str]) -> None:
 
 
 def measure(explanation: Explanation, names: Sequence[str]) -> dict[str, list[float | None]]:
-    """`energy_in_box` and the metrics `names` of every object, by the model's own boxes; None where not defined.
+    """`energy_in_box` and the metrics `names` of every object, by the model's boxes; None where not defined.
 
-    Of pictures up to 1024 pixels a side the energy is that of `Explanation.energy_in_box`.
+    For images up to 1024 pixels a side the energy is that of `Explanation.energy_in_box`.
     """
     functions = {"energy_in_box": energy_in_box, **{name: METRICS[name] for name in names}}
     values: dict[str, list[float | None]] = {name: [] for name in functions}
     for case in _cases(explanation):
         blank = case.heatmaps.amax(dim=(1, 2)) <= 0
         for name, function in functions.items():
-            found = torch.where(blank, torch.nan, function(case)).tolist()
-            values[name].extend(None if math.isnan(value) else value for value in found)
+            results = torch.where(blank, torch.nan, function(case)).tolist()
+            values[name].extend(None if math.isnan(value) else value for value in results)
     return values
 
 

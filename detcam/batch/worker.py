@@ -1,4 +1,4 @@
-"""The work itself, the same under every engine: pictures in, rows out."""
+"""Worker: images in, rows out; the same under every engine."""
 
 from __future__ import annotations
 
@@ -21,27 +21,31 @@ from detcam.errors import DetcamError, ImageError, InputError, OutputError
 from detcam.explainer import Explainer
 from detcam.explanation import Explanation
 
-CPU_BATCH, CUDA_BATCH = 4, 16  # pictures per forward: at 320 pixels 4 take 1.6 times less each than 1, and 16 no less
-TIMEOUT = 600.0  # seconds for a picture: slow methods take minutes, and none so many
+CPU_BATCH, CUDA_BATCH = 4, 16  # images per forward: at 320 pixels a batch of 4 is 1.6 times faster, of 16 no faster
+TIMEOUT = 600.0  # seconds for an image: the slowest methods take minutes
 
 
 class Tick(Protocol):
-    """What a worker calls whenever it has done something, from any thread: see `Worker.run`."""
+    """Callback of `Worker.run` after every step, from any thread."""
 
     def __call__(self, together: int | None = None) -> None:
-        """Something was done, and now so many pictures are explained together; None: as many as before."""
+        """Report a step.
+
+        Args:
+            together: images that the next step explains together; None: as many as before.
+        """
 
 
-def silently(together: int | None = None) -> None:
-    """A `Tick` that nobody hears."""
+def ignore(together: int | None = None) -> None:
+    """A `Tick` that does nothing."""
 
 
 class Options(Preset):
-    """What rows depend on: a preset, and what a job has beside it. `device` is the engine's to choose.
+    """Options that rows depend on: a preset and the options of a job. The engine chooses `device`.
 
     Attributes:
-        metrics: names of `detcam.batch.metrics.METRICS`: further columns, with the model's own boxes for labels.
-        save_to: a folder where each picture's explanation is also saved, as `Explanation.save` does; None: none.
+        metrics: names from `detcam.batch.metrics.METRICS`: further columns, measured by the model's boxes.
+        save_to: folder where each image's explanation is also saved, as by `Explanation.save`; None: not saved.
         trust_checkpoint: see `detcam.Explainer`.
     """
 
@@ -58,12 +62,12 @@ class Options(Preset):
 
 
 class Worker:
-    """A model and what it takes to explain pictures with it; an engine makes one in each of its processes.
+    """Explains images with a model of its own; an engine makes a worker in each of its processes.
 
     Args:
         options: what to explain, and how.
-        device: where to run; None: where the model is loaded.
-        name: what rows call this worker.
+        device: device of the model; None: where it is loaded.
+        name: the worker's name in rows.
 
     Raises:
         InputError: for a model, method or option that cannot be used.
@@ -72,29 +76,29 @@ class Worker:
     def __init__(self, options: Options, device: str | None = None, name: str = "worker-0") -> None:
         check_metrics(options.metrics)
         self._options, self._name = options, name
-        self._tick: Tick = silently
+        self._tick: Tick = ignore
         self._explainer = Explainer(**options.arguments(device), progress=lambda done, total: self._tick())
         self._batch = CUDA_BATCH if self._explainer.adapter.device.type == "cuda" else CPU_BATCH
-        self._proven = False  # whether some object was explained: then the options can be used
+        self._has_explained = False  # an object: then the options can be used
 
     def warm_up(self) -> None:
-        """Explain a blank picture, whatever comes of it: the first forward is slow, and is no picture's fault."""
+        """Explain a blank image and ignore errors: the first forward is slow, and its time belongs to no image."""
         with suppress(Exception):
             self._explainer([np.full((64, 64, 3), 128, np.uint8)])
 
     def run(
-        self, items: Sequence[Item], chunk: int = 0, places: Sequence[int] | None = None, tick: Tick = silently
+        self, items: Sequence[Item], chunk: int = 0, places: Sequence[int] | None = None, tick: Tick = ignore
     ) -> Batch:
-        """Explain pictures; one that cannot be read or explained gets a row that says why.
+        """Explain images; an image that cannot be read or explained gets a row with the reason.
 
         Args:
-            items: the pictures.
-            chunk: the number of the chunk that they belong to.
-            places: their places in the source; None: they are its first.
-            tick: called after every step, so that who watches this process can tell that it goes on.
+            items: the images.
+            chunk: number of their chunk.
+            places: their places in the source; None: 0, 1, 2, ...
+            tick: called after every step: a file, a decoded image, a batch of a sweep's forwards, an image.
 
         Raises:
-            InputError: if the options cannot be used, which some show only when a picture is explained.
+            InputError: if the options cannot be used; some errors show only when an image is explained.
         """
         places, self._tick = places or range(len(items)), tick
         outcomes: dict[int, Outcome] = {}
@@ -116,18 +120,18 @@ class Worker:
                 yield self._rows(picture, result, each, places[picture.position])
 
     def _explained(self, pictures: Sequence[Picture]) -> list[Explanation | str]:
-        """An explanation of each picture, or why there is none: if a batch fails, its pictures are tried alone."""
+        """The explanation of each image, or the reason of its failure; images of a batch that fails are tried alone."""
         self._tick(max(len(pictures), 1))
         try:
-            made: list[Explanation | str] = list(self._explainer([picture.image for picture in pictures]))
-        except Exception as error:  # memory, a library's own, ...: one picture must not cost the others theirs
-            if isinstance(error, InputError) and not isinstance(error, ImageError) and not self._proven:
-                raise  # of the options, and so for every picture
+            explanations = list(self._explainer([picture.image for picture in pictures]))
+        except Exception as error:  # out of memory, an error of a library, ...: the other images go on
+            if isinstance(error, InputError) and not isinstance(error, ImageError) and not self._has_explained:
+                raise  # an error of the options, so every image has it
             if len(pictures) > 1:
                 return [result for picture in pictures for result in self._explained([picture])]
             return [_reason(error)]
-        self._proven = self._proven or any(len(one) for one in made)
-        return made
+        self._has_explained = self._has_explained or any(map(len, explanations))
+        return [*explanations]
 
     def _rows(self, picture: Picture, explanation: Explanation, seconds: float, place: int) -> Outcome:
         try:
@@ -137,7 +141,7 @@ class Worker:
             return explained(picture.item, explanation, seconds, self._name, self._options.metrics)
         except OutputError:
             raise
-        except Exception as error:  # drawing 300 objects of a large picture takes memory, too
+        except Exception as error:  # drawing 300 objects of a large image takes memory, too
             return failed(picture.item, _reason(error), self._name)
 
 
@@ -146,7 +150,7 @@ def _reason(error: Exception) -> str:
 
 
 def folder_name(place: int, key: str) -> str:
-    """Where the explanation of the picture at a place of the source is saved: safe and unique for any key."""
+    """The folder name for the explanation of the image at a place of the source: safe and unique for any key."""
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", key.rpartition("/")[2])[-60:].strip("-.")
     return f"{place:08d}-{name}"
 
@@ -155,12 +159,13 @@ OnBatch = Callable[[Batch], None]
 
 
 class Engine(Protocol):
-    """Distributes chunks over workers: each process makes one `Worker(options, device, name)` and calls its `run`."""
+    """Distributes chunks over workers: each process makes a `Worker(options, device, name)` and calls its `run`."""
 
     def __call__(self, chunks: Iterable[Chunk], options: Options, on_batch: OnBatch) -> None:
-        """Hand the Batch of every chunk to `on_batch`, in the calling thread, in the order in which they are done.
+        """Call `on_batch` with the Batch of every chunk, in the calling thread, in the order in which they are done.
 
-        Whatever `on_batch` raises ends the run, and the workers with it. `chunks` is lazy: an engine takes no more than
-        its workers can soon do. A worker that dies is replaced and its chunk is done again; so is one that does nothing
-        for too long, and a picture that it then does nothing with alone fails.
+        An exception of `on_batch` ends the run and its workers. `chunks` is lazy: an engine takes only as many as its
+        workers can do soon. A worker that dies is replaced and its chunk is done again. A worker in which no step of
+        the work is done for too long ends itself, see `detcam.batch.engines.watchdog`. An image that ends its worker
+        repeatedly by itself gets an error row.
         """

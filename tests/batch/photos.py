@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import time
@@ -89,15 +90,6 @@ class Deadly:
         raise AssertionError("still alive")
 
 
-class Stopping(Deadly):
-    """A picture that stops the whole process that reads it, as a decoder without end does that no signal reaches."""
-
-    @property
-    def data(self) -> bytes:
-        os.kill(os.getpid(), signal.SIGSTOP)
-        raise AssertionError("went on")
-
-
 class Endless(Deadly):
     """A picture whose read never returns, as on a mount that is dead."""
 
@@ -105,6 +97,15 @@ class Endless(Deadly):
     def data(self) -> bytes:
         while True:
             time.sleep(60)
+
+
+class Frozen(Deadly):
+    """A picture whose decoder never ends and holds the interpreter's lock: no other Python thread runs any more."""
+
+    @property
+    def data(self) -> bytes:
+        ctypes.PyDLL(None).sleep(10**6)
+        raise AssertionError("went on")
 
 
 class Held:

@@ -45,13 +45,13 @@ def test_a_job_from_beginning_to_end(photos: Path, tmp_path: Path, capsys: pytes
     lines = captured.out.splitlines()
     loaded = load(out)
     objects = sum(len(e) for e in loaded)
-    assert lines[0].startswith(f"11 pictures, {objects} objects, ")
+    assert lines[0].startswith(f"11 images, {objects} objects, ")
     assert lines[0].endswith(f" -> {out}")
     assert "images a second" in lines[1]
     assert lines[2].startswith("1 image failed")
     assert lines[3].startswith("  broken.jpg: ")
     assert lines[4] == f"Open {out}/explanations/index.html"
-    assert "0 of 11 pictures" in captured.err
+    assert "0 of 11 images" in captured.err
     assert (len(loaded), len(loaded.errors)) == (10, 1)
     assert sorted(path.name for path in out.iterdir()) == ["explanations", "job.json", "objects", "pictures"]
     assert len(list((out / "explanations").glob("*/overlay_*.png"))) == objects
@@ -75,7 +75,7 @@ def test_dry_run(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert (expected["pictures"], expected["sampled"], expected["workers"], expected["shards"]) == (11, 11, 1, 2)
     assert [key for key, _ in expected["errors"]] == ["broken.jpg"]
     lines = list(sentences(Estimate(**expected)))
-    assert lines[0].startswith("11 pictures; tried 11: ")
+    assert lines[0].startswith("11 images; tried 11: ")
     assert "with 1 worker, " in lines[1]
     assert lines[2].startswith("  broken.jpg fails: ")
     cli.run(["batch", str(photos), "--out", str(out), *QUICK])
@@ -94,9 +94,9 @@ def test_dry_run(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str
         (["PHOTOS", "--metrics", "beauty"], "metric 'beauty' does not exist"),
         (["PHOTOS", "--layers", "model.99"], "layer 'model.99' does not exist"),
         (["PHOTOS", "--retry-errors"], "add --resume"),
-        (["PHOTOS", "--max-errors", "0"], "1 pictures failed, more than --max-errors 0"),
+        (["PHOTOS", "--max-errors", "0"], "1 images failed, more than --max-errors 0"),
         (["PHOTOS", "--out", "memory://heat", "--overlays"], "can only be saved on disk"),
-        (["PHOTOS", "--out", "PHOTOS/heat", "--overlays"], "would become some"),
+        (["PHOTOS", "--out", "PHOTOS/heat", "--overlays"], "would be explained as images"),
         (["PHOTOS", "--device", "cuda:77"], "cuda:77"),
     ],
 )

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import psutil
+import pytest
 from photos import OPTIONS, assert_same_rows, held, joined, plain_work, write_photos
 from support import heeding_ctrl_c
 
@@ -49,6 +50,7 @@ def gone(processes: list[psutil.Process]) -> bool:
     return not any(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in processes)
 
 
+@pytest.mark.nightly
 def test_an_interrupted_and_killed_driver(seed: int, tmp_path: Path) -> None:
     """Two pictures are held back at a time, so that both workers are at work when the driver ends."""
     paths = write_photos(tmp_path / "in", seed, 12)  # 6 chunks

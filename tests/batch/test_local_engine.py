@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,8 @@ from photos import (
     OPTIONS,
     Deadly,
     Endless,
+    Frozen,
     Given,
-    Stopping,
     assert_same_rows,
     items_of,
     joined,
@@ -25,7 +26,7 @@ from photos import (
 
 from detcam import InputError
 from detcam.batch.dataset.rows import Batch
-from detcam.batch.engines.heartbeat import LOOK, Patience, Pulse
+from detcam.batch.engines import watchdog
 from detcam.batch.engines.local import LocalEngine, cores
 from detcam.batch.items import Item, chunks
 from detcam.batch.worker import Options
@@ -39,29 +40,33 @@ def workers_of(process: psutil.Process | None = None) -> list[psutil.Process]:
     return [child for child in children if child.pid not in mains]
 
 
-def test_a_killed_worker_costs_nothing(seed: int, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    source = Given(items_of(write_photos(tmp_path, seed, 10)))
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.nightly)])
+def test_a_killed_worker_costs_nothing(
+    workers: int, seed: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    source = Given(items_of(write_photos(tmp_path, seed, 4 * workers)))
     expected = joined(plain_work(source, 2))
     batches: list[Batch] = []
     killed: list[int] = []
 
     def keep(batch: Batch) -> None:
         batches.append(batch)
-        if not killed:  # at the first result, the workers are in the midst of the next pictures
+        if not killed:  # at the first result, the workers are at work on the next images
             victim = workers_of()[0]
             killed.append(victim.pid)
             victim.send_signal(signal.SIGKILL)
 
-    LocalEngine(2, threads=1)(chunks(source, 2), OPTIONS, keep)
+    LocalEngine(workers, threads=1)(chunks(source, 2), OPTIONS, keep)
     assert killed
     assert_same_rows(joined(batches), expected)
-    told = [record.getMessage() for record in caplog.records]
-    assert len(told) == 1
-    assert "SIGKILL" in told[0]
-    assert any(item.key in told[0] for item in source.items()), "the log names pictures"
+    messages = [record.getMessage() for record in caplog.records]
+    assert len(messages) == 1
+    assert "SIGKILL" in messages[0]
+    assert any(item.key in messages[0] for item in source.items()), "the log names pictures"
     assert workers_of() == []
 
 
+@pytest.mark.nightly
 def test_a_picture_that_kills_workers_is_found(seed: int, tmp_path: Path) -> None:
     """Its chunk is done again, then picture by picture; it gets a row, and its neighbours get theirs."""
     items = items_of(write_photos(tmp_path, seed, 5))
@@ -78,67 +83,68 @@ def test_a_picture_that_kills_workers_is_found(seed: int, tmp_path: Path) -> Non
     assert_same_rows((objects, sound), joined(plain_work(Given(items), 5)))
 
 
-def test_a_worker_that_is_stopped_costs_nothing(
-    limit: float, seed: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    source = Given(items_of(write_photos(tmp_path, seed, 6)))
-    batches: list[Batch] = []
-    stopped: list[psutil.Process] = []
-
-    def keep(batch: Batch) -> None:
-        batches.append(batch)
-        if not stopped:  # the worker has begun with the next pictures
-            stopped.extend(workers_of())
-            stopped[0].suspend()
-
-    LocalEngine(1, threads=1, timeout=limit)(chunks(source, 2), OPTIONS, keep)
-    assert_same_rows(joined(batches), joined(plain_work(source, 2)))
-    assert f"worker-0 hung (longer than {limit:g} s) at chunk 1" in caplog.text
-    assert not any(process.is_running() for process in stopped)
-
-
+@pytest.mark.nightly
 def test_a_picture_that_hangs_costs_its_row_only(limit: float, seed: int, tmp_path: Path) -> None:
-    """A reader that waits for ever, and a process that no signal but SIGKILL ends; nothing of theirs is left."""
+    """A reader that waits for ever, and a decoder that holds the interpreter's lock; nothing of theirs is left."""
     items = items_of(write_photos(tmp_path, seed, 6))
     endless: Any = Endless("endless.png")
-    stopping: Any = Stopping("stopping.png")
-    source = Given([*items[:2], endless, *items[2:4], stopping, *items[4:]])
+    frozen: Any = Frozen("frozen.png")
+    source = Given([*items[:2], endless, *items[2:4], frozen, *items[4:]])
     batches: list[Batch] = []
     LocalEngine(2, threads=1, timeout=limit)(chunks(source, 4), OPTIONS, batches.append)
     objects, pictures = joined(batches)
     rows = pictures.to_pylist()
     assert [row["key"] for row in rows] == [item.key for item in source.items()]
     failed = {row["key"]: row["error"] for row in rows if row["status"] == "error"}
-    assert list(failed) == ["endless.png", "stopping.png"]
+    assert list(failed) == ["endless.png", "frozen.png"]
     assert all(f"deadly/{key} took longer than {limit:g} s" in error for key, error in failed.items())
+    assert all("try --retry-errors with a longer --timeout" in error for error in failed.values())
     sound = pictures.filter([row["status"] != "error" for row in rows])
     assert_same_rows((objects, sound), joined(plain_work(Given(items), 6)))
     assert workers_of() == []
 
 
-def test_patience() -> None:
-    """Only time in which nothing was done counts, once for each picture that is explained together with others."""
-    pulse = Pulse(multiprocessing)
-    patience = Patience(pulse)
-    assert [patience.ended(1, limit=3) for _ in range(4)] == [False, False, True, True]
-    pulse()
-    assert [patience.ended(1, limit=3) for _ in range(4)] == [False, False, False, True]
-    pulse(4)
-    assert [patience.ended(1, limit=3) for _ in range(13)] == [False] * 12 + [True]
-    patience.renew()
-    assert [patience.ended(1, limit=3) for _ in range(3)] == [False, False, True]
+def watched(seconds: float, *steps: str) -> subprocess.CompletedProcess[str]:
+    """A process with a watchdog of `seconds` that takes these steps, stops it, and prints "went on"."""
+    code = "\n".join(
+        [
+            "import ctypes, os, runpy, signal, subprocess, time",
+            f"step = runpy.run_path({watchdog.__file__!r})['Watchdog'](float('{seconds}'))",
+            *steps,
+            "step.stop(), print('went on')",
+        ]
+    )
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
 
 
-def test_time_in_which_the_engine_was_stopped_does_not_count(
-    seed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """After Ctrl-Z all of a job has done nothing for long: no worker is to blame."""
-    seen: list[float] = []
-    monkeypatch.setattr(Patience, "ended", lambda self, seconds, limit: seen.append(seconds))
-    clock = iter(range(0, 10**9, 3600))
-    monkeypatch.setattr("detcam.batch.engines.local.monotonic", lambda: next(clock))
-    LocalEngine(1, threads=1)(chunks(Given(items_of(write_photos(tmp_path, seed, 3))), 2), OPTIONS, lambda batch: None)
-    assert set(seen) == {LOOK}
+@pytest.mark.parametrize("steps", [["time.sleep(60)"], ["step(3)", "step()", "ctypes.PyDLL(None).sleep(60)"]])
+def test_a_process_that_hangs_ends_and_shows_where(steps: list[str]) -> None:
+    done = watched(0.3, "step()", *steps)
+    assert (done.returncode, done.stdout) == (watchdog.EXIT_CODE, "")
+    assert "Timeout" in done.stderr
+    assert f"line {3 + len(steps)} in <module>" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("seconds", "steps"),
+    [
+        (0.1, ["step(600)", "step()", "time.sleep(0.3)"]),
+        (0.1, ["step.stop()", "time.sleep(0.3)"]),
+        (0, ["step()", "time.sleep(0.3)"]),
+        (float("inf"), ["step()"]),
+        pytest.param(3, ["for _ in range(8): step(), time.sleep(0.5)"], marks=pytest.mark.nightly),
+    ],
+)
+def test_only_time_without_a_step_counts_once_for_each_image_in_work(seconds: float, steps: list[str]) -> None:
+    done = watched(seconds, *steps)
+    assert (done.returncode, done.stdout) == (0, "went on\n"), done.stderr
+
+
+@pytest.mark.nightly
+def test_time_for_which_ctrl_z_suspends_a_job_does_not_count() -> None:
+    resume = "subprocess.Popen(['sh', '-c', f'sleep 5; kill -CONT {os.getpid()}'])"
+    done = watched(3, "step.pause_on_ctrl_z()", resume, "step()", "os.kill(os.getpid(), signal.SIGTSTP)")
+    assert (done.returncode, done.stdout) == (0, "went on\n"), done.stderr
 
 
 @pytest.mark.parametrize("wrong", [{"method": "nope"}, {"model": "nope.pt"}, {"layers": "nope"}])

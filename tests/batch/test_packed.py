@@ -69,7 +69,7 @@ def test_parquet_of_paths(tmp_path: Path) -> None:
     found = read(tmp_path / "p.parquet", root=tmp_path / "pictures", key="split")
     assert found == {"x": contents["sub/b.png"], "y": contents["a.png"]}
     pq.write_table(pa.table({"split": ["x", "y"], "path": ["a.png", "a.png"]}), tmp_path / "p.parquet")
-    refused(tmp_path / "p.parquet", "two pictures", root=tmp_path / "pictures")
+    refused(tmp_path / "p.parquet", "two images", root=tmp_path / "pictures")
     found = read(tmp_path / "p.parquet", root=tmp_path / "pictures", key="split")
     assert found == {"x": contents["a.png"], "y": contents["a.png"]}
 
@@ -87,13 +87,13 @@ def test_parquet_files_that_cannot_be_used(tmp_path: Path) -> None:
     refused(path, "no column 'q'", column="a", key="q")
     assert list(read(path, column="a", key="k")) == ["x"]
     pq.write_table(pa.table({"n": [1]}), path)
-    refused(path, "no column of pictures among n")
+    refused(path, "no column of images among n")
     pq.write_table(pa.table({"image": [b"1", b"2"], "k": ["x", "x"]}), path)
-    refused(path, "two pictures", "'x'", key="k")
+    refused(path, "two images", "'x'", key="k")
     pq.write_table(pa.table({"image": [b"1", b"2"], "k": ["x", None]}), path)
     refused(path, "empty row", key="k")
     pq.write_table(pa.table({"image": pa.array([], pa.binary())}), path)
-    refused(path, "holds no pictures")
+    refused(path, "holds no images")
 
 
 def test_a_damaged_row_group_costs_its_pictures_only(tmp_path: Path) -> None:
@@ -139,7 +139,7 @@ def test_webdataset_as_webdataset_reads_it(tmp_path: Path) -> None:
 
 def test_webdataset_with_several_pictures_in_a_sample(tmp_path: Path) -> None:
     path = shard(tmp_path / "a.tar", [{"__key__": "x", "jpg": png(1), "mask.png": png(2)}])
-    refused(path, "'x' has two pictures", "jpg and mask.png", "--column")
+    refused(path, "'x' has two images", "jpg and mask.png", "--column")
     assert read(path, column="mask.png") == {"x": png(2)}
     assert read(path, column=".JPG") == {"x": png(1)}
 
@@ -168,12 +168,12 @@ def test_tars_that_cannot_be_used(tmp_path: Path) -> None:
         path.write_bytes(whole[:cut])
         refused(path, "a.tar", "damaged")
     path.write_bytes(b"no tar " * 1000)
-    refused(path, "a.tar", "no tar file")
+    refused(path, "a.tar", "not a tar file")
     path.write_bytes(b"")
     refused(path, "a.tar")
     shard(path, [{"__key__": "x", "txt": "no picture"}])
-    refused(path, "holds no pictures")
+    refused(path, "holds no images")
     shard(path, [{"__key__": "x", "jpg": b"1"}])
     shard(tmp_path / "b.tar", [{"__key__": "x", "jpg": b"2"}])
-    refused(f"{tmp_path}/*.tar", "two pictures", "'x'")
+    refused(f"{tmp_path}/*.tar", "two images", "'x'")
     refused(f"{tmp_path}/{{a,c}}.tar", "c.tar does not exist")

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Coroutine, Iterable, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -16,17 +16,17 @@ import psutil
 import pyarrow as pa
 import pyarrow.dataset
 import pytest
-from photos import OPTIONS, Given, Stopping, assert_same_rows, items_of, joined, plain_work, write_photos
+from photos import OPTIONS, Endless, Given, assert_same_rows, items_of, joined, plain_work, write_photos
 
 from detcam.batch.dataset.rows import Batch, failed
-from detcam.batch.engines import ray_queue as ray_desk
-from detcam.batch.engines import ray_worker
 from detcam.batch.engines.local import STARTS, TRIES
 from detcam.batch.engines.ray import RayEngine
+from detcam.batch.engines.ray_queue import ChunkQueue
+from detcam.batch.engines.ray_worker import ChunkWorker, Receipt, WorkerSettings
 from detcam.batch.items import Chunk, Item
 from detcam.batch.job import run
 from detcam.batch.sources.open import open_source
-from detcam.batch.worker import OnBatch, Options
+from detcam.batch.worker import OnBatch, Options, Tick
 from detcam.errors import InputError
 
 CHUNK = 2
@@ -86,6 +86,7 @@ def assert_complete(out: Path, source: Path) -> None:
     assert_same_rows((found[0], found[1]), joined(plain_work(open_source(source), CHUNK, OPTIONS)))
 
 
+@pytest.mark.nightly
 def test_a_worker_that_is_killed_is_replaced_and_its_pictures_are_done_again(
     cluster: str, scenes: Path, tmp_path: Path
 ) -> None:
@@ -111,6 +112,7 @@ def test_a_worker_that_is_killed_is_replaced_and_its_pictures_are_done_again(
     assert len(workers) == 3, f"{workers}: two, and the one that took the place of {killed}"
 
 
+@pytest.mark.nightly
 def test_a_driver_that_is_killed_leaves_a_job_that_can_be_gone_on_with(
     cluster: str, scenes: Path, tmp_path: Path
 ) -> None:
@@ -131,20 +133,21 @@ def test_a_driver_that_is_killed_leaves_a_job_that_can_be_gone_on_with(
     assert_complete(out, scenes)
 
 
+@pytest.mark.nightly
 def test_a_picture_that_hangs_costs_its_row_only(limit: float, cluster: str, seed: int, tmp_path: Path) -> None:
-    """It stops the process of every worker that reads it: no thread of theirs can help."""
     items = items_of(write_photos(tmp_path / "in", seed, 5))
-    stopping: Any = Stopping("stopping.png")
-    source, out = Given([*items[:3], stopping, *items[3:]]), tmp_path / "out"
+    endless: Any = Endless("endless.png")
+    source, out = Given([*items[:3], endless, *items[3:]]), tmp_path / "out"
     engine = RayEngine(workers=1, threads=1, address=cluster, out=out, timeout=limit)
     tally = run(source, str(out), OPTIONS, engine, chunk=CHUNK)
     assert (tally.done, tally.errors) == (6, 1)
-    assert f"deadly/stopping.png took longer than {limit:g} s" in tally.first[0][1]
+    assert f"deadly/endless.png took longer than {limit:g} s" in tally.first[0][1]
     objects, pictures = (pyarrow.dataset.dataset(out / table).to_table() for table in TABLES)
     sound = pictures.filter([status != "error" for status in pictures["status"].to_pylist()])
     assert_same_rows((objects, sound), joined(plain_work(Given(items), 5)))
 
 
+@pytest.mark.nightly
 def test_no_work_needs_no_cluster_and_no_cluster_is_told() -> None:
     nobody = RayEngine(address="127.0.0.1:1")
     nobody(iter(()), OPTIONS, lambda batch: None)
@@ -164,7 +167,7 @@ class Fatal:
     def __init__(self, deadly: set[str]) -> None:
         self.deadly, self.runs = deadly, 0
 
-    def run(self, items: list[Item], chunk: int, places: Sequence[int]) -> Batch:
+    def run(self, items: list[Item], chunk: int, places: Sequence[int], tick: Tick) -> Batch:
         self.runs += 1
         if any(item.key in self.deadly for item in items):
             raise Died
@@ -176,36 +179,42 @@ class Fatal:
 
 
 class Handle:
-    """Calls a desk here as Ray calls it there."""
+    """A handle of the queue's actor, without Ray."""
 
-    def __init__(self, desk: ray_desk.Desk) -> None:
-        self._desk = desk
+    def __init__(self, queue: ChunkQueue) -> None:
+        self._queue = queue
 
     def __getattr__(self, name: str) -> Any:
         class Method:
             @staticmethod
             def remote(*values: object) -> object:
-                return in_a_loop(getattr(self._desk, name)(*values))
+                return in_a_loop(getattr(self._queue, name)(*values))
 
         return Method
 
 
+class Runtime:
+    """Ray's runtime context."""
+
+    get_node_id = get_actor_id = staticmethod(lambda: "here")
+
+
 @pytest.fixture
-def explaining(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """`Explaining` with a worker that may die, in this process, and a function that does what Ray does at a death."""
+def explain(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Receipt]:
+    """Explains a chunk with a worker that may die, in this process; restarts it as Ray does."""
     import ray
 
     monkeypatch.setattr(ray, "get", lambda value: value)
-    monkeypatch.setattr(ray_worker, "_name", lambda: "here")
-    desk = Handle(ray_desk.Desk())
+    monkeypatch.setattr(ray, "get_runtime_context", Runtime)
+    queue = Handle(ChunkQueue())
 
-    def until_done(worker: Fatal, chunk: Chunk, place: int = 0) -> ray_worker.Receipt:
+    def until_done(worker: Any, chunk: Chunk, place: int = 0) -> Receipt:
         table = pa.table({"place": [place], "chunk": [pickle.dumps(chunk)]})
         for _ in range(100):
-            actor = ray_worker.Explaining(ray_worker.Setting(OPTIONS, None, 1, ".", None), desk)
-            actor._worker = worker  # type: ignore[assignment]
+            actor = ChunkWorker(WorkerSettings(OPTIONS, None, 1, ".", None), queue, worker)
             try:
-                return pickle.loads(actor(table)["receipt"][0].as_py())
+                receipt: Receipt = pickle.loads(actor(table)["receipt"][0].as_py())
+                return receipt
             except Died:
                 continue
         raise AssertionError("the chunk is never done")
@@ -217,9 +226,9 @@ def items(*keys: str) -> tuple[Item, ...]:
     return tuple(Item(key, f"/{key}") for key in keys)
 
 
-def test_a_chunk_that_kills_its_workers_is_done_picture_by_picture(explaining: Any) -> None:
+def test_a_chunk_that_kills_its_workers_is_done_picture_by_picture(explain: Any) -> None:
     worker = Fatal({"b"})
-    receipt = explaining(worker, Chunk(7, range(40, 43), items("a", "b", "c")))
+    receipt = explain(worker, Chunk(7, range(40, 43), items("a", "b", "c")))
     assert receipt.deaths == 2 * TRIES  # as a whole, and then by b alone
     assert worker.runs == TRIES + 2 * TRIES + 2, "a, b twice; then a and c, and b no more"
     errors = receipt.batch.pictures["error"].to_pylist()
@@ -228,28 +237,44 @@ def test_a_chunk_that_kills_its_workers_is_done_picture_by_picture(explaining: A
     assert errors[0] == "place 40"
     assert errors[2] == "place 42"
     assert f"/b: the process that explained it died {TRIES} times" in errors[1]
-    again = explaining(worker, Chunk(8, range(43, 45), items("d", "e")), place=1)
+    again = explain(worker, Chunk(8, range(43, 45), items("d", "e")), place=1)
     assert (again.deaths, again.batch.pictures["error"].to_pylist()) == (0, ["place 43", "place 44"])
 
 
-def test_errors_of_the_options_come_back_as_they_are(explaining: Any) -> None:
-    receipt = explaining(Fatal(set()), Chunk(0, range(1), items("wrong")))
+def test_errors_of_the_options_come_back_as_they_are(explain: Any) -> None:
+    receipt = explain(Fatal(set()), Chunk(0, range(1), items("wrong")))
     assert isinstance(receipt.batch, InputError)
     assert "the options are wrong" in str(receipt.batch)
 
 
-def test_the_desk_keeps_what_is_not_done() -> None:
+def test_the_queue_keeps_chunks_until_they_are_done() -> None:
     async def scenario() -> None:
-        desk = ray_desk.Desk()
-        waiting = asyncio.ensure_future(desk.take(1))
-        await desk.put(b"first")
+        queue = ChunkQueue()
+        waiting = asyncio.ensure_future(queue.take(1))
+        await queue.put(b"first")
         await asyncio.sleep(0)
         assert not waiting.done()
-        await desk.put(b"second")
+        await queue.put(b"second")
         assert await waiting == b"second"
-        assert await desk.take(0) == b"first"  # a reader that was lost begins anew
-        await desk.done(0)
-        await desk.finish()
-        assert [await desk.take(place) for place in range(4)] == [b"", b"second", None, None]
+        assert await queue.take(0) == b"first"  # a reader that was lost begins anew
+        await queue.done(0)
+        await queue.finish()
+        assert [await queue.take(place) for place in range(4)] == [b"", b"second", None, None]
+
+    in_a_loop(scenario())
+
+
+def test_the_queue_knows_how_long_a_worker_had_that_died(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The time in which Ray restarts a worker and loads its model is not part of it."""
+    clock = iter([100.0, 900.0, 950.0, 960.0])
+    monkeypatch.setattr("detcam.batch.engines.ray_queue.monotonic", lambda: next(clock))
+
+    async def scenario() -> None:
+        queue = ChunkQueue()
+        assert await queue.begin("chunk 0", age=50) == (0, 0)
+        assert await queue.begin("chunk 0", age=190) == (1, 610)
+        assert await queue.begin("chunk 0", age=45) == (2, 5)
+        await queue.end("chunk 0")
+        assert await queue.begin("chunk 0", age=55) == (0, 0)
 
     in_a_loop(scenario())

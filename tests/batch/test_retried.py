@@ -15,7 +15,7 @@ from photos import OPTIONS, Given, assert_same_rows, items_of, joined, plain_wor
 from detcam.batch import load
 from detcam.batch.dataset.dataset import Dataset
 from detcam.batch.dataset.folder import Folder
-from detcam.batch.engines.local import LocalEngine, _context
+from detcam.batch.engines.local import LocalEngine, fork_context
 from detcam.batch.items import Item
 from detcam.batch.job import run
 from detcam.batch.worker import Options, Worker
@@ -87,6 +87,7 @@ def test_only_what_failed_is_done_again(items: list[Item], tmp_path: Path) -> No
         run(source, str(out), OPTIONS, last, retry_errors=True)
 
 
+@pytest.mark.nightly
 def test_every_reader_sees_the_rows_that_were_added(
     items: list[Item], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -124,36 +125,42 @@ def retry_and_die(items: list[Item], out: str, step: int) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def test_a_job_that_is_killed_at_any_step(items: list[Item], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("step", "at_once"),
+    [
+        pytest.param(0, True, marks=pytest.mark.nightly),
+        (1, False),
+        pytest.param(1, True, marks=pytest.mark.nightly),
+        pytest.param(2, True, marks=pytest.mark.nightly),
+        pytest.param(4, False, marks=pytest.mark.nightly),
+    ],
+)
+def test_a_job_that_is_killed_at_any_step(step: int, at_once: bool, items: list[Item], tmp_path: Path) -> None:
     """Its files, in this order: objects and pictures of the first chunk, then those of the second.
 
-    It is gone on with by trying again at once, or first without that.
+    It is resumed by trying again at once, or first without that.
     """
     source, out = Given(items), tmp_path / "out"
     run(source, str(out), OPTIONS, Here(), chunk=CHUNK)
     bring_back(items, *PLACES)
-    undisturbed = joined(plain_work(source, CHUNK))
-    for step, at_once in ((0, True), (1, True), (1, False), (2, True), (4, False)):
-        copy = tmp_path / f"copy-{step}-{at_once}"
-        shutil.copytree(out, copy)
-        process = _context().Process(target=retry_and_die, args=(items, str(copy), step))
-        process.start()
-        process.join()
-        assert process.exitcode == -signal.SIGKILL
-        objects, pictures = raw(copy, items)
-        failed = [items[place].key for place in (PLACES, PLACES, PLACES[2:], PLACES[2:], ())[step]]
-        assert pictures.filter(pa.compute.field("status") == "error")["key"].to_pylist() == failed
-        assert list(load(copy).errors) == failed
-        assert [len(e) for e in load(copy)] == [n for n, s in zip(*counts(pictures), strict=True) if s != "error"]
-        if not at_once:
-            assert run(source, str(copy), OPTIONS, Here(), resume=True).errors == len(failed)
-            objects, pictures = raw(copy, items)
-            assert sum(counts(pictures)[0]) == len(objects), "what was written before the kill is no one's"
-        engine = Here()
-        assert run(source, str(copy), OPTIONS, engine, resume=True, retry_errors=True).errors == 0
-        assert engine.did == failed
-        assert_same_rows(raw(copy, items), undisturbed)
-        assert not [path for path in copy.rglob(".*") if path.is_file()]
+    process = fork_context().Process(target=retry_and_die, args=(items, str(out), step))
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    objects, pictures = raw(out, items)
+    failed = [items[place].key for place in (PLACES, PLACES, PLACES[2:], PLACES[2:], ())[step]]
+    assert pictures.filter(pa.compute.field("status") == "error")["key"].to_pylist() == failed
+    assert list(load(out).errors) == failed
+    assert [len(e) for e in load(out)] == [n for n, s in zip(*counts(pictures), strict=True) if s != "error"]
+    if not at_once:
+        assert run(source, str(out), OPTIONS, Here(), resume=True).errors == len(failed)
+        objects, pictures = raw(out, items)
+        assert sum(counts(pictures)[0]) == len(objects), "rows that were written before the kill are removed"
+    engine = Here()
+    assert run(source, str(out), OPTIONS, engine, resume=True, retry_errors=True).errors == 0
+    assert engine.did == failed
+    assert_same_rows(raw(out, items), joined(plain_work(source, CHUNK)))
+    assert not [path for path in out.rglob(".*") if path.is_file()]
 
 
 def counts(pictures: pa.Table) -> tuple[list[int], list[str]]:

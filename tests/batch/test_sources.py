@@ -2,15 +2,22 @@
 
 import os
 import subprocess
+from contextlib import suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from source_files import coco, png, read, refused, shard, written
 
+from detcam.batch.items import Item
+from detcam.batch.sources import read as reading
 from detcam.batch.sources.open import open_source
+from detcam.batch.sources.read import read_bytes
 from detcam.batch.sources.storage import braces
+from detcam.errors import ImageError
 
 # Folders
 
@@ -73,10 +80,10 @@ def test_very_deep_folders(tmp_path: Path) -> None:
 
 def test_folders_that_cannot_be_used(tmp_path: Path) -> None:
     refused(tmp_path / "missing", "missing does not exist", "a folder, a glob")
-    refused(tmp_path, "holds no pictures", ".png")
+    refused(tmp_path, "holds no images", ".png")
     written(tmp_path, "a.png", "x.zip")
-    refused(tmp_path / "a.png", "no set of pictures")
-    refused(tmp_path / "x.zip", "no set of pictures")
+    refused(tmp_path / "a.png", "not a set of images")
+    refused(tmp_path / "x.zip", "not a set of images")
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
@@ -104,8 +111,8 @@ def test_globs(tmp_path: Path) -> None:
     assert keys("b/*.{png,jpg}") == ["3.png", "4.jpg"]
     assert keys("{a,b}/*.png") == ["a/1.png", "b/3.png"]
     assert keys("{b/3,a/1}.png") == ["b/3.png", "a/1.png"]
-    refused(tmp_path / "[6].png", "no set of pictures")  # a file of that very name
-    refused(f"{tmp_path}/*.gif", "holds no pictures")
+    refused(tmp_path / "[6].png", "not a set of images")  # a file of that very name
+    refused(f"{tmp_path}/*.gif", "holds no images")
     refused(f"{tmp_path}/none/*.png", "there is no folder", "none")
 
 
@@ -146,9 +153,9 @@ def test_lists_that_cannot_be_used(tmp_path: Path) -> None:
     listed = tmp_path / "list.txt"
     refused(listed, "list.txt does not exist")
     for content, words in {
-        b"": ["holds no pictures"],
-        b"a.png\n./a.png": ["'a.png'", "two pictures"],
-        b"a.png\n\0": ["line 2", "no path"],
+        b"": ["holds no images"],
+        b"a.png\n./a.png": ["'a.png'", "two images"],
+        b"a.png\n\0": ["line 2", "not a path"],
         b"\xff\xfe": ["UTF-8"],
         b"http://host/a.png": ["on the web", "--web"],
         b"rsync://host/a.png": ["rsync"],
@@ -177,11 +184,11 @@ def test_coco_files_that_cannot_be_used(tmp_path: Path) -> None:
     refused(coco(path, ["a.png"]), "a.png does not exist", "--root")
     written(tmp_path, "a.png")
     assert list(read(path)) == ["a.png"]
-    refused(coco(path, ["a.png", "./a.png"]), "two pictures", "'a.png'")
+    refused(coco(path, ["a.png", "./a.png"]), "two images", "'a.png'")
     for name in ("../a.png", "/etc/a.png", "..", "x/../../a.png", "..\\a.png", "file:///a.png"):
         refused(coco(path, ["a.png", name]), "image 1", "leaves the folder")
     assert [item.key for item in open_source(coco(path, ["a.png", "\ud800.png"])).items()] == ["a.png", "\\ud800.png"]
-    refused(coco(path, []), "holds no pictures")
+    refused(coco(path, []), "holds no images")
     for content in ("{", "[]", '{"images": {}}', '{"images": [{"id": 1}]}', "[" * 100_000):
         path.write_text(content)
         refused(path, "instances.json")
@@ -221,3 +228,33 @@ def test_what_is_no_store_is_refused() -> None:
     refused("https://host/a.tar", "on the web", "--web")
     refused("sftp://host/photos", "sftp")
     refused("nonsense://x", "nonsense")
+
+
+# Web
+
+
+def test_a_web_server_that_never_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It also ignores that a part was asked for."""
+    monkeypatch.setattr(reading, "MAX_BYTES", 10**6)
+    sent = 0
+
+    class Endless(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            nonlocal sent
+            self.send_response(200)
+            self.end_headers()
+            with suppress(OSError):
+                while self.path == "/endless.png" or sent < 1000:
+                    sent += self.wfile.write(b"x" * 1000)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Endless) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        host = f"http://127.0.0.1:{server.server_port}"
+        assert read_bytes(Item("a", f"{host}/a.png")) == b"x" * 1000
+        with pytest.raises(ImageError, match="longer than 1,000,000 bytes"):
+            read_bytes(Item("b", f"{host}/endless.png"))
+        server.shutdown()
+    assert sent < 10**8

@@ -32,17 +32,18 @@ def explainer() -> Explainer:
     return Explainer("scenes", imgsz=160)
 
 
-def test_a_sweep_gives_signs_of_life(seed: int, tmp_path: Path) -> None:
-    """A method that takes hundreds of forwards for a picture does not hang."""
+def test_a_sweep_takes_many_steps(seed: int, tmp_path: Path) -> None:
+    """A method that takes hundreds of forwards for an image does not hang."""
     items = items_of(write_photos(tmp_path, seed, 1))
-    heard: list[str] = []
+    steps: list[str] = []
+    quick = Options(model="scenes", imgsz=64, max_det=2)
     for method in ("odam", "occlusion"):
 
-        def hear(together: int | None = None, method: str = method) -> None:
-            heard.append(method)
+        def tick(together: int | None = None, method: str = method) -> None:
+            steps.append(method)
 
-        Worker(OPTIONS.model_copy(update={"method": method})).run(items, tick=hear)
-    assert heard.count("occlusion") > heard.count("odam") > 0
+        Worker(quick.model_copy(update={"method": method})).run(items, tick=tick)
+    assert steps.count("occlusion") > steps.count("odam") > 0
 
 
 def test_rows_say_what_the_explainer_says(worker: Worker, explainer: Explainer, seed: int, tmp_path: Path) -> None:
@@ -122,9 +123,9 @@ def promising_png(side: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + b"".join(framed)
 
 
-def turned(image: np.ndarray) -> bytes:
+def rotated(image: np.ndarray) -> bytes:
     exif = Image.Exif()
-    exif[0x0112] = 6  # to be turned clockwise by a quarter
+    exif[0x0112] = 6  # to be rotated clockwise by a quarter
     return encoded(image, "JPEG", exif=exif, quality=95)
 
 
@@ -147,7 +148,7 @@ def strange(name: str, image: np.ndarray) -> bytes:
         "cmyk.jpg": encoded(image, "JPEG", mode="CMYK"),
         "grey.png": encoded(image, "PNG", mode="L"),
         "alpha.png": encoded(image, "PNG", mode="RGBA"),
-        "turned.jpg": turned(image),
+        "rotated.jpg": rotated(image),
         "misnamed.jpg": whole,
     }[name]
 
@@ -160,7 +161,7 @@ BROKEN = {
     "huge.png": "more pixels than the limit",
     "missing.jpg": "does not exist",
 }
-SOUND = ("sixteen.png", "animated.gif", "cmyk.jpg", "grey.png", "alpha.png", "turned.jpg", "misnamed.jpg")
+SOUND = ("sixteen.png", "animated.gif", "cmyk.jpg", "grey.png", "alpha.png", "rotated.jpg", "misnamed.jpg")
 
 
 def test_strange_pictures(worker: Worker, explainer: Explainer, seed: int, tmp_path: Path) -> None:
@@ -187,21 +188,23 @@ def test_strange_pictures(worker: Worker, explainer: Explainer, seed: int, tmp_p
         boxes = torch.tensor([[row[side] for side in ("x1", "y1", "x2", "y2")] for row in found]).view(-1, 4)
         torch.testing.assert_close(boxes, expected.boxes, rtol=0, atol=1e-2)
     height, width = image.shape[:2]
-    assert (rows["turned.jpg"]["height"], rows["turned.jpg"]["width"]) == (width, height), "upright as EXIF says"
+    assert (rows["rotated.jpg"]["height"], rows["rotated.jpg"]["width"]) == (width, height), "upright as EXIF says"
 
 
-def test_a_picture_that_fails_inside_costs_its_row_only(seed: int, tmp_path: Path) -> None:
-    worker = Worker(OPTIONS)
+def test_a_picture_that_fails_inside_costs_its_row_only(
+    worker: Worker, explainer: Explainer, seed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     paths = write_photos(tmp_path, seed, 5)
     cv2.imwrite(str(paths[2]), np.full((97, 61, 3), 7, np.uint8))
-    prepare = worker._explainer.adapter.prepare
+    adapter = type(explainer.adapter)
+    prepare = adapter.prepare
 
-    def fail(image: np.ndarray) -> Any:
+    def fail(self: Any, image: np.ndarray) -> Any:
         if image.shape[:2] == (97, 61):
             raise MemoryError("no memory\nfor this one")
-        return prepare(image)
+        return prepare(self, image)
 
-    worker._explainer.adapter.prepare = fail  # type: ignore[method-assign]
+    monkeypatch.setattr(adapter, "prepare", fail)
     rows = worker.run(items_of(paths)).pictures.to_pylist()
     assert [row["status"] == "error" for row in rows] == [False, False, True, False, False]
     assert rows[2]["error"] == "MemoryError: no memory for this one"

@@ -1,17 +1,17 @@
-"""What a job leaves behind: `job.json`, and a shard of each table for every chunk of pictures.
+"""Dataset of a job: `job.json`, and for every chunk a shard of each of two tables.
 
-    DIR/job.json                        what the rows depend on
+    DIR/job.json                        everything that the rows depend on
     DIR/objects/part-000012.parquet     rows of `detcam.batch.dataset.schema.objects`
     DIR/pictures/part-000012.parquet    rows of `detcam.batch.dataset.schema.pictures`
 
-A shard appears whole or not at all, and that of pictures after that of objects: a chunk is done if the table of
-pictures has its shard. What is done again has the same name and replaces what was there, so no row is ever doubled.
+A shard is written whole or not at all, the shard of pictures after the shard of objects: a chunk is done if its shard
+of pictures exists. A chunk that is done again replaces the files of the same names, so no row is ever doubled.
 
-    DIR/objects/part-000012_1.parquet   rows of pictures that had failed, and were tried again
+    DIR/objects/part-000012_1.parquet   rows of images that had failed and were tried again
 
-A picture that failed has no objects, so that these rows replace none. Their shard comes first, too; then that of
-pictures is replaced by one without those errors, which counts in its metadata how many such shards belong to it. One
-that is not counted was left by a job that was killed between the two: the next one removes it.
+An image that failed has no objects, so these rows replace no others. Their shard is written first; then the shard of
+pictures is replaced by a shard without those errors, whose metadata counts the further shards of objects. A further
+shard that is not counted was left by a job that was killed between the two writes; the next job removes it.
 """
 
 from __future__ import annotations
@@ -31,22 +31,32 @@ if TYPE_CHECKING:
 
 MANIFEST, OBJECTS, PICTURES, SAVED = "job.json", "objects", "pictures", "explanations"
 FORMAT = 1
-NAMES = ("source.name", "options.model")  # may change: a digest of what they stand for may not
+NAMES = ("source.name", "options.model")  # may change: digests of images and weights are compared
 PART, MORE = re.compile(r"part-(\d{6,})\.parquet"), re.compile(r"part-(\d{6,})_(\d+)\.parquet")
-COUNTED = b"detcam.more"  # in the metadata of a shard of pictures: the further shards of objects
-DICTIONARIES = ["label", "method", "layers", "target", "note", "status", "worker", "uri", "key"]  # what repeats
+COUNTED = b"detcam.more"  # metadata key of a shard of pictures: number of further shards of objects
+DICTIONARIES = [
+    "label",
+    "method",
+    "layers",
+    "target",
+    "note",
+    "status",
+    "worker",
+    "uri",
+    "key",
+]  # with repeated values
 
 
 def part_name(chunk: int, more: int = 0) -> str:
-    """The file name of a chunk's shards; from 1 on, of a further one of objects."""
+    """The file name of a chunk's shards; with `more` of its further shard of objects 1, 2, ..."""
     return f"part-{chunk:06d}{f'_{more}' if more else ''}.parquet"
 
 
 class Dataset:
-    """The folder of a job.
+    """Writes and reads the dataset of a job.
 
     Args:
-        folder: where it is.
+        folder: folder of the dataset.
     """
 
     def __init__(self, folder: Folder) -> None:
@@ -54,7 +64,7 @@ class Dataset:
         self._objects, self._pictures = folder / OBJECTS, folder / PICTURES
 
     def manifest(self) -> dict[str, Any] | None:
-        """What its rows depend on; None if there is none yet.
+        """The content of `job.json`; None if it does not exist.
 
         Raises:
             InputError: if it cannot be read.
@@ -71,20 +81,23 @@ class Dataset:
         return document
 
     def done(self) -> frozenset[int]:
-        """The numbers of the chunks that are whole."""
+        """The numbers of the chunks that are done."""
         matches = (PART.fullmatch(name) for name in self._pictures.names())
         return frozenset(int(match[1]) for match in matches if match)
 
     def begin(self, manifest: dict[str, Any], resume: bool) -> frozenset[int]:
-        """Start a job here, or go on with one: the chunks that are done.
+        """Start a job here, or continue one.
+
+        Returns:
+            The chunks that are done.
 
         Raises:
-            InputError: if the folder holds anything and `resume` is False, or what it holds was made otherwise.
-            OutputError: if it cannot be written.
+            InputError: if the folder is not empty and `resume` is False, or it has a job of another manifest.
+            OutputError: if the folder cannot be written.
         """
         earlier, done = self.manifest(), self.done()
         if earlier is None and (names := self.folder.names()):
-            raise InputError(f"{self.folder.name} holds {names[0]!r}, which is of no job: choose another --out")
+            raise InputError(f"{self.folder.name} holds {names[0]!r}, which is not of a job: choose another --out")
         if earlier is not None and done:
             self._check(earlier, manifest, len(done), resume)
         for folder in (self.folder, self._objects, self._pictures):
@@ -113,7 +126,7 @@ class Dataset:
             )
 
     def write(self, batch: Batch) -> int:
-        """Keep a chunk's rows; the bytes that it took.
+        """Write a chunk's rows; return the bytes written.
 
         Raises:
             OutputError: if they cannot be written.
@@ -125,7 +138,7 @@ class Dataset:
         return len(objects) + len(pictures)
 
     def amend(self, batch: Batch) -> int:
-        """Keep the rows of pictures of a chunk that is done, in the place of their errors; the bytes that it took.
+        """Replace errors in a chunk that is done by the rows of a new try; return the bytes written.
 
         Raises:
             OutputError: if they cannot be written.
@@ -146,8 +159,8 @@ class Dataset:
 
     def _remove_uncounted(self, done: frozenset[int]) -> None:
         for name in self._objects.names():
-            if found := MORE.fullmatch(name):
-                chunk, more = map(int, found.groups())
+            if match := MORE.fullmatch(name):
+                chunk, more = map(int, match.groups())
                 if chunk not in done or more > _counted(self.pictures(chunk)):
                     self._objects.remove(name)
 
@@ -156,7 +169,7 @@ class Dataset:
         return self._read(self._pictures, part_name(chunk))
 
     def objects(self, chunk: int, pictures: pa.Table | None = None) -> pa.Table:
-        """The rows of a chunk's objects; its pictures are read for it, unless they are given."""
+        """The rows of a chunk's objects; `pictures` saves reading its shard of pictures."""
         import pyarrow as pa
 
         more = _counted(self.pictures(chunk) if pictures is None else pictures)
@@ -169,7 +182,7 @@ class Dataset:
 
         try:
             return pq.ParquetFile(io.BytesIO(folder.read(name))).read()
-        except (OSError, pa.ArrowException) as error:  # pyarrow's errors of damaged files are OSErrors, too
+        except (OSError, pa.ArrowException) as error:  # pyarrow also raises OSError for damaged files
             raise InputError(
                 f"{folder.name}/{name} cannot be read ({' '.join(str(error).split())}): remove it there and in "
                 f"{PICTURES}/, and run the job again with --resume"
@@ -177,12 +190,12 @@ class Dataset:
 
 
 def _counted(pictures: pa.Table) -> int:
-    """The further shards of objects that belong to a shard of pictures."""
+    """The number of further shards of objects that belong to a shard of pictures."""
     return int((pictures.schema.metadata or {}).get(COUNTED, 0))
 
 
 def encoded(table: pa.Table) -> bytes:
-    """A table as a Parquet file: zstd, without loss."""
+    """A table as the bytes of a Parquet file, compressed with zstd."""
     import pyarrow.parquet as pq
 
     buffer = io.BytesIO()

@@ -1,38 +1,42 @@
-"""Where a job's files lie: a folder on disk, or one of an object store through fsspec."""
+"""Folder of files on disk or in an object store, for the shards of a dataset."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from detcam.batch.sources.storage import is_url, opened_store
-from detcam.errors import InputError, OutputError
+from detcam.batch.sources.storage import opened_store, path_on_disk
+from detcam.errors import DetcamError, OutputError
+from detcam.files import write_whole
 
 
 class Folder:
-    """A folder of files that appear whole or not at all.
+    """A folder of files that are written whole or not at all.
 
-    On disk a file is written beside its place, under a name that begins with a dot, and renamed; an object store's put
-    is whole by itself.
+    On disk a file is written under a hidden name and renamed; an object store's put is atomic by itself.
 
     Args:
         name: a path, or a URL that fsspec opens (`s3://bucket/heat`).
+
+    Attributes:
+        local: its path on disk; None in an object store.
     """
 
     def __init__(self, name: str | os.PathLike[str]) -> None:
         self.name = os.fspath(name).rstrip("/") or "/"
-        self.local = None if is_url(self.name) else Path(self.name)
+        path = path_on_disk(self.name)
+        self.local = None if path is None else Path(path)
 
     def __truediv__(self, name: str) -> Folder:
         return Folder(f"{self.name}/{name}")
 
     def names(self) -> list[str]:
-        """The names of the files and folders in it, sorted; none if there is no such folder. Hidden ones are left out.
+        """The sorted names of its files and folders without hidden ones; [] if the folder does not exist.
 
         Raises:
-            OutputError: if it is no folder, or cannot be listed.
+            OutputError: if it is not a folder, or cannot be listed.
         """
         try:
             with _as_os_errors():
@@ -41,27 +45,22 @@ class Folder:
             raise OutputError(f"{self.name} cannot be listed ({error.strerror or error}): choose another") from None
 
     def _listed(self) -> set[str]:
-        if self.local is not None:
-            return set(os.listdir(self.local)) if self.local.exists() else set()
         system, path = opened_store(self.name)
-        system.invalidate_cache()  # or a listing of an hour ago would come back
+        system.invalidate_cache()  # else an earlier listing would come back
         try:
-            found = system.ls(path, detail=False)
+            paths = [entry.rstrip("/") for entry in system.ls(path, detail=False)]
         except FileNotFoundError:
             return set()
-        own = path.rstrip("/")
-        return {one.rstrip("/").rpartition("/")[2] for one in found if one.rstrip("/") != own}
+        return {entry.rpartition("/")[2] for entry in paths if entry != path.rstrip("/")}
 
     def read(self, name: str) -> bytes:
         """The bytes of a file in it.
 
         Raises:
-            OSError: if it cannot be read.
+            OSError: if the file cannot be read.
         """
-        if self.local is not None:
-            return (self.local / name).read_bytes()
-        system, path = opened_store(self.name)
         with _as_os_errors():
+            system, path = opened_store(self.name)
             data: bytes = system.cat_file(f"{path}/{name}")
         return data
 
@@ -69,15 +68,16 @@ class Folder:
         """Write a file, or replace it; the folder is made if it does not exist.
 
         Raises:
-            OutputError: if it cannot be written.
+            OutputError: if the file cannot be written.
         """
         try:
-            if self.local is None:
+            if self.local is not None:
+                self.local.mkdir(parents=True, exist_ok=True)
+                write_whole(self.local / name, data)
+                return
+            with _as_os_errors():
                 system, path = opened_store(self.name)
-                with _as_os_errors():
-                    system.pipe_file(f"{path}/{name}", data)
-            else:
-                self._write_local(self.local, name, data)
+                system.pipe_file(f"{path}/{name}", data)
         except OSError as error:
             reason = error.strerror or error
             raise OutputError(
@@ -85,48 +85,32 @@ class Folder:
                 "--resume"
             ) from None
 
-    @staticmethod
-    def _write_local(folder: Path, name: str, data: bytes) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        beside = folder / f".{name}.{os.getpid()}.part"
-        try:
-            with open(beside, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(beside, folder / name)
-        finally:
-            beside.unlink(missing_ok=True)
-
     def remove(self, name: str) -> None:
-        """Remove a file of it.
+        """Remove a file of it, if it is there.
 
         Raises:
-            OutputError: if it cannot be removed.
+            OutputError: if the file cannot be removed.
         """
         try:
-            if self.local is not None:
-                (self.local / name).unlink(missing_ok=True)
-                return
-            system, path = opened_store(self.name)
-            with _as_os_errors():
+            with _as_os_errors(), suppress(FileNotFoundError):
+                system, path = opened_store(self.name)
                 system.rm_file(f"{path}/{name}")
         except OSError as error:
             raise OutputError(f"{self.name}/{name} cannot be removed ({error.strerror or error}): remove it") from None
 
     def tidy(self) -> None:
-        """Remove what writers that were killed left half-written."""
+        """Remove unfinished files of writers that were killed."""
         if self.local is not None and self.local.is_dir():
-            for left in self.local.glob(".*.part"):
-                left.unlink(missing_ok=True)
+            for unfinished in self.local.glob(".*.part"):
+                unfinished.unlink(missing_ok=True)
 
 
 @contextmanager
 def _as_os_errors() -> Iterator[None]:
-    """An object store's library raises errors of its own."""
+    """Turn the errors of an object store's library into OSError."""
     try:
         yield
-    except (OSError, InputError):
+    except (OSError, DetcamError):
         raise
     except Exception as error:
         raise OSError(" ".join(str(error).split()) or type(error).__name__) from error

@@ -1,4 +1,4 @@
-"""A coarse map as compact bytes: 256 levels, row by row, which the Parquet column compresses without loss."""
+"""Coarse maps as bytes of 256 levels, row by row, for a Parquet column."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ LEVELS = 255
 class Packed:
     """A coarse map after ReLU; a cell's value is `low + level / 255 * (high - low)`.
 
-    That is within (high - low) / 510 of what it was, so within 1/510 of the peak, and a heatmap drawn from it (minimum
-    to maximum, see `Explanation.render`) within 1/510 of the one drawn before. Cells below zero, which no heatmap
-    shows, come back as zero, and so do cells that were not finite.
+    The error is at most (high - low) / 510, so 1/510 of the peak, and the error of a heatmap (minimum to maximum, see
+    `Explanation.render`) is at most 1/510. Cells below zero, which no heatmap shows, and cells that are not finite
+    become zero.
 
     Attributes:
         levels: rows * columns bytes, row by row from the top left.
@@ -33,7 +33,7 @@ class Packed:
 
 
 def pack(raw: np.ndarray) -> Packed:
-    """A raw coarse map [h, w] float32, as compact bytes."""
+    """Pack a raw coarse map [h, w] float32."""
     positive = np.where(np.isfinite(raw), raw, 0).clip(min=0).astype(np.float32)
     low, high = positive.min(), positive.max()
     share = (positive - low) / (high - low) if high > low else np.zeros_like(positive)
@@ -45,7 +45,7 @@ def unpack(packed: Packed) -> np.ndarray:
     """The map [h, w] float32.
 
     Raises:
-        ValueError: if the bytes do not fit the shape.
+        ValueError: if the number of bytes does not match the shape.
     """
     levels = np.frombuffer(packed.levels, np.uint8).reshape(packed.rows, packed.columns)
     low, high = np.float32(packed.low), np.float32(packed.high)

@@ -1,4 +1,4 @@
-"""A dataset as explanations again, one picture at a time."""
+"""Reads a dataset back as explanations, one image at a time."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ CACHED = 4  # shards in memory
 
 
 class LoadedExplanation(Explanation):
-    """An explanation from a dataset; the picture is read again from `uri` when it is first asked for.
+    """An explanation from a dataset; the image is read again from `uri` on first access.
 
     Attributes:
-        key: the picture's key in its source.
-        uri: where it lies.
+        key: key of the image in its source.
+        uri: path or URL of the image.
     """
 
     key: str
@@ -38,32 +38,32 @@ class LoadedExplanation(Explanation):
 
     def __init__(self, key: str, uri: str, **rest: Any) -> None:
         for name, value in {"key": key, "uri": uri, **rest}.items():
-            object.__setattr__(self, name, value)  # as a frozen dataclass does, but without a picture
+            object.__setattr__(self, name, value)  # as a frozen dataclass does, but without an image
 
     @cached_property
     def image(self) -> np.ndarray:
         """[H, W, 3] uint8 RGB.
 
         Raises:
-            ImageError: if it cannot be read, or has another size than it had.
+            ImageError: if it cannot be read, or its size has changed.
         """
         image = decode_image(read_uri(self.uri), self.uri)
         if image.shape[:2] != self.geometry.source:
             height, width = self.geometry.source
-            raise ImageError(f"{self.uri} was {width} x {height} pixels and is not any more: get it back")
+            raise ImageError(f"{self.uri} was {width} x {height} pixels and is no longer: restore it")
         return image
 
 
 class Loaded(Sequence[LoadedExplanation]):
-    """The pictures of a dataset that were explained, in the source's order; those without objects are among them.
+    """The explanations of a dataset in the source's order, also of images without objects.
 
     Args:
-        folder: what `detcam batch` wrote: a path or a URL.
+        folder: path or URL that `detcam batch` wrote to.
 
     Attributes:
-        manifest: the job's `job.json`.
-        keys: the keys of the pictures.
-        errors: for each picture that failed, its key and why.
+        manifest: content of `job.json`.
+        keys: keys of the images.
+        errors: for each image that failed: its key and the reason.
 
     Raises:
         InputError: if there is no dataset, or it is damaged.
@@ -98,10 +98,10 @@ class Loaded(Sequence[LoadedExplanation]):
     @overload
     def __getitem__(self, which: slice) -> list[LoadedExplanation]: ...
     def __getitem__(self, which: int | str | slice) -> LoadedExplanation | list[LoadedExplanation]:
-        """The explanation of a picture by its place or key, or of several by a slice.
+        """The explanation of an image by its index or key, or a list of explanations by a slice.
 
         Raises:
-            IndexError, KeyError: if there is none.
+            IndexError, KeyError: if there is no such image.
         """
         if isinstance(which, slice):
             return [self[i] for i in range(len(self))[which]]
@@ -130,7 +130,7 @@ class Loaded(Sequence[LoadedExplanation]):
         counts = Counter({key: len(rows) for key, rows in objects.items()})
         for picture in pictures:
             if picture["objects"] != counts[picture["key"]]:
-                raise InputError(f"{self._dataset.folder.name}: chunk {chunk} is not whole: run the job again")
+                raise InputError(f"{self._dataset.folder.name}: chunk {chunk} is incomplete: run the job again")
         return pictures, objects
 
     def _explanation(self, picture: dict[str, Any], rows: list[dict[str, Any]]) -> LoadedExplanation:
@@ -168,7 +168,7 @@ def _map(row: dict[str, Any]) -> np.ndarray:
 
 
 def _objects(rows: list[dict[str, Any]], geometry: Geometry) -> Objects:
-    """The objects of a picture. Masks are not kept; boxes in the network's input follow from those in the source."""
+    """The objects of an image, without masks; boxes in the network's input are computed from the boxes in the image."""
     boxes = torch.tensor([[row[side] for side in ("x1", "y1", "x2", "y2")] for row in rows]).reshape(-1, 4)
 
     def whole(*names: str) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""From an explanation to rows of the dataset, and from an error to the row that says so."""
+"""Rows of the dataset from an explanation or an error."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Batch:
-    """What became of some pictures.
+    """Rows of some images of a chunk.
 
     Attributes:
-        chunk: the number of the chunk that they belong to.
+        chunk: number of the chunk.
         objects: rows of `detcam.batch.dataset.schema.objects`.
-        pictures: rows of `detcam.batch.dataset.schema.pictures`, one for each picture.
-        written: bytes of the chunk's shards, if the worker wrote them itself; None: they are still to be written.
+        pictures: rows of `detcam.batch.dataset.schema.pictures`, one for each image.
+        written: bytes of the chunk's shards if the worker wrote them itself; None: not written yet.
     """
 
     chunk: int
@@ -35,7 +35,7 @@ class Batch:
 
     @classmethod
     def of(cls, chunk: int, outcomes: Iterable[Outcome], metrics: tuple[str, ...]) -> Batch:
-        """The rows of some pictures, in their order."""
+        """The rows of some images, in their order."""
         import pyarrow as pa
 
         outcomes = list(outcomes)
@@ -48,7 +48,7 @@ class Batch:
 
     @classmethod
     def joined(cls, parts: Sequence[Batch]) -> Batch:
-        """The rows of several batches of one chunk, one after the other."""
+        """The concatenated rows of several batches of a chunk."""
         import pyarrow as pa
 
         objects, pictures = (
@@ -59,14 +59,14 @@ class Batch:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one picture: its row, and those of its objects."""
+    """The row of an image, and the rows of its objects."""
 
     picture: dict[str, Any]
     objects: list[dict[str, Any]] = field(default_factory=list)
 
 
 def explained(item: Item, explanation: Explanation, seconds: float, worker: str, metrics: Sequence[str]) -> Outcome:
-    """The rows of a picture that was explained."""
+    """The rows of an image that was explained."""
     height, width = explanation.geometry.source
     count = len(explanation)
     picture = _picture(item, "ok" if count else "empty", None, worker, (height, width), count, seconds)
@@ -74,7 +74,7 @@ def explained(item: Item, explanation: Explanation, seconds: float, worker: str,
 
 
 def failed(item: Item, reason: str, worker: str) -> Outcome:
-    """The row of a picture that could not be read or explained."""
+    """The row of an image that could not be read or explained."""
     return Outcome(_picture(item, "error", text(" ".join(reason.split())), worker))
 
 
@@ -90,7 +90,7 @@ def _picture(
 
 
 def _objects(item: Item, explanation: Explanation, metrics: Sequence[str]) -> Iterable[dict[str, Any]]:
-    geometry, settings, found = explanation.geometry, explanation.settings, explanation.objects
+    geometry, settings, objects = explanation.geometry, explanation.settings, explanation.objects
     height, width = geometry.source
     common = {
         "key": item.key, "uri": text(item.uri), "width": width, "height": height, "method": settings["method"],
@@ -98,13 +98,13 @@ def _objects(item: Item, explanation: Explanation, metrics: Sequence[str]) -> It
         **dict(zip(schema.GEOMETRY, (*geometry.resized, *geometry.pad, *geometry.network), strict=True)),
     }  # fmt: skip
     measured = measure(explanation, metrics)
-    boxes, scores, class_ids = found.boxes.tolist(), found.scores.tolist(), found.class_ids.tolist()
-    index, levels, cells = found.index.tolist(), found.level.tolist(), found.cells.tolist()
+    boxes, scores, class_ids = objects.boxes.tolist(), objects.scores.tolist(), objects.class_ids.tolist()
+    index, levels, cells = objects.index.tolist(), objects.level.tolist(), objects.cells.tolist()
     for i in range(len(explanation)):
         map_ = pack(explanation.maps[i].float().cpu().numpy())
         yield {
             **common, "object": i, **dict(zip(("x1", "y1", "x2", "y2"), boxes[i], strict=True)),
-            "label": found.labels[i], "class_id": class_ids[i], "score": scores[i],
+            "label": objects.labels[i], "class_id": class_ids[i], "score": scores[i],
             "index": index[i], "level": levels[i], "cell_row": cells[i][0], "cell_column": cells[i][1],
             "heatmap": map_.levels, "heatmap_rows": map_.rows, "heatmap_columns": map_.columns,
             "heatmap_low": map_.low, "heatmap_high": map_.high, "note": explanation.notes[i],

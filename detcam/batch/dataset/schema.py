@@ -1,4 +1,4 @@
-"""The columns of a job's dataset: a row for each object, and a row for each picture."""
+"""Columns of a dataset: a table of objects and a table of pictures."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ STATUSES = ("ok", "empty", "error")
 
 
 def require_arrow() -> None:
-    """Complain if pyarrow, which writes and reads the tables, is missing.
+    """Check for pyarrow, which writes and reads the tables.
 
     Raises:
-        DependencyError: if so.
+        DependencyError: if pyarrow is not installed.
     """
     try:
         import pyarrow  # noqa: F401
@@ -28,15 +28,15 @@ def require_arrow() -> None:
 
 @cache
 def objects(metrics: tuple[str, ...] = ()) -> pa.Schema:
-    """The table of objects, sorted by picture in the source's order and then by `object`.
+    """The table of objects, sorted by image in the source's order and then by `object`.
 
-    key, object: the picture's key and the object's place in the picture, together unique. uri: where the picture lies.
-    width, height: its size in pixels. x1, y1, x2, y2: the box in its pixels. score in [0, 1]. index, level, cell_row,
-    cell_column: the anchor that it was read from, see `detcam.Objects`. heatmap, heatmap_rows, heatmap_columns,
-    heatmap_low, heatmap_high: the coarse map, see `detcam.batch.dataset.heatmap`. The columns of `GEOMETRY`: how the
-    picture lay in the network's input, which the map covers evenly, see `detcam.geometry.Geometry`. energy_in_box: the
-    share of the heatmap's sum that lies in the box, null for a blank map. note: null, or why the map is zero, shared or
-    approximate. Then a column for each of `metrics`, null where it is not defined.
+    key, object: key of the image and index of the object in the image, together unique. uri: path or URL of the image.
+    width, height: size of the image in pixels. x1, y1, x2, y2: box in pixels of the image. score in [0, 1]. index,
+    level, cell_row, cell_column: anchor of the object, see `detcam.Objects`. heatmap, heatmap_rows, heatmap_columns,
+    heatmap_low, heatmap_high: the coarse map, see `detcam.batch.dataset.heatmap`. The columns of `GEOMETRY`: position
+    of the image in the network's input, which the map covers, see `detcam.geometry.Geometry`. energy_in_box: share of
+    the heatmap's sum inside the box, null for a blank map. note: null, or why the map is zero, shared or approximate.
+    Then a column for each of `metrics`, null where it is not defined.
     """
     import pyarrow as pa
 
@@ -72,9 +72,9 @@ def objects(metrics: tuple[str, ...] = ()) -> pa.Schema:
 def pictures() -> pa.Schema:
     """The table of pictures, in the source's order.
 
-    status: "ok", "empty" (nothing was found) or "error", then `error` says why, and width and height may be null.
-    objects: how many rows it has in the other table. seconds: its share of the time that the model
-    and the method took for its batch. worker: who did it.
+    status: "ok", "empty" (no objects) or "error", then `error` has the reason, and width and height may be null.
+    objects: number of its rows in the table of objects. seconds: its share of the time that the model and the method
+    took for its batch. worker: name of the worker.
     """
     import pyarrow as pa
 

@@ -1,1 +1,1 @@
-"""Engines: where the work of a job runs."""
+"""Engines: run the chunks of a job on this machine or on a Ray cluster."""

@@ -1,4 +1,4 @@
-"""One machine: a process for each worker, watched over, so that one that is killed costs no picture."""
+"""Local engine: a process for each worker; a process that dies is replaced, and its images are done again."""
 
 from __future__ import annotations
 
@@ -17,26 +17,26 @@ from time import monotonic
 from typing import Any
 
 from detcam.batch.dataset.rows import Batch, failed
-from detcam.batch.engines.heartbeat import LOOK, Patience, Pulse
 from detcam.batch.engines.local_worker import serve
+from detcam.batch.engines.watchdog import EXIT_CODE
 from detcam.batch.items import Chunk, Item
 from detcam.batch.worker import TIMEOUT, OnBatch, Options
 from detcam.errors import DetcamError, plain
 
 log = logging.getLogger(__name__)
 
-TRIES = 2  # deaths of a worker over the same pictures before they are taken one by one, and then before one is given up
-STARTS = 3  # deaths one after the other of workers that had not begun yet
+TRIES = 2  # deaths of a worker over the same images before they are done one by one, and then before one is given up
+STARTS = 3  # deaths in a row of workers that had not begun yet
 
 
 @dataclass
 class _Task:
-    """Pictures to explain: a chunk, or one picture of a chunk that killed or held up its workers."""
+    """Images to explain: a chunk, or a single image of a chunk that killed or held up its workers."""
 
     chunk: Chunk
-    whole: _Task | None = None  # the chunk that it is a part of
+    whole: _Task | None = None  # the chunk that the image belongs to
     deaths: int = 0
-    parts: dict[int, Batch] = field(default_factory=dict)  # of a chunk that is done one by one: by place
+    parts: dict[int, Batch] = field(default_factory=dict)  # of a chunk that is done one by one: rows by place
 
 
 @dataclass
@@ -47,19 +47,19 @@ class _Slot:
     device: str | None
     process: BaseProcess
     connection: Connection
-    patience: Patience
     task: _Task | None = None
-    ready: bool = False
+    is_ready: bool = False
+    began: float = 0.0  # when it got its task, by `monotonic`
 
 
 class LocalEngine:
     """Runs chunks on this machine; see `detcam.batch.worker.Engine`.
 
     Args:
-        workers: how many processes; None: one for each GPU, or without any one for each core.
-        threads: of each worker on the CPU; None: the cores shared out among the workers.
-        device: where all workers run; None: each on a GPU of its own, or without any on the CPU.
-        timeout: seconds for a picture, see `Engine`; 0: no limit.
+        workers: number of processes; None: one for each GPU, or without a GPU one for each core.
+        threads: threads of each worker on the CPU; None: the cores shared out among the workers.
+        device: device of all workers; None: a GPU for each worker, or without a GPU the CPU.
+        timeout: seconds for an image, see `Engine`; 0: no limit.
     """
 
     def __init__(
@@ -80,14 +80,14 @@ class LocalEngine:
         _Run(self, iter(chunks), options, on_batch).run()
 
     def device(self, worker: int) -> str | None:
-        """Where a worker runs."""
+        """The device of a worker."""
         return self._devices[worker % len(self._devices)]
 
 
-def _context() -> Any:
-    """How processes start: forked from one that has imported everything and run nothing, or anew where that is not had.
+def fork_context() -> Any:
+    """How processes start: forked from a server process that has imported everything and run nothing; else spawned.
 
-    So imports are paid for and held in memory once, not by each worker, and no lock of this process is copied.
+    Imports are paid for and held in memory once for all workers, and no lock of this process is copied.
     """
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
@@ -97,7 +97,7 @@ def _context() -> Any:
 
 
 def cores() -> int:
-    """The cores that this process may use."""
+    """The number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -108,22 +108,21 @@ def _gpus() -> list[str | None]:
 
 
 class _Run:
-    """One run of an engine. A worker has one task at a time, so that neither side ever waits for the other to read."""
+    """One run of an engine. A worker has one task at a time, so neither side ever waits for the other to read."""
 
     def __init__(self, engine: LocalEngine, chunks: Iterator[Chunk], options: Options, on_batch: OnBatch) -> None:
         self._engine, self._chunks, self._options, self._on_batch = engine, chunks, options, on_batch
         self._again: deque[_Task] = deque()
         self._slots: dict[int, _Slot] = {}
-        self._context = _context()
-        self._failed_starts, self._looked = 0, monotonic()
+        self._context = fork_context()
+        self._failed_starts = 0
 
     def run(self) -> None:
         try:
             while self._fill():
-                connections = {slot.connection: number for number, slot in self._slots.items()}
-                for connection in wait(list(connections), LOOK if self._engine.timeout else None):
-                    self._hear(connections[connection])  # type: ignore[index]
-                self._watch()
+                numbers = {slot.connection: number for number, slot in self._slots.items()}
+                for connection in wait(list(numbers)):
+                    self._receive(numbers[connection])  # type: ignore[index]
         finally:
             for slot in self._slots.values():
                 slot.connection.close()  # an idle worker ends at that
@@ -155,36 +154,35 @@ class _Run:
 
     def _start(self, number: int) -> _Slot:
         ours, theirs = self._context.Pipe()
-        pulse = Pulse(self._context)
         name, device = f"worker-{number}", self._engine.device(number)
-        given = theirs, self._options, device, name, self._engine.threads, pulse
-        process = self._context.Process(target=serve, args=given, name=name, daemon=True)
-        with _no_interrupts():  # Ctrl-C reaches the whole group of processes; this one tells the others to end
+        arguments = theirs, self._options, device, name, self._engine.threads, self._engine.timeout
+        process = self._context.Process(target=serve, args=arguments, name=name, daemon=True)
+        with _no_interrupts():  # Ctrl-C reaches the whole process group; this process tells the others to end
             process.start()
-        theirs.close()  # or its end would be open when the worker is dead
-        return _Slot(name, device, process, ours, Patience(pulse))
+        theirs.close()  # else the worker's end would stay open when the worker is dead
+        return _Slot(name, device, process, ours)
 
     @staticmethod
     def _assign(slot: _Slot, task: _Task) -> None:
         slot.task = task
-        if slot.ready:
-            slot.patience.renew()
-            with suppress(OSError):  # it died: its connection says so
+        if slot.is_ready:
+            slot.began = monotonic()
+            with suppress(OSError):  # the worker died: reading its connection reports that
                 slot.connection.send(task.chunk)
 
-    def _hear(self, number: int) -> None:
+    def _receive(self, number: int) -> None:
         slot = self._slots[number]
         try:
             message = slot.connection.recv()
         except (EOFError, OSError):
-            self._bury(number)
+            self._replace(number)
             return
         if isinstance(message, Exception):
             raise message
         task = slot.task
         assert task is not None
         if message is None:
-            slot.ready, self._failed_starts = True, 0
+            slot.is_ready, self._failed_starts = True, 0
             self._assign(slot, task)
             return
         slot.task = None
@@ -200,23 +198,15 @@ class _Run:
         if len(whole.parts) == len(whole.chunk):
             self._on_batch(Batch.joined([part for _, part in sorted(whole.parts.items())]))
 
-    def _watch(self) -> None:
-        """Kill the workers that have done nothing for too long."""
-        before, self._looked = self._looked, monotonic()
-        seconds, limit = min(self._looked - before, LOOK), self._engine.timeout
-        for number, slot in list(self._slots.items()):
-            at_work = limit and slot.ready and slot.task is not None and not slot.connection.poll()
-            if at_work and slot.patience.ended(seconds, limit):
-                slot.process.kill()
-                self._bury(number, f"longer than {limit:g} s")
-
-    def _bury(self, number: int, late: str | None = None) -> None:
-        """A worker died, or was too late: start another one, and do its pictures again."""
+    def _replace(self, number: int) -> None:
+        """A worker died: drop it, so that another is started, and do its images again."""
         slot = self._slots.pop(number)
         slot.connection.close()
         slot.process.join()
-        task, how = slot.task, late or _how(slot.process.exitcode)
-        if not slot.ready:
+        task, code, limit = slot.task, slot.process.exitcode, self._engine.timeout
+        has_hung = slot.is_ready and code == EXIT_CODE and 0 < limit <= monotonic() - slot.began
+        how = f"longer than {limit:g} s" if has_hung else _how(code)
+        if not slot.is_ready:
             self._failed_starts += 1
             if self._failed_starts == STARTS:
                 raise DetcamError(f"workers die while they start ({how}): use fewer --workers, or a smaller model")
@@ -224,34 +214,38 @@ class _Run:
             return
         items = task.chunk.items
         log.warning(
-            "%s %s (%s) at chunk %d, pictures %s to %s: they are done again",
-            slot.name, "hung" if late else "died", how, task.chunk.number, plain(items[0].key), plain(items[-1].key),
+            "%s %s (%s) at chunk %d, images %s to %s: they are done again", slot.name, "hung" if has_hung else "died",
+            how, task.chunk.number, plain(items[0].key), plain(items[-1].key),
         )  # fmt: skip
-        task.deaths += slot.ready
-        if task.deaths < TRIES and not (late and len(items) > 1):
+        task.deaths += slot.is_ready
+        if task.deaths < TRIES and not (has_hung and len(items) > 1):
             self._again.append(task)
         elif len(items) > 1:
-            log.warning("chunk %d: its pictures are done one by one", task.chunk.number)
+            log.warning("chunk %d: its images are done one by one", task.chunk.number)
             for place, item in zip(task.chunk.places, items, strict=True):
                 self._again.append(_Task(replace(task.chunk, places=(place,), items=(item,)), whole=task))
         else:
             log.warning("%s is given up", plain(items[0].uri))
-            outcome = failed(items[0], hung(items[0], late) if late else fatal(items[0], how), slot.name)
+            reason = hung(items[0], limit) if has_hung else fatal(items[0], how)
+            outcome = failed(items[0], reason, slot.name)
             self._finish(task, Batch.of(task.chunk.number, [outcome], self._options.metrics))
 
 
 def fatal(item: Item, how: str = "") -> str:
-    """Why a picture failed that killed its workers."""
+    """The reason in the row of an image that killed its workers."""
     return f"{item.uri}: the process that explained it died {TRIES} times{how and f' ({how})'}: look at it by itself"
 
 
-def hung(item: Item, late: str) -> str:
-    """Why a picture failed that held up its workers."""
-    return f"{item.uri} took {late} {TRIES} times: look at it by itself, or try --retry-errors with a longer --timeout"
+def hung(item: Item, limit: float) -> str:
+    """The reason in the row of an image that held up its workers."""
+    return (
+        f"{item.uri} took longer than {limit:g} s {TRIES} times: look at it by itself, or try --retry-errors with a "
+        "longer --timeout"
+    )
 
 
 def _how(code: int | None) -> str:
-    """How a process ended, for people to read."""
+    """How a process ended, for display."""
     if code is None or code >= 0:
         return f"exit code {code}"
     name = signal.Signals(-code).name if -code in set(signal.Signals) else str(-code)
@@ -260,7 +254,7 @@ def _how(code: int | None) -> str:
 
 @contextmanager
 def _no_interrupts() -> Iterator[None]:
-    """Processes that start here do not hear Ctrl-C."""
+    """Processes that are started in this block ignore Ctrl-C."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

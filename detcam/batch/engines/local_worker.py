@@ -1,4 +1,4 @@
-"""What a process of the local engine does."""
+"""Worker process of the local engine."""
 
 from __future__ import annotations
 
@@ -11,33 +11,48 @@ import traceback
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING
 
+from detcam.batch.engines.watchdog import Watchdog
 from detcam.errors import DetcamError
 
 if TYPE_CHECKING:
-    from detcam.batch.worker import Options, Tick, Worker
+    from detcam.batch.worker import Options, Worker
 
 
-def serve(connection: Connection, options: Options, device: str | None, name: str, threads: int, tick: Tick) -> None:
-    """Make a worker and say None; then answer each chunk with its Batch, or an exception, until nobody listens."""
+def serve(connection: Connection, options: Options, device: str | None, name: str, threads: int, limit: float) -> None:
+    """Make a worker and send None; then answer each chunk with its Batch, or an exception, until the engine ends.
+
+    Args:
+        connection: to the engine.
+        options: what to explain, and how.
+        device: see `Worker`.
+        name: see `Worker`.
+        threads: that libraries may use on the CPU.
+        limit: seconds for an image, see `Watchdog`.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the engine decides when to end
-    threading.Thread(target=_end_with_the_engine, daemon=True).start()
+    threading.Thread(target=_end_with_engine, daemon=True).start()
+    watchdog = Watchdog(limit)
+    watchdog.pause_on_ctrl_z()
     try:
-        _serve(connection, make_worker(options, device, name, threads), tick)
+        _serve(connection, make_worker(options, device, name, threads), watchdog)
     except (EOFError, OSError):  # the engine ended
         return
     except Exception as error:
         connection.send(portable(error))
 
 
-def _serve(connection: Connection, worker: Worker, tick: Tick) -> None:
+def _serve(connection: Connection, worker: Worker, watchdog: Watchdog) -> None:
     connection.send(None)
     while True:
         chunk = connection.recv()
-        connection.send(worker.run(chunk.items, chunk.number, chunk.places, tick))
+        watchdog()
+        batch = worker.run(chunk.items, chunk.number, chunk.places, watchdog)
+        watchdog.stop()
+        connection.send(batch)
 
 
-def _end_with_the_engine() -> None:
-    """If its process is killed, nobody will take what is being made here."""
+def _end_with_engine() -> None:
+    """End this process when the engine's process is killed: nobody would receive its results."""
     engine = multiprocessing.parent_process()
     assert engine is not None
     engine.join()
@@ -45,7 +60,7 @@ def _end_with_the_engine() -> None:
 
 
 def make_worker(options: Options, device: str | None, name: str, threads: int) -> Worker:
-    """A worker for this process, which it has for itself: libraries are told to use so many threads.
+    """A worker for a process of its own, in which libraries use `threads` threads.
 
     Raises:
         InputError: see `Worker`.
@@ -63,9 +78,9 @@ def make_worker(options: Options, device: str | None, name: str, threads: int) -
 
 
 def portable(error: Exception) -> Exception:
-    """The same error, or one of its text if it does not survive the way to another process."""
+    """The error itself if it can be sent to another process, else a RuntimeError with its text."""
     if not isinstance(error, DetcamError):
-        traceback.print_exception(error)  # only here is the place known
+        traceback.print_exception(error)  # its place in the code is not sent
     try:
         pickle.loads(pickle.dumps(error))
     except Exception:

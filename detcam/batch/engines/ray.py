@@ -1,4 +1,4 @@
-"""A Ray cluster: Ray Data streams chunks of pictures through a pool of actors, one for each GPU or some cores."""
+"""Ray engine: Ray Data streams chunks through a pool of actors, one for each GPU or for some cores."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from functools import cached_property
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from detcam.batch.dataset.folder import is_url
 from detcam.batch.engines.local import STARTS, cores
-from detcam.batch.engines.ray_queue import Desk
-from detcam.batch.engines.ray_worker import Explaining, Receipt, Setting
+from detcam.batch.engines.ray_queue import ChunkQueue
+from detcam.batch.engines.ray_worker import ChunkWorker, Receipt, WorkerSettings
 from detcam.batch.items import Chunk
+from detcam.batch.sources.storage import absolute
 from detcam.batch.worker import TIMEOUT, OnBatch, Options
 from detcam.errors import DependencyError, DetcamError, InputError
 
@@ -26,24 +26,24 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-AHEAD = 3  # chunks under way for each worker: one that it works on, and two that wait
+AHEAD = 3  # chunks under way for each worker: the one it works on, and two that wait
 
 
 class RayEngine:
     """Runs chunks on a Ray cluster; see `detcam.batch.worker.Engine`.
 
-    Only the numbers and names of pictures go out and only small receipts come back: workers read pictures and write
-    rows themselves, if `out` is given. A worker that dies is started again by Ray, and its chunk is done again there.
+    If `out` is given, workers read images and write rows themselves: the driver sends the keys of images and gets small
+    receipts. Ray restarts a worker that dies, which then does its chunk again.
 
     Args:
-        workers: how many actors; None: one for each GPU of the cluster, or without any one for each core.
-        threads: of each worker on the CPU, which is also the number of cores that Ray keeps for it; None: the cores
-            shared out among the workers.
-        device: "cpu" leaves GPUs alone; Ray chooses which GPU a worker gets.
-        address: of a running cluster, as `ray.init` takes it; None: RAY_ADDRESS, or a cluster of this machine, which is
-            started and ended here. A connection that the caller made is used and left as it is.
-        out: the folder of the dataset, where workers write; None: rows go to `on_batch` whole.
-        timeout: seconds for a picture, see `Engine`; 0: no limit.
+        workers: number of actors; None: one for each GPU of the cluster, or without a GPU one for each core.
+        threads: threads of each worker on the CPU, and the cores that Ray reserves for it; None: the cores shared out
+            among the workers.
+        device: "cpu" leaves GPUs unused; Ray chooses which GPU a worker gets.
+        address: address of a running cluster, as `ray.init` takes it; None: RAY_ADDRESS, or a cluster of this machine,
+            which is started and ended here. A connection that the caller made is used and left open.
+        out: folder of the dataset, where workers write; None: whole rows go to `on_batch`.
+        timeout: seconds for an image, see `Engine`; 0: no limit.
     """
 
     def __init__(
@@ -58,24 +58,23 @@ class RayEngine:
         self._asked_workers, self._asked_threads, self._device = workers, threads, device
         self._timeout = timeout
         self._address = address or os.environ.get("RAY_ADDRESS") or "local"
-        folder = None if out is None else os.fspath(out)
-        self._out = folder if folder is None or is_url(folder) else os.path.abspath(folder)
+        self._out = None if out is None else absolute(os.fspath(out))
 
     @property
     def workers(self) -> int:
-        """How many actors."""
+        """The number of actors."""
         return self._shares[0]
 
     @property
     def threads(self) -> int:
-        """Of each actor."""
+        """The threads of each actor."""
         return self._shares[1]
 
     def __call__(self, chunks: Iterable[Chunk], options: Options, on_batch: OnBatch) -> None:
         """See `Engine`.
 
         Raises:
-            InputError: if no cluster answers, or it is too small.
+            InputError: if no cluster answers, or the cluster is too small.
             DependencyError: if Ray is not installed.
         """
         chunks = iter(chunks)
@@ -85,8 +84,8 @@ class RayEngine:
         with self._connected():
             workers, threads, gpus = self._shares
             device = self._device if not gpus else "cuda"
-            setting = Setting(options, device, threads, os.getcwd(), self._out, self._timeout)
-            run = _Run(setting, workers, gpus, on_batch)
+            settings = WorkerSettings(options, device, threads, os.getcwd(), self._out, self._timeout)
+            run = _Run(settings, workers, gpus, on_batch)
             try:
                 run.feed([*first, *islice(chunks, AHEAD * workers - 1)])
                 for receipt in run.receipts():
@@ -113,9 +112,9 @@ class RayEngine:
             ray.shutdown()
 
     def _start(self, ray: Any) -> None:
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it would report to its makers
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray would report to its makers
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-        for left in reversed(range(STARTS)):  # it gives up after 30 seconds, which a busy machine may need
+        for left in reversed(range(STARTS)):  # Ray gives up after 30 seconds, which a busy machine may need
             try:
                 ray.init("local", num_cpus=self._cores_here(), include_dashboard=False, **QUIET)
                 return
@@ -137,7 +136,7 @@ class RayEngine:
 
     @cached_property
     def _shares(self) -> tuple[int, int, int]:
-        """How many workers, and how many cores and GPUs each has."""
+        """The number of workers, and the cores and GPUs of each."""
         ray = _ray()
         if self._address == "local" and not ray.is_initialized():
             import torch
@@ -166,40 +165,38 @@ def _knock(address: str) -> None:
 
 
 class _Run:
-    """One run: what is under way, from the desk through Ray Data and back."""
+    """One run: chunks go through the queue and Ray Data to workers, and receipts come back."""
 
-    def __init__(self, setting: Setting, workers: int, gpus: int, on_batch: OnBatch) -> None:
+    def __init__(self, settings: WorkerSettings, workers: int, gpus: int, on_batch: OnBatch) -> None:
         ray = _ray()
         self.open: dict[int, Chunk] = {}
-        self._on_batch, self._fed = on_batch, 0
-        self._desk = ray.remote(Desk).options(num_cpus=0).remote()
-        if setting.timeout:
-            self._desk.watch.remote(setting.timeout)
-        read = ray.data.read_datasource(_datasource(self._desk), num_cpus=0, override_num_blocks=1)
+        self._on_batch, self._count = on_batch, 0
+        self._queue = ray.remote(ChunkQueue).options(num_cpus=0).remote()
+        read = ray.data.read_datasource(_datasource(self._queue), num_cpus=0, override_num_blocks=1)
         read.context.enable_progress_bars = False
-        read.context.target_max_block_size = 1  # a block for each chunk, so that each goes its own way
+        read.context.target_max_block_size = 1  # a block for each chunk, so chunks are distributed one by one
         self._receipts = read.map_batches(
-            Explaining,
-            fn_constructor_args=(setting, self._desk),
+            ChunkWorker,
+            fn_constructor_args=(settings, self._queue),
             batch_size=1,
             batch_format="pyarrow",
             compute=ray.data.ActorPoolStrategy(size=workers, max_tasks_in_flight_per_actor=2),
-            num_cpus=setting.threads,
+            num_cpus=settings.threads,
             num_gpus=gpus,
-        )  # Ray Data starts an actor that died again, and does its task again, without end: the desk counts deaths
+        )  # Ray Data restarts an actor that died and repeats its task, without end: the queue counts deaths
 
     def feed(self, chunks: Iterable[Chunk]) -> None:
-        """Put chunks on the desk; none means that there are no more."""
+        """Put chunks into the queue; no chunks: the queue is finished."""
         chunks = list(chunks)
         for chunk in chunks:
-            self.open[self._fed] = chunk
-            self._fed += 1
-            _ray().get(self._desk.put.remote(pickle.dumps(chunk)))
+            self.open[self._count] = chunk
+            self._count += 1
+            _ray().get(self._queue.put.remote(pickle.dumps(chunk)))
         if not chunks:
-            _ray().get(self._desk.finish.remote())
+            _ray().get(self._queue.finish.remote())
 
     def receipts(self) -> Iterator[Receipt]:
-        """What workers answer, as it comes."""
+        """The answers of workers, as they come."""
         for table in self._receipts.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
             yield from map(pickle.loads, table["receipt"].to_pylist())
 
@@ -207,24 +204,24 @@ class _Run:
         """Hand on the rows of a chunk that is done."""
         chunk = self.open.pop(receipt.place, None)
         if chunk is None:
-            return  # the answer came twice: a machine was lost on the way
+            return  # the answer came twice: a node was lost on the way
         if isinstance(receipt.batch, Exception):
             raise receipt.batch
         if receipt.deaths:
             log.warning(
-                "chunk %d, pictures %s to %s: %d workers died or hung, it was done again",
+                "chunk %d, images %s to %s: %d workers died or hung, it was done again",
                 chunk.number, chunk.items[0].key, chunk.items[-1].key, receipt.deaths,
             )  # fmt: skip
-        self._desk.done.remote(receipt.place)
+        self._queue.done.remote(receipt.place)
         self._on_batch(receipt.batch)
 
     def end(self) -> None:
-        """Stop what still runs."""
-        _ray().kill(self._desk)
+        """Stop the queue, and with it all work."""
+        _ray().kill(self._queue)
 
 
-def _datasource(desk: Any) -> Any:
-    """Ray Data's view of the desk: one task that reads chunk after chunk, each as a block of one row."""
+def _datasource(queue: Any) -> Any:
+    """Ray Data's view of the queue: one task that reads chunk after chunk, each as a block of one row."""
     from ray.data.block import BlockMetadata
     from ray.data.datasource import Datasource, ReadTask
 
@@ -234,26 +231,26 @@ def _datasource(desk: Any) -> Any:
 
         def get_read_tasks(self, parallelism: int, *args: Any, **options: Any) -> list[ReadTask]:
             size = BlockMetadata(num_rows=None, size_bytes=None, input_files=None, exec_stats=None)
-            return [ReadTask(lambda: _blocks(desk), size)]
+            return [ReadTask(lambda: _blocks(queue), size)]
 
     return Chunks()
 
 
-def _blocks(desk: Any) -> Iterator[pa.Table]:
+def _blocks(queue: Any) -> Iterator[pa.Table]:
     import pyarrow as pa
     import ray
 
     place = 0
-    while (chunk := ray.get(desk.take.remote(place))) is not None:
+    while (chunk := ray.get(queue.take.remote(place))) is not None:
         yield pa.table({"place": [place], "chunk": pa.array([chunk], pa.large_binary())})
         place += 1
 
 
 def _ray() -> Any:
-    """The library, with its data part, silent but for errors.
+    """The modules `ray` and `ray.data`; they log errors only.
 
     Raises:
-        DependencyError: if it is not installed.
+        DependencyError: if Ray is not installed.
     """
     try:
         import ray

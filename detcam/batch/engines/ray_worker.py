@@ -1,10 +1,11 @@
-"""What explains pictures inside a Ray cluster."""
+"""Worker of the Ray engine: explains chunks inside an actor of the cluster."""
 
 from __future__ import annotations
 
 import os
 import pickle
 from dataclasses import dataclass, replace
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from detcam.batch.dataset.dataset import Dataset
@@ -12,7 +13,7 @@ from detcam.batch.dataset.folder import Folder
 from detcam.batch.dataset.rows import Batch, failed
 from detcam.batch.engines.local import STARTS, TRIES, fatal, hung
 from detcam.batch.engines.local_worker import make_worker, portable
-from detcam.batch.engines.ray_queue import Signs
+from detcam.batch.engines.watchdog import Watchdog
 from detcam.batch.items import Chunk
 from detcam.errors import DetcamError, InputError
 
@@ -24,12 +25,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Receipt:
-    """What a worker sends to the driver.
+    """The answer of a worker to the driver.
 
     Attributes:
-        place: of the chunk at the desk.
-        batch: its rows, without those of objects if the worker kept them itself; or what is wrong.
-        deaths: workers that it killed or held up.
+        place: place of the chunk in the queue.
+        batch: rows of the chunk, without those of objects if the worker wrote them itself; or an error.
+        deaths: number of workers that the chunk killed or held up.
     """
 
     place: int
@@ -38,16 +39,16 @@ class Receipt:
 
 
 @dataclass(frozen=True)
-class Setting:
-    """What every worker is told.
+class WorkerSettings:
+    """Settings of every worker of a run.
 
     Attributes:
         options: what to explain, and how.
-        device: where; None: where the model is loaded.
-        threads: on the CPU.
-        folder: where the driver runs, so that relative paths mean the same here.
-        out: the folder of the dataset, if workers keep their rows themselves.
-        timeout: seconds for a picture, see `Engine`; 0: no limit.
+        device: device of the worker; None: where the model is loaded.
+        threads: threads on the CPU.
+        folder: working folder of the driver, to which relative paths refer.
+        out: folder of the dataset if workers write their rows themselves.
+        timeout: seconds for an image, see `Engine`; 0: no limit.
     """
 
     options: Options
@@ -58,13 +59,19 @@ class Setting:
     timeout: float = 0.0
 
 
-class Explaining:
-    """Explains chunks, in the table that the desk's are read into: the callable class of Ray Data's actor pool."""
+class ChunkWorker:
+    """Turns a table of chunks into a table of receipts: the callable class of Ray Data's actor pool.
 
-    def __init__(self, setting: Setting, desk: Any) -> None:
-        self._setting, self._desk = setting, desk
-        self._worker: Worker | None = None
-        self._signs: Signs | None = None
+    Args:
+        settings: of the run.
+        queue: handle of the `ChunkQueue` actor.
+        worker: None: made when the first chunk comes.
+    """
+
+    def __init__(self, settings: WorkerSettings, queue: Any, worker: Worker | None = None) -> None:
+        self._settings, self._queue, self._worker = settings, queue, worker
+        self._started = monotonic()
+        self._watchdog = Watchdog(settings.timeout)
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """A receipt for each chunk."""
@@ -75,44 +82,39 @@ class Explaining:
     def _receipt(self, place: int, packed: bytes) -> Receipt:
         try:
             chunk: Chunk = pickle.loads(packed)
-            deaths, late = self._begin(f"chunk {place}")
-            if deaths < TRIES and not late:
-                batch = self._explained(self._ready(), chunk, f"chunk {place}")
+            deaths, has_hung = self._begin(f"chunk {place}")
+            if deaths < TRIES and not has_hung:
+                batch = self._explained(self._ready(), chunk)
             else:
                 batch = self._one_by_one(self._ready(), chunk)
-            batch = self._kept(batch, chunk)
+            batch = self._written(batch, chunk)
             self._end(f"chunk {place}")
             return Receipt(place, batch, deaths)
         except Exception as error:
             return Receipt(place, portable(error))
 
     def _ready(self) -> Worker:
-        """The worker, made when the first chunk comes: what is wrong with its options is then told like the rest."""
+        """The worker, made when the first chunk comes: an error in its options is then answered like any other."""
         if self._worker is None:
-            start = f"start {_runtime().get_actor_id()}"  # an actor that is started again keeps its id
+            start = f"start {_runtime().get_actor_id()}"  # an actor that is restarted keeps its id
             if self._begin(start)[0] == STARTS:
                 raise DetcamError("workers die while they start: use fewer --workers, or a smaller model")
-            if os.path.isdir(self._setting.folder):
-                os.chdir(self._setting.folder)
-            if self._setting.out is not None and Dataset(Folder(self._setting.out)).manifest() is None:
-                raise InputError(f"{self._setting.out} is not seen by all machines: choose a shared folder or a URL")
-            setting = self._setting
-            self._worker = make_worker(setting.options, setting.device, _name(), setting.threads)
-            if setting.timeout:
-                runtime = _runtime()
-                self._signs = Signs(self._desk, runtime.get_actor_id(), runtime.current_actor, setting.timeout)
+            settings = self._settings
+            if os.path.isdir(settings.folder):
+                os.chdir(settings.folder)
+            if settings.out is not None and Dataset(Folder(settings.out)).manifest() is None:
+                raise InputError(f"{settings.out} is not seen by all machines: choose a shared folder or a URL")
+            self._worker = make_worker(settings.options, settings.device, _name(), settings.threads)
             self._end(start)
         return self._worker
 
-    def _explained(self, worker: Worker, chunk: Chunk, what: str) -> Batch:
-        """The rows of a chunk; the desk watches that it goes on."""
-        if self._signs is None:
-            return worker.run(chunk.items, chunk.number, chunk.places)
-        self._signs.watch(what)
+    def _explained(self, worker: Worker, chunk: Chunk) -> Batch:
+        """The rows of a chunk; a hang ends this process."""
+        self._watchdog()
         try:
-            return worker.run(chunk.items, chunk.number, chunk.places, self._signs.pulse)
+            return worker.run(chunk.items, chunk.number, chunk.places, self._watchdog)
         finally:
-            self._signs.rest()
+            self._watchdog.stop()
 
     def _one_by_one(self, worker: Worker, chunk: Chunk) -> Batch:
         """The rows of a chunk that killed or held up its workers."""
@@ -120,33 +122,34 @@ class Explaining:
         return Batch.joined([self._alone(worker, replace(chunk, places=(p,), items=(item,))) for p, item in places])
 
     def _alone(self, worker: Worker, chunk: Chunk) -> Batch:
-        item, what = chunk.items[0], f"picture {chunk.places[0]}"
-        tried, late = self._begin(what)
-        if tried < TRIES:
-            batch = self._explained(worker, chunk, what)
+        item, work = chunk.items[0], f"picture {chunk.places[0]}"
+        deaths, has_hung = self._begin(work)
+        if deaths < TRIES:
+            batch = self._explained(worker, chunk)
         else:
-            reason = hung(item, f"longer than {self._setting.timeout:g} s") if late else fatal(item)
-            batch = Batch.of(chunk.number, [failed(item, reason, _name())], self._setting.options.metrics)
-        self._end(what)
+            reason = hung(item, self._settings.timeout) if has_hung else fatal(item)
+            batch = Batch.of(chunk.number, [failed(item, reason, _name())], self._settings.options.metrics)
+        self._end(work)
         return batch
 
-    def _kept(self, batch: Batch, chunk: Chunk) -> Batch:
-        """The rows, written where they belong; those of objects are then left out of what travels to the driver."""
-        if self._setting.out is None or chunk.again:
+    def _written(self, batch: Batch, chunk: Chunk) -> Batch:
+        """The rows after writing them to `out`, without those of objects; the same rows if the driver writes them."""
+        if self._settings.out is None or chunk.again:
             return batch
-        written = Dataset(Folder(self._setting.out)).write(batch)
-        return Batch(batch.chunk, batch.objects.slice(0, 0), batch.pictures, written)
+        size = Dataset(Folder(self._settings.out)).write(batch)
+        return Batch(batch.chunk, batch.objects.slice(0, 0), batch.pictures, size)
 
-    def _begin(self, what: str) -> tuple[int, bool]:
+    def _begin(self, work: str) -> tuple[int, bool]:
+        """How many workers died over this work before, and whether the last of them hung, by its time."""
         import ray
 
-        before: tuple[int, bool] = ray.get(self._desk.begin.remote(what))
-        return before
+        deaths, seconds = ray.get(self._queue.begin.remote(work, monotonic() - self._started))
+        return deaths, 0 < self._settings.timeout <= seconds
 
-    def _end(self, what: str) -> None:
+    def _end(self, work: str) -> None:
         import ray
 
-        ray.get(self._desk.end.remote(what))
+        ray.get(self._queue.end.remote(work))
 
 
 def _runtime() -> Any:
@@ -156,5 +159,5 @@ def _runtime() -> Any:
 
 
 def _name() -> str:
-    """Machine and process, by which Ray's logs are found."""
+    """Node and process, by which Ray's logs are found."""
     return f"{_runtime().get_node_id()[:8]}-{os.getpid()}"

@@ -1,1 +1,1 @@
-"""Sources: the pictures of a job, from folders, lists, archives and tables."""
+"""Sources: the images of a job, from folders, lists, archives and tables."""

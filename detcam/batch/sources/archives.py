@@ -1,4 +1,4 @@
-"""Pictures inside larger files: WebDataset's tar files and Parquet tables."""
+"""Sources of images inside larger files: WebDataset tar files and Parquet tables."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 from detcam.batch.items import Item
-from detcam.batch.sources import storage as places
+from detcam.batch.sources import storage
 from detcam.batch.sources.listed import Listed, files, normal, text
 from detcam.errors import DependencyError, InputError, nearest
 from detcam.images import SUFFIXES
@@ -23,26 +23,26 @@ if TYPE_CHECKING:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-FILES_AT_ONCE = 8  # whose headers are read at the same time: an object store answers slowly, but many at once
-ROWS_AT_ONCE = 16  # pictures of a Parquet file in memory
+FILES_AT_ONCE = 8  # files whose headers are read in parallel: an object store answers slowly
+ROWS_AT_ONCE = 16  # images of a Parquet file in memory
 NAME = re.compile(r"^((?:.*/|)[^.]+)[.]([^/]*)$")  # WebDataset's key and suffix: up to the first dot of the last name
-WANTED = ("image", "img", "picture", "jpg", "png", "path", "image_path", "file_name", "uri", "url")  # usual columns
+USUAL = ("image", "img", "picture", "jpg", "png", "path", "image_path", "file_name", "uri", "url")  # column names
 
 
 def tar_source(name: str, folder: str, tars: Sequence[str], suffix: str | None = None) -> Listed:
-    """The pictures in WebDataset's tar files, each read by its place in the file; only headers are read here.
+    """The images in WebDataset tar files, each read by its byte range; only headers are read here.
 
     Args:
-        name: what the user called it.
-        folder: where the files lie.
+        name: SRC as the user gave it.
+        folder: folder of the files.
         tars: the files, relative to it.
-        suffix: take the members `KEY.suffix`; None: those with a picture's suffix.
+        suffix: take the members `KEY.suffix`; None: those with an image's suffix.
 
     Raises:
-        InputError: for a damaged file, for two pictures in one sample, and for two pictures of one key.
+        InputError: for a damaged file, for two images in a sample, and for two images with the same key.
     """
     with ThreadPoolExecutor(FILES_AT_ONCE) as pool:
-        listed = list(pool.map(lambda tar: _members(places.join(folder, tar), suffix), tars))
+        listed = list(pool.map(lambda tar: _members(storage.join(folder, tar), suffix), tars))
     firsts = list(accumulate((len(keys) for keys, _ in listed), initial=0))
     keys = [key for keys, _ in listed for key in keys]
 
@@ -50,41 +50,41 @@ def tar_source(name: str, folder: str, tars: Sequence[str], suffix: str | None =
         tar = bisect_right(firsts, i) - 1
         spans = listed[tar][1]
         place = 2 * (i - firsts[tar])
-        return Item(keys[i], f"{places.join(folder, tars[tar])}#bytes={spans[place]}+{spans[place + 1]}")
+        return Item(keys[i], f"{storage.join(folder, tars[tar])}#bytes={spans[place]}+{spans[place + 1]}")
 
     return Listed(name, keys, item)
 
 
 def _members(place: str, suffix: str | None) -> tuple[list[str], array[int]]:
-    """The keys of a tar's pictures, and the first byte and the size of each, one after the other."""
+    """The keys of a tar's images, and the spans [first byte, size, first byte, size, ...]."""
     keys: list[str] = []
     spans = array("Q")
     last = ""
-    with places.told(place), places.open_file(place) as file:
+    with storage.readable_errors(place), storage.open_file(place) as file:
         try:
             with tarfile.open(fileobj=file, mode="r:") as tar:
                 while (member := tar.next()) is not None:
-                    tar.members.clear()  # type: ignore[attr-defined]  # it would remember them all
-                    found = NAME.match(member.name)
-                    if found is None or not member.isreg() or not _is_wanted(found[2].lower(), suffix):
+                    tar.members.clear()  # type: ignore[attr-defined]  # else it would keep all members
+                    parts = NAME.match(member.name)
+                    if parts is None or not member.isreg() or not _is_wanted(parts[2].lower(), suffix):
                         continue
-                    key = text(normal(found[1])).lstrip("/")
+                    key = text(normal(parts[1])).lstrip("/")
                     if keys and key == keys[-1]:
                         raise InputError(
-                            f"{place}: {key!r} has two pictures ({last} and {found[2]}): choose one with --column"
+                            f"{place}: {key!r} has two images ({last} and {parts[2]}): choose one with --column"
                         )
                     keys.append(key)
                     spans.extend((member.offset_data, member.size))
-                    last = found[2]
+                    last = parts[2]
         except (tarfile.TarError, UnicodeError) as error:
-            raise InputError(f"{place} is no tar file, or is damaged ({error}): get a whole copy") from None
+            raise InputError(f"{place} is not a tar file, or is damaged ({error}): get a whole copy") from None
     return keys, spans
 
 
-def _is_wanted(found: str, suffix: str | None) -> bool:
+def _is_wanted(actual: str, suffix: str | None) -> bool:
     if suffix is not None:
-        return found == suffix.lower().lstrip(".")
-    return "." + found.rpartition(".")[2] in SUFFIXES
+        return actual == suffix.lower().lstrip(".")
+    return "." + actual.rpartition(".")[2] in SUFFIXES
 
 
 def parquet_source(
@@ -96,28 +96,28 @@ def parquet_source(
     key: str | None = None,
     web: bool = False,
 ) -> Listed:
-    """The pictures in the rows of Parquet files: bytes, paths, or the struct of both that `datasets` writes.
+    """The images in the rows of Parquet files: bytes, paths, or the struct of both that `datasets` writes.
 
     Args:
-        name: what the user called it.
-        folder: where the files lie.
+        name: SRC as the user gave it.
+        folder: folder of the files.
         tables: the files, relative to it.
-        root: where paths in them lead; None: `folder`.
-        column: the column of pictures; None: the one that looks like it.
-        key: the column of keys; None: paths where there are paths only, else `FILE#ROW`.
+        root: folder that paths in the files refer to; None: `folder`.
+        column: column of images; None: chosen by its metadata, type or name.
+        key: column of keys; None: the paths if the column holds paths only, else `FILE#ROW`.
         web: allow http(s) URLs as paths.
 
     Raises:
-        InputError: for a damaged file, columns that are not there or not clear, and two pictures of one key.
+        InputError: for a damaged file, columns that are missing or ambiguous, and two images with the same key.
     """
     with ThreadPoolExecutor(FILES_AT_ONCE) as pool:
-        heads = list(pool.map(lambda table: _head(places.join(folder, table)), tables))
-    column = _column(places.join(folder, tables[0]), heads[0][1], column)
+        heads = list(pool.map(lambda table: _head(storage.join(folder, table)), tables))
+    column = _column(storage.join(folder, tables[0]), heads[0][1], column)
     for table, (_, schema) in zip(tables, heads, strict=True):
         for wanted in filter(None, (column, key)):
             if wanted not in schema.names:
                 raise InputError(
-                    f"{places.join(folder, table)} has no column {wanted!r}: {nearest(wanted, schema.names)}"
+                    f"{storage.join(folder, table)} has no column {wanted!r}: {nearest(wanted, schema.names)}"
                 )
     if _kind(heads[0][1].field(column).type) == "path":
         keys = None if key is None else _texts(folder, tables, key)
@@ -127,11 +127,11 @@ def parquet_source(
         keys = [f"{text(table)}#{row}" for table, rows in zip(tables, counts, strict=True) for row in range(rows)]
     else:
         keys = _texts(folder, tables, key)
-    return _Rows(name, keys, [places.join(folder, table) for table in tables], counts, column, root or folder, web)
+    return _Rows(name, keys, [storage.join(folder, table) for table in tables], counts, column, root or folder, web)
 
 
 class _Rows(Listed):
-    """Pictures that come with their rows. Rows that follow each other are read in one go."""
+    """Images stored in rows. Consecutive rows are read in one pass."""
 
     def __init__(
         self,
@@ -156,20 +156,20 @@ class _Rows(Listed):
         try:
             cell = self._cell(i, table, row)
         except InputError:
-            return Item(self._keys[i], uri)  # whoever explains it tries again, and says what is wrong with this picture
+            return Item(self._keys[i], uri)  # the worker tries again, and reports what is wrong with this image
         data, path = (cell.get("bytes"), cell.get("path")) if isinstance(cell, dict) else (cell, None)
         if data is None and path:
-            places.check(path, self._web)
-            return Item(self._keys[i], path if places.is_url(path) else places.join(self._root, path))
+            storage.check(path, self._web)
+            return Item(self._keys[i], storage.join(self._root, path))
         return Item(self._keys[i], uri, data or b"")
 
     def _cell(self, i: int, table: int, row: int) -> Any:
-        found = next(self._cells, None) if i == self._next else None
-        if found is None:  # the next file, or another place
+        cell = next(self._cells, None) if i == self._next else None
+        if cell is None:  # the next file, or another place
             self._cells = _cells(self._tables[table], self._column, row)
-            found = next(self._cells)
+            cell = next(self._cells)
         self._next = i + 1
-        return found[0]
+        return cell[0]
 
 
 @contextmanager
@@ -180,11 +180,11 @@ def _table(place: str) -> Iterator[pq.ParquetFile]:
         raise DependencyError(f'{place} needs pyarrow, which is not installed: pip install "detcam[scale]"') from None
     import pyarrow as pa
 
-    with places.told(place), places.open_file(place) as file:
+    with storage.readable_errors(place), storage.open_file(place) as file:
         try:
-            yield pq.ParquetFile(file, buffer_size=1 << 20)  # reads columns piece by piece, not row groups whole
+            yield pq.ParquetFile(file, buffer_size=1 << 20)  # reads columns in pieces instead of whole row groups
         except pa.ArrowException as error:
-            raise InputError(f"{place} is no Parquet file, or is damaged ({error}): get a whole copy") from None
+            raise InputError(f"{place} is not a Parquet file, or is damaged ({error}): get a whole copy") from None
 
 
 def _head(place: str) -> tuple[int, pa.Schema]:
@@ -193,19 +193,19 @@ def _head(place: str) -> tuple[int, pa.Schema]:
 
 
 def _texts(folder: str, tables: Sequence[str], column: str) -> list[str]:
-    """A column of all files as text."""
+    """The values of a column in all files, as text."""
     values: list[str] = []
     for name in tables:
-        with _table(places.join(folder, name)) as table:
+        with _table(storage.join(folder, name)) as table:
             for batch in table.iter_batches(columns=[column]):
                 values.extend(batch.column(0).cast("string").to_pylist())
         if None in values:
-            raise InputError(f"{places.join(folder, name)}: column {column!r} has an empty row: fill it")
+            raise InputError(f"{storage.join(folder, name)}: column {column!r} has an empty row: fill it")
     return values
 
 
 def _cells(place: str, column: str, row: int) -> Iterator[tuple[Any]]:
-    """The values of a column from `row` on, each in a tuple, since one may be None."""
+    """The values of a column from `row` on, each in a tuple, since a value may be None."""
     with _table(place) as table:
         groups = range(table.num_row_groups)
         ends = list(accumulate(table.metadata.row_group(group).num_rows for group in groups))
@@ -217,27 +217,28 @@ def _cells(place: str, column: str, row: int) -> Iterator[tuple[Any]]:
             skip = max(0, skip - len(batch))
 
 
-def _column(place: str, schema: pa.Schema, asked: str | None) -> str:
-    """The column of pictures: what was asked for, or the one that is marked, typed or called like it."""
-    if asked is not None:
-        if asked in schema.names and _kind(schema.field(asked).type) is None:
-            raise InputError(f"{place}: column {asked!r} holds {schema.field(asked).type}, neither bytes nor paths")
-        return asked
+def _column(place: str, schema: pa.Schema, requested: str | None) -> str:
+    """The column of images: the requested one, else the one with such metadata, type or name."""
+    if requested is not None:
+        if requested in schema.names and _kind(schema.field(requested).type) is None:
+            held = schema.field(requested).type
+            raise InputError(f"{place}: column {requested!r} holds {held}, neither bytes nor paths")
+        return requested
     kinds = {field.name: _kind(field.type) for field in schema}
     marked = [name for name in _image_features(schema) if kinds.get(name)]
-    typed = [[name for name, found in kinds.items() if found == kind] for kind in ("struct", "bytes")]
-    called = [name for name, found in kinds.items() if found == "path" and name.lower() in WANTED]
-    for group in (marked, *typed, called):
-        best = [name for name in group if name.lower() in WANTED] if len(group) > 1 else group
+    typed = [[name for name in kinds if kinds[name] == kind] for kind in ("struct", "bytes")]
+    named = [name for name in kinds if kinds[name] == "path" and name.lower() in USUAL]
+    for group in (marked, *typed, named):
+        best = [name for name in group if name.lower() in USUAL] if len(group) > 1 else group
         if len(best) == 1:
             return best[0]
         if group:
-            raise InputError(f"{place}: pictures may be in {' or '.join(map(repr, group))}: choose with --column")
-    raise InputError(f"{place} has no column of pictures among {', '.join(schema.names)}: name it with --column")
+            raise InputError(f"{place}: images may be in {' or '.join(map(repr, group))}: choose with --column")
+    raise InputError(f"{place} has no column of images among {', '.join(schema.names)}: name it with --column")
 
 
 def _image_features(schema: pa.Schema) -> list[str]:
-    """The columns that `datasets` marked as pictures."""
+    """The columns that `datasets` marked as images."""
     try:
         features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
         return [name for name, feature in features.items() if feature["_type"] == "Image"]

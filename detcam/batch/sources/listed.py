@@ -1,4 +1,4 @@
-"""A source whose keys are in memory, and the names of files that become keys."""
+"""Source with its keys in memory, and file names as keys."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import posixpath
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from detcam.batch.items import Item
-from detcam.batch.sources import storage as places
+from detcam.batch.sources import storage
 from detcam.errors import InputError
 
 
@@ -16,19 +16,19 @@ class Listed:
     """A Source whose keys are in memory.
 
     Args:
-        name: what the user called it.
-        keys: one for each picture, in order.
-        item: the picture at a place.
+        name: SRC as the user gave it.
+        keys: key of each image, in order.
+        item: gives the image at a place.
 
     Raises:
-        InputError: for two pictures of one key.
+        InputError: for two images with the same key.
     """
 
     def __init__(self, name: str, keys: Sequence[str], item: Callable[[int], Item]) -> None:
         self._name, self._keys, self._item = name, keys, item
-        twice = _first_repeated(keys)
-        if twice is not None:
-            raise InputError(f"{name}: two pictures are called {twice!r}: rename one, or leave it out")
+        repeated = _first_repeated(keys)
+        if repeated is not None:
+            raise InputError(f"{name}: two images are called {repeated!r}: rename one, or leave it out")
 
     @property
     def name(self) -> str:
@@ -60,33 +60,36 @@ def _first_repeated(keys: Sequence[str]) -> str | None:
 
 
 def files(name: str, folder: str, paths: Iterable[str], web: bool = False, keys: Sequence[str] | None = None) -> Listed:
-    """A source of files, named relative to `folder`, absolutely, or by URLs; their names are the keys without `keys`.
+    """A source of image files.
+
+    Args:
+        name: SRC as the user gave it.
+        folder: folder that relative paths refer to.
+        paths: relative paths, absolute paths or URLs.
+        web: allow http(s) URLs.
+        keys: key of each image; None: its path.
 
     Raises:
-        InputError: for two pictures of one key, and for URLs that are not allowed.
+        InputError: for two images with the same key, and for URLs that are not allowed.
     """
     listed = list(paths)
     for path in listed:
-        places.check(path, web)
+        storage.check(path, web)
     named = [text(path) for path in listed] if keys is None else keys
-
-    def item(i: int) -> Item:
-        return Item(named[i], listed[i] if places.is_url(listed[i]) else places.join(folder, listed[i]))
-
-    return Listed(name, named, item)
+    return Listed(name, named, lambda i: Item(named[i], storage.join(folder, listed[i])))
 
 
 def text(path: str) -> str:
-    r"""A name of a file as text that can be written as UTF-8: bytes that are none become `\xff`."""
+    r"""A file name as text that can be encoded as UTF-8: bytes that are not valid become `\xff`."""
     if path.isascii():
         return path
     try:
         data = os.fsencode(path)
-    except UnicodeEncodeError:  # half of a pair of surrogates: no file's name, but JSON can say it
+    except UnicodeEncodeError:  # half of a surrogate pair: not a file name, but possible in JSON
         data = path.encode("utf-8", "backslashreplace")
     return data.decode("utf-8", "backslashreplace")
 
 
 def normal(path: str) -> str:
-    """`./a//b/../c.jpg` as `a/c.jpg`; URLs as they are."""
-    return path if places.is_url(path) else posixpath.normpath(path)
+    """`./a//b/../c.jpg` as `a/c.jpg`; URLs unchanged."""
+    return path if storage.is_url(path) else posixpath.normpath(path)

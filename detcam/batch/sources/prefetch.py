@@ -1,4 +1,4 @@
-"""Pictures read and decoded ahead of the model, those of like size together."""
+"""Reads and decodes images ahead of the model, in batches of similar size."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from detcam.images import decode_image, stored_size
 
 T = TypeVar("T")
 
-WINDOW = 32  # pictures whose files are in memory at a time, and among which those of like size are looked for
-READERS = 8  # files read or decoded at the same time: an object store answers slowly, but many at once
-PIXELS = 32 * 2**20  # of a batch: larger pictures come in smaller batches
+WINDOW = 32  # images whose files are in memory at a time, and among which batches are formed
+READERS = 8  # files read or decoded in parallel: an object store answers slowly
+PIXELS = 32 * 2**20  # of a batch: larger images come in smaller batches
 
 
 @dataclass(frozen=True)
 class Picture:
-    """An item that was read.
+    """An item that was read and decoded.
 
     Attributes:
-        position: its place among the items.
-        item: what was read.
+        position: index in the list of items.
+        item: the item.
         image: [H, W, 3] uint8 RGB; None: it could not be read or decoded.
-        error: why not.
+        error: the reason of that.
     """
 
     position: int
@@ -44,16 +44,16 @@ class _File:
     item: Item
     data: bytes
     error: str
-    size: tuple[int, int]  # (height, width); zeros if it is no picture
+    size: tuple[int, int]  # (height, width); zeros if it is not an image
 
 
 def batches(items: Sequence[Item], size: int, tick: Callable[[], None] = lambda: None) -> Iterator[list[Picture]]:
-    """All items in batches of up to `size` pictures of like size; the next batch is decoded while one is in use.
+    """All items in batches of similar image size; the next batch is decoded while a batch is in use.
 
     Args:
-        items: the pictures.
-        size: of a batch.
-        tick: called, in some thread, whenever a file was read or decoded.
+        items: the images.
+        size: images in a batch, at most.
+        tick: called, in any thread, whenever a file was read or decoded.
     """
     with ThreadPoolExecutor(READERS) as readers:
         yield from ahead(_batches(items, size, readers, tick))
@@ -84,7 +84,7 @@ def _file(position: int, item: Item) -> _File:
 
 
 def _alike(files: Sequence[_File], size: int) -> Iterator[list[_File]]:
-    """Groups of up to `size`: sorted by aspect, since pictures of one aspect get one shape in the network's input."""
+    """Groups of up to `size` by aspect ratio: images of equal aspect have equal shapes in the network's input."""
     group: list[_File] = []
     for file in sorted(files, key=lambda f: (f.size[0] / max(f.size[1], 1), f.size)):
         pixels = sum(height * width for height, width in (f.size for f in (*group, file)))
@@ -103,12 +103,12 @@ def _decoded(file: _File) -> Picture:
         return Picture(file.position, file.item, decode_image(file.data, file.item.uri))
     except ImageError as error:
         return Picture(file.position, file.item, None, str(error))
-    except Exception as error:  # memory, or a decoder's own: the other pictures go on
+    except Exception as error:  # out of memory, an error of the decoder, ...: the other images go on
         return Picture(file.position, file.item, None, f"{file.item.uri} cannot be decoded ({error!r})")
 
 
 def ahead(values: Iterator[T]) -> Iterator[T]:
-    """The same values, each made in a thread while the one before is in use."""
+    """The same values; each is computed in a thread while the previous value is in use."""
     with ThreadPoolExecutor(1) as thread:
         coming = thread.submit(next, values, None)
         while (value := coming.result()) is not None:

@@ -1,4 +1,4 @@
-"""The bytes of one picture, wherever it lies: a file, a part of a larger file, or a row of a table."""
+"""Reads the bytes of an image: a file, a span of a larger file, or a cell of a table."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from pathlib import Path
 from typing import Any
 
 from detcam.batch.items import Item
-from detcam.batch.sources.storage import is_url, open_file, opened_store
+from detcam.batch.sources.storage import open_file, opened_store, path_on_disk
 from detcam.errors import ImageError, InputError
 from detcam.files import read_regular
 from detcam.images import MAX_BYTES
 
-AT_ONCE = 16 << 20  # bytes that a store is asked for first: nearly every picture is smaller, and costs one request
+AT_ONCE = 16 << 20  # bytes of the first request to a store: nearly every image is smaller and costs one request
 PART = re.compile(r"#(?:bytes=(?P<first>\d+)\+(?P<count>\d+)|row=(?P<row>\d+)&column=(?P<column>.+))$")
 
 
 def read_bytes(item: Item) -> bytes:
-    """The bytes of an item's file.
+    """The bytes of an image.
 
     Raises:
         ImageError: if they cannot be read.
@@ -27,7 +27,7 @@ def read_bytes(item: Item) -> bytes:
 
 
 def read_uri(uri: str) -> bytes:
-    """The bytes that a `uri` of `Item` stands for.
+    """The bytes of the image at an `Item.uri`.
 
     Raises:
         ImageError: if they cannot be read.
@@ -44,63 +44,58 @@ def read_uri(uri: str) -> bytes:
         raise ImageError(str(error)) from None
     except FileNotFoundError:
         raise ImageError(f"{uri} does not exist: check the path") from None
-    except Exception as error:  # file systems of object stores raise whatever their library raises
+    except Exception as error:  # file systems of stores raise their library's errors
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise ImageError(f"{uri} cannot be read ({reason}): check the path and its permissions") from None
 
 
 def _whole(file: str) -> bytes:
-    if not is_url(file):
-        return read_regular(Path(file), MAX_BYTES)
+    if (path := path_on_disk(file)) is not None:
+        return read_regular(Path(path), MAX_BYTES)
     if file.startswith(("http://", "https://")):
         return _streamed(file)
     data = _start(file)
     if len(data) < AT_ONCE:
         return data
-    system, path = opened_store(file)
-    size = system.size(path)
-    return data + _span(file, len(data), _bounded(size) - len(data))
+    system, key = opened_store(file)
+    return data + _span(file, len(data), _checked(system.size(key)) - len(data))
 
 
 def _start(file: str) -> bytes:
-    """The first bytes of a store's file: to ask for its size before would be one more request for every picture."""
+    """The first bytes of a file in a store, without asking for its size, which would be another request."""
     system, path = opened_store(file)
     try:
         data: bytes = system.cat_file(path, start=0, end=AT_ONCE)
     except (FileNotFoundError, PermissionError):
         raise
     except Exception:
-        if system.size(path) == 0:  # stores call that an error, too: it has no first byte
+        if system.size(path) == 0:  # an error in some stores: the file has no first byte
             return b""
         raise
     return data
 
 
 def _streamed(file: str) -> bytes:
-    """A file of the web: its server may ignore that a part was asked for, and never end."""
+    """A file on the web, whose server may ignore ranges and send without end."""
     system, path = opened_store(file)
     data = bytearray()
-    with system.open(path, "rb", block_size=0, size=1) as opened:  # any size: it would be one more request
+    with system.open(path, "rb", block_size=0, size=1) as opened:  # any size, else it would be asked for
         while part := opened.read(AT_ONCE):
             data += part
-            _bounded(len(data))
+            _checked(len(data))
     return bytes(data)
 
 
 def _span(file: str, first: int, count: int) -> bytes:
-    if not _bounded(count):
+    if not _checked(count):
         return b""
-    if is_url(file):
-        system, path = opened_store(file)
-        data: bytes = system.cat_file(path, start=first, end=first + count)
-        return data
-    with open(file, "rb") as opened:
-        opened.seek(first)
-        return opened.read(count)
+    system, path = opened_store(file)
+    data: bytes = system.cat_file(path, start=first, end=first + count)
+    return data
 
 
-def _bounded(size: int) -> int:
-    """The size, if a picture may have it."""
+def _checked(size: int) -> int:
+    """The size in bytes if an image may have it, else OSError."""
     if size > MAX_BYTES:
         raise OSError(errno.EFBIG, f"longer than {MAX_BYTES:,} bytes")
     return size
@@ -122,5 +117,5 @@ def _row(file: str, row: int, column: str) -> bytes:
             raise ImageError(f"{file} has no such row: it changed since it was listed")
     value = value["bytes"] if isinstance(value, dict) else value
     if not isinstance(value, bytes):
-        raise ImageError(f"{file}: column {column!r} holds no bytes in that row")
+        raise ImageError(f"{file}: column {column!r} has no bytes in that row")
     return value

@@ -1,7 +1,7 @@
-"""Folders and object stores: what lies in them, in a fixed order, and their files to read.
+"""Storage: lists and opens files on disk and in object stores through fsspec.
 
-A place is a path of this machine, or a URL (`s3://bucket/photos`) that fsspec opens. Both are listed in the order of
-their names as text, so that a folder and its copy in a bucket give the same order.
+A place is a path on this machine or a URL (`s3://bucket/photos`). Both are listed in the order of their names as text,
+so a folder and its copy in a bucket give the same order.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from detcam.errors import DependencyError, DetcamError, InputError
 
 WEB = ("http", "https", "ftp")
 STORES = ("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "oci", "oss", "hdfs", "hf", "file", "memory")
-READ_AHEAD = 8 << 20  # bytes fetched at once from an object store by those who read a file from start to end
+READ_AHEAD = 8 << 20  # bytes fetched at once from an object store when a file is read from start to end
 
 
 def is_url(place: str) -> bool:
@@ -29,10 +29,10 @@ def is_url(place: str) -> bool:
 
 
 def check(place: str, web: bool = False) -> None:
-    """Refuse URLs of the web unless `web`, and of what is no store of files.
+    """Check that `place` is a path, or the URL of a known store or, with `web`, of the web.
 
     Raises:
-        InputError: with the URL and what to do.
+        InputError: for another URL.
     """
     if not is_url(place):
         return
@@ -43,92 +43,104 @@ def check(place: str, web: bool = False) -> None:
         raise InputError(f"{place}: unknown kind of store {protocol!r}: use one of {', '.join(STORES)}")
 
 
-def opened_store(url: str) -> tuple[Any, str]:
-    """The fsspec file system of `url` and the path in it.
+def path_on_disk(place: str) -> str | None:
+    """The path of a place on this machine; None for a place in a store."""
+    path = place.removeprefix("file://")
+    return None if is_url(path) else path
+
+
+def absolute(place: str) -> str:
+    """The same place for a process with another working folder."""
+    return place if is_url(place) else os.path.abspath(place)
+
+
+def opened_store(place: str) -> tuple[Any, str]:
+    """The fsspec file system of a place, and the path in it.
 
     Raises:
         DependencyError: if the store's library is not installed.
     """
+    if (path := path_on_disk(place)) is not None:
+        from fsspec.implementations.local import LocalFileSystem
+
+        return LocalFileSystem(), os.path.join(os.getcwd(), path)  # absolute: fsspec gives "~" and ":" a meaning
     from fsspec.core import url_to_fs
 
     try:
-        system, path = url_to_fs(url)
+        system, path = url_to_fs(place)
     except ImportError as error:
-        raise DependencyError(f'{url} cannot be opened ({error}): pip install "detcam[scale]" has S3') from None
+        raise DependencyError(f'{place} cannot be opened ({error}): pip install "detcam[scale]" has S3') from None
     return system, str(path)
 
 
 def is_folder(place: str) -> bool:
     """Whether `place` is a folder, or a prefix under which a store has files."""
-    if not is_url(place):
-        return os.path.isdir(place)
-    system, path = opened_store(place)
-    with told(place):
+    with readable_errors(place):
+        system, path = opened_store(place)
         return bool(system.isdir(path))
 
 
 def is_file(place: str) -> bool:
     """Whether `place` is a file."""
-    if not is_url(place):
-        return os.path.isfile(place)
-    system, path = opened_store(place)
-    with told(place):
+    with readable_errors(place):
+        system, path = opened_store(place)
         return bool(system.isfile(path))
 
 
 def open_file(place: str) -> IO[bytes]:
-    """The file, open to read and to seek in.
+    """The file, open for reading and seeking.
 
     Raises:
-        InputError: if it is missing or cannot be read.
+        InputError: if the file is missing or cannot be read.
     """
-    with told(place):
-        if not is_url(place):
-            return open(place, "rb")
+    with readable_errors(place):
         system, path = opened_store(place)
         file: IO[bytes] = system.open(path, "rb", block_size=READ_AHEAD)
         return file
 
 
 def parent(place: str) -> str:
-    """The folder that a file lies in."""
-    return place.rsplit("/", 1)[0] if is_url(place) else os.path.dirname(place) or "."
+    """The folder of a file."""
+    return os.path.dirname(place) or "."
 
 
-def join(folder: str, relative: str) -> str:
-    """The place of `relative` in `folder`."""
-    return f"{folder.rstrip('/')}/{relative}" if is_url(folder) else os.path.join(folder, relative)
+def join(folder: str, name: str) -> str:
+    """The place of `name` in `folder`; a URL stays as it is, and so does an absolute path if `folder` is a path."""
+    if is_url(name):
+        return name
+    return f"{folder.rstrip('/')}/{name}" if is_url(folder) else os.path.join(folder, name)
 
 
 def walk(folder: str, depth: int | None = None) -> Iterator[str]:
     """The files under `folder`, as paths relative to it with `/`, in the order of their text.
 
-    Names that begin with a dot are left out, as `ls` and globs do. Links are followed; with no `depth`, every real
-    folder is entered once, so that loops of links end.
+    Names that begin with a dot are left out, as by `ls` and globs. Links are followed; without `depth`, every real
+    folder is entered once, so loops of links end.
 
     Args:
         folder: a place.
-        depth: how many levels to go down; 1 lists the folder itself, None goes all the way.
+        depth: levels of folders to list; 1: the folder itself only, None: all levels.
 
     Raises:
         InputError: if a folder cannot be listed.
     """
-    return _walk_store(folder) if is_url(folder) else _walk_local(folder, depth)
+    path = path_on_disk(folder)
+    return _walk_store(folder) if path is None else _walk_disk(path, depth)
 
 
 def _walk_store(url: str) -> Iterator[str]:
     system, root = opened_store(url)
     root = root.rstrip("/")
-    with told(url):
-        system.invalidate_cache(root)  # or a listing of an hour ago would come back
-        found = sorted(system.find(root))
-    for path in found:
+    with readable_errors(url):
+        system.invalidate_cache(root)  # else an earlier listing would come back
+        paths = sorted(system.find(root))
+    for path in paths:
         relative = path[len(root) :].lstrip("/")
         if relative and not any(part.startswith(".") for part in relative.split("/")):
             yield relative
 
 
-def _walk_local(folder: str, depth: int | None) -> Iterator[str]:
+def _walk_disk(folder: str, depth: int | None) -> Iterator[str]:
     entered = {_identity(folder)}
     levels = [("", iter(_names(folder)))]
     while levels:
@@ -147,19 +159,19 @@ def _walk_local(folder: str, depth: int | None) -> Iterator[str]:
 
 
 def _identity(folder: str) -> tuple[int, int]:
-    with told(folder):
+    with readable_errors(folder):
         info = os.stat(folder)
     return info.st_dev, info.st_ino
 
 
 def _names(folder: str) -> list[str]:
-    """The names in a folder in order, those of folders with a slash at the end: so they sort as whole paths do."""
-    with told(folder), os.scandir(folder) as entries:
+    """The sorted names in a folder. Names of folders end with a slash, so names sort as whole paths do."""
+    with readable_errors(folder), os.scandir(folder) as entries:
         return sorted(filter(None, map(_name, entries)))
 
 
 def _name(entry: os.DirEntry[str]) -> str | None:
-    """None for what is hidden, and for what is neither folder nor file: opening a pipe would wait for ever."""
+    """The name, with a slash if it is a folder; None for hidden entries, and for pipes and devices, which may block."""
     if entry.name.startswith("."):
         return None
     if not entry.is_symlink():
@@ -167,23 +179,23 @@ def _name(entry: os.DirEntry[str]) -> str | None:
     try:
         mode = entry.stat().st_mode
     except OSError:
-        return entry.name  # a broken link: reading it will say so
+        return entry.name  # a broken link: reading it reports that
     return entry.name + "/" if stat.S_ISDIR(mode) else entry.name if stat.S_ISREG(mode) else None
 
 
 def has_pattern(place: str) -> bool:
-    """Whether `place` is a glob or has braces, and no file of that very name exists."""
+    """Whether `place` is a glob or has braces, and no file has this exact name."""
     return bool(re.search(r"[*?\[{]", place)) and (is_url(place) or not os.path.exists(place))
 
 
 def expand(pattern: str) -> tuple[str, Iterable[str]]:
     """The files that match a glob: the folder that its fixed part names, and their paths relative to that.
 
-    `*`, `?` and `[...]` match within a name, `**` any folders. `{a,b}` and `{000..012}` stand for each of theirs, and
-    without anything else to match they are taken as they are, in their order: nothing is listed.
+    `*`, `?` and `[...]` match within a name, `**` matches any folders. `{a,b}` and `{000..012}` stand for each of their
+    elements; if there is nothing else to match, the names are returned in this order and nothing is listed.
 
     Raises:
-        InputError: if that folder does not exist.
+        InputError: if the folder does not exist.
     """
     patterns = list(braces(pattern))
     root = _fixed_part(patterns)
@@ -194,35 +206,35 @@ def expand(pattern: str) -> tuple[str, Iterable[str]]:
         raise InputError(f"{pattern}: there is no folder {root}: check the path")
     parts = [_parts(rest) for rest in rests]
     depth = None if any("**" in names for names in parts) else max(map(len, parts))
-    found = walk(root or ".", depth)
-    return root or ".", (name for name in found if any(_matches(names, name.split("/")) for names in parts))
+    files = walk(root or ".", depth)
+    return root or ".", (name for name in files if any(_matches(names, name.split("/")) for names in parts))
 
 
 def braces(pattern: str) -> Iterator[str]:
     """`a{1,2}` as `a1`, `a2`; `a{08..10}` as `a08`, `a09`, `a10`."""
-    found = re.search(r"\{([^{}]*)\}", pattern)
-    if found is None:
+    innermost = re.search(r"\{([^{}]*)\}", pattern)
+    if innermost is None:
         yield pattern
         return
-    numbers = re.fullmatch(r"(\d+)\.\.(\d+)", found.group(1))
+    numbers = re.fullmatch(r"(\d+)\.\.(\d+)", innermost.group(1))
     if numbers:
         first, last = numbers.groups()
         choices = [str(i).zfill(len(first)) for i in range(int(first), int(last) + 1)]
     else:
-        choices = found.group(1).split(",")
+        choices = innermost.group(1).split(",")
     for choice in choices:
-        yield from braces(pattern[: found.start()] + choice + pattern[found.end() :])
+        yield from braces(pattern[: innermost.start()] + choice + pattern[innermost.end() :])
 
 
 def _fixed_part(patterns: list[str]) -> str:
-    """The folder that all patterns share, up to the first name with something to match."""
+    """The folder that all patterns share, up to the first name with a wildcard."""
     shared = os.path.commonprefix(patterns)  # noqa: RUF071 (letters: commonpath would break URLs)
     magic = re.search(r"[*?\[]", shared)
     return shared[: magic.start() if magic else len(shared)].rpartition("/")[0] or ("/" if shared[:1] == "/" else "")
 
 
 def _parts(pattern: str) -> list[str]:
-    """The names of a pattern; `**` repeated counts once."""
+    """The names of a pattern; a repeated `**` is one."""
     return [name for name, _ in itertools.groupby(posixpath.normpath(pattern).split("/"))]
 
 
@@ -235,8 +247,8 @@ def _matches(pattern: list[str], names: list[str]) -> bool:
 
 
 @contextmanager
-def told(place: str) -> Iterator[None]:
-    """Errors of the operating system and of stores become one line that names the place."""
+def readable_errors(place: str) -> Iterator[None]:
+    """Turn errors of the operating system and of stores into an InputError of one line that names the place."""
     try:
         yield
     except DetcamError:
