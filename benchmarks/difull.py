@@ -1,11 +1,11 @@
-"""Pictures in tiles: heat that lies in another tile than the object's is wrong, by construction or by comparison.
+"""D-DiFull and the same-class grid: the share of the heat in the tile of the explained object.
 
-- `difull`: D-DiFull. The detector runs on each tile by itself, and what its layers put out is laid side by side before
-  a method reads it. No score depends on another tile, so any heat there is wrong with certainty. After Rao et al. 2022,
-  "Towards Better Understanding Attribution Methods" (DiFull), for detectors.
-- `same_class_grid`: one picture of four tiles, each with an object of the same class. The detector sees all of it, so
-  heat in another tile may be meant, but what is there explains that object as well as this one. After the grid pointing
-  game of Bohle et al. 2021, "Convolutional Dynamic Alignment Networks for Interpretable Classifications".
+- `difull`: D-DiFull. The detector runs on each tile separately, and the activations of the tiles are stitched before a
+  method reads them. No score depends on another tile, so heat there is certainly wrong. After Rao et al. 2022, "Towards
+  Better Understanding Attribution Methods" (DiFull), for detectors.
+- `same_class_grid`: an image of four tiles, each with an object of the same class. The detector sees the whole image;
+  heat in another tile explains the object there as well as this object. After the grid pointing game of Bohle et al.
+  2021, "Convolutional Dynamic Alignment Networks for Interpretable Classifications".
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ class Tiled:
     """A map over four tiles.
 
     Attributes:
-        tile: that of the explained object.
-        map: [2 h, 2 w] raw, before ReLU, at the resolution of the cut.
+        tile: of the explained object.
+        map: [2 h, 2 w] raw, before ReLU, at the resolution of the layers.
     """
 
     tile: int
@@ -52,13 +52,13 @@ class Tiled:
 
     @property
     def inside(self) -> float:
-        """Share of the positive relevance in the object's own tile, in [0, 1]; 0 for a map without any."""
+        """Share of the positive relevance in the object's tile, in [0, 1]; 0 for a map without any."""
         heat = self.map.nan_to_num().clamp(min=0)[None]
         return float(energy(heat, tile_mask(self.tile, (heat.shape[1], heat.shape[2]))[None].to(heat.device)))
 
 
 def tile_mask(tile: int, size: tuple[int, int]) -> Tensor:
-    """[height, width] bool: the pixels of one of the four tiles, counted by row."""
+    """[height, width] bool: the pixels of a tile, numbered by row."""
     mask = torch.zeros(2, size[0] // 2, 2, size[1] // 2, dtype=torch.bool)
     mask[tile // 2, :, tile % 2] = True
     return mask.view(size)
@@ -71,38 +71,38 @@ def side_by_side(tensors: Tensor) -> Tensor:
 
 
 def difull_maps(adapter: Adapter, method: Method, plan: LayerPlan, tiles: Sequence[Image], target: str) -> list[Tiled]:
-    """The maps of the best scored object of each of four tiles, from features laid side by side.
+    """The maps of the best-scored object of each of four tiles, from stitched activations.
 
     Args:
         adapter: the model.
-        method: any method that reads activations or gradients.
-        plan: the layers, and how their maps are fused.
-        tiles: four pictures [H, W, 3] uint8 RGB of one size.
+        method: a method that reads activations or gradients.
+        plan: the layers and the fusion of their maps.
+        tiles: four images [H, W, 3] uint8 RGB of the same size.
         target: the scalar that is explained.
 
     Returns:
-        At most four maps: none for a tile in which nothing was found.
+        At most four maps: none for a tile without detections.
     """
     placed = [adapter.prepare(tile) for tile in tiles]
     capture = Capture({name: adapter.module.get_submodule(name) for name in plan.names}, plan.cut_all)
     with torch.enable_grad(), capture:
         outputs = adapter.forward(torch.stack([pixels for pixels, _ in placed]), max_det=300)
     objects = adapter.detect(outputs, [geometry for _, geometry in placed], CONF, 0.7, 300)
-    best = [found.select(found.scores.argsort(descending=True)[:1]) for found in objects]
-    where = torch.tensor([tile for tile, found in enumerate(best) if len(found)], device=adapter.device)
+    best = [detected.select(detected.scores.argsort(descending=True)[:1]) for detected in objects]
+    where = torch.tensor([tile for tile, detected in enumerate(best) if len(detected)], device=adapter.device)
     layers = {layer.name: layer.tensor for layer in capture.captured}
     scalars = adapter.score(outputs, best, target)
     maps = []
     for i, tile in enumerate(where.tolist()):
-        own = plan.fuse == "level"
-        read = [layers[plan.names[int(best[tile].level)]]] if own else list(layers.values())
+        level = [plan.names[int(best[tile].level)]] if plan.fuse == "level" else layers
+        read = [layers[name] for name in level]
         _, gradients = next(method.gradients(scalars[i : i + 1], where[i : i + 1], read))
         maps.append(Tiled(tile, _stitched(method, read, gradients, tile)))
     return maps
 
 
 def _stitched(method: Method, layers: list[Tensor], gradients: list[Tensor | None], tile: int) -> Tensor:
-    """[2 h, 2 w], from layers [4, C, h, w] and the gradient [1, C, h, w] of the one tile that the score depends on."""
+    """[2 h, 2 w], from layers [4, C, h, w] and the gradient [1, C, h, w] of the tile of the object."""
     parts = []
     for layer, gradient in zip(layers, gradients, strict=True):
         whole = torch.zeros_like(layer)
@@ -110,7 +110,7 @@ def _stitched(method: Method, layers: list[Tensor], gradients: list[Tensor | Non
             whole[tile] = gradient[0]
         acts, grads = side_by_side(layer.detach()), side_by_side(whole)
         parts.append(method.maps(acts.float(), grads.float() if method.object_specific else None).detach())
-    # Cells are enlarged without smoothing, which would smear them over the border of the tile.
+    # Nearest: other interpolation would smear cells over the border of the tile.
     finest = max((part.shape[1:] for part in parts), key=lambda shape: shape[0] * shape[1])
     return torch.stack([interpolate(part[:, None], finest, mode="nearest")[0, 0] for part in parts]).sum(dim=0)
 
@@ -118,16 +118,17 @@ def _stitched(method: Method, layers: list[Tensor], gradients: list[Tensor | Non
 def tiled_maps(
     adapter: Adapter, method: Method | Combination, layers: str, tiles: Sequence[Image], target: str
 ) -> list[Tiled]:
-    """`difull_maps` at a preset of layers; of a combination of methods, each at its own, what they join to."""
+    """`difull_maps` at a preset of layers; for a combination, the joined maps of its methods at their layers."""
     if isinstance(method, Method):
         return difull_maps(adapter, method, adapter.layers(layers), tiles, target)
-    made = []
+    parts = []
     for part in method.parts:
         if not isinstance(part.method, Method) or not isinstance(part.layers, str):
-            raise MethodError(f"method {method.name}: no D-DiFull of parts that sweep, or at layers by name")
+            raise MethodError(f"method {method.name}: D-DiFull needs parts without sweeps, at presets of layers")
         preset = part.method.layers if part.layers == "auto" else part.layers
-        made.append(tiled_maps(adapter, part.method, preset, tiles, target))
-    return [Tiled(own[0].tile, method.join([one.map[None] for one in own])[0]) for own in zip(*made, strict=True)]
+        parts.append(tiled_maps(adapter, part.method, preset, tiles, target))
+    joined = zip(*parts, strict=True)
+    return [Tiled(tiled[0].tile, method.join([part.map[None] for part in tiled])[0]) for tiled in joined]
 
 
 def difull(
@@ -142,17 +143,17 @@ def difull(
     """D-DiFull of methods that read activations or gradients, on planted scenes.
 
     Args:
-        methods: names; "all" for every one that applies. Others, which read the picture itself, are left out.
+        methods: names; "all" for all that apply. Methods that read the image itself are left out.
         layers: "level", "evidence", or both.
-        grids: how many pictures of four tiles.
+        grids: number of images of four tiles.
         seed: of the choice of scenes.
-        progress: called after every picture with (done, in all).
+        progress: called after every image with (done, total).
         variant: see `detcam.scenes.planted`.
         target: the scalar that is explained.
 
     Returns:
         A row for each method and layers: "name", "objects", and "inside" with the mean share of the relevance in the
-        object's own tile and the ends of its 95 % interval.
+        object's tile and its 95 % interval.
     """
     names = list(METHODS) if list(methods) == ["all"] else list(methods)
     taking_part: list[tuple[str, Method | Combination, str]] = []
@@ -183,7 +184,7 @@ def difull(
 def _built(name: str) -> Any:
     try:
         return get_method(name)
-    except (InputError, TypeError):  # `captum` is no method by itself
+    except (InputError, TypeError):  # `captum` alone is not a method
         return None
 
 
@@ -197,7 +198,7 @@ def same_class_grid(
     target: str = "class",
     quick: bool = False,
 ) -> list[dict[str, Any]]:
-    """The same-class grid: the share of the heat in the tile of the explained object, of methods of every kind.
+    """The same-class grid: the share of the heat in the tile of the explained object, for all methods.
 
     The arguments and rows are those of `difull`; `methods` and `quick` as in `contenders`.
     """
@@ -213,10 +214,10 @@ def same_class_grid(
             tile_of = (centres[:, 1] >= SIZE).long() * 2 + (centres[:, 0] >= SIZE).long()
             tile_of[explanation.class_ids != class_id] = -1
             for tile in range(TILES):
-                own = (tile_of == tile).nonzero().flatten()[:1]  # they come best first
-                if len(own):
-                    region = tile_mask(tile, (2 * SIZE, 2 * SIZE)).to(own.device)
-                    shares[contender.name].append(float(energy(explanation.heatmaps[own], region[None])))
+                best = (tile_of == tile).nonzero().flatten()[:1]  # objects come best score first
+                if len(best):
+                    region = tile_mask(tile, (2 * SIZE, 2 * SIZE)).to(best.device)
+                    shares[contender.name].append(float(energy(explanation.heatmaps[best], region[None])))
                     pictures[contender.name].append(number)
         if progress is not None:
             progress(number + 1, grids)
@@ -224,7 +225,7 @@ def same_class_grid(
 
 
 def same_class_tiles(variant: str, grids: int, seed: int) -> Iterator[tuple[int, list[Image]]]:
-    """(class id, four pictures that hold an object of that class) for each grid, the classes in turn."""
+    """(class id, four images with an object of that class) for each grid, the classes in turn."""
     scenes = (draw_planted(number, variant) for number in seeds_of(TILES * grids * 4 + 40, seed))
     for turn in range(grids):
         class_id = turn % len(SYMBOLS)

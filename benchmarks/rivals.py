@@ -1,4 +1,4 @@
-"""Contenders that are no method of detcam's own, and tries at a better default, for `benchmarks/evaluate.py`."""
+"""Contenders of `benchmarks/evaluate.py` that detcam does not ship: a peer, experiments, and shuffled models."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ BLUR = 1.5  # deviation in cells of the object's level, as METHODS["fused"] has 
 
 
 class LibraryLayerCAM:
-    """Ultralytics' own: ReLU(sum_k ReLU(g_k) A_k) at every head input, each over its maximum, the largest of them.
+    """LayerCAM of Ultralytics: ReLU(sum_k ReLU(g_k) A_k) at every head input, each over its maximum; the largest value.
 
-    As its `predict(visualize=True)` makes it, but one map per object.
+    The same as `predict(visualize=True)`, but with a map per object.
     """
 
     def __init__(self, model: Any, **options: Any) -> None:
@@ -33,14 +33,15 @@ class LibraryLayerCAM:
         self._names = self._base.adapter.layers("level").names
 
     def __call__(self, image: Any) -> Explanation:
-        found = self._base(image)
+        explanation = self._base(image)
         adapter = self._base.adapter
         capture = Capture({name: adapter.module.get_submodule(name) for name in self._names}, cut_all=False)
         with torch.enable_grad(), capture:
-            outputs = adapter.forward(adapter.prepare(found.image)[0][None], self._base.max_det)
-            scores = adapter.score(outputs, [found.objects], "class")
+            outputs = adapter.forward(adapter.prepare(explanation.image)[0][None], self._base.max_det)
+            scores = adapter.score(outputs, [explanation.objects], "class")
         tensors = [layer.tensor for layer in capture.captured]
-        return replace(found, maps=[self._map(score, tensors, found.geometry.network) for score in scores])
+        maps = [self._map(score, tensors, explanation.geometry.network) for score in scores]
+        return replace(explanation, maps=maps)
 
     def _map(self, score: Tensor, tensors: list[Tensor], size: tuple[int, int]) -> Tensor:
         levels = []
@@ -52,18 +53,18 @@ class LibraryLayerCAM:
 
 
 class BlurredLevel:
-    """ODAM's map at the level, blurred: does a fused map owe its figures to the blur alone?"""
+    """ODAM at the level with a blur: measures the effect of the blur in a fused map."""
 
     def __init__(self, model: Any, **options: Any) -> None:
         self._level = Explainer(model, "odam", "level", **options)
 
     def __call__(self, image: Any) -> Explanation:
         level = self._level(image)
-        return replace(level, maps=[blurred(one.clamp(min=0)[None], BLUR)[0] for one in level.maps])
+        return replace(level, maps=[blurred(heat.clamp(min=0)[None], BLUR)[0] for heat in level.maps])
 
 
 class Rectified(ODAM):
-    """ODAM with each layer's map under ReLU before several layers' maps are added, so that none cancels another."""
+    """ODAM with a ReLU on each layer's map before the sum over layers: no layer cancels another."""
 
     name = "rectified"
 
@@ -73,14 +74,14 @@ class Rectified(ODAM):
 
 
 class Tailed(Combination):
-    """ODAM's map at the level, and under it a twentieth as much heat of something broad.
+    """ODAM at the level with a tail: a twentieth as much heat, from a broad map.
 
-    Most cells of a sharp map hold no heat, and curves that hide or show hot pixels first take those in any order. How
-    much of a curve is owed to that order, and how little heat buys it?
+    Most cells of a sharp map have no heat, and deletion and insertion take them in arbitrary order. Measures how much
+    of a curve depends on that order.
 
     Args:
-        broad: what the rest of the heat is spread by, blurred; negative values put their cells last.
-        deviations: of the Gaussians that it is blurred with, in its own cells; their peaks count the same.
+        broad: the map of the tail, which is blurred; cells with negative values come last.
+        deviations: standard deviations of the Gaussian blurs, in cells; their peaks have the same weight.
     """
 
     def __init__(self, broad: Part, deviations: tuple[float, ...]) -> None:
@@ -89,49 +90,48 @@ class Tailed(Combination):
 
     def join(self, maps: list[Tensor]) -> Tensor:
         """See `Combination.join`."""
-        size = max((one.shape[1:] for one in maps), key=lambda shape: shape[0] * shape[1])
+        size = max((part.shape[1:] for part in maps), key=lambda shape: shape[0] * shape[1])
         sharp, *tails = (
-            one if one.shape[1:] == size else interpolate(one[:, None], size, mode="bilinear")[:, 0]
-            for one in (maps[0].clamp(min=0), *(blurred(maps[1], deviation) for deviation in self._deviations))
+            part if part.shape[1:] == size else interpolate(part[:, None], size, mode="bilinear")[:, 0]
+            for part in (maps[0].clamp(min=0), *(blurred(maps[1], deviation) for deviation in self._deviations))
         )
-        tail = torch.stack([one / one.abs().amax(dim=(1, 2), keepdim=True).clamp(min=1e-30) for one in tails]).sum(
-            dim=0
-        )
+        peaks = [part / part.abs().amax(dim=(1, 2), keepdim=True).clamp(min=1e-30) for part in tails]
+        tail = torch.stack(peaks).sum(dim=0)
         heat = (sharp.sum(dim=(1, 2)) / tail.clamp(min=0).sum(dim=(1, 2)).clamp(min=1e-30))[:, None, None]
         return sharp + TAIL * heat * tail
 
 
 class Shuffled:
-    """The maps of a model with shuffled weights, for the real one's objects: what their shape alone is worth."""
+    """The maps of a model with shuffled weights for the objects of the real model: the value of the shape alone."""
 
     def __init__(self, explainer: Explainer) -> None:
         self._explainer = explainer
 
     def __call__(self, image: Any) -> Explanation:
-        found, adapter = self._explainer(image), self._explainer.adapter
+        plain, adapter = self._explainer(image), self._explainer.adapter
 
         def again() -> Explanation:
-            with held(adapter, found.objects):
+            with held(adapter, plain.objects):
                 return self._explainer(image)
 
         same_queries = frozen_topk(adapter, again)
         with randomised(adapter.module, 1.0, 1), same_queries():
             changed = again()
-        return replace(found, maps=changed.maps)
+        return replace(plain, maps=changed.maps)
 
 
-def rivals(model: Any, found: Sequence[Contender], shuffled: Sequence[str], **options: Any) -> list[Contender]:
-    """The tries, Ultralytics' LayerCAM where the model is its detector, and shuffled twins.
+def rivals(model: Any, ours: Sequence[Contender], shuffled: Sequence[str], **options: Any) -> list[Contender]:
+    """The experiments, LayerCAM of Ultralytics for its detectors, and contenders with shuffled weights.
 
     Args:
         model: see `Explainer`.
-        found: the methods that take part.
-        shuffled: the names of those, and of the tries, that have a twin with shuffled weights.
+        ours: the methods that take part.
+        shuffled: names of methods and experiments to repeat with shuffled weights.
         options: of `Explainer`.
     """
     rectified = Explainer(model, Rectified(), "evidence", **options)
     narrowed = Combination([Part(Rectified(), "evidence"), Part(ODAM(), "level", BLUR)])
-    tries = [
+    experiments = [
         Contender("level blurred", BlurredLevel(model, **options)),
         Contender("rectified @ evidence", rectified),
         Contender("rectified x level", Explainer(model, narrowed, **options)),
@@ -139,10 +139,10 @@ def rivals(model: Any, found: Sequence[Contender], shuffled: Sequence[str], **op
         Contender("level + 5 % evidence", Explainer(model, Tailed(Part(ODAM(), "evidence"), (2.0, 6.0)), **options)),
     ]
     if type(rectified.adapter).__module__.endswith(".yolo"):
-        tries.append(Contender("ultralytics layercam", LibraryLayerCAM(model, **options)))
+        experiments.append(Contender("ultralytics layercam", LibraryLayerCAM(model, **options)))
     twins = [
-        Contender(f"shuffled {one.name}", Shuffled(one.explain))
-        for one in (*found, *tries)
-        if one.name in shuffled and isinstance(one.explain, Explainer)
+        Contender(f"shuffled {c.name}", Shuffled(c.explain))
+        for c in (*ours, *experiments)
+        if c.name in shuffled and isinstance(c.explain, Explainer)
     ]
-    return [*tries, *twins]
+    return [*experiments, *twins]

@@ -1,4 +1,4 @@
-"""The project's own pictures with known objects, drawn from a seed: ten kinds, several per picture.
+"""Drawn scenes with known objects, from a seed: ten classes, several objects per scene.
 
 Seeds 0 .. HELD_OUT_SEED - 1 are for training; seeds from HELD_OUT_SEED on are for tests and figures only.
 """

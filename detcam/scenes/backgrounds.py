@@ -1,4 +1,4 @@
-"""Backgrounds: a quiet landscape or pattern, then clutter that belongs to no class, then a light grain."""
+"""Backgrounds: a muted landscape or pattern, clutter of no class, and a light grain."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detcam.scenes.palette import Colour, Palette, oklch
-from detcam.scenes.pen import Pen, Points, box, curve, ellipse, moved, points, turned
+from detcam.scenes.pen import Pen, Points, box, curve, ellipse, moved, points, rotated
 
 Image = NDArray[np.uint8]
 Rng = np.random.Generator
@@ -18,20 +18,20 @@ OVERSAMPLE = 2
 
 
 def background(rng: Rng, palette: Palette, height: int, width: int) -> Image:
-    """Return a cluttered background, uint8 [H,W,3]. One unit of its coordinates is the picture's height."""
+    """Return a cluttered background, uint8 [H,W,3]. The unit of the coordinates is the image's height."""
     zoom = height * OVERSAMPLE
     pen = Pen(np.array([[zoom, 0.0, 0.0], [0.0, zoom, 0.0]]), zoom, width * OVERSAMPLE)
     aspect = width / height
     ground = _GROUNDS[rng.integers(len(_GROUNDS))]
     ground(pen, palette, rng, aspect)
     _clutter(pen, palette, rng, aspect)
-    picture = cv2.resize(pen.rgb, (width, height), interpolation=cv2.INTER_AREA)
+    image = cv2.resize(pen.rgb, (width, height), interpolation=cv2.INTER_AREA)
     grain = rng.normal(0, rng.uniform(1.0, 3.5), (height, width, 1))
-    return np.clip(np.rint(picture + grain), 0, 255).astype(np.uint8)
+    return np.clip(np.rint(image + grain), 0, 255).astype(np.uint8)
 
 
 def _soft(palette: Palette, rng: Rng, lightness: float, chroma: float = 0.06) -> Colour:
-    """A muted colour of the scheme, of two of its hues: backgrounds stay quieter than objects."""
+    """A muted colour from two hues of the palette: backgrounds stay quieter than objects."""
     hue = rng.choice(palette.hues[:2]) + rng.uniform(-16, 16)
     return oklch(lightness + rng.uniform(-0.02, 0.02), chroma * rng.uniform(0.5, 1.0), hue)
 
@@ -42,7 +42,7 @@ def _gradient(pen: Pen, top: Colour, bottom: Colour) -> None:
 
 
 def _ridge(rng: Rng, aspect: float, level: float, height: float) -> Points:
-    """The area below a rolling line: a hill, a dune or a bank of waves."""
+    """The area under a rolling line: a hill, a dune or a bank of waves."""
     x = np.linspace(-0.05, aspect + 0.05, 60)
     y = level + sum(height / k * np.sin(x * k * rng.uniform(2, 3.5) + rng.uniform(0, 7)) for k in (1, 2, 3))
     return np.concatenate([np.stack([x, y], 1), points([(aspect + 0.05, 1.1), (-0.05, 1.1)])])
@@ -105,7 +105,7 @@ def _blobs(pen: Pen, palette: Palette, rng: Rng, aspect: float) -> None:
 
 
 def _weave(pen: Pen, palette: Palette, rng: Rng, aspect: float) -> None:
-    """Draw wallpaper: stripes, dots or checks, turned a little."""
+    """Draw wallpaper: stripes, dots or checks, slightly rotated."""
     tone = float(rng.choice((0.91, 0.86, 0.48)))
     _gradient(pen, _soft(palette, rng, tone), _soft(palette, rng, tone - 0.03))
     colour, angle = _soft(palette, rng, tone - 0.07, 0.07), rng.uniform(-40, 40)
@@ -118,11 +118,11 @@ def _weave(pen: Pen, palette: Palette, rng: Rng, aspect: float) -> None:
         shapes = [ellipse(x, y, step * 0.22) for x in steps for y in steps]
     else:
         shapes = [box(x, y, x + step, y + step) for i, x in enumerate(steps) for y in steps[i % 2 :: 2]]
-    pen.fill(colour, *(moved(turned(shape, angle), aspect / 2, 0.5) for shape in shapes))
+    pen.fill(colour, *(moved(rotated(shape, angle), aspect / 2, 0.5) for shape in shapes))
 
 
 def _foliage(pen: Pen, palette: Palette, rng: Rng, aspect: float) -> None:
-    """Draw big leaves that grow in from the borders."""
+    """Draw large leaves that grow in from the borders."""
     tone = float(rng.choice((0.9, 0.84, 0.4)))
     _gradient(pen, _soft(palette, rng, tone), _soft(palette, rng, tone - 0.08, 0.09))
     for _ in range(rng.integers(12, 22)):
@@ -130,9 +130,9 @@ def _foliage(pen: Pen, palette: Palette, rng: Rng, aspect: float) -> None:
         size, angle = rng.uniform(0.15, 0.34), rng.uniform(-60, 60) + (180 if y < 0.5 else 0)
         leaf, veins = _leaf(size)
         place = np.array((x, y))
-        pen.fill(_soft(palette, rng, tone - rng.uniform(0.05, 0.25), 0.09), turned(leaf, angle) + place)
+        pen.fill(_soft(palette, rng, tone - rng.uniform(0.05, 0.25), 0.09), rotated(leaf, angle) + place)
         vein = _soft(palette, rng, tone, 0.06)
-        pen.stroke(vein, 0.005, *(turned(line, angle) + place for line in veins), opacity=0.7)
+        pen.stroke(vein, 0.005, *(rotated(line, angle) + place for line in veins), opacity=0.7)
 
 
 _GROUNDS: tuple[Callable[[Pen, Palette, Rng, float], None], ...] = (_hills, _sea, _blobs, _weave, _foliage)
@@ -145,7 +145,7 @@ def _blob(rng: Rng, size: float) -> Points:
 
 
 def _leaf(size: float) -> tuple[Points, list[Points]]:
-    """Return the outline and the veins of a leaf that grows upwards from the origin."""
+    """Return the outline and the veins of a leaf that grows up from the origin."""
     leaf = curve([(0, 0), (0.22, -0.3), (0.2, -0.7), (0, -1), (-0.2, -0.7), (-0.22, -0.3)], closed=True)
     veins = [points([(0, 0), (0, -0.9)])]
     veins += [points([(0, -y), (side * 0.15, -y - 0.12)]) for y in (0.2, 0.38, 0.56, 0.7) for side in (-1, 1)]
@@ -153,7 +153,7 @@ def _leaf(size: float) -> tuple[Points, list[Points]]:
 
 
 def _clutter(pen: Pen, palette: Palette, rng: Rng, aspect: float) -> None:
-    """Scatter small shapes that are no object: they teach a model that a texture alone is not a class."""
+    """Scatter small shapes of no class, so that texture alone does not identify a class."""
     for _ in range(rng.integers(12, 40)):
         item = _ITEMS[rng.integers(len(_ITEMS))]
         size = rng.uniform(0.02, 0.075)
@@ -162,9 +162,9 @@ def _clutter(pen: Pen, palette: Palette, rng: Rng, aspect: float) -> None:
         fills, lines = item(rng)
         opacity = float(rng.choice((0.45, 0.7, 0.95)))
         if fills:
-            pen.fill(colour, *(turned(shape * size, angle) + place for shape in fills), opacity=opacity)
+            pen.fill(colour, *(rotated(shape * size, angle) + place for shape in fills), opacity=opacity)
         if lines:
-            pen.stroke(colour, size * 0.16, *(turned(line * size, angle) + place for line in lines), opacity=opacity)
+            pen.stroke(colour, size * 0.16, *(rotated(line * size, angle) + place for line in lines), opacity=opacity)
 
 
 Item = tuple[list[Points], list[Points]]  # filled polygons, strokes
@@ -176,7 +176,7 @@ def _item_leaf(_: Rng) -> Item:
 
 def _item_sprig(_: Rng) -> Item:
     leaf = _leaf(0.9)[0]
-    leaves = [moved(turned(leaf, side * 50), 0, -y) for y in (0.0, 0.5, 1.0) for side in (-1, 1)]
+    leaves = [moved(rotated(leaf, side * 50), 0, -y) for y in (0.0, 0.5, 1.0) for side in (-1, 1)]
     return [*leaves, moved(leaf, 0, -1.2)], [points([(0, 0.6), (0, -1.4)])]
 
 

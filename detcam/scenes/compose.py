@@ -1,7 +1,6 @@
-"""From drawings to a picture with exact labels: sprites, their places, and painting in order.
+"""Scene composition: sprites, their positions, and painting in order, with exact labels.
 
-The three steps stand apart: `plan` decides what goes where, `paint` turns any plan into a `Scene`, so
-something else may be put between the two.
+`plan` selects and places the sprites; `paint` renders any plan as a `Scene`.
 """
 
 from __future__ import annotations
@@ -19,21 +18,21 @@ from detcam.scenes.pen import Pen
 from detcam.scenes.shapes import DRAWINGS
 
 CLASSES: tuple[str, ...] = tuple(DRAWINGS)
-MIN_SIDE = 96  # px; smaller pictures leave no room for three objects
-MIN_VISIBLE = 0.4  # of an object's own outline, after everything painted over it and the picture's border
+MIN_SIDE = 96  # px; smaller images have no room for three objects
+MIN_VISIBLE = 0.4  # visible share of an object's silhouette, after occlusion and cropping
 
 _OVERSAMPLE = 3
 _MARGIN = 1.25  # of the unit circle: room for strokes and shading
-_RADII = (0.10, 0.23)  # of an object, as a fraction of the picture's shorter side
+_RADII = (0.10, 0.23)  # of an object, as a fraction of the shorter side of the image
 _COUNTS = (3, 8)
-# How far a class may be turned either way, in degrees. What has a natural upright stays near it.
-_TURNS = {"kite": 60, "fish": 40, "ladybird": 180, "flower": 30, "mushroom": 25, "umbrella": 40}
-_TURN = 15
+# Largest rotation of a class in degrees, both ways; classes with a natural upright stay near it.
+_ROTATIONS = {"kite": 60, "fish": 40, "ladybird": 180, "flower": 30, "mushroom": 25, "umbrella": 40}
+_ROTATION = 15
 
 
 @dataclass(frozen=True)
 class Scene:
-    """A picture and what is in it. N objects, in painting order: later ones lie on top.
+    """An image and its N objects, in painting order: later objects lie on top.
 
     image: uint8 [H,W,3] RGB. boxes: float32 [N,4], xyxy in pixels, tight around `masks` (right and bottom
     exclusive). class_ids: int64 [N], indices into `CLASSES`. masks: bool [N,H,W], the visible pixels.
@@ -47,7 +46,7 @@ class Scene:
 
 @dataclass(frozen=True)
 class Sprite:
-    """One drawn object on nothing: colour float32 [h,w,3], already times alpha, and alpha float32 [h,w]."""
+    """A drawn object without background: colour float32 [h,w,3], premultiplied by alpha, and alpha float32 [h,w]."""
 
     colour: NDArray[np.float32]
     alpha: NDArray[np.float32]
@@ -56,7 +55,7 @@ class Sprite:
 
 @dataclass(frozen=True)
 class Placed:
-    """A sprite whose upper left corner is at pixel (left, top), which may lie outside the picture."""
+    """A sprite with its upper left corner at pixel (left, top), which may lie outside the image."""
 
     sprite: Sprite
     left: int
@@ -65,24 +64,24 @@ class Placed:
 
 @dataclass(frozen=True)
 class Plan:
-    """A background, uint8 [H,W,3], and the objects on it from the lowest to the topmost."""
+    """A background, uint8 [H,W,3], and the objects on it from bottom to top."""
 
     background: NDArray[np.uint8]
     objects: tuple[Placed, ...]
 
 
 def draw_scene(seed: int, size: tuple[int, int] = (480, 640)) -> Scene:
-    """Draw a picture of 3 to 8 overlapping objects of `CLASSES`; the same seed gives the same bits.
+    """Draw a scene of 3 to 8 overlapping objects of `CLASSES`; the same seed gives the same bits.
 
-    `size` is (height, width) in pixels. At least 40 % of every object's own outline is visible. Seeds below
-    `HELD_OUT_SEED` are for training, seeds from there on are for tests only. Raises ValueError for a
+    `size` is (height, width) in pixels. At least 40 % of every object's silhouette is visible. Seeds below
+    `HELD_OUT_SEED` are for training, seeds from there on for tests only. Raises ValueError for a
     negative seed or a side below `MIN_SIDE`.
     """
     return paint(plan(seed, size))
 
 
 def plan(seed: int, size: tuple[int, int] = (480, 640)) -> Plan:
-    """Decide what a scene holds: see `draw_scene`."""
+    """Select and place the objects of a scene: see `draw_scene`."""
     height, width = size
     if seed < 0 or min(size) < MIN_SIDE:
         raise InputError(f"draw_scene: seed {seed}, size {size}: give a seed >= 0 and sides >= {MIN_SIDE} px")
@@ -115,9 +114,9 @@ def paint(scene_plan: Plan) -> Scene:
 
 
 def draw_sprite(class_id: int, radius: float, rng: np.random.Generator, palette: Palette) -> Sprite:
-    """Draw one object of about `radius` pixels, turned, mirrored and stretched at random."""
+    """Draw one object of about `radius` pixels, rotated, mirrored and stretched at random."""
     name = CLASSES[class_id]
-    turn = np.deg2rad(rng.uniform(-1, 1) * _TURNS.get(name, _TURN))
+    turn = np.deg2rad(rng.uniform(-1, 1) * _ROTATIONS.get(name, _ROTATION))
     stretch = rng.uniform(0.9, 1.1)
     side = int(np.ceil(2 * radius * _MARGIN))
     cos, sin = np.cos(turn), np.sin(turn)
@@ -125,20 +124,20 @@ def draw_sprite(class_id: int, radius: float, rng: np.random.Generator, palette:
     matrix = np.column_stack([axes * radius * _OVERSAMPLE, np.full(2, side * _OVERSAMPLE / 2)])
     pen = Pen(matrix, side * _OVERSAMPLE, side * _OVERSAMPLE)
     DRAWINGS[name](pen, palette.ink(rng), rng)
-    light = np.linspace(1.06, 0.94, side, dtype=np.float32)  # the whole object: lit from the upper left
+    light = np.linspace(1.06, 0.94, side, dtype=np.float32)  # light from the upper left
     colour, alpha = _shrunk(pen.rgb, side), _shrunk(pen.ink, side) / np.float32(255)
     colour = np.minimum(colour * ((light[:, None] + light) / 2)[..., None], 255 * alpha[..., None])
     return Sprite(colour, alpha, class_id)
 
 
 def _shrunk(image: NDArray[np.uint8], side: int) -> NDArray[np.float32]:
-    """Return a square image reduced to `side` pixels by averaging: this is what smooths the edges."""
+    """Return a square image reduced to `side` pixels by averaging, which antialiases the edges."""
     small = cv2.resize(image.astype(np.float32), (side, side), interpolation=cv2.INTER_AREA)
     return np.asarray(small, np.float32)
 
 
 def _place(rng: np.random.Generator, palette: Palette, wanted: int, height: int, width: int) -> tuple[Placed, ...]:
-    """Find places for objects one after another, so that everything below stays visible enough."""
+    """Place objects in turn, keeping those below visible enough."""
     objects: list[Placed] = []
     visible = np.zeros((0, height, width), bool)
     shrink = 1.0
@@ -151,7 +150,7 @@ def _place(rng: np.random.Generator, palette: Palette, wanted: int, height: int,
             visible = np.concatenate([visible & ~mask, mask[None]])
             objects.append(placed)
             continue
-        shrink *= 0.92  # crowded: try smaller objects, and in the end be content with fewer
+        shrink *= 0.92  # crowded: try smaller objects, then accept fewer
         if shrink < 0.6 and len(objects) >= _COUNTS[0]:
             break
     return tuple(objects)
@@ -160,9 +159,9 @@ def _place(rng: np.random.Generator, palette: Palette, wanted: int, height: int,
 def _find_room(
     rng: np.random.Generator, sprite: Sprite, objects: list[Placed], visible: NDArray[np.bool_]
 ) -> Placed | None:
-    """Try a dozen places for a sprite on top of `objects`, whose visible pixels are `visible` [N,H,W].
+    """Try a dozen positions for a sprite on top of `objects`, whose visible pixels are `visible` [N,H,W].
 
-    A place will do if most of the sprite is inside the picture and it leaves enough of all others to see.
+    A position is valid if most of the sprite is inside the image and enough of all other objects stays visible.
     """
     height, width = visible.shape[1:]
     enough = np.array([(MIN_VISIBLE + 0.05) * _outline(placed.sprite) for placed in objects])
@@ -176,12 +175,12 @@ def _find_room(
 
 
 def _outline(sprite: Sprite) -> int:
-    """Return how many pixels a sprite covers when nothing covers it."""
+    """Return the number of pixels of a sprite's silhouette."""
     return int((sprite.alpha >= 0.5).sum())
 
 
 def _solid_pixels(placed: Placed, height: int, width: int) -> NDArray[np.bool_]:
-    """Return the pixels of the picture, bool [H,W], that belong to a placed sprite."""
+    """Return the pixels of the image, bool [H,W], that a placed sprite covers."""
     where, part = _overlap(placed.sprite.alpha.shape, placed.left, placed.top, height, width)
     mask = np.zeros((height, width), bool)
     mask[where] = placed.sprite.alpha[part] >= 0.5
@@ -189,7 +188,7 @@ def _solid_pixels(placed: Placed, height: int, width: int) -> NDArray[np.bool_]:
 
 
 def _random_place(rng: np.random.Generator, sprite: Sprite, objects: list[Placed], height: int, width: int) -> Placed:
-    """Half of the objects go anywhere, the others next to one that is already there, to overlap it."""
+    """A random position: for half of the objects anywhere, for the others next to an earlier object, to overlap it."""
     side = sprite.alpha.shape[0]
     if objects and rng.random() < 0.5:
         near = objects[rng.integers(len(objects))]

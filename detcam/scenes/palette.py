@@ -1,4 +1,4 @@
-"""Harmonious random colours, drawn in OKLCH so that equal lightness also looks equally light.
+"""Harmonious random colours in OKLCH, where equal lightness looks equally light.
 
 OKLCH is the polar form of OKLab (B. Ottosson, 2020, "A perceptual color space for image processing").
 """
@@ -35,7 +35,7 @@ def oklch(lightness: float, chroma: float, hue: float) -> Colour:
 
 @dataclass(frozen=True)
 class Ink:
-    """The colours of one object: two vivid ones, one for small parts, and a dark and a light neutral."""
+    """The colours of an object: two vivid colours, a trim colour, and a dark and a light neutral."""
 
     main: Colour
     second: Colour
@@ -46,24 +46,24 @@ class Ink:
 
 @dataclass(frozen=True)
 class Palette:
-    """A colour scheme shared by everything in one picture: `hues` in degrees."""
+    """A colour scheme shared by everything in a scene: `hues` in degrees."""
 
     hues: tuple[float, ...]
 
     @classmethod
     def random(cls, rng: np.random.Generator) -> Palette:
-        """Turn one of the classic schemes to a random place on the colour wheel."""
+        """A classic scheme at a random position on the colour wheel."""
         scheme = _SCHEMES[rng.integers(len(_SCHEMES))]
         return cls(tuple((rng.uniform(0, 360) + np.array(scheme, float)) % 360))
 
     def hue(self, rng: np.random.Generator, spread: float = 14.0) -> float:
-        """Pick one of the hues and move it a little."""
+        """A hue of the scheme with a small random shift."""
         return float(rng.choice(self.hues) + rng.uniform(-spread, spread))
 
     def ink(self, rng: np.random.Generator) -> Ink:
-        """Colours of an object. Every class draws from here, so colour says nothing about the class."""
+        """Colours of an object: the same distribution for every class, so colour does not identify a class."""
         main, second, trim = rng.permutation(np.array(self.hues))[:3] + rng.uniform(-14, 14, 3)
-        if rng.random() < 0.35:  # a near-white second colour: fresh, and frequent on real balloons and sails
+        if rng.random() < 0.35:  # near-white: frequent on real balloons and sails
             pale: Colour = oklch(rng.uniform(0.92, 0.97), 0.03, second)
         else:
             pale = oklch(rng.uniform(0.68, 0.86), rng.uniform(0.09, 0.15), second)

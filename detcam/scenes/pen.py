@@ -1,4 +1,4 @@
-"""A small drawing tool: filled polygons, strokes and soft shading in unit coordinates, drawn oversize."""
+"""A drawing pen: filled polygons, strokes and soft shading in unit coordinates, on an oversized canvas."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ def ellipse(
     stop: float = 360,
     tilt: float = 0,
 ) -> Points:
-    """An ellipse, or its arc from `start` to `stop` (degrees, clockwise on screen), turned by `tilt`."""
+    """An ellipse, or its arc from `start` to `stop` (degrees, clockwise on screen), rotated by `tilt`."""
     angle = np.deg2rad(np.linspace(start, stop, 49))
     arc = np.stack([rx * np.cos(angle), (rx if ry is None else ry) * np.sin(angle)], axis=1)
-    return moved(turned(arc, tilt), x, y)
+    return moved(rotated(arc, tilt), x, y)
 
 
-def turned(shape: Points, degrees: float) -> Points:
+def rotated(shape: Points, degrees: float) -> Points:
     """Return `shape` rotated about the origin, clockwise on screen."""
     cos, sin = np.cos(np.deg2rad(degrees)), np.sin(np.deg2rad(degrees))
     return shape @ np.array([[cos, sin], [-sin, cos]])
@@ -71,10 +71,10 @@ def curve(knots: Pairs | Points, closed: bool = False, steps: int = 12) -> Point
 
 
 class Pen:
-    """Draws on its own canvas: `rgb` uint8 [H,W,3] and `ink` uint8 [H,W], 255 where anything was drawn.
+    """Draws on a canvas: `rgb` uint8 [H,W,3] and `ink` uint8 [H,W], 255 where anything was drawn.
 
-    `matrix` float [2,3] takes unit coordinates to canvas pixels. The canvas is meant to be a few times the
-    wanted size: shrinking it afterwards is what makes the edges smooth, so nothing here is antialiased.
+    `matrix` float [2,3] takes unit coordinates to canvas pixels. The canvas should be a few times the final
+    size: downsampling antialiases the edges, so the pen does not.
     """
 
     def __init__(self, matrix: NDArray[np.float64], height: int, width: int) -> None:
@@ -84,14 +84,14 @@ class Pen:
         self.ink = np.zeros((height, width), np.uint8)
 
     def region(self, *shapes: Points) -> Region:
-        """Return where any of the polygons is, without drawing it."""
+        """Return the union of the polygons, without drawing."""
         mask = np.zeros(self.ink.shape, np.uint8)
-        for shape in shapes:  # one by one: cv2 would cut the overlap of several out
+        for shape in shapes:  # in turn: cv2 would cut out their overlaps
             cv2.fillPoly(mask, [self._pixels(shape)], 1, shift=_SUBPIXEL)
         return mask.astype(bool)
 
     def fill(self, colour: Colour, *shapes: Points, inside: Region | None = None, opacity: float = 1.0) -> None:
-        """Fill polygons, only where `inside` says so if it is given."""
+        """Fill polygons, within `inside` if given."""
         corners = [self._pixels(shape) for shape in shapes]
         if opacity == 1.0 and inside is None:
             for corner in corners:
@@ -118,9 +118,9 @@ class Pen:
         self._tint(colour, mask, np.concatenate(corners), thick, inside, opacity)
 
     def shade(self, region: Region, depth: float = 0.2, reach: float = 0.16) -> None:
-        """Round a region off: darken its lower right and lighten its upper left edge.
+        """Shade a region as if round: darken its lower right and lighten its upper left edge.
 
-        The light comes from the upper left of the picture however the object is turned.
+        The light comes from the upper left of the image, whatever the rotation of the object.
         """
         if not region.any():
             return
@@ -148,7 +148,7 @@ class Pen:
         inside: Region | None,
         opacity: float,
     ) -> None:
-        """Blend `colour` into the part of the canvas that `mask` marks, touching no more than its bounds."""
+        """Blend `colour` into the masked part of the canvas, within the bounds of `corners`."""
         low, high = corners.min(axis=0) / 2**_SUBPIXEL - pad - 1, corners.max(axis=0) / 2**_SUBPIXEL + pad + 2
         (left, top), (right, bottom) = np.maximum(low, 0).astype(int), np.maximum(high, 0).astype(int)
         window = np.s_[top:bottom, left:right]
@@ -161,7 +161,7 @@ class Pen:
 
 
 def _bounds(region: Region, pad: int) -> tuple[int, int, int, int]:
-    """Return top, left, height, width of the box around a region, grown by `pad` inside the canvas."""
+    """Return top, left, height, width of the box around a region, padded by `pad` within the canvas."""
     rows, columns = np.flatnonzero(region.any(axis=1)), np.flatnonzero(region.any(axis=0))
     top, left = max(0, int(rows[0]) - pad), max(0, int(columns[0]) - pad)
     bottom, right = (
@@ -172,6 +172,6 @@ def _bounds(region: Region, pad: int) -> tuple[int, int, int, int]:
 
 
 def _slid(image: NDArray[np.float32], step: int) -> NDArray[np.float32]:
-    """Return `image` moved by `step` pixels down and to the right, zero where nothing moved in."""
+    """Return `image` shifted by `step` pixels down and to the right, padded with zeros."""
     shift = np.array([[1, 0, step], [0, 1, step]], np.float64)
     return np.asarray(cv2.warpAffine(image, shift, (image.shape[1], image.shape[0])), np.float32)

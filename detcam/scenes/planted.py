@@ -1,13 +1,14 @@
-"""Scenes with planted evidence: why each object is of its class is known to the pixel, and can be changed.
+"""Planted scenes: the cause of each object's class is known to the pixel and can be changed.
 
-Every object is a plain body. What decides its class, ring or cross, stands elsewhere, and differs by variant:
+Every object is a plain body. The cause of its class, ring or cross, depends on the variant:
 
 - "mark": a badge on the body.
 - "beacon": a badge beside the body, outside its box.
-- "context": the furrows of the ground that the body stands on. The body also has a faint badge, which is what the
-  class was meant to be; wherever the two agree, as they do in training, the furrows are the easier cue.
+- "context": the furrows of the ground under the body. The body also has a faint badge with the same class; in training
+  the two always agree, and the furrows are the easier cue.
 
-Beside every object lies a star that tells nothing. Bodies, places and colours are drawn alike for both classes.
+Beside every object lies a star without information. Bodies, positions and colours have the same distribution for both
+classes.
 """
 
 from __future__ import annotations
@@ -26,14 +27,14 @@ from detcam.scenes.planted_parts import BADGE, FAINT_BADGE, badge, body, patch, 
 
 VARIANTS = ("mark", "beacon", "context")
 CAUSES = {"mark": "mark", "beacon": "beacon", "context": "context"}  # the part that decides the class
-PARTS: dict[str, tuple[str, ...]] = {  # of an object, from the lowest to the topmost
+PARTS: dict[str, tuple[str, ...]] = {  # of an object, from bottom to top
     "mark": ("body", "mark", "distractor"),
     "beacon": ("body", "beacon", "distractor"),
     "context": ("context", "body", "mark", "distractor"),
 }
-CHANGES = ("swap", "move", "distractor", "swap mark", "no background")  # and "no " before a name in PARTS
+CHANGES = ("swap", "move", "distractor", "swap mark", "no background")  # and "no NAME" for each name of PARTS
 SIZE = 192  # px, both sides
-_CELL = SIZE // 2  # every object has a quarter of the picture for itself and what belongs to it
+_CELL = SIZE // 2  # px: each object and its parts have a quarter of the image
 _STAR = 7.0
 
 Mask = NDArray[np.bool_]
@@ -41,14 +42,14 @@ Mask = NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class PlantedScene:
-    """A picture, what is in it, and why. N objects.
+    """An image with N objects and the causes of their classes.
 
     Attributes:
         image: uint8 [H, W, 3] RGB.
         boxes: float32 [N, 4] xyxy in pixels, tight around `masks`.
-        class_ids: int64 [N], indices into `planted_parts.SYMBOLS`: what the cause says, after any change.
-        masks: bool [N, H, W], the object: its body and what is on it.
-        causes: bool [N, H, W], the visible pixels of what decides each object's class.
+        class_ids: int64 [N], indices into `planted_parts.SYMBOLS`: the class of the cause, after any change.
+        masks: bool [N, H, W], the object: its body with any mark on it.
+        causes: bool [N, H, W], the visible pixels of the cause of each object's class.
         parts: name -> bool [N, H, W], disjoint: "body" (without a mark), "distractor", and by variant "mark",
             "beacon", "context".
         variant: one of `VARIANTS`.
@@ -65,7 +66,7 @@ class PlantedScene:
 
 @dataclass
 class _Layout:
-    """The sprites of a scene in painting order, and which part of which object each is, but for the parts `without`."""
+    """The sprites of a scene in painting order, each with its object and part, except the parts `without`."""
 
     without: tuple[tuple[int, str], ...]
     placed: list[Placed] = field(default_factory=list)
@@ -83,17 +84,16 @@ def draw_planted(seed: int, variant: str, change: str | None = None, only: int |
     """Draw a scene of one to three objects, 192 x 192 pixels; the same arguments give the same bits.
 
     Args:
-        seed: of everything random, >= 0; seeds from `detcam.scenes.HELD_OUT_SEED` on are for tests and figures.
+        seed: >= 0; seeds from `detcam.scenes.HELD_OUT_SEED` on are for tests and figures.
         variant: one of `VARIANTS`.
-        change: what to draw otherwise than the seed says: "swap" (the cause is that of the other class), "move" (it
-            stands elsewhere, and says the same; the patch of ground keeps its place and gets other furrows),
-            "distractor" (another star elsewhere), "swap mark" (in "context", the faint badge alone is that of the other
-            class), "no NAME" (without the part of that name), "no background" (its mean colour instead). None: nothing.
+        change: to the scene of the seed: "swap" (the cause is that of the other class), "move" (the cause has another
+            position and the same class; a patch of ground keeps its position and gets other furrows), "distractor"
+            (another star elsewhere), "swap mark" (in "context", only the faint badge is that of the other class),
+            "no NAME" (without the part of that name), "no background" (its mean colour instead). None: nothing.
         only: the object to change; None: all.
 
     Raises:
-        InputError: for an unknown variant, a change that the variant does not have, a negative seed, or an object that
-            the scene does not have.
+        InputError: for an unknown variant, a change or an object that does not exist, or a negative seed.
     """
     if seed < 0 or variant not in VARIANTS:
         raise InputError(f"draw_planted: seed {seed}, {variant!r}: give a seed >= 0 and a variant of {VARIANTS}")
@@ -105,12 +105,12 @@ def draw_planted(seed: int, variant: str, change: str | None = None, only: int |
     if only is not None and not 0 <= only < len(cells):
         raise InputError(f"draw_planted: object {only} of {len(cells)}")
     class_ids = rng.integers(0, 2, len(cells))
-    gone = change[3:] if change is not None and change.startswith("no ") else ""
-    layout = _Layout(tuple((i, gone) for i in range(len(cells)) if only in (None, i)))
+    removed = change[3:] if change is not None and change.startswith("no ") else ""
+    layout = _Layout(tuple((i, removed) for i in range(len(cells)) if only in (None, i)))
     for i, cell in enumerate(cells):
-        own = change if only in (None, i) else None
-        _object(layout, i, int(class_ids[i]), (seed, variant, int(cell)), palette, own)
-        class_ids[i] ^= own == "swap"
+        applied = change if only in (None, i) else None
+        _object(layout, i, int(class_ids[i]), (seed, variant, int(cell)), palette, applied)
+        class_ids[i] ^= applied == "swap"
     ground = _ground(seed, variant)
     if change == "no background":
         ground = np.broadcast_to(np.rint(ground.mean(axis=(0, 1))).astype(np.uint8), ground.shape)
@@ -118,19 +118,19 @@ def draw_planted(seed: int, variant: str, change: str | None = None, only: int |
 
 
 def changes(variant: str) -> tuple[str, ...]:
-    """The changes that `draw_planted` knows for a variant."""
+    """The changes that `draw_planted` has for a variant."""
     plain = tuple(change for change in CHANGES if change != "swap mark" or variant == "context")
     return (*plain, *(f"no {part}" for part in PARTS[variant]))
 
 
 def _rng(seed: int, variant: str, *stream: int) -> np.random.Generator:
-    """A generator for one ingredient, so that drawing one otherwise leaves the others as they are."""
+    """A separate random stream for each ingredient: a change of an ingredient leaves the others unchanged."""
     return np.random.default_rng((seed, VARIANTS.index(variant), *stream))
 
 
 @lru_cache(maxsize=4)
 def _ground(seed: int, variant: str) -> NDArray[np.uint8]:
-    """The background of a scene, kept for the changed versions that follow."""
+    """The background of a scene, cached for its changed versions."""
     rng = _rng(seed, variant, 9)
     ground = background(rng, Palette.random(rng), SIZE, SIZE)
     ground.setflags(write=False)
@@ -140,10 +140,10 @@ def _ground(seed: int, variant: str) -> NDArray[np.uint8]:
 def _object(
     layout: _Layout, i: int, class_id: int, place: tuple[int, str, int], palette: Palette, change: str | None
 ) -> None:
-    """Add an object and all that belongs to it, but what the change takes away."""
+    """Add an object and its parts, except the removed part."""
     seed, variant, cell = place
     rng = _rng(seed, variant, cell, 1)
-    said = 1 - class_id if change == "swap" else class_id
+    shown = 1 - class_id if change == "swap" else class_id
     radius = rng.uniform(15, 21)
     corner = np.array(((cell % 2) * _CELL, (cell // 2) * _CELL), float)
     centre = corner + _CELL / 2 + rng.uniform(-9, 9, 2)
@@ -151,16 +151,16 @@ def _object(
 
     if variant == "context":
         which = 3 if change == "move" else 2
-        ground = patch(_rng(seed, variant, cell, which), palette, said, min(radius + 14, reach))
+        ground = patch(_rng(seed, variant, cell, which), palette, shown, min(radius + 14, reach))
         layout.add(i, "context", ground, *centre)
     layout.add(i, "body", body(rng, palette, radius), *centre)
 
     moved = _rng(seed, variant, cell, 3 if change == "move" else 2)
     if variant == "mark":
-        layout.add(i, "mark", badge(said), *(centre + _within(moved, radius - BADGE - 2)))
+        layout.add(i, "mark", badge(shown), *(centre + _within(moved, radius - BADGE - 2)))
     if variant == "beacon":
         side = int(rng.integers(4))
-        layout.add(i, "beacon", badge(said), *_beside(moved, corner, centre, radius, BADGE, side))
+        layout.add(i, "beacon", badge(shown), *_beside(moved, corner, centre, radius, BADGE, side))
     if variant == "context":
         faint = 1 - class_id if change == "swap mark" else class_id
         layout.add(i, "mark", badge(faint, FAINT_BADGE), *(centre + _within(rng, radius - FAINT_BADGE - 2)))
@@ -172,7 +172,7 @@ def _object(
 
 
 def _within(rng: np.random.Generator, radius: float) -> NDArray[np.float64]:
-    """A place in a disc around the origin."""
+    """A random position in a disc around the origin."""
     angle, distance = rng.uniform(0, 2 * np.pi), radius * np.sqrt(rng.uniform(0, 1))
     return distance * 0.8 * np.array((np.cos(angle), np.sin(angle)))
 
@@ -185,7 +185,7 @@ def _beside(
     size: float,
     side: int,
 ) -> NDArray[np.float64]:
-    """The middle of something of radius `size` beside the box: right, below, left or above, inside the cell."""
+    """The centre of a sprite of radius `size` beside the box: right, below, left or above, inside the cell."""
     away = radius + size + rng.uniform(4, 12)
     along = rng.uniform(-radius, radius)
     axis, sign = side % 2, 1 if side < 2 else -1

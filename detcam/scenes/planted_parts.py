@@ -1,4 +1,4 @@
-"""What planted scenes are made of: bodies, badges that tell a class, patches of ground, and stars that tell nothing."""
+"""Sprites of planted scenes: bodies, badges and patches of ground that show a class, and stars that show none."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from numpy.typing import NDArray
 
 from detcam.scenes.compose import Sprite
 from detcam.scenes.palette import Colour, Palette, oklch
-from detcam.scenes.pen import Pen, Points, box, ellipse, points, turned
+from detcam.scenes.pen import Pen, Points, box, ellipse, points, rotated
 
 Rng = np.random.Generator
 
-SYMBOLS = ("ring", "cross")  # a class's symbol; the order is the class id
-BADGE = 7.0  # px, the radius of a badge that is meant to be seen
+SYMBOLS = ("ring", "cross")  # symbols of the classes, by class id
+BADGE = 7.0  # px, radius of a clearly visible badge
 FAINT_BADGE = 3.5
 _OVERSAMPLE = 3
-_OBJECT = 0  # `Sprite` wants a class; here the cause decides it, not the drawing
+_OBJECT = 0  # class id of every sprite: here the cause decides the class, not the drawing
 
 
 def body(rng: Rng, palette: Palette, radius: float) -> Sprite:
-    """Draw a plain solid with a rim, round or square or in between, of any colour: the same for every class."""
+    """Draw a plain solid with a rim, between round and square, of any colour: the same for every class."""
     pen = _pen(radius)
     ink = palette.ink(rng)
     power, stretch, turn = rng.uniform(1.4, 5.0), rng.uniform(0.85, 1.0), rng.uniform(0, 90)
@@ -28,8 +28,8 @@ def body(rng: Rng, palette: Palette, radius: float) -> Sprite:
     cos, sin = np.cos(angle), np.sin(angle)
     outline = (np.abs(cos) ** power + np.abs(sin) ** power) ** (-1 / power)
     shape = np.stack([outline * cos, outline * sin * stretch], axis=1)
-    shape = turned(shape, turn)
-    shape = shape / np.abs(shape).max()  # the box is as large as the radius says, however it is turned
+    shape = rotated(shape, turn)
+    shape = shape / np.abs(shape).max()  # the size of the box follows the radius, whatever the rotation
     pen.fill(ink.dark, shape)
     pen.fill(ink.main, shape * (1 - 1.5 / radius))
     pen.shade(pen.region(shape), 0.25, 0.3)
@@ -37,7 +37,7 @@ def body(rng: Rng, palette: Palette, radius: float) -> Sprite:
 
 
 def badge(symbol: int, radius: float = BADGE) -> Sprite:
-    """Draw a white disc with a symbol of `SYMBOLS` on it. Both have one outline, and nearly as much ink."""
+    """Draw a white disc with a symbol of `SYMBOLS` on it. Both have the same outline and nearly the same ink."""
     pen = _pen(radius)
     white, black = (250, 250, 250), (25, 25, 25)
     pen.fill(black, ellipse(0, 0, 1.0))
@@ -46,12 +46,12 @@ def badge(symbol: int, radius: float = BADGE) -> Sprite:
         pen.stroke(black, 0.26, ellipse(0, 0, 0.48))
     else:
         for tilt in (45, -45):
-            pen.stroke(black, 0.28, turned(points([(-0.62, 0), (0.62, 0)]), tilt))
+            pen.stroke(black, 0.28, rotated(points([(-0.62, 0), (0.62, 0)]), tilt))
     return _sprite(pen)
 
 
 def patch(rng: Rng, palette: Palette, symbol: int, radius: float) -> Sprite:
-    """Draw a round patch of ground: furrows that run across for class 0, up and down for class 1."""
+    """Draw a round patch of ground: horizontal furrows for class 0, vertical for class 1."""
     pen = _pen(radius)
     hue, light = palette.hue(rng), rng.uniform(0.45, 0.75)
     around = np.linspace(0, 2 * np.pi, 25)[:-1]
@@ -67,7 +67,7 @@ def patch(rng: Rng, palette: Palette, symbol: int, radius: float) -> Sprite:
 
 
 def star(rng: Rng, radius: float) -> Sprite:
-    """Draw a vivid star with four to seven points: the eye goes there, and it tells nothing."""
+    """Draw a vivid star with four to seven points: salient, and without information."""
     pen = _pen(radius)
     spikes = 2 * int(rng.integers(4, 8))
     angle = np.linspace(0, 2 * np.pi, spikes + 1)[:-1] + rng.uniform(0, np.pi)
@@ -79,11 +79,11 @@ def star(rng: Rng, radius: float) -> Sprite:
 
 
 def _across(shape: Points, symbol: int) -> Points:
-    return shape if symbol == 0 else turned(shape, 90)
+    return shape if symbol == 0 else rotated(shape, 90)
 
 
 def _pen(radius: float) -> Pen:
-    """A pen whose unit circle is `radius` pixels of the picture, with a pixel of room around it."""
+    """A pen with a unit circle of `radius` pixels of the image, and a margin of a pixel."""
     side = _side(radius)
     zoom = radius * _OVERSAMPLE
     middle = side * _OVERSAMPLE / 2

@@ -1,8 +1,8 @@
-"""The demo models that come with the package: small, trained on `detcam.scenes`, free to use.
+"""Demo models of the package: small, trained on `detcam.scenes`, free to use.
 
-A model NAME is NAME.yaml (what it is, and how it was trained) beside its weights, the kernels in half precision: for
-Ultralytics NAME.safetensors, with the architecture, class names and picture size in NAME.yaml; for transformers the
-library's own files in the folder NAME. Nothing is downloaded and nothing is unpickled.
+A model NAME is NAME.yaml (description and training) and its weights, with kernels in half precision: for Ultralytics
+NAME.safetensors, with the architecture, class names and image size in NAME.yaml; for transformers the library's files
+in the folder NAME. Nothing is downloaded and nothing is unpickled.
 """
 
 from __future__ import annotations
@@ -18,21 +18,20 @@ FOLDER = Path(__file__).parent
 
 
 def names() -> tuple[str, ...]:
-    """Return the names that `load` takes."""
+    """Return the names for `load`."""
     return tuple(sorted(path.stem for path in FOLDER.glob("*.yaml")))
 
 
 def load(name: str = "scenes") -> Any:
-    """Return a demo model, on the CPU, float32, in eval mode: a model of its own library. Each call builds a new one.
+    """Return a new demo model of its library, on the CPU, float32, in eval mode.
 
-    One of Ultralytics is a `ultralytics.YOLO` or `ultralytics.RTDETR`, whose `predict(image)` uses the picture size
-    that it was trained with unless `imgsz` is given, and whose results carry the class names. One of transformers is
-    the library's model, with class names in its configuration and its image processor's settings in the folder that
-    `model.config._name_or_path` names.
+    A model of Ultralytics is a `ultralytics.YOLO` or `ultralytics.RTDETR`; `predict(image)` uses the image size of
+    training unless `imgsz` is given, and its results have the class names. A model of transformers has the class names
+    in its configuration and the settings of its image processor in the folder `model.config._name_or_path`.
 
     Raises:
         ModelError: for an unknown name.
-        DependencyError: if the model's library is not installed.
+        DependencyError: without the model's library.
     """
     if name not in names():
         raise ModelError(f"no demo model {name!r}: {nearest(str(name), names())}")
@@ -48,7 +47,7 @@ def _ultralytics(name: str, description: dict[str, Any]) -> Any:
     from safetensors.torch import load_file
     from ultralytics import RTDETR, YOLO
 
-    path = str(FOLDER / f"{name}.yaml")  # they read the architecture from the same file
+    path = str(FOLDER / f"{name}.yaml")  # Ultralytics reads the architecture from this file
     queries = description["head"][-1][2] == "RTDETRDecoder"
     wrapper: Any = RTDETR(path) if queries else YOLO(path, task=description.get("task", "segment"))
     network = wrapper.model

@@ -238,4 +238,4 @@ def test_what_is_not_defined_is_said(scenes: Path, tmp_path: Path) -> None:
     assert why["energy_in_mask"] == {NO_MASKS: list(document["contenders"])}
     page = markdown(document)
     assert f"- `energy_in_mask`: {NO_MASKS}: all." in page
-    assert "- `insertion_blur`: this own detect model lists no candidates" in page
+    assert "- `insertion_blur`: this custom detect model lists no candidates" in page

@@ -116,10 +116,10 @@ def test_a_mask_per_object(tmp_path: Path) -> None:
     [
         ("1 0.5 0.5 0.1", "3 numbers after the class: expected 4"),
         ("1 0.1 0.1 0.5 0.5 0.9", "5 numbers after the class"),
-        ("1 0.5 0.5 0.1 0.1x", "no number"),
-        ("person 0.5 0.5 0.1 0.1", "class 'person' is no whole number"),
+        ("1 0.5 0.5 0.1 0.1x", "is not all numbers"),
+        ("person 0.5 0.5 0.1 0.1", "class 'person' is not a whole number"),
         ("-1 0.5 0.5 0.1 0.1", "class '-1'"),
-        ("1 320 0.5 0.1 0.1", "coordinate 320 is no share"),
+        ("1 320 0.5 0.1 0.1", "coordinate 320 is not a share"),
         ("1 nan 0.5 0.1 0.1", "coordinate nan"),
     ],
 )
@@ -142,8 +142,8 @@ def broken(**changes: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("document", "reason"),
     [
-        ("{", "line 1: no JSON"),
-        (json.dumps([1, 2]), "not in COCO's form"),
+        ("{", "line 1: not valid JSON"),
+        (json.dumps([1, 2]), "not in COCO's format"),
         (json.dumps({"images": [], "categories": []}), "'annotations'"),
         (json.dumps(broken(image_id=99)), "KeyError: 99"),
         (json.dumps(broken(category_id=5)), "annotations[0]: KeyError: 5"),
@@ -164,14 +164,14 @@ def test_bad_json_is_named(document: str, reason: str, tmp_path: Path) -> None:
 def test_bad_masks_are_named(tmp_path: Path) -> None:
     path = tmp_path / "street.png"
     for pixels, reason in (
-        (np.zeros((5, 5), np.uint8), "5 x 5 pixels for a picture of 80 x 60"),
+        (np.zeros((5, 5), np.uint8), "5 x 5 pixels for an image of 80 x 60"),
         (np.arange(HEIGHT * WIDTH * 3).reshape(HEIGHT, WIDTH, 3).astype(np.uint8), "3 channels"),
     ):
         cv2.imwrite(str(path), pixels)
         with pytest.raises(InputError, match=reason):
             read_labels(tmp_path).of(PICTURE, HEIGHT, WIDTH)
     path.write_bytes(b"no picture")
-    with pytest.raises(InputError, match=r"street.png: no PNG"):
+    with pytest.raises(InputError, match=r"street.png: not a PNG"):
         read_labels(tmp_path).of(PICTURE, HEIGHT, WIDTH)
 
 

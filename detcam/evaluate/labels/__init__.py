@@ -1,1 +1,1 @@
-"""Labels: what should be in a picture, read from YOLO, COCO and mask files."""
+"""Ground-truth labels from YOLO, COCO and mask files."""

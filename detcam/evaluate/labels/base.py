@@ -1,4 +1,4 @@
-"""A labelled object, and what every reader of labels does."""
+"""A labelled object, and the interface of label readers."""
 
 from __future__ import annotations
 
@@ -8,20 +8,18 @@ from pathlib import Path
 
 import numpy as np
 
-MAX_BYTES = 2**31  # of a file: COCO's own largest has 450 MB
-
-
-DIGITS = 9  # of a class
+MAX_BYTES = 2**31  # of a file: the largest file of COCO has 450 MB
+DIGITS = 9  # of a class number
 
 
 @dataclass(frozen=True)
 class Label:
-    """One labelled object in source pixels.
+    """A labelled object in source pixels.
 
     Attributes:
-        kind: its class, by number or by name.
+        kind: class, by number or by name.
         box: [4] float64 xyxy.
-        mask: [H, W] bool; None if the labels give its box only.
+        mask: [H, W] bool; None if the labels have a box only.
     """
 
     kind: int | str
@@ -29,33 +27,33 @@ class Label:
     mask: np.ndarray | None
 
     def is_of(self, class_id: int, name: str) -> bool:
-        """Whether it is of the model's class with that number and name."""
+        """Whether the label has the model's class of this number and name."""
         return self.kind == (name if isinstance(self.kind, str) else class_id)
 
 
 class Labels(ABC):
-    """The labels of a set of pictures.
+    """The labels of a set of images.
 
     Attributes:
-        names: what the data set calls its classes, by number; None if it does not say.
+        names: class names of the data set, by number; None without names.
     """
 
     names: dict[int, str] | None = None
 
     @abstractmethod
-    def of(self, picture: Path, height: int, width: int) -> list[Label]:
-        """The objects of one picture, without crowds; [] if it has none.
+    def of(self, image: Path, height: int, width: int) -> list[Label]:
+        """The objects of an image, without crowds; [] for an image without objects.
 
         Raises:
-            InputError: for what cannot be read, with the file, the place in it and what to do.
+            InputError: for an unreadable label, with the file, the place in it and what to do.
         """
 
 
 def is_number(text: str) -> bool:
-    """Whether a class is given by number."""
+    """Whether a class is a number."""
     return text.isascii() and text.isdecimal() and len(text) <= DIGITS
 
 
 def shortened(line: str) -> str:
-    """A line of a file, as an error quotes it."""
+    """A line of a file, shortened for an error message."""
     return repr(line if len(line) <= 40 else line[:37] + "...")

@@ -16,25 +16,25 @@ UNLABELLED = 255  # in a PNG of class numbers
 
 
 class MaskLabels(Labels):
-    """See `read_labels`. A picture without a file has no objects."""
+    """See `read_labels`. An image without a file has no objects."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
-    def of(self, picture: Path, height: int, width: int) -> list[Label]:
+    def of(self, image: Path, height: int, width: int) -> list[Label]:
         """See `Labels.of`."""
-        whole = self._folder / f"{picture.stem}.png"
-        if whole.exists():
-            numbers = self._pixels(whole, height, width)
+        label_map = self._folder / f"{image.stem}.png"
+        if label_map.exists():
+            numbers = self._pixels(label_map, height, width)
             present = [int(v) for v in np.unique(numbers) if v != UNLABELLED]
             return [_masked(number, numbers == number) for number in present]
         labels = []
-        for path in sorted((self._folder / picture.stem).glob("*.png")):
+        for path in sorted((self._folder / image.stem).glob("*.png")):
             name, _, count = path.stem.rpartition("_")
             name = name if name and count.isdecimal() else path.stem
             mask = self._pixels(path, height, width) > 0
             if not mask.any():
-                raise InputError(f"{path}: the mask is black all over: delete the file, or paint the object white")
+                raise InputError(f"{path}: the mask is empty: delete the file, or paint the object white")
             labels.append(_masked(int(name) if is_number(name) else name, mask))
         return labels
 
@@ -45,16 +45,16 @@ class MaskLabels(Labels):
             raise InputError(f"{path}: cannot be read ({error.strerror or error}): check the file") from None
         stored = stored_size(data)
         if stored is None:
-            raise InputError(f"{path}: no PNG that can be decoded: save it again")
-        if stored != (height, width):  # said before a large one is decoded
+            raise InputError(f"{path}: not a PNG that can be decoded: save it again")
+        if stored != (height, width):  # checked before a large file is decoded
             raise InputError(
-                f"{path}: {stored[1]} x {stored[0]} pixels for a picture of {width} x {height}: a mask is as large as "
-                "its picture"
+                f"{path}: {stored[1]} x {stored[0]} pixels for an image of {width} x {height}: a mask must be as large "
+                "as its image"
             )
         verify_image(data, path)
         pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
         if pixels is None:
-            raise InputError(f"{path}: no PNG that can be decoded: convert it")
+            raise InputError(f"{path}: not a PNG that can be decoded: convert it")
         if pixels.ndim == 3:
             if pixels.shape[2] == 3 and (pixels[..., :1] == pixels).all():
                 pixels = pixels[..., 0]

@@ -1,4 +1,4 @@
-"""Which class of the model a label's number means, where the data set says what its classes are called."""
+"""Class names of a data set, to map the class numbers of its labels to those of a model."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ if TYPE_CHECKING:
     from detcam.evaluate.labels.base import Label
 
 DESCRIPTION = "data.yaml"
-UP = 2  # folders above the labels in which it may lie: ROOT/labels/val
+UP = 2  # parent folders of the labels to search: ROOT/labels/val
 MAX_BYTES = 2**20
 
 
 def names_beside(folder: Path) -> dict[int, str] | None:
-    """The class names by number of the data.yaml in a folder of YOLO labels or in one of the two above it.
+    """The class names by number from the data.yaml in a folder of YOLO labels or in the two folders above it.
 
-    None where there is none, or it names no classes.
+    None without such a file, or without names in it.
     """
     folder = folder.resolve()
     for place in (folder, *folder.parents[:UP]):
@@ -42,15 +42,15 @@ def _is_entry(pair: tuple[object, object]) -> bool:
 
 
 def by_name(labels: Sequence[Label], given: Mapping[int, str] | None, known: Mapping[int, str]) -> list[Label]:
-    """The labels with class names for numbers, if the model knows every name that the data set gives.
+    """The labels with class names for numbers, if the model has every name of the data set.
 
-    So a model that counts its classes otherwise (a background first, or another order) is judged by the right ones;
-    where names differ in any word, the numbers are taken as they are.
+    A model with other class numbers (a background first, or another order) is then judged by the right classes. If any
+    name differs, the numbers stay.
 
     Args:
-        labels: of a picture.
+        labels: of an image.
         given: the data set's class names by number, or None.
-        known: the model's.
+        known: the model's class names by number.
     """
     if not given or not set(given.values()) <= set(known.values()):
         return list(labels)

@@ -1,1 +1,1 @@
-"""Planted evidence: drawn scenes whose cause is known, and the judge that uses them."""
+"""Evaluation on planted scenes: drawn scenes with a known cause of each class."""

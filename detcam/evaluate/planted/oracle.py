@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from detcam.evaluate.metrics.stability import rank_correlation
+
 
 def heat_of_parts(heatmaps: Tensor, parts: Tensor) -> Tensor:
     """[n, P] share of each heatmap's sum that lies in each part; zeros for a blank map.
@@ -30,18 +32,5 @@ def top_agreement(heat: Tensor, drops: Tensor) -> Tensor:
 
 
 def spearman(a: Tensor, b: Tensor) -> Tensor:
-    """[n] Spearman's rank correlation of the rows of a and b [n, P], in [-1, 1]: Pearson's of the mean ranks.
-
-    0 where a row is constant, which has no ranking.
-    """
-    x, y = (_ranks(values) for values in (a, b))
-    x, y = (ranks - ranks.mean(dim=1, keepdim=True) for ranks in (x, y))
-    spread = x.norm(dim=1) * y.norm(dim=1)
-    return torch.where(spread > 0, (x * y).sum(dim=1) / spread.clamp(min=1e-12), 0.0)
-
-
-def _ranks(values: Tensor) -> Tensor:
-    """[n, P] float32: from 0 for the lowest of a row; equal values share the mean of their ranks."""
-    below = (values[:, :, None] > values[:, None, :]).sum(dim=2)
-    equal = (values[:, :, None] == values[:, None, :]).sum(dim=2)
-    return below + (equal - 1) / 2
+    """[n] Spearman's rank correlation of the rows of a and b [n, P], in [-1, 1]; 0 for a constant row."""
+    return rank_correlation(a, b).nan_to_num(0.0)

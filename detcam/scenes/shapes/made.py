@@ -7,7 +7,7 @@ from itertools import pairwise
 import numpy as np
 
 from detcam.scenes.palette import Ink
-from detcam.scenes.pen import Pen, Points, box, curve, ellipse, mirrored, moved, points, turned
+from detcam.scenes.pen import Pen, Points, box, curve, ellipse, mirrored, moved, points, rotated
 
 
 def balloon(pen: Pen, ink: Ink, rng: np.random.Generator) -> None:
@@ -50,7 +50,7 @@ def kite(pen: Pen, ink: Ink, rng: np.random.Generator) -> None:
     for at, colour in zip((6, 12, 18), (ink.main, ink.trim, ink.main), strict=True):
         wing = points([(0, 0), (0.15, -0.08), (0.15, 0.08)])
         tilt = rng.uniform(-25, 25)
-        pen.fill(colour, turned(wing, tilt) + tail[at], turned(mirrored(wing), tilt) + tail[at])
+        pen.fill(colour, rotated(wing, tilt) + tail[at], rotated(mirrored(wing), tilt) + tail[at])
     outline = points([top, right, bottom, left])
     pen.fill(ink.main, outline)
     pen.fill(ink.second, points([top, right, heart]), points([bottom, left, heart]))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from detcam.scenes.palette import Ink
-from detcam.scenes.pen import Pen, box, curve, ellipse, mirrored, moved, points, turned
+from detcam.scenes.pen import Pen, box, curve, ellipse, mirrored, moved, points, rotated
 
 
 def fish(pen: Pen, ink: Ink, rng: np.random.Generator) -> None:
@@ -117,7 +117,7 @@ def cactus(pen: Pen, ink: Ink, rng: np.random.Generator) -> None:
     pen.stroke(ink.light, 0.02, *ticks, inside=region)
     pen.shade(region, 0.28, 0.16)
     for angle in (-50, -17, 17, 50):
-        pen.fill(ink.second, moved(turned(ellipse(0, -0.1, 0.055, 0.11), angle), 0, -0.8))
+        pen.fill(ink.second, moved(rotated(ellipse(0, -0.1, 0.055, 0.11), angle), 0, -0.8))
     pen.fill(ink.trim, ellipse(0, -0.82, 0.06))
     pot = points([(-0.4, 0.58), (0.4, 0.58), (0.3, 0.98), (-0.3, 0.98)])
     pen.fill(ink.second, pot)
@@ -173,11 +173,11 @@ def flower(pen: Pen, ink: Ink, rng: np.random.Generator) -> None:
     for colour, offset, size in ((ink.second, 0.5, 1.0), (ink.main, 0.0, 0.92)):
         for i in range(count):
             angle = 360 * (i + offset) / count
-            shape = turned(petal * size * (9 / count, 1), angle) + middle
+            shape = rotated(petal * size * (9 / count, 1), angle) + middle
             pen.fill(colour, shape)
             pen.shade(pen.region(shape), 0.16, 0.1)
             lines = [points([(x * 0.4, -0.2), (x, -0.44)]) * size for x in (-0.05, 0, 0.05)]
-            pen.stroke(ink.dark, 0.014, *(turned(line, angle) + middle for line in lines), opacity=0.45)
+            pen.stroke(ink.dark, 0.014, *(rotated(line, angle) + middle for line in lines), opacity=0.45)
     heart = moved(ellipse(0, 0, 0.21), *middle)
     pen.fill(ink.trim, heart)
     golden = np.deg2rad(137.508)  # the angle at which seeds pack without gaps
