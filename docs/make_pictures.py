@@ -1,4 +1,4 @@
-"""The pictures in the README: `python docs/make_pictures.py`; needs chromium, and playwright of the extra `dev`."""
+"""Make the images in the README: `python docs/make_pictures.py`; needs chromium, and playwright of the extra `dev`."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ from detcam.scenes.planted import draw_planted
 HERE = Path(__file__).parent
 SCENE = 4
 OBJECT = "mushroom"
-WAYS = (("odam", "level"), ("odam", "evidence"), ("gradcam", "evidence"))
+RUNS = (("odam", "level"), ("odam", "evidence"), ("gradcam", "evidence"))
 
 
 def explain_scene(folder: Path) -> Path:
     """A page with several explanations of one drawn scene."""
     picture = folder / "evening.png"
     cv2.imwrite(str(picture), draw_scene(HELD_OUT_SEED + SCENE).image[:, :, ::-1])
-    for i, (method, layers) in enumerate(WAYS):
+    for i, (method, layers) in enumerate(RUNS):
         Explainer("scenes", method=method, layers=layers)(picture).save(folder / f"{i}-{method}", picture.name)
     return write_report(folder)
 
 
 def mask_strip() -> None:
-    """A mask, what made the model name its object, and what made it draw the mask: three cuttings side by side."""
+    """A mask, the heatmap of its class and the heatmap of the mask: three crops side by side."""
     image = draw_scene(HELD_OUT_SEED + SCENE).image
     named, drawn = (Explainer("scenes", target=target)(image) for target in ("class", "mask"))
     i = named.labels.index(OBJECT)
@@ -51,9 +51,9 @@ def mask_strip() -> None:
 
 
 def explain_context(folder: Path) -> Path:
-    """What a model looks at that was trained where the ground tells the classes apart."""
+    """The heat summary of a model that was trained to go by the ground."""
     explainer = Explainer("planted_context", "odam", "evidence")
-    folder = folder / "scenes"  # the page says its name
+    folder = folder / "scenes"  # the page shows the name of the folder
     folder.mkdir()
     for seed in range(HELD_OUT_SEED, HELD_OUT_SEED + 24):
         picture = folder / f"scene-{seed - HELD_OUT_SEED:02d}.png"
@@ -63,13 +63,13 @@ def explain_context(folder: Path) -> Path:
 
 
 def take(page: Page, name: str) -> None:
-    """A screenshot with 32 shades a colour, which is small enough for a repository."""
+    """Save a screenshot with 32 shades per colour channel, which keeps the file small."""
     pixels = np.asarray(Image.open(io.BytesIO(page.screenshot())).convert("RGB"))
     Image.fromarray(pixels & 0xF8 | 4).save(HERE / name, optimize=True)
 
 
 def main() -> None:
-    """A mask explained, one page in the light, one in the dark with two ways side by side, and one of a whole set."""
+    """Make a strip for a mask, a page in each theme, and the heat summary of a set."""
     mask_strip()
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
         address = explain_scene(Path(folder)).as_uri()
@@ -85,7 +85,7 @@ def main() -> None:
             page = browser.new_page(viewport={"width": 1280, "height": 800})
             page.goto(explain_context(Path(several)).as_uri())
             page.locator("main").wait_for()
-            page.wait_for_timeout(500)  # pictures are painted one after the other
+            page.wait_for_timeout(500)  # images are painted one after the other
             take(page, "looks.png")
         browser.close()
 

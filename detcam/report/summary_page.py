@@ -60,7 +60,7 @@ def summary_page(summaries: Sequence[HeatSummary], root: Path, address: Address,
 def summary_json(summaries: Sequence[HeatSummary], root: Path) -> str:
     """`looks.json` as text: the statistics of each group, and a row for each object."""
     document = {
-        "heat": "after ReLU, the least value taken to 0, each object's divided by its sum over the picture",
+        "heat": "after ReLU, minimum subtracted, each object's heat divided by its sum over the image",
         "cells_along_the_box": BOX,
         "boxes_around": MARGIN,
         "ways": [summary.to_dict(root) for summary in summaries],

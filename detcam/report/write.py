@@ -81,7 +81,7 @@ def _write_summary(summaries: list[HeatSummary], groups: list[list[Saved]], root
         return _link(root, page) + (f"#{number + 1}" if opened and number is not None else "")
 
     if summaries:
-        back = (INDEX, "All pictures") if several else (REPORT, "The picture")
+        back = (INDEX, "All images") if several else (REPORT, "The image")
         _write(root / SUMMARY, summary_page(summaries, root, address, back))
         _write(root / FIGURES, summary_json(summaries, root))
     return bool(summaries)

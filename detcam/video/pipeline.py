@@ -75,8 +75,8 @@ def explain(
             frame. 0: explain nothing.
         budget: frames per second to reach; K is chosen and adjusted by the measured cost of frames.
         cheaper: explainer to use if `explainer` is too slow for the budget.
-        steady: whether a track's heatmap is divided by the recent maximum of the track and follows a new map within
-            a quarter of a second; if not, every map is divided by its own maximum.
+        steady: whether heatmaps are smoothed over time and divided by the recent maximum of their track, see
+            `HeatMemory`; if False, every map is divided by its own maximum.
         batch: frames that go through the model together. Default 4, 8 on a GPU, 1 for live sources.
         limit: largest number of frames.
         stats: updated with every frame.

@@ -137,8 +137,8 @@ def test_a_cue_above_every_box_shows_and_is_ranked_first(seed: int, tmp_path: Pa
     zones = summary.statistics(label="car").zones
     assert zones is not None
     assert zones[1][1] > 0.9
-    assert [one.label for one in summary.by_surroundings("found")] == ["ship"] * 6
-    ranked = [one.spread.outside for one in summary.by_surroundings("found") if one.spread]
+    assert [item.label for item in summary.by_surroundings("found")] == ["ship"] * 6
+    ranked = [item.spread.outside for item in summary.by_surroundings("found") if item.spread]
     assert ranked == sorted(ranked, reverse=True)
 
 
@@ -148,7 +148,7 @@ def test_figures_are_those_of_the_objects(seed: int, tmp_path: Path) -> None:
         save_light(tmp_path / str(i), made(random_picture(seed + i, 120, 160), 12, labels), f"{i}.jpg")
     (summary,) = summarise(tmp_path)
     for label, count in ((None, 36), ("kind 1", 12)):
-        shares = [one.spread.outside for one in summary.objects if one.spread and label in (None, one.label)]
+        shares = [item.spread.outside for item in summary.objects if item.spread and label in (None, item.label)]
         assert len(shares) == count
         statistics = summary.statistics(label=label)
         assert (statistics.objects, statistics.measured, statistics.unexplained) == (count, count, 0)
@@ -175,7 +175,7 @@ def test_what_shows_nothing_is_counted_apart(seed: int, tmp_path: Path) -> None:
     maps[5][2, 3] = 1.0  # far from its tiny box
     save_light(tmp_path, made(random_picture(seed, 120, 160), 6, boxes=boxes, maps=maps))
     (summary,) = summarise(tmp_path)
-    assert [one.spread is None for one in summary.objects] == [True, True, True, False, True, False]
+    assert [item.spread is None for item in summary.objects] == [True, True, True, False, True, False]
     statistics = summary.statistics()
     assert (statistics.objects, statistics.measured, statistics.small) == (6, 2, 1)
     tiny = summary.objects[5]
@@ -191,8 +191,8 @@ def test_settings_are_kept_apart_and_questions_left_out(seed: int, tmp_path: Pat
         "e": {"truth": {"wrong_pixels": 0.5}},
     }.items():  # fmt: skip
         save_light(tmp_path / folder, made(image, 2, **settings), "a.jpg")
-    ways = summarise(tmp_path)
-    assert [(summary.choices["method"], summary.pictures, len(summary.objects)) for summary in ways] == [
+    summaries = summarise(tmp_path)
+    assert [(summary.choices["method"], summary.pictures, len(summary.objects)) for summary in summaries] == [
         ("odam", 1, 2), ("gradcam", 1, 2),
     ]  # fmt: skip
     assert summarise(tmp_path, folders=[tmp_path / "b"])[0].choices["method"] == "gradcam"
@@ -221,7 +221,7 @@ def test_two_thousand_objects_leave_no_maps_behind(seed: int, tmp_path: Path, mo
     monkeypatch.setattr(Saved, "maps", watched)
     (summary,) = summarise(tmp_path)
     assert len(summary.objects) == 2000
-    assert sorted(reads) == sorted({one.saved.folder for one in summary.objects})
+    assert sorted(reads) == sorted({item.saved.folder for item in summary.objects})
     assert alive["most"] <= 40
     page, figures = (
         summary_page([summary], tmp_path, lambda saved, number: "", ("", "")),

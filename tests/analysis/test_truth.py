@@ -72,7 +72,7 @@ def test_right_wrong_and_missed(kind: str, judged: tuple[Path, Explanation], tmp
     (summary,) = summarise(root, labels)
     assert summary.pictures == 1
     names = {"yolo": "class 3", "coco": "thing 3"}  # nothing that was explained says what class 3 is called
-    assert [(one.kind, one.label, one.number) for one in summary.objects] == [
+    assert [(item.kind, item.label, item.number) for item in summary.objects] == [
         ("right", "thing 0", 0), ("wrong", "thing 1", 1), ("wrong", "thing 2", 2),
         ("missed", "thing 1", None), ("missed", names[kind], None), ("missed", "thing 4", 0),
     ]  # fmt: skip
@@ -95,7 +95,7 @@ def test_right_wrong_and_missed(kind: str, judged: tuple[Path, Explanation], tmp
 def test_without_labels_nothing_is_right_or_wrong(judged: tuple[Path, Explanation]) -> None:
     (summary,) = summarise(judged[0])
     assert summary.kinds == ("found",)
-    assert [one.kind for one in summary.objects] == ["found"] * 3, "answers to questions are no detections"
+    assert [item.kind for item in summary.objects] == ["found"] * 3, "answers to questions are no detections"
 
 
 def test_scenes_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -122,10 +122,10 @@ def test_scenes_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixt
     assert missed, "nothing was missed: choose a higher conf"
     assert summary.of("right"), "nothing was found: choose a lower conf"
     assert len(summary.of("right")) + len(missed) == len(wanted)
-    one = missed[0]
-    path = pictures / one.saved.name
-    (name,) = [name for own, box, name in wanted if own == path and np.allclose(box, one.box, atol=0.01)]
-    explainer(path, ask=[(one.box, name)]).save(tmp_path / "out" / "asked", path)
+    miss = missed[0]
+    path = pictures / miss.saved.name
+    (name,) = [name for picture, box, name in wanted if picture == path and np.allclose(box, miss.box, atol=0.01)]
+    explainer(path, ask=[(miss.box, name)]).save(tmp_path / "out" / "asked", path)
 
     assert cli.run(["report", str(tmp_path / "out"), "--labels", str(labels)]) == 0
     said = capsys.readouterr().out

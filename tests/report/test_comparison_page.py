@@ -65,7 +65,7 @@ def test_the_largest_disagreement_comes_first_with_both_heatmaps(
 ) -> None:
     page = open_page(one)
     assert page.locator("h1").text_content() == "A odam and B gradcam"
-    assert "2 pictures · 2 objects in both" in page.locator("#summary").text_content()
+    assert "2 images · 2 objects in both" in page.locator("#summary").text_content()
     assert "1 in A only" not in page.locator("#summary").text_content(), "a bird and a bowl"
     assert listed(page)[:2] == ["cat", "dog"]
     assert sorted(listed(page)[2:]) == ["bat", "bird", "bowl"]
@@ -91,7 +91,7 @@ def test_what_one_side_only_found(one: Path, comparison: Comparison, open_page: 
     page.locator("button.row", has_text="bird").click()
     check(page, 0, comparison.a, 2)
     check(page, 1, comparison.b, 0)  # what the other side saw in its place
-    assert page.locator(".caption").nth(1).text_content() == "Bnot found; here bat 0.90"
+    assert page.locator(".caption").nth(1).text_content() == "Bnot found; instead bat 0.90"
     page.locator("button.row", has_text="bowl").click()
     page.locator(".stage:nth-child(2)[data-painted='none']").wait_for()
     assert page.locator(".caption").nth(1).text_content() == "Bnot found"
@@ -125,7 +125,7 @@ def test_filters_and_orders(one: Path, open_page: Any) -> None:
     page.locator("#label").select_option(label="cat (1)")
     assert listed(page) == ["cat"]
     page.locator("#kind").select_option("b")
-    assert page.locator("#rows").text_content() == "No object fits."
+    assert page.locator("#rows").text_content() == "No object passes the filters."
     for key in ("ArrowDown", "1", "s", "Escape"):
         page.keyboard.press(key)
     assert violations(page) == []
@@ -245,7 +245,7 @@ def test_nothing_found_anywhere(seed: int, tmp_path: Path, open_page: Any) -> No
     image = random_picture(seed, 120, 160)
     write_comparison(tmp_path, [("x.png", detcam.compare(made(image, 0), made(image, 0)))])
     page = open_page(tmp_path / "compare.html")
-    assert page.locator("#rows").text_content() == "Neither side found anything."
+    assert page.locator("#rows").text_content() == "Neither side found an object."
     for key in ("ArrowDown", "1", "s", "+", "Escape"):
         page.keyboard.press(key)
     assert violations(page) == []

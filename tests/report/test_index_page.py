@@ -35,7 +35,7 @@ def cards(page: Any) -> list[str]:
 def test_cards_and_filters(many: Path, open_page: Any) -> None:
     page = open_page(many)
     status = page.locator("#count")
-    assert page.locator("#all").text_content() == "20 objects in 5 pictures"
+    assert page.locator("#all").text_content() == "20 objects in 5 images"
     assert page.locator(".card").count() == 21
     scores, shares = np.linspace(0.9, 0.5, 5), np.arange(5) / 5
     expected = [
@@ -45,7 +45,7 @@ def test_cards_and_filters(many: Path, open_page: Any) -> None:
     assert cards(page) == [*expected * 4, "no object"]
 
     page.locator("#label").select_option(label="odd (8)")
-    assert status.text_content() == "8 objects in 4 pictures"
+    assert status.text_content() == "8 objects in 4 images"
     assert cards(page) == [expected[1], expected[3]] * 4
     page.locator("#score-high").fill("0.65")
     assert cards(page) == [expected[3]] * 4

@@ -95,9 +95,9 @@ def test_figures_and_the_mean_map(page_path: Path, open_page: Any) -> None:
     statistics = summary.statistics()
     page = open_page(page_path)
     assert page.locator("h1").text_content() == "What the model looks at"
-    assert "set · 3 pictures · hand.pt · odam" in page.locator("#made").text_content()
+    assert "set · 3 images · hand.pt · odam" in page.locator("#made").text_content()
     assert page.locator("#counts").text_content() == (
-        "12 objects · 3 without any heat, left out · 6 with more than half of the heat outside the box"
+        "12 objects · 3 without heat, left out · 6 with more than half of the heat outside the box"
     )
     assert statistics.zones is not None
     assert statistics.quartiles is not None
@@ -215,7 +215,7 @@ def test_links_lead_to_the_object_and_back(page_path: Path, open_page: Any) -> N
 def test_right_wrong_and_missed(judged_path: Path, open_page: Any) -> None:
     page = open_page(judged_path)
     assert page.locator("#kind option").all_text_contents() == [
-        "all that were found (12)", "right: they match a label (3)", "false positives: they match no label (9)",
+        "all detections (12)", "right: they match a label (3)", "false positives: they match no label (9)",
         "missed: labels that no object matches (6)",
     ]  # fmt: skip
     page.locator("#kind").select_option("right")

@@ -1,4 +1,4 @@
-// Cards: an object in its small picture, its heat painted when the card comes near the window.
+// Cards: an object in a thumbnail of its image; heat is painted when the card comes near the viewport.
 
 /** "1 object", "2,000 objects". */
 const counted = (count, thing) => `${count.toLocaleString("en")} ${thing}${count === 1 ? "" : "s"}`;
@@ -22,7 +22,7 @@ function thumb({ picture, object }) {
   return make("div", { className: "thumb" }, frame);
 }
 
-/** A card in the list `cards` that leads to `href`. An entry has a picture, and an object or null. */
+/** A card that links to `href`. An entry has a picture, and an object or null. */
 function card(entry, href, facts) {
   const item = make("li", { className: "card" }, make("a", { href }, thumb(entry), facts));
   item.entry = entry;
@@ -39,7 +39,7 @@ function repaintCards() {
   for (const item of document.querySelectorAll(".card[data-painted]")) paint(item);
 }
 
-/** Pictures are decoded and heat is painted when a card comes near the window. */
+/** Decodes the image and paints the heat of a card that comes near the viewport. */
 const near = new IntersectionObserver((seen) => {
   for (const { isIntersecting, target } of seen) {
     if (!isIntersecting) continue;

@@ -1,7 +1,7 @@
-// The page of a comparison: a list of objects, and the heatmaps of both sides for the one that is chosen.
+// Comparison page: a list of objects, and the heatmaps of both sides for the chosen object.
 
 const SIDES = ["a", "b"], MARKS = ["A", "B"];
-const HINT = "Point at a picture to read the heat of both.";
+const HINT = "Point at an image to read the heat of both sides.";
 
 for (const { sides } of data.pictures) {
   for (const side of sides) side.heats = side.objects.map((object) => new Heat(object.map, side.span));
@@ -17,7 +17,7 @@ const objectOf = (row, side) => {
   const number = row[SIDES[side]];
   return number === null ? null : data.pictures[row.picture].sides[side].objects[number];
 };
-/** What the row is about: the object as A has it, or as B has it. */
+/** The object of a row: that of side A, else that of side B. */
 const mainOf = (row) => objectOf(row, 0) ?? objectOf(row, 1);
 const scoreOf = (row) => Math.max(...[0, 1].map((side) => objectOf(row, side)?.score ?? 0));
 const sideAt = (place) => (state.swapped ? 1 - place : place);
@@ -29,7 +29,7 @@ const on = {
     const row = state.rows[at];
     if (row && state.picture !== row.picture) setPicture(row.picture);
     history.replaceState(null, "", row ? `#${data.rows.indexOf(row) + 1}` : "#none");
-    find("said").textContent = row ? sentence(row) : "No object: the plain picture";
+    find("said").textContent = row ? sentence(row) : "No object: the plain image";
     lookClose();
     refresh();
   },
@@ -54,11 +54,11 @@ const on = {
     find("swap").setAttribute("aria-pressed", String(state.swapped));
     refresh();
   },
-  /** A box was clicked: its row, also if the filters hide it. */
+  /** A box was clicked: choose its row, even if the filters hide it. */
   hit(side, number) {
     const fits = (row) => row.picture === state.picture && row[SIDES[side]] === number;
     const row = data.rows.find(fits);
-    if (!row) return; // one of those that the page left out
+    if (!row) return; // a row that the page does not contain
     if (!state.rows.includes(row)) {
       find("filters").reset();
       filter(row);
@@ -66,7 +66,7 @@ const on = {
   },
 };
 
-/** A stage fits itself to `data.width` and so on: the picture at hand. */
+/** Switch to an image; stages read `data.picture`, `data.width` and `data.height`. */
 function setPicture(number) {
   state.picture = number;
   const { picture, width, height, name } = data.pictures[number];
@@ -78,7 +78,7 @@ function setPicture(number) {
   lookAgain();
 }
 
-/** If asked to, look where the chosen object is: its box, or both boxes, half as large as the stage. */
+/** If "Zoom to object" is checked, zoom so that the box or both boxes fill half of the stage. */
 function lookClose() {
   const row = state.rows[state.at];
   if (!row || !find("close").checked) return;
@@ -108,7 +108,7 @@ function refresh() {
     stage.root.classList.toggle("missing", missing);
     const object = number === null ? null : shown.objects[number];
     const title = object && `${object.label} ${figure(object.score)}`;
-    const said = row === null ? "plain picture" : missing ? absent(row, object, title) : title;
+    const said = row === null ? "plain image" : missing ? absent(row, object, title) : title;
     stage.caption.replaceChildren(make("span", { className: "mark" }, MARKS[side]), named(said));
     stage.canvas.setAttribute("aria-label", object ? `Heatmap of ${MARKS[side]}, ${object.label}` : `${MARKS[side]}: no heatmap`);
   });
@@ -116,13 +116,13 @@ function refresh() {
   fillMeasures(row);
 }
 
-/** Classes count whatever their case, as in the matching. */
+/** Class names are compared without case, as in the matching. */
 const isTwin = (row, other) => other !== null && other.label.toLowerCase() === mainOf(row).label.toLowerCase();
 
-/** What is said of a side that lacks the object, and of what it has in its place. */
+/** The caption of a side that lacks the object; names the object that the side has in its place. */
 function absent(row, other, title) {
   if (isTwin(row, other)) return `${title}, paired with another box`;
-  return other ? `not found; here ${title}` : "not found";
+  return other ? `not found; instead ${title}` : "not found";
 }
 
 /** What a screen reader hears when an object is chosen. */
@@ -178,7 +178,7 @@ function markInList() {
     button.setAttribute("aria-pressed", String(i === state.at));
     if (i !== state.at) continue;
     const list = find("rows"), row = button.getBoundingClientRect(), frame = list.getBoundingClientRect();
-    // Scrolls the list only: on a phone the page stays where it is.
+    // Scroll the list, not the page.
     if (row.top < frame.top) list.scrollTop += row.top - frame.top - 6;
     if (row.bottom > frame.bottom) list.scrollTop += row.bottom - frame.bottom + 6;
   }
@@ -192,14 +192,14 @@ const orders = {
   picture: (a, b) => a.picture - b.picture,
 };
 
-/** Show the rows that pass the filters; stay with `row` if it is among them. */
+/** Show the rows that pass the filters, and keep `row` chosen if it is among them. */
 function filter(row = state.rows[state.at]) {
   const kind = find("kind").value, label = find("label").value;
-  const fits = (one) => (kind === "" || kindOf(one) === kind) && (label === "" || mainOf(one).label === labels[Number(label)][0]);
-  state.rows = data.rows.filter(fits).sort(orders[find("order").value]);
+  const passes = (item) => (kind === "" || kindOf(item) === kind) && (label === "" || mainOf(item).label === labels[Number(label)][0]);
+  state.rows = data.rows.filter(passes).sort(orders[find("order").value]);
   const count = state.rows.length;
   find("rows-title").textContent = `${count.toLocaleString("en")} object${count === 1 ? "" : "s"}`;
-  const none = make("li", { className: "quiet" }, data.rows.length ? "No object fits." : "Neither side found anything.");
+  const none = make("li", { className: "quiet" }, data.rows.length ? "No object passes the filters." : "Neither side found an object.");
   find("rows").replaceChildren(...(count ? state.rows.map(listItem) : [none]));
   const at = state.rows.indexOf(row);
   on.choose(at >= 0 ? at : count ? 0 : null);
@@ -217,12 +217,12 @@ function fillHead() {
   find("name").append(...side(0), make("span", { className: "versus" }, " and "), ...side(1));
   const { pictures, both, only_a, only_b, similarity } = data.summary;
   const counted = (count, thing) => `${count.toLocaleString("en")} ${thing}${count === 1 ? "" : "s"}`;
-  const parts = [counted(pictures, "picture"), `${counted(both, "object")} in both`, `${only_a} in A only`, `${only_b} in B only`];
+  const parts = [counted(pictures, "image"), `${counted(both, "object")} in both`, `${only_a} in A only`, `${only_b} in B only`];
   if (similarity !== null) parts.splice(2, 0, `mean similarity ${figure(similarity)}`);
   find("summary").textContent = parts.join(" · ");
-  const layers = (settings) => [settings.layers ?? []].flat().join(", "); // a method at the pixels has none
-  const told = (settings) => [settings.method, layers(settings) && `layers ${layers(settings)}`, settings.target && `target ${settings.target}`];
-  const made = data.settings.map((settings) => told(settings).filter(Boolean).join(" · "));
+  const layers = (settings) => [settings.layers ?? []].flat().join(", "); // pixel methods have no layers
+  const described = (settings) => [settings.method, layers(settings) && `layers ${layers(settings)}`, settings.target && `target ${settings.target}`];
+  const made = data.settings.map((settings) => described(settings).filter(Boolean).join(" · "));
   const lines = made[0] === made[1] ? [["A and B", made[0]]] : made.map((line, i) => [MARKS[i], line]);
   find("made").append(...lines.flatMap(([who, line], i) => (line ? [i ? " — " : "", `${who}: `, named(line)] : [])));
   find("more").hidden = !data.left_out;

@@ -1,8 +1,8 @@
-// Coarse maps to coloured pixels: bilinear, half-pixel centres, clamped at the border, as detcam.ops.cam_maps does.
+// Heatmaps: coarse maps to coloured pixels; bilinear, half-pixel centres, clamped at the border, like detcam.ops.cam_maps.
 
 const decode = (text) => Uint8Array.from(atob(text), (character) => character.charCodeAt(0));
 
-/** 256 packed pixels: the colour of each grey level, its opacity the square root of the heat, as in overlays. */
+/** 256 packed pixels: the colour of each grey level; opacity is the square root of the heat, as in overlays. */
 function colourTable(text) {
   const colours = decode(text);
   const pixels = new Uint8ClampedArray(1024);
@@ -17,7 +17,7 @@ const tables = Object.fromEntries(Object.entries(data.colours).map(([name, text]
 class Heat {
   /**
    * map: rows, columns, low, high and compressed levels.
-   * span: left, top, right, bottom of the map as shares of the picture.
+   * span: left, top, right, bottom of the map as shares of the image.
    */
   constructor(map, span) {
     Object.assign(this, map);
@@ -32,7 +32,7 @@ class Heat {
     return this;
   }
 
-  /** For each of `pixels` along one axis: the two cells it lies between, the second's weight, and whether it was seen. */
+  /** For each of `pixels` along an axis: the two nearest cells, the weight of the second, and whether the network saw it. */
   static axis(pixels, cells, start, stop) {
     const first = new Int32Array(pixels), second = new Int32Array(pixels);
     const weight = new Float32Array(pixels), seen = new Uint8Array(pixels);
@@ -47,7 +47,7 @@ class Heat {
     return { first, second, weight, seen };
   }
 
-  /** Grey levels 0 to 255 of a picture of width x height pixels, given one by one to `put(pixel, level)`. */
+  /** Call `put(pixel, level)` with the grey level, 0 to 255, of each pixel of an image of width x height. */
   each(width, height, put) {
     const [left, top, right, bottom] = this.span;
     const x = Heat.axis(width, this.columns, left, right), y = Heat.axis(height, this.rows, top, bottom);
@@ -63,7 +63,7 @@ class Heat {
     }
   }
 
-  /** Heat in [0, 1] at a place of the picture, given as shares of it. */
+  /** Heat in [0, 1] at (u, v), given as shares of the image. */
   at(u, v) {
     const [left, top, right, bottom] = this.span;
     if (u < left || u >= right || v < top || v >= bottom) return 0;

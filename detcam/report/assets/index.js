@@ -1,8 +1,8 @@
-// The page of many pictures: a card for each object, filters, and cards made as the reader scrolls.
+// Index page: a card for each object, filters, and cards that are made as the reader scrolls.
 
 const BATCH = 60;
 
-/** One entry for each object, and one for each picture without any. */
+/** An entry for each object, and an entry for each image without objects. */
 const entries = data.pictures.flatMap((picture) =>
   picture.objects.length
     ? picture.objects.map((object, number) => ({ picture, object, number }))
@@ -11,7 +11,7 @@ const entries = data.pictures.flatMap((picture) =>
 const total = entries.filter((entry) => entry.object).length;
 let chosen = entries, made = 0;
 
-/** A filter's number; its end of the range while nothing sensible is typed. */
+/** The number in a filter; `otherwise` while the field has no valid number. */
 function limit(id, otherwise) {
   const value = find(id).valueAsNumber;
   return Number.isNaN(value) ? otherwise : value;
@@ -70,7 +70,7 @@ function showMore() {
   made += next.length;
   find("cards").append(...next.map(cardOf));
   find("more").hidden = made >= chosen.length;
-  end.unobserve(find("more")); // observed afresh it reports again, if it is still near
+  end.unobserve(find("more")); // a new observation reports again if the button is still near
   end.observe(find("more"));
 }
 
@@ -82,7 +82,7 @@ function filter() {
   if (order) chosen.sort(order);
   const shown = chosen.filter((entry) => entry.object);
   const pictures = new Set(chosen.map((entry) => entry.picture)).size;
-  find("count").textContent = `${counted(shown.length, "object")} in ${counted(pictures, "picture")}`;
+  find("count").textContent = `${counted(shown.length, "object")} in ${counted(pictures, "image")}`;
   clearCards();
   made = 0;
   showMore();
@@ -91,7 +91,7 @@ function filter() {
 function setUp() {
   find("name").append(named(data.name));
   if (data.summary) Object.assign(find("summary"), { href: data.summary, hidden: false });
-  find("all").textContent = `${counted(total, "object")} in ${counted(data.pictures.length, "picture")}`;
+  find("all").textContent = `${counted(total, "object")} in ${counted(data.pictures.length, "image")}`;
   const options = labels.map(([label, count], i) => make("option", { value: i }, `${label} (${count})`));
   find("label").append(make("option", { value: "" }, "all"), ...options);
   find("colours").append(...Object.keys(data.colours).map((name) => make("option", { value: name }, name)));

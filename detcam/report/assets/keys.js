@@ -1,4 +1,4 @@
-// The keyboard. Digits typed quickly one after the other make one number.
+// Keyboard shortcuts. Digits typed in quick succession make one number.
 
 const PAUSE = 700; // ms
 

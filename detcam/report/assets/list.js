@@ -1,4 +1,4 @@
-// The list of objects, and what is said about them.
+// The list of objects, and texts about them.
 
 function scoreText({ score }) {
   return score.toFixed(2);
@@ -16,7 +16,7 @@ function countLabels(objects) {
 
 /** What a screen reader hears when an object is chosen. */
 function sentence(variant, number) {
-  if (number === null) return "No object: the plain picture";
+  if (number === null) return "No object: the plain image";
   const object = variant.objects[number];
   const note = object.note ? `. ${object.note}` : "";
   return `Object ${number + 1}, ${object.label}, score ${scoreText(object)}, ${energyText(object.energy)}${note}`;
@@ -44,7 +44,7 @@ function fillList(variant, on) {
   const count = variant.objects.length;
   find("objects-title").textContent = `${count} object${count === 1 ? "" : "s"}`;
   const items = variant.objects.map((object, i) => listItem(object, i, on));
-  const empty = make("li", { className: "quiet" }, "The model found nothing here above its threshold.");
+  const empty = make("li", { className: "quiet" }, "The model found nothing in this image above its threshold.");
   find("objects").replaceChildren(...(count ? items : [empty]));
 }
 
@@ -53,7 +53,7 @@ function markInList(number) {
     button.setAttribute("aria-pressed", String(i === number));
     if (i !== number) continue;
     const list = find("objects"), row = button.getBoundingClientRect(), frame = list.getBoundingClientRect();
-    // Scrolls the list only: on a phone the page stays where it is.
+    // Scroll the list, not the page.
     if (row.top < frame.top) list.scrollTop += row.top - frame.top - 6;
     if (row.bottom > frame.bottom) list.scrollTop += row.bottom - frame.bottom + 6;
   }

@@ -1,4 +1,4 @@
-// What all pages share: the data, small helpers, light and dark.
+// Shared by all pages: the data, small helpers, light and dark theme.
 
 const data = JSON.parse(document.getElementById("data").textContent);
 const find = (id) => document.getElementById(id);
@@ -12,7 +12,7 @@ function make(tag, properties = {}, ...children) {
   return element;
 }
 
-/** A name from outside: its writing direction stays its own. */
+/** Untrusted text in an element that isolates its writing direction. */
 const named = (text) => make("bdi", {}, text);
 
 function meter(share) {
@@ -37,7 +37,7 @@ function setUpTheme() {
   try {
     theme = localStorage.getItem("detcam-theme") ?? "auto";
   } catch {
-    // A browser may keep no notes for files.
+    // Browsers may deny storage to local files.
   }
   set(order.includes(theme) ? theme : "auto");
   find("theme").addEventListener("click", () => {

@@ -1,4 +1,4 @@
-// The page of one picture: what is chosen, and the controls that choose it.
+// Image page: the chosen object, and the controls.
 
 for (const variant of data.variants) {
   variant.heats = variant.objects.map((object) => new Heat(object.map, variant.span));
@@ -34,7 +34,7 @@ const on = {
   },
   leave() {
     on.preview(null);
-    find("value").textContent = "Point at the picture to read its heat.";
+    find("value").textContent = "Point at the image to read the heat.";
   },
   ...moving(look, lookAgain),
 };
@@ -47,7 +47,7 @@ function lookAgain() {
   find("out").disabled = look.zoom <= 1;
 }
 
-/** Show what is chosen, or for the moment what the pointer is on. */
+/** Show the object under the pointer, else the chosen object. */
 function refresh() {
   const number = state.preview ?? state.number;
   const style = { colours: find("colours").value, opacity: find("opacity").value / 100, boxes: find("boxes").checked };
@@ -62,14 +62,14 @@ function refresh() {
 }
 
 function caption(stage, variant, number) {
-  const title = number === null ? "plain picture" : titleOf(variant, number);
+  const title = number === null ? "plain image" : titleOf(variant, number);
   const made = state.beside && number !== null ? data.facets.map((facet) => variant.choices[facet]).join(" · ") : "";
   stage.caption.replaceChildren(named(title), ...(made ? [" · ", named(made)] : []));
   const heat = number === null ? "No heatmap" : `Heatmap of object ${number + 1}, ${variant.objects[number].label}`;
   stage.canvas.setAttribute("aria-label", heat);
 }
 
-/** What the second stage shows: [variant, number]. */
+/** The content of the second stage: [variant, number]. */
 function besideOf(number) {
   const [kind, which] = state.beside.split(" ");
   if (kind === "variant") {
@@ -79,7 +79,7 @@ function besideOf(number) {
   return [state.variant, kind === "object" && Number(which) < on.count() ? Number(which) : null];
 }
 
-/** The object of another explanation that is this one: the same label and the box with the largest overlap. */
+/** The matching object of another explanation: same label, largest overlap. */
 function same(object, variant) {
   const overlap = ([a, b, c, d], [e, f, g, h]) => {
     const inner = Math.max(Math.min(c, g) - Math.max(a, e), 0) * Math.max(Math.min(d, h) - Math.max(b, f), 0);
@@ -103,7 +103,7 @@ function readOut(stage, { u, v, inside }) {
   find("value").textContent = `${at} · heat ${value.toFixed(3)} · raw ${raw.toPrecision(3)}`;
 }
 
-/** Selects for what tells the explanations apart: a choice keeps as many of the other choices as there is a match for. */
+/** A menu for each setting in which the explanations differ; a choice keeps as many other settings as possible. */
 function fillFacets() {
   for (const facet of data.facets) {
     const values = [...new Set(data.variants.map((variant) => variant.choices[facet]))];
@@ -142,7 +142,7 @@ function fillBeside() {
   const groups = [["Same object, by", others], ["Another object", objects]]
     .filter(([, choices]) => choices.length)
     .map(([label, choices]) => make("optgroup", { label }, ...choices.map((choice) => option(...choice))));
-  find("beside").replaceChildren(option("", "nothing"), option(PLAIN, "the plain picture"), ...groups);
+  find("beside").replaceChildren(option("", "nothing"), option(PLAIN, "the plain image"), ...groups);
   find("beside").value = state.beside;
   if (find("beside").selectedIndex < 0) setBeside("");
 }

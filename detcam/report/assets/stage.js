@@ -1,7 +1,7 @@
-// One view of the picture: heat over it, boxes over both. Several stages share where they look (zoom, x, y).
+// Stage: a view of an image with heat and boxes. Stages on a page share zoom and position.
 
 const SVG = "http://www.w3.org/2000/svg";
-const TAG = 18; // height of a box's number, in screen pixels
+const TAG = 18; // height of the number on a box, in screen pixels
 
 function shape(tag, attributes, ...children) {
   const element = document.createElementNS(SVG, tag);
@@ -10,7 +10,7 @@ function shape(tag, attributes, ...children) {
   return element;
 }
 
-/** What a page does when someone zooms or moves: change where its stages look, and have them look `again`. */
+/** Handlers for zooming and moving: they change `look` and call `again`. */
 function moving(look, again) {
   return {
     zoom(by, place = null) {
@@ -35,7 +35,7 @@ function moving(look, again) {
 }
 
 class Stage {
-  /** look: { zoom, x, y }, the place (in shares of the picture) in the middle. on: what to tell the page about. */
+  /** look: { zoom, x, y }, with the centre as shares of the image. on: event handlers of the page. */
   constructor(look, on) {
     this.look = look;
     this.on = on;
@@ -49,13 +49,13 @@ class Stage {
     this.caption = make("p", { className: "caption" });
     this.root = make("div", { className: "stage", tabIndex: 0 }, this.scene, this.caption);
     this.root.setAttribute("role", "group");
-    this.root.setAttribute("aria-label", "Picture; plus and minus zoom, shift and arrow keys move it");
-    this.root.style.aspectRatio = `${data.width} / ${data.height}`; // counts where the height is free: on a phone
+    this.root.setAttribute("aria-label", "Image; plus and minus zoom, shift and arrow keys move it");
+    this.root.style.aspectRatio = `${data.width} / ${data.height}`; // used where the height is free: on a phone
     this.listen();
     new ResizeObserver(() => this.place()).observe(this.root);
   }
 
-  /** Show object `number` of `variant`, or the plain picture for null. */
+  /** Show object `number` of `variant`, or for null the plain image. */
   async show(variant, number, style) {
     const heat = number === null ? null : variant.heats[number];
     const key = [variant, number, style.colours];
@@ -66,7 +66,7 @@ class Stage {
     this.draw(variant, number);
     if (this.shown && key.every((part, i) => part === this.shown[i])) return;
     this.shown = key;
-    delete this.root.dataset.painted; // so that whoever waits can tell old from new
+    delete this.root.dataset.painted; // set again once the new content is painted
     await Promise.all([this.image.decode(), heat?.ready()]);
     if (this.shown !== key) return; // something else was chosen meanwhile
     this.canvas.width = this.image.naturalWidth;
@@ -102,7 +102,7 @@ class Stage {
     return whole;
   }
 
-  /** Fit the picture into the stage, then look where all stages look. */
+  /** Fit the image into the stage, then apply the shared zoom and position. */
   place() {
     const { clientWidth, clientHeight } = this.root;
     const { look } = this;
@@ -124,7 +124,7 @@ class Stage {
     for (const box of this.boxes ?? []) box.tag.place(1 / this.scale);
   }
 
-  /** Where an event lies, as shares of the picture; null beside it. */
+  /** The position of an event as shares of the image. */
   where(event) {
     const bounds = this.root.getBoundingClientRect();
     const u = (event.clientX - bounds.left - this.left) / (data.width * this.scale);
@@ -132,7 +132,7 @@ class Stage {
     return { u, v, inside: u >= 0 && u < 1 && v >= 0 && v < 1 };
   }
 
-  /** The smallest box around a place: its number, or null. */
+  /** The number of the smallest box around a position, or null. */
   hit({ u, v, inside }) {
     const [x, y] = [u * data.width, v * data.height];
     const around = this.drawn.objects

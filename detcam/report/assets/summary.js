@@ -1,13 +1,13 @@
-// What the model looks at: all objects of a kind or one class of them, class by class, and the pictures to look at.
+// Heat summary page: statistics over all objects or one class, a list of classes, and cards of single objects.
 
 const KINDS = {
-  found: { option: "all that were found", title: "Recognised mostly by their surroundings" },
+  found: { option: "all detections", title: "Recognised mostly by their surroundings" },
   right: { option: "right: they match a label", title: "Right, but recognised mostly by their surroundings" },
   wrong: { option: "false positives: they match no label", title: "False positives" },
   missed: { option: "missed: labels that no object matches", title: "Missed" },
 };
 const MEAN = 288; // pixels of a mean map
-const FEW = 12; // classes, before one asks for more
+const FEW = 12; // classes that are shown at first
 
 const state = { way: data.ways[0], kind: "found", label: null, few: true };
 const group = () => state.way.groups[state.kind];
@@ -30,13 +30,13 @@ async function paintMean(canvas, map) {
   const context = canvas.getContext("2d"), image = context.createImageData(MEAN, MEAN);
   const pixels = new Uint32Array(image.data.buffer);
   heat.each(MEAN, MEAN, (pixel, level) => {
-    pixels[pixel] = table[(level + 0.5) | 0] | 0xff000000; // nothing lies below that could show through
+    pixels[pixel] = table[(level + 0.5) | 0] | 0xff000000; // opaque
   });
   context.putImageData(image, 0, 0);
   canvas.dataset.painted = "yes";
 }
 
-/** Shares by place: in the box, next to it on each side, at its corners, farther away. */
+/** Shares of the heat: in the box, on each side of the box, around it, farther away. */
 function places({ zones, farther }) {
   const [[a, above, b], [left, inside, right], [c, below, d]] = zones;
   const sides = [["above", above], ["to the left", left], ["to the right", right], ["below", below]];
@@ -53,12 +53,12 @@ function fillWhole() {
   const { inside, around, sides, farther } = places(summary);
   const most = sides.reduce((a, b) => (b[1] > a[1] ? b : a));
   find("mean").replaceChildren(...meanMap(summary));
-  find("mean-caption").textContent = `Mean of ${counted(measured, "map")}, each stretched so that its box fills the cyan frame`;
+  find("mean-caption").textContent = `Mean of ${counted(measured, "map")}, stretched so that each box fills the cyan frame`;
   const rows = [
-    ["in the box", inside, `spread evenly over the pictures: ${rounded(1 - summary.even)}`],
-    ["around it, up to a box away", around, `the most ${most[0]}: ${rounded(most[1])}`],
+    ["in the box", inside, `for an even spread over the images: ${rounded(1 - summary.even)}`],
+    ["around it, up to one box length away", around, `mostly ${most[0]}: ${rounded(most[1])}`],
     ["farther away", farther, ""],
-    ["in boxes of other objects", summary.others, "counted above, too"],
+    ["in boxes of other objects", summary.others, "also counted above"],
   ];
   find("shares").replaceChildren(
     ...rows.map(([name, share, more], i) =>
@@ -75,9 +75,9 @@ function countsText({ objects, measured, unexplained, mostly, small }) {
   const parts = [counted(objects, state.kind === "missed" ? "label" : "object")];
   if (unexplained) parts.push(`${unexplained.toLocaleString("en")} without a map, because the model was not asked about them`);
   const dark = objects - measured - unexplained;
-  if (dark) parts.push(`${dark.toLocaleString("en")} without any heat, left out`);
+  if (dark) parts.push(`${dark.toLocaleString("en")} without heat, left out`);
   if (measured) parts.push(`${mostly.toLocaleString("en")} with more than half of the heat outside the box`);
-  if (small) parts.push(`${small.toLocaleString("en")} too small for their maps to say so`);
+  if (small) parts.push(`${small.toLocaleString("en")} too small for their maps to tell`);
   return parts.join(" · ");
 }
 
@@ -96,10 +96,10 @@ function fillBars({ histogram, quartiles, measured, even }) {
     measured === 1
       ? `One object: ${median}`
       : `Median ${median}; half of the ${measured.toLocaleString("en")} between ${lower} and ${upper}; from ${least} to ${largest}. ` +
-        `Spread evenly over the pictures: ${rounded(even)}`;
+        `For an even spread over the images: ${rounded(even)}`;
 }
 
-/** From least to largest, the middle half, and the median of the shares outside. */
+/** Box plot of the shares outside the box. */
 function boxPlot([least, lower, median, upper, largest]) {
   const part = (className, from, to) => {
     const span = make("span", { className });
@@ -171,7 +171,7 @@ function fillCards() {
   const some = chosen.length < all ? `${chosen.length} of ${all.toLocaleString("en")}: the` : "The";
   const hint = mistakes
     ? `${some} largest share outside the box comes first.`
-    : `${some} largest share outside the box comes first. It hints at a cue beside the object, in its background or on its neighbours: look whether it should count.`;
+    : `${some} largest share outside the box comes first. A large share hints at a cue beside the object, in its background or on its neighbours: check whether it should count.`;
   find("cards-said").textContent = chosen.length ? hint : mistakes ? "There are none." : "There are none: the heat of every object lies mostly in its box.";
 }
 
@@ -186,10 +186,10 @@ function fillChoices() {
   find("label").value = state.label === null ? "" : String(classes.findIndex(({ label }) => label === state.label));
   const { model, method, layers, target } = state.way.choices;
   const made = [model, method, layers && `layers ${layers}`, `target ${target}`].filter(Boolean).join(" · ");
-  find("made").replaceChildren(named(data.name), ` · ${counted(state.way.pictures, "picture")} · `, named(made));
+  find("made").replaceChildren(named(data.name), ` · ${counted(state.way.pictures, "image")} · `, named(made));
 }
 
-/** Choose a way, a kind or a class; a class that the new kind does not have gives way to all. */
+/** Choose explanations, a kind of objects or a class; if the kind has no objects of the class, show all classes. */
 function choose(wanted) {
   Object.assign(state, wanted);
   if (state.label !== null && !shown()) state.label = null;
@@ -204,15 +204,15 @@ function choose(wanted) {
 
 function fillReading() {
   const lines = [
-    "Heat is what the method gives each place for the object’s score: negative values count as nothing, the map’s least value as 0.",
-    "Before averaging, each object’s heat is divided by its sum over the picture, so that every object counts the same. A mean map is coloured from its own least to its own largest value.",
-    `Boxes smaller than ${data.fine} cells of their map are averaged, but not called recognised by their surroundings: such a map cannot tell inside from outside.`,
-    "Maps blur over the edges of a box, the more the smaller it is: compare classes and models with each other, and with what an even spread would give.",
-    "Where a picture ends beside a box, there is no heat to count.",
+    "Heat is the evidence that the method assigns to each place for the object’s score; negative values count as 0, and the minimum of the map is subtracted.",
+    "Before averaging, the heat of each object is divided by its sum over the image, so all objects count the same. A mean map is coloured from its minimum to its maximum.",
+    `Boxes smaller than ${data.fine} cells of their map are averaged, but not counted as recognised by their surroundings: the map cannot tell inside from outside.`,
+    "Maps blur over the edges of a box, the more the smaller it is: compare classes and models with each other, and with an even spread.",
+    "No heat is counted beyond the edges of an image.",
   ];
   if (state.way.groups.missed) {
-    lines.push("An object is right if it has the class of a label and overlaps its box by more than half (IoU), the best score first and each label once.");
-    lines.push("Of a miss, the map is that of the best candidate that the model was asked about (detcam explain --ask), and the box is the label’s.");
+    lines.push("An object is right if it has the class of a label and overlaps its box by more than half (IoU), in the order of decreasing scores; each label matches one object.");
+    lines.push("The map of a miss is that of the best candidate when the model was asked about it (detcam explain --ask); the box is that of the label.");
   }
   find("reading").replaceChildren(...lines.map((line) => make("li", {}, line)));
 }
