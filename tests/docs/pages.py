@@ -1,4 +1,4 @@
-"""The code in the documentation: what is in a page, and a folder in which it runs."""
+"""The code blocks of the documentation, and a folder in which they run."""
 
 from __future__ import annotations
 
@@ -22,14 +22,7 @@ ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 FENCE = re.compile(r"^( *)```([\w-]*)[^\n]*\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
 SHELL = ("sh", "bash", "console")
-PROGRAMS = (
-    "detcam",
-    "make",
-    "pip",
-    "python",
-    "ray",
-    "sh",
-)  # what begins a block of commands whose language is not stated
+PROGRAMS = ("detcam", "make", "pip", "python", "ray", "sh")  # begin a block of commands whose language is not stated
 
 
 @dataclass(frozen=True)
@@ -50,27 +43,28 @@ class Block:
 
 
 def blocks(page: Path) -> list[Block]:
-    """The fenced blocks of a page in their order."""
+    """The fenced blocks of a page, in order."""
     text = page.read_text(encoding="utf-8")
-    found = []
+    result = []
     for match in FENCE.finditer(text):
         indent, language, body = match.groups()
         lines = [line.removeprefix(indent) for line in body.splitlines()]
-        found.append(Block(language, "\n".join(lines) + "\n", text[: match.start(3)].count("\n") + 1))
-    return found
+        result.append(Block(language, "\n".join(lines) + "\n", text[: match.start(3)].count("\n") + 1))
+    return result
 
 
 def arguments(command: str) -> list[str]:
-    """The words of a command, without a comment behind it."""
+    """The words of a command, without a trailing comment."""
     return shlex.split(command, comments=True)
 
 
-# The names that the pages use, for the demo model's classes.
+IMGSZ = 192  # of the model, so that the pages run fast
+# The names that the pages use for the demo model's classes.
 CLASSES = ("person", "bicycle", "car", "dog", "cat", "bird", "boat", "bench", "chair", "umbrella")
 
 
 def coco(scenes: list[Scene]) -> dict[str, Any]:
-    """The labels of the pictures as COCO's JSON has them."""
+    """The labels of the images in COCO's format."""
     annotations = []
     for i, scene in enumerate(scenes):
         for kind, (x1, y1, x2, y2) in zip(scene.class_ids.tolist(), scene.boxes.tolist(), strict=True):
@@ -86,9 +80,9 @@ def coco(scenes: list[Scene]) -> dict[str, Any]:
 
 
 def furnish(folder: Path) -> Path:
-    """What the pages speak of: photographs, weights, labels and a video, all made of drawn scenes.
+    """Fill the folder with the files that the pages name: photographs, weights, labels and a video of drawn scenes.
 
-    The weights are the demo model in Ultralytics' own format, with other names for its classes.
+    The weights are the demo model in Ultralytics' format, with other class names and a smaller input.
     """
     scenes = [draw_scene(HELD_OUT_SEED + i, (240, 320)) for i in (4, 0)]
     for name, scene in zip(("street.jpg", "photo.jpg", "a.jpg", "b.jpg"), scenes * 2, strict=True):
@@ -104,7 +98,7 @@ def furnish(folder: Path) -> Path:
     network = zoo.load("scenes").model
     network.names = dict(enumerate(CLASSES))
     for name in ("yolov8n.pt", "yolov8n-seg.pt"):
-        torch.save({"model": network, "train_args": dict(network.args)}, folder / name)
+        torch.save({"model": network, "train_args": {**network.args, "imgsz": IMGSZ}}, folder / name)
     (folder / "configs").symlink_to(ROOT / "configs")
     (folder / "examples").symlink_to(ROOT / "examples")
     return folder

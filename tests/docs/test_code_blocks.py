@@ -1,4 +1,4 @@
-"""Every block of Python and every command in README and docs runs, page by page, as a reader would run it."""
+"""Every block of Python and every command in README and docs runs, page by page, as a reader would run them."""
 
 import runpy
 import shutil
@@ -8,27 +8,28 @@ from pathlib import Path
 import pytest
 from detr_models import random_detr
 from pages import PAGES, arguments, blocks, furnish
-from prompted_models import random_prompted
 from sam_models import random_sam
 from support import random_picture
+from text_prompted_models import random_prompted
 from torchvision_models import small
 
 from detcam import cli
 
-# What does not run here, by how the command begins, and why.
+# Commands that do not run here, by their beginning, and why.
 ELSEWHERE = {
-    "make ": "builds an environment: a clean clone's job",
+    "make ": "builds an environment: a task for a clean clone",
     "pip install": "changes the environment",
     "python benchmarks/": "measures for an hour",
     "python -m pytest": "the tests run it",
     "detcam evaluate --scenes": "minutes a scene; tests/evaluate judges planted scenes",
     "ray start": "starts a cluster",
-    "detcam batch s3://": "needs a bucket and a cluster, which tests/scale has",
+    "detcam batch s3://": "needs a bucket and a cluster, which tests/batch has",
     "detcam video rtsp://": "needs a camera in the network",
     "detcam video 0": "needs a camera",
 }
-# What runs smaller than the page says.
+# Commands that run smaller than the page says.
 SMALLER = {
+    "detcam demo --out demo": "detcam demo --out demo --scenes 1",
     "detcam batch photos": "detcam batch photos --workers 1",
     "--methods odam,fused,layercam": "--methods odam --layers level --pictures 1 --objects 1 --quick",
     "--methods odam,layercam": "--methods odam --layers level --pictures 1 --objects 1",
@@ -58,17 +59,17 @@ def pretrained(monkeypatch: pytest.MonkeyPatch) -> None:
         ),
     }  # fmt: skip
 
-    def stand_in(kind: str, name: str, made: object) -> None:
+    def stand_in(kind: str, name: str, substitute: object) -> None:
         real = getattr(transformers, kind).from_pretrained
 
         def from_pretrained(given: object, **options: object) -> object:
-            return made if given == name else real(given, **options)
+            return substitute if given == name else real(given, **options)
 
         monkeypatch.setattr(getattr(transformers, kind), "from_pretrained", from_pretrained)
 
-    for name, (model, processor, made) in checkpoints.items():
-        stand_in(model, name, made[0])
-        stand_in(processor, name, made[1])
+    for name, (model, processor, pair) in checkpoints.items():
+        stand_in(model, name, pair[0])
+        stand_in(processor, name, pair[1])
     monkeypatch.setattr(detection, "fasterrcnn_resnet50_fpn", lambda weights: small("faster", 0, picture))
 
 
@@ -97,13 +98,20 @@ def run_command(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert cli.run(words[1:]) == 0, command
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+# Pages of more than some seconds, and pages that need libraries of the nightly tier.
+NIGHTLY = ("batch.md", "evaluation.md", "looks.md", "options.md", "pages.md")
+
+
+@pytest.mark.parametrize(
+    "page",
+    [pytest.param(page, marks=pytest.mark.nightly if page.name in NIGHTLY else (), id=page.name) for page in PAGES],
+)
 @pytest.mark.usefixtures("desk", "pretrained")
 def test_the_code_of_a_page_runs(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     namespace: dict[str, object] = {"__name__": page.stem}
     for block in blocks(page):
         if block.language == "python":
-            # Blank lines before it, so that a traceback names the page's own line.
+            # The blank lines make a traceback name the line of the page.
             exec(compile("\n" * block.line + block.text, str(page), "exec"), namespace)
         for command in block.commands:
             run_command(command, monkeypatch)
