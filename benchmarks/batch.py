@@ -1,14 +1,14 @@
-"""`detcam batch` on many pictures: how fast, whether a second worker doubles that, and whether memory stays flat.
+"""Speed and memory of `detcam batch`: images per second, speed-up by a second worker, growth of memory.
 
 python benchmarks/batch.py [--images 200] [--imgsz 160] [--engines local,ray] [--coco DIR] [--out FILE]
 
-Each contender is the command itself, in a process of its own, on the same pictures: drawn scenes that are turned and
-noised so that no two are the same, or with --coco the pictures of a folder under other names. One thread per worker.
+Each run is the command in a new process, on the same images: drawn scenes, flipped and with noise, so all differ; or,
+with --coco, copies of the images of a folder. One thread per worker.
 
-rate       pictures a second from the first shard to the last; `whole` counts from the command's start to its end
-memory     of all its processes together, of their own (USS), sampled once a second: the peak of the last third
-           over that of the second third, when everything is loaded
-same       a digest of all rows' keys, labels and whole box coordinates; equal for all contenders
+rate       images a second from the first shard to the last; `whole` is the time from the command's start to its end
+memory     unique memory (USS) of all processes of the command, sampled once a second; its growth: peak of the last
+           third over peak of the second third, when everything is loaded
+same       a digest of all rows' keys, labels and rounded box coordinates; equal for all runs
 
 Targets: 2 workers at least 1.6 times 1 worker; Ray at least .75 times local; memory within 10 %.
 """
@@ -37,14 +37,14 @@ from rich.table import Table
 
 from detcam.scenes import draw_scene
 
-SCENES = 24  # different drawings; drawing takes longer than explaining
-CONTENDERS = (("local", 1), ("local", 2), ("ray", 2))
-SAMPLING = 1.0  # seconds: looking at all of them takes some of a core
+SCENES = 24  # different drawings, because drawing takes longer than explaining
+RUNS = (("local", 1), ("local", 2), ("ray", 2))
+SAMPLING = 1.0  # seconds: reading the memory of all processes takes processor time
 SPEED_UP, RAY_SHARE, GROWTH = 1.6, 0.75, 1.1
 
 
 def write_scenes(folder: Path, count: int) -> None:
-    """So many JPEG files of 320 x 240 pixels."""
+    """Write `count` JPEG files of 320 x 240 pixels."""
     scenes = [draw_scene(seed, (240, 320)).image for seed in range(SCENES)]
     generator = np.random.default_rng(0)
     for i in range(count):
@@ -55,7 +55,7 @@ def write_scenes(folder: Path, count: int) -> None:
 
 
 def copy_pictures(source: Path, folder: Path, count: int) -> None:
-    """The pictures of a folder again and again, under other names."""
+    """Copy the images of a folder, repeatedly, to `count` files."""
     paths = sorted(path for path in source.rglob("*") if path.suffix.lower() in (".jpg", ".png"))
     for i in range(count):
         path = paths[i % len(paths)]
@@ -63,7 +63,7 @@ def copy_pictures(source: Path, folder: Path, count: int) -> None:
 
 
 def run(photos: Path, out: Path, engine: str, workers: int, options: list[str]) -> dict[str, Any]:
-    """One job, watched."""
+    """Run a job and measure it."""
     command = [
         sys.executable, "-m", "detcam", "batch", str(photos), "--out", str(out), "--engine", engine,
         "--workers", str(workers), "--threads", "1", "--json", *options,
@@ -94,13 +94,13 @@ def run(photos: Path, out: Path, engine: str, workers: int, options: list[str]) 
 
 
 def watch(process: subprocess.Popen[str]) -> list[float]:
-    """Every now and then, MiB that the processes under `process` and itself have for themselves."""
+    """Samples of the unique memory of a process and its children, in MiB."""
     top, samples = psutil.Process(process.pid), list[float]()
     while process.poll() is None:
         total = 0
         try:
-            for one in (top, *top.children(recursive=True)):
-                total += one.memory_full_info().uss
+            for each in (top, *top.children(recursive=True)):
+                total += each.memory_full_info().uss
         except (psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess):
             pass
         samples.append(total / 2**20)
@@ -109,13 +109,13 @@ def watch(process: subprocess.Popen[str]) -> list[float]:
 
 
 def growth(memory: list[float]) -> float | None:
-    """The peak of the last third of a run over that of the second."""
+    """The peak of the last third of a run over the peak of the second third."""
     third = len(memory) // 3
     return max(memory[2 * third :]) / max(memory[third : 2 * third]) if third else None
 
 
 def digest(out: Path) -> str:
-    """Of what was found, in order: the same for the same rows."""
+    """A digest of all objects in order: the same for the same rows."""
     hashed = hashlib.sha256()
     for path in sorted((out / "objects").glob("*.parquet")):
         rows = pq.read_table(path, columns=["key", "object", "label", "x1", "y1", "x2", "y2"])
@@ -142,7 +142,7 @@ def main() -> None:
             copy_pictures(args.coco, photos, args.images)
         else:
             write_scenes(photos, args.images)
-        chosen = [c for c in CONTENDERS if c[0] in args.engines.split(",")]
+        chosen = [c for c in RUNS if c[0] in args.engines.split(",")]
         rows = []
         for i, (engine, workers) in enumerate(chosen):
             rows.append(run(photos, Path(folder) / f"out{i}", engine, workers, options))
@@ -157,17 +157,17 @@ def main() -> None:
 
 
 def verdict(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """The figures that have targets, with these."""
+    """The measures that have targets, with their targets."""
     rate = {(row["engine"], row["workers"]): row["rate"] for row in rows}
-    found: dict[str, Any] = {"same": len({row["same"] for row in rows}) == 1}
+    measures: dict[str, Any] = {"same": len({row["same"] for row in rows}) == 1}
     if rate.get(("local", 1)) and rate.get(("local", 2)):
-        found["speed_up"] = {"value": rate["local", 2] / rate["local", 1], "at_least": SPEED_UP}
+        measures["speed_up"] = {"value": rate["local", 2] / rate["local", 1], "at_least": SPEED_UP}
     if rate.get(("local", 2)) and rate.get(("ray", 2)):
-        found["ray_over_local"] = {"value": rate["ray", 2] / rate["local", 2], "at_least": RAY_SHARE}
-    grown = [row["growth"] for row in rows if row["growth"]]
-    if grown:
-        found["memory_growth"] = {"value": max(grown), "at_most": GROWTH}
-    return found
+        measures["ray_over_local"] = {"value": rate["ray", 2] / rate["local", 2], "at_least": RAY_SHARE}
+    growths = [row["growth"] for row in rows if row["growth"]]
+    if growths:
+        measures["memory_growth"] = {"value": max(growths), "at_most": GROWTH}
+    return measures
 
 
 def show(document: dict[str, Any]) -> None:

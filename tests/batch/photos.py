@@ -1,4 +1,4 @@
-"""Small pictures in which the demo model finds objects, in several shapes, and what a job makes of them."""
+"""Small images in which the demo model finds objects, sources of them, and images that break a worker."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def photo(seed: int, number: int) -> np.ndarray:
 
 
 def write_photos(folder: Path, seed: int, count: int) -> list[Path]:
-    """Write PNG files, every other one in a folder of its own."""
+    """Write PNG files, every second one into the folder `more`."""
     paths = []
     for number in range(count):
         path = folder / ("more" if number % 2 else ".") / f"photo_{number:03d}.png"
@@ -54,18 +54,18 @@ def write_photos(folder: Path, seed: int, count: int) -> list[Path]:
 
 
 def items_of(paths: list[Path]) -> list[Item]:
-    """The same as items."""
+    """An item for each path."""
     return [Item(path.name, str(path)) for path in paths]
 
 
 class Given:
-    """A source of items that are given."""
+    """A source of the given items."""
 
     name = "given"
 
     def __init__(self, items: list[Item], fingerprint: str | None = None) -> None:
         self._items, self._fingerprint = items, fingerprint
-        self.handed = 0  # pictures that were asked for
+        self.handed = 0  # items that were requested
 
     def count(self) -> int:
         return len(self._items)
@@ -79,7 +79,7 @@ class Given:
 
 
 class Deadly:
-    """A picture that kills the worker that reads it, as one that takes all memory does."""
+    """An image that kills the worker that reads it, like one that takes all memory."""
 
     def __init__(self, key: str) -> None:
         self.key, self.uri = key, f"deadly/{key}"
@@ -91,7 +91,7 @@ class Deadly:
 
 
 class Endless(Deadly):
-    """A picture whose read never returns, as on a mount that is dead."""
+    """An image whose read never returns, as on a dead mount."""
 
     @property
     def data(self) -> bytes:
@@ -100,7 +100,7 @@ class Endless(Deadly):
 
 
 class Frozen(Deadly):
-    """A picture whose decoder never ends and holds the interpreter's lock: no other Python thread runs any more."""
+    """An image whose decoder never ends and holds the interpreter's lock: no other Python thread runs then."""
 
     @property
     def data(self) -> bytes:
@@ -109,7 +109,7 @@ class Frozen(Deadly):
 
 
 class Held:
-    """A picture that does not come as long as a file beside it says so."""
+    """An image that cannot be read as long as a file beside it exists."""
 
     def __init__(self, item: Item) -> None:
         self.key, self.uri = item.key, item.uri
@@ -122,12 +122,12 @@ class Held:
 
 
 def held(uri: str | Path) -> Path:
-    """The file that holds a picture back."""
+    """The file that holds back an image."""
     return Path(f"{uri}.held")
 
 
 def command_with_held_pictures() -> None:
-    """`detcam`, whose pictures can be held back."""
+    """Run `detcam` with images that can be held back."""
     from detcam import cli
     from detcam.batch.sources import open as sources
 
@@ -143,7 +143,7 @@ def command_with_held_pictures() -> None:
 
 
 def plain_work(source: Source, size: int, options: Options = OPTIONS) -> list[Batch]:
-    """What the work gives without any engine."""
+    """The batches of a source, made without an engine."""
     worker = Worker(options)
     return [worker.run(chunk.items, chunk.number, chunk.places) for chunk in chunks(source, size)]
 
@@ -156,7 +156,7 @@ def joined(batches: list[Batch]) -> tuple[pa.Table, pa.Table]:
 
 
 def assert_same_rows(actual: tuple[pa.Table, pa.Table], expected: tuple[pa.Table, pa.Table]) -> None:
-    """The same objects and pictures in the same order, none lost and none doubled; who did it and how long may differ."""
+    """Check for the same objects and pictures in the same order; workers and times may differ."""
     (objects, pictures), (wanted_objects, wanted_pictures) = actual, expected
     plain = ["key", "uri", "status", "error", "width", "height", "objects"]
     assert pictures.select(plain).to_pylist() == wanted_pictures.select(plain).to_pylist()
@@ -165,8 +165,8 @@ def assert_same_rows(actual: tuple[pa.Table, pa.Table], expected: tuple[pa.Table
     for row, wanted in zip(rows, wanted_rows, strict=True):
         for name, value in row.items():
             if name == "heatmap":
-                one, other = (np.frombuffer(v, np.uint8).astype(int) for v in (value, wanted[name]))
-                assert np.abs(one - other).max() <= LEVEL, (row["key"], row["object"])
+                levels, expected_levels = (np.frombuffer(v, np.uint8).astype(int) for v in (value, wanted[name]))
+                assert np.abs(levels - expected_levels).max() <= LEVEL, (row["key"], row["object"])
             elif isinstance(value, float):
                 assert abs(value - wanted[name]) <= 1e-3 * max(abs(wanted[name]), 1), (row["key"], name, value)
             else:

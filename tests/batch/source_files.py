@@ -1,4 +1,4 @@
-"""Pictures in files of every kind that a source reads, and what must hold of a source."""
+"""Writes files of every kind that a source reads, and checks sources."""
 
 import io
 import json
@@ -14,7 +14,7 @@ from detcam.errors import InputError
 
 
 def png(seed: int) -> bytes:
-    """A small picture that differs from seed to seed."""
+    """A small PNG file that differs between seeds."""
     stream = io.BytesIO()
     pixels = np.random.default_rng(seed).integers(0, 256, (4, 5, 3), np.uint8)
     Image.fromarray(pixels).save(stream, "PNG")
@@ -22,7 +22,7 @@ def png(seed: int) -> bytes:
 
 
 def written(folder: Path, *names: str) -> dict[str, bytes]:
-    """Pictures in files of these names; their bytes by name."""
+    """Write an image to each of these files; return their bytes by name."""
     contents = {name: png(i) for i, name in enumerate(names)}
     for name, data in contents.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -31,14 +31,14 @@ def written(folder: Path, *names: str) -> dict[str, bytes]:
 
 
 def read(src: object, **options: object) -> dict[str, bytes]:
-    """All keys and bytes of a source, in order; asks for it in pieces, backwards and whole, which must agree."""
+    """All keys and bytes of a source, in order; checks that reading it in pieces, backwards and as a whole agree."""
     source = open_source(src, **options)  # type: ignore[arg-type]
     items = list(source.items())
     assert source.count() == len(items) == len({item.key for item in items})
     pieces = [list(source.items(start, start + 2)) for start in reversed(range(0, len(items), 2))]
     assert [item for piece in reversed(pieces) for item in piece] == items
     for item in items:
-        if item.data is not None:  # what came with its record can be read again by its uri alone
+        if item.data is not None:  # an item with bytes can also be read by its uri alone
             assert read_bytes(type(item)(item.key, item.uri)) == item.data
     assert open_source(src, **options).fingerprint() == source.fingerprint()  # type: ignore[arg-type]
     return {item.key: read_bytes(item) for item in items}
@@ -52,7 +52,7 @@ def refused(src: object, *words: str, **options: object) -> None:
 
 
 def coco(path: Path, names: list[str]) -> Path:
-    """A COCO file that pycocotools reads."""
+    """Write a COCO file that pycocotools reads."""
     from pycocotools.coco import COCO
 
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -63,7 +63,7 @@ def coco(path: Path, names: list[str]) -> Path:
 
 
 def shard(path: Path, samples: list[dict[str, object]]) -> Path:
-    """A tar that webdataset wrote."""
+    """Write a tar file with webdataset."""
     import webdataset
 
     with webdataset.TarWriter(str(path)) as writer:

@@ -1,4 +1,4 @@
-"""Mutated lists, COCO files and Parquet of a job, and the manifest it resumes from: pictures or an error."""
+"""Mutated lists, COCO, Parquet and tar files, and manifests of a job: items or an error."""
 
 import json
 import random
@@ -95,8 +95,8 @@ def test_mutated_manifests(seed: int, tmp_path: Path) -> None:
 
     def read(data: bytes) -> object:
         path.write_bytes(data)
-        found = Dataset(Folder(str(tmp_path))).manifest()
-        assert found is not None
-        return flat(found)
+        manifest = Dataset(Folder(str(tmp_path))).manifest()
+        assert manifest is not None
+        return flat(manifest)
 
     assert fuzz("manifests", seed, 60, made, read)["read"]
