@@ -82,11 +82,11 @@ class MaskQueryAdapter(Adapter):
         network: Any = module
         self.config = network.config
         self.processor = processor or default_processor(self.config)
-        self.segments = self.wanted or ("panoptic" if "panoptic" in self.config._name_or_path else "instance")
+        self.segmentation = self.wanted or ("panoptic" if "panoptic" in self.config._name_or_path else "instance")
         self.imgsz = imgsz or size_of(getattr(self.processor, "image_processor", self.processor))
         self.resize = self._resizing(imgsz)
         self.post_process = PostProcessing(
-            self.processor, self.segments, label_ids_to_fuse=set(), size=self.resize.get("size")
+            self.processor, self.segmentation, label_ids_to_fuse=set(), size=self.resize.get("size")
         )
         self.names = {int(i): name for i, name in self.config.id2label.items()}
         self.boxed = self.config.model_type in BOXED
@@ -149,7 +149,7 @@ class MaskQueryAdapter(Adapter):
         return pixels, Geometry((image.shape[0], image.shape[1]), resized, (0, 0), network)
 
     def _processed(self, image: np.ndarray, **changes: Any) -> Any:
-        task = {"task_inputs": [self.segments]} if self.config.model_type == "oneformer" else {}
+        task = {"task_inputs": [self.segmentation]} if self.config.model_type == "oneformer" else {}
         options = {**self.resize, **task, **changes}
         return self.processor(images=image, input_data_format="channels_last", return_tensors="pt", **options)
 

@@ -79,13 +79,9 @@ class OmDetAdapter(PromptedAdapter):
         objects = []
         for image, (result, geometry) in enumerate(zip(results, geometries, strict=True)):
             best = result["scores"].argsort(descending=True, stable=True)[:max_det].sort().values
-            boxes = result["boxes"].float().view(-1, 4)[best]  # without objects they are of shape [0]
-            scores, classes = result["scores"][best], result["labels"][best]
-            every = torch.arange(outputs.boxes.shape[1], device=boxes.device)
-            of_queries = self.objects_at(_only(outputs, image), every, torch.zeros_like(every), geometry).boxes
-            height, width = geometry.source
-            of_queries = torch.minimum(of_queries.clamp(min=0), of_queries.new_tensor([width, height] * 2))
-            apart = (of_queries[None] - boxes[:, None]).abs().amax(dim=2)  # [N, Q]
+            boxes, scores, classes = result["boxes"][best].float(), result["scores"][best], result["labels"][best]
+            of_queries = geometry.to_source(self.candidates(_only(outputs, image))[0][0])
+            apart = (of_queries[None] - boxes[:, None]).abs().amax(dim=2).nan_to_num(torch.inf)  # [N, Q]
             same = scores[:, None] == outputs.raw[image].sigmoid()[:, classes].T
             queries = torch.where(same, apart, torch.inf).argmin(dim=1)
             objects.append(query_objects(boxes, scores, classes, queries, self.names, geometry))
