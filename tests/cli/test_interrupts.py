@@ -22,7 +22,7 @@ from detcam.cli.interrupt import NOTHING
 from detcam.scenes import HELD_OUT_SEED, draw_scene
 
 PICTURES = 150
-PATIENCE = 100.0  # seconds
+PATIENCE = 300.0  # seconds
 QUICK = ["--model", "scenes", "--imgsz", "160"]
 SCRIPT = """
 import sys
