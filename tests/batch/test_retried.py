@@ -91,12 +91,12 @@ def test_only_what_failed_is_done_again(items: list[Item], tmp_path: Path) -> No
 def test_every_reader_sees_the_rows_that_were_added(
     items: list[Item], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    import duckdb
-    import pandas
-    import polars
+    duckdb = pytest.importorskip("duckdb")
+    pandas = pytest.importorskip("pandas")
+    polars = pytest.importorskip("polars")
 
     monkeypatch.setenv("HF_DATASETS_OFFLINE", "1")
-    import datasets
+    datasets = pytest.importorskip("datasets")
 
     source, out = Given(items), tmp_path / "out"
     run(source, str(out), OPTIONS, Here(), chunk=CHUNK)

@@ -113,7 +113,7 @@ def test_tar_and_parquet_in_s3_are_read_by_their_parts(s3: Any, scenes: Path, tm
 
 
 def test_a_job_from_s3_to_s3_is_stopped_gone_on_with_and_read_by_others(s3: Any, scenes: Path, tmp_path: Path) -> None:
-    import pandas
+    pandas = pytest.importorskip("pandas")
 
     s3.put(str(scenes), "store/scenes", recursive=True)
     source = open_source("s3://store/scenes")
@@ -228,7 +228,7 @@ def test_ray_from_s3_to_s3(s3: Any, scenes: Path, tmp_path: Path) -> None:
 
 
 def test_duckdb_reads_what_a_job_wrote_to_s3(s3: Any, scenes: Path) -> None:
-    import duckdb
+    duckdb = pytest.importorskip("duckdb")
 
     s3.put(str(scenes / "more"), "store/more", recursive=True)
     run(open_source("s3://store/more"), "s3://store/heat", OPTIONS, Here(), chunk=CHUNK)

@@ -58,8 +58,8 @@ def rows_of(folder: Path) -> tuple[Any, Any]:
 
 
 def test_pandas_and_duckdb_read_both_tables_as_folders(job: tuple[Path, Path, Source]) -> None:
-    import duckdb
-    import pandas
+    duckdb = pytest.importorskip("duckdb")
+    pandas = pytest.importorskip("pandas")
 
     expected_objects, expected_pictures = rows_of(job[0])
     assert expected_objects.num_rows > 5
@@ -77,11 +77,11 @@ def test_pandas_and_duckdb_read_both_tables_as_folders(job: tuple[Path, Path, So
 def test_polars_and_datasets_read_both_tables_as_folders(
     job: tuple[Path, Path, Source], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    import polars
+    polars = pytest.importorskip("polars")
 
     monkeypatch.setenv("HF_DATASETS_OFFLINE", "1")
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path))
-    import datasets
+    datasets = pytest.importorskip("datasets")
 
     for name, expected in zip(("objects", "pictures"), rows_of(job[0]), strict=True):
         glob = str(job[0] / name / "*.parquet")

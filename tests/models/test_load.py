@@ -1,4 +1,4 @@
-"""From a name or a path to a model, and one line for every other string."""
+"""Loading a model from a name or a path; everything else is refused in one line."""
 
 import pickle
 from pathlib import Path
@@ -23,7 +23,7 @@ def refuse(source: str | Path, expected: str) -> None:
 
 def test_paths_that_hold_no_model(tmp_path: Path) -> None:
     text, empty, plain = tmp_path / "text.pt", tmp_path / "empty.pt", tmp_path / "plain.pt"
-    text.write_text("no pickle at all")
+    text.write_text("not a pickle")
     empty.write_bytes(b"")
     torch.save({"weights": torch.zeros(3)}, plain)
     folder = tmp_path / "folder.pt"
@@ -59,7 +59,7 @@ def test_a_checkpoint_that_would_run_code_is_refused(tmp_path: Path) -> None:
     assert not marker.exists()
 
 
-def test_other_networks_are_no_models(tmp_path: Path) -> None:
+def test_other_networks_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "linear.pt"
     torch.save({"model": nn.Linear(2, 2)}, path)
     with pytest.raises(ModelError):
@@ -82,4 +82,4 @@ def test_real_weights_explain_a_photograph(shared: Path) -> None:
     for i, (x1, y1, x2, y2) in enumerate(explanation.boxes.round().int().tolist()):
         inside = explanation.heatmaps[i, max(y1, 0) : y2, max(x1, 0) : x2].sum()
         area = (x2 - x1) * (y2 - y1) / np.prod(explanation.geometry.source)
-        assert float(inside / energy[i]) > float(area), "more heat in the box than a flat map would have"
+        assert float(inside / energy[i]) > float(area), "more heat in the box than a flat map has"
