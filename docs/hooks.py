@@ -1,4 +1,4 @@
-"""Links from a page to a file outside docs/ also work on the site: the file comes along."""
+"""MkDocs hooks: files outside docs/ that a page links to are copied to the site."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
 
-OUTSIDE = re.compile(r"(?<=\]\()\.\./([^)#\s]+)")  # what a link to ../examples/own_model.py names
+OUTSIDE = re.compile(r"(?<=\]\()\.\./([^)#\s]+)")  # what a link to ../examples/custom_model.py names
 
 
 def on_files(files: Files, config: Any) -> Files:
@@ -18,12 +18,12 @@ def on_files(files: Files, config: Any) -> Files:
     for page in [file for file in files if file.is_documentation_page()]:
         for name in OUTSIDE.findall(page.content_string):
             if not (root / name).is_file():
-                raise PluginError(f"{page.src_uri} links to {name}, which is no file of the repository")
+                raise PluginError(f"{page.src_uri} links to {name}, which is not a file of the repository")
             if files.get_file_from_path(name) is None:
                 files.append(File.generated(config, name, abs_src_path=str(root / name)))
     return files
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
-    """Let those links point at the files that came along."""
+    """Point those links at the copied files."""
     return OUTSIDE.sub(r"\1", markdown)
