@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from support import explanation_of, predict, random_picture
+from support import explanation_of, predict, random_picture, random_yolo
 from torch import Tensor, nn
 from torch.nn.functional import grid_sample, interpolate
 
@@ -198,10 +198,11 @@ def test_masks_are_the_logits_at_each_pixel_s_own_place(segmenter: nn.Module, se
         assert torch.equal(mask[clear], (inside & (value > 0))[clear])
 
 
-def test_masks_are_those_of_predict(segmenter: nn.Module, seed: int) -> None:
+def test_masks_are_those_of_predict(seed: int) -> None:
     picture = random_picture(seed, 120, 200)
-    explanation = Explainer(segmenter, imgsz=320, conf=0.2)(picture)
-    result = predict(segmenter, picture, imgsz=320, conf=0.2, retina_masks=True)
+    segmenter = random_yolo("yolov8n-seg.yaml", seed, picture, 320)  # no score is close to the threshold
+    explanation = Explainer(segmenter, imgsz=320)(picture)
+    result = predict(segmenter, picture, imgsz=320, retina_masks=True)
     assert len(explanation) >= 3
     assert float(mask_overlaps(explanation, result).mean()) > 0.99
 
