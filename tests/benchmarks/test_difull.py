@@ -101,6 +101,7 @@ def test_a_tile_without_objects_has_no_map(explainer: Any, tiles: list[np.ndarra
     assert 0 not in [tiled.tile for tiled in maps]
 
 
+@pytest.mark.nightly
 def test_rows_of_both_games() -> None:
     rows = {row["name"]: row for row in difull(["odam", "gradcam", "cam", "rise", "fused"], ["level"], 2, seed=5)}
     assert set(rows) == {"odam @ level", "gradcam @ level", "fused"}, "cam does not apply here, rise reads no layers"

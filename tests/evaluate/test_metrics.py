@@ -161,6 +161,7 @@ def test_wrong_shapes_are_refused() -> None:
         Case(torch.rand(2, 4, 4), torch.rand(2, 4), torch.zeros(2, 4, 5, dtype=torch.bool))
 
 
+@pytest.mark.nightly
 def test_quantus_agrees(seed: int) -> None:
     """Quantus 0.6 on the same maps and masks, for what it defines alike."""
     quantus = pytest.importorskip("quantus")

@@ -46,7 +46,7 @@ def test_a_number_without_a_name_stays() -> None:
         ("nc: 3", None),
         ("- names", None),
         ("names: [", None),
-        ("names: " + "[" * 2000, None),
+        ("names: " + "[" * 1000, None),
         ("\xff", None),
     ],
 )

@@ -8,22 +8,24 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from support import NIGHTLY
 
 from benchmarks.training.yolo_dataset import write_dataset
 from detcam import Explainer, cli, zoo
 from detcam.boxes import box_iou
 from detcam.errors import InputError, MethodError
-from detcam.evaluate.contenders import BASELINES, Contender, contenders
+from detcam.evaluate.contenders import BASELINES, Contender, Sweep, contenders
 from detcam.evaluate.judge import Judge, Protocol, network_heat, pictures
 from detcam.evaluate.labels.read import read_labels
 from detcam.evaluate.metrics import faithfulness, masking
-from detcam.evaluate.report import collect, markdown, save, summarise
+from detcam.evaluate.plots import draw
+from detcam.evaluate.report import collect, markdown, summarise
 from detcam.evaluate.store import Store
 from detcam.images import read_image
 from detcam.scenes import HELD_OUT_SEED
 
-SMALL = Protocol(objects=2, steps=3, stability=1)
-OPTIONS: dict[str, Any] = {"imgsz": 192}
+SMALL = Protocol(objects=2, steps=3, stages=1, stability=1)
+OPTIONS: dict[str, Any] = {"imgsz": 160}
 TIMES = ("seconds", "forwards")
 
 
@@ -101,7 +103,7 @@ def test_rows_hold_what_the_metrics_say(judged: tuple[list[dict[str, Any]], list
     assert entry["maps"]["odam @ level"]["deletion_raw_blur"] == pytest.approx(area, abs=2e-3)
 
 
-def test_the_report(judged: tuple[list[dict[str, Any]], list[str]], tmp_path: Path) -> None:
+def test_the_report(judged: tuple[list[dict[str, Any]], list[str]]) -> None:
     rows, names = judged
     document = summarise(rows, SMALL.measures(), {"model": "scenes"})
     assert list(document["contenders"]) == names
@@ -129,17 +131,12 @@ def test_the_report(judged: tuple[list[dict[str, Any]], list[str]], tmp_path: Pa
     page = markdown(document)
     assert "| odam @ level |" in page
     assert "Not to be trusted as explanations" in page
-    paths = save(tmp_path, document)
-    assert [p.name for p in paths] == ["report.json", "report.md", "intervals.png", "agreement.png"]
-    for path in paths[2:]:
-        assert read_image(path).std() > 5
-    assert json.loads(paths[0].read_text()) == document
 
 
 def arguments(scenes: Path, out: Path, *more: str) -> list[str]:
     return [
         "evaluate", "--model", "scenes", "--images", str(scenes / "images" / "val"), "--labels",
-        str(scenes / "labels" / "val"), "--methods", "odam", "--layers", "level", "--imgsz", "192", "--quick", "--pictures", "3",
+        str(scenes / "labels" / "val"), "--methods", "odam", "--layers", "level", "--imgsz", "160", "--quick", "--pictures", "2",
         "--out", str(out), *more,
     ]  # fmt: skip
 
@@ -153,12 +150,36 @@ def without_times(store: Path) -> list[Any]:
     return rows
 
 
-def test_a_killed_run_goes_on(scenes: Path, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Stopped after the first row, with a half-written one beside it: the same rows as without a stop."""
-    whole, parts = tmp_path / "whole", tmp_path / "parts"
-    assert cli.run(arguments(scenes, whole, "--json")) == 0
-    document = json.loads(capsys.readouterr().out)
-    assert document["pictures"] == 3
+@pytest.fixture(scope="module")
+def finished(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a whole run of the command, with --report; plots, which take seconds, in the nightly tier only."""
+    out = tmp_path_factory.mktemp("finished")
+    with pytest.MonkeyPatch.context() as patched:
+        if not NIGHTLY:
+            patched.setattr("detcam.evaluate.report.draw", lambda *_: [])
+        assert cli.run(arguments(scenes, out, "--report")) == 0
+    return out
+
+
+def test_the_files_of_a_run(finished: Path) -> None:
+    document = json.loads((finished / "report.json").read_text())
+    assert document["pictures"] == 2
+    assert markdown(document) == (finished / "report.md").read_text()
+    assert (finished / "intervals.png").exists() == NIGHTLY
+
+
+def test_the_plots(judged: tuple[list[dict[str, Any]], list[str]], tmp_path: Path) -> None:
+    document = summarise(judged[0], SMALL.measures()[: None if NIGHTLY else 3], {"model": "scenes"})
+    paths = draw(tmp_path, document)
+    assert [path.name for path in paths] == ["intervals.png", "agreement.png"]
+    for path in paths:
+        assert read_image(path).std() > 5
+
+
+def test_a_killed_run_goes_on(
+    finished: Path, scenes: Path, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped after the first row, with a half-written row beside it: the same rows as without a stop."""
     add = Store.add
 
     def once(self: Store, row: dict[str, Any]) -> None:
@@ -166,36 +187,33 @@ def test_a_killed_run_goes_on(scenes: Path, tmp_path: Path, capsys: Any, monkeyp
             raise KeyboardInterrupt
         add(self, row)
 
+    monkeypatch.setattr("detcam.evaluate.report.draw", lambda *_: [])
     with monkeypatch.context() as patched:
         patched.setattr(Store, "add", once)
-        assert cli.run(arguments(scenes, parts)) == 130
-    (parts / "rows" / ".x.json.part").write_text("{")
-    assert len(list((parts / "rows").glob("*.json"))) == 1
-    assert cli.run(arguments(scenes, parts)) == 2
-    assert "add --resume" in capsys.readouterr().err
-    assert cli.run(arguments(scenes, parts, "--resume", "--conf", "0.5")) == 2
+        assert cli.run(arguments(scenes, tmp_path)) == 130
+    (tmp_path / "rows" / ".x.json.part").write_text("{")
+    assert len(list((tmp_path / "rows").glob("*.json"))) == 1
+    assert cli.run(arguments(scenes, tmp_path, "--resume", "--conf", "0.5")) == 2
     assert "conf was 0.25, now 0.5" in capsys.readouterr().err
-    assert cli.run(arguments(scenes, parts, "--resume")) == 0
+    assert cli.run(arguments(scenes, tmp_path, "--resume")) == 0
     out = capsys.readouterr()
-    assert "3/3" in out.err  # plain lines, for this is no terminal
+    assert "2/2" in out.err  # plain lines, for this is not a terminal
     assert "odam @ level" in out.out
-    assert without_times(parts) == without_times(whole)
-    assert {p.name for p in parts.iterdir()} >= {"report.json", "report.md", "intervals.png", "settings.json"}
+    assert without_times(tmp_path) == without_times(finished)
+    assert {p.name for p in tmp_path.iterdir()} >= {"report.json", "report.md", "settings.json"}
 
 
-def test_pages_of_the_judged_maps(scenes: Path, tmp_path: Path, capsys: Any) -> None:
-    """--report keeps every contender's maps: those that a plain explanation has, side by side in a picture's page."""
-    assert cli.run(arguments(scenes, tmp_path, "--pictures", "2", "--report")) == 0
-    assert f"Maps: {tmp_path / 'maps' / 'index.html'}" in capsys.readouterr().out
+def test_pages_of_the_judged_maps(finished: Path, scenes: Path, capsys: Any) -> None:
+    """--report keeps every contender's maps: those of a plain explanation, side by side in the page of an image."""
     path = sorted((scenes / "images" / "val").iterdir())[0]
-    folder = tmp_path / "maps" / path.stem
+    folder = finished / "maps" / path.stem
     assert {f.name for f in folder.iterdir() if f.is_dir()} == {"odam-level", *BASELINES}
     plain = Explainer("scenes", "odam", "level", **OPTIONS, max_det=3)(path)
     with np.load(folder / "odam-level" / "heatmaps.npz") as kept:
         np.testing.assert_allclose(kept["heatmaps"], plain.heatmaps.numpy(), atol=1e-5)
     page = next(folder.rglob("report.html")).read_text()
     assert all(f'"{name}"' in page for name in BASELINES)
-    assert (tmp_path / "maps" / "looks.html").exists()
+    assert (finished / "maps" / "looks.html").exists()
     assert cli.run(["evaluate", "--scenes", "1", "--report"]) == 2
     assert "--report" in capsys.readouterr().err
 
@@ -217,11 +235,12 @@ def test_wrong_usage_is_one_line(more: list[str], reason: str, scenes: Path, tmp
     assert error.count("\n") == 1
 
 
+@pytest.mark.nightly
 def test_a_count_decides_which_contenders_are_expensive(scenes: Path) -> None:
     """A sweep's length, known beforehand: masks, or samples with a backward for each object, but never the clock."""
     model = zoo.load("scenes")
     options = {**OPTIONS, "max_det": 3}
-    found, _ = contenders(model, ["odam", "drise", "smoothgrad", "guidedbackprop"], ["level"], quick=True, **options)
+    found, _ = contenders(model, ["odam", "drise", "smoothgrad"], ["level"], quick=True, **options)
     named = {c.name: c for c in found}
     protocol = replace(SMALL, pictures=1, expensive=23)
     judge = Judge(model, found, read_labels(scenes / "labels" / "val"), protocol, **options)
@@ -233,6 +252,14 @@ def test_a_count_decides_which_contenders_are_expensive(scenes: Path) -> None:
         "odam @ level": 0, "drise": 24, "smoothgrad": 2 * (1 + objects),
     }  # fmt: skip
     assert set(row["cascade"]) == set(named) - {"drise"}
+
+
+def test_passes_of_a_sweep_are_its_longest_progress() -> None:
+    masks, samples = Sweep(), Sweep(backwards=True)
+    for sweep in (masks, samples):
+        sweep(1, 24)
+        sweep(1, 8)
+    assert (masks.passes(3), samples.passes(3)) == (24, 24 * (1 + 3))
 
 
 def test_the_command_needs_pictures_or_scenes(capsys: Any) -> None:

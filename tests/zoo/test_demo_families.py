@@ -10,13 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from support import NIGHTLY
 
 from detcam import Explainer, Explanation, zoo
 from detcam.scenes import CLASSES, HELD_OUT_SEED, Scene, draw_scene
 
 LIBRARIES = {"scenes-detr": "ultralytics", "scenes-semantic": "transformers"}
 FIRST = HELD_OUT_SEED + 6000  # seeds that neither training nor the published figures used
-SCENES = 4
+SCENES = 4 if NIGHTLY else 2
 TIMES_AREA = 3  # of the share of the picture that a box or mask takes up: the least energy in it
 
 
@@ -43,7 +44,9 @@ def weights(name: str) -> dict[str, torch.Tensor]:
     return load_file(folder / "model.safetensors" if folder.is_dir() else zoo.FOLDER / f"{name}.safetensors")
 
 
-@pytest.mark.parametrize("layers", ["auto", "level", "evidence"])
+@pytest.mark.parametrize(
+    "layers", ["level", *(pytest.param(layers, marks=pytest.mark.nightly) for layers in ("auto", "evidence"))]
+)
 def test_heat_lies_on_the_object(name: str, layers: str, scenes: list[Scene]) -> None:
     """By the box of a detection, or the mask of a segmenter's region that is no background."""
     energies, areas = [], []
@@ -65,6 +68,7 @@ def test_heat_lies_on_the_object(name: str, layers: str, scenes: list[Scene]) ->
     assert np.mean(energies) >= TIMES_AREA * np.mean(areas), (np.mean(energies), np.mean(areas))
 
 
+@pytest.mark.nightly
 def test_the_detector_finds_the_objects(scenes: list[Scene]) -> None:
     pytest.importorskip("ultralytics")
     ops = pytest.importorskip("torchvision.ops")
@@ -78,6 +82,7 @@ def test_the_detector_finds_the_objects(scenes: list[Scene]) -> None:
     assert right / given >= 0.6
 
 
+@pytest.mark.nightly
 def test_the_segmenter_labels_the_pixels(scenes: list[Scene]) -> None:
     pytest.importorskip("transformers")
     objects, right = 0, 0
