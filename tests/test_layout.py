@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
@@ -40,13 +41,27 @@ APART = {"ops": {"engine", "adapters"}, "engine": {"ops", "adapters"}, "adapters
 LIBRARIES = {"ultralytics", "torchvision", "transformers", "segmentation_models_pytorch", "timm", "rfdetr"}
 LIBRARY_ROOMS = {"adapters", "models", "zoo"}  # they explain, load and ship the libraries' models
 LOOSE = 13
-Trees = dict[str, ast.Module]  # path below detcam/ -> syntax tree
+Sources = dict[str, str]  # path below detcam/ -> source
+
+
+@dataclass(frozen=True)
+class Import:
+    """An import that runs; those for type checkers do not."""
+
+    line: int
+    module: str
+    names: tuple[str, ...]
+    function: str  # around it; "" at module level
+
+    @property
+    def rooms(self) -> list[str]:
+        head, _, rest = self.module.partition(".")
+        return [room for room in ([rest.split(".")[0]] if rest else self.names) if head == "detcam" and room in FLOOR]
 
 
 @cache
-def house() -> Trees:
-    files = sorted(PACKAGE.rglob("*.py"))
-    return {path.relative_to(PACKAGE).as_posix(): ast.parse(path.read_text("utf-8")) for path in files}
+def house() -> Sources:
+    return {path.relative_to(PACKAGE).as_posix(): path.read_text("utf-8") for path in sorted(PACKAGE.rglob("*.py"))}
 
 
 def room_of(path: str) -> str:
@@ -57,82 +72,71 @@ def module_of(path: str) -> str:
     return "detcam." + path.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
 
 
-def imports(node: ast.AST, within: str = "") -> Iterator[tuple[ast.stmt, str, list[str], str]]:
-    """(statement, module, names, function around it) of each import that runs; those for type checkers do not."""
-    for child in ast.iter_child_nodes(node):
-        if isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test):
-            continue
-        if isinstance(child, ast.ImportFrom):
-            yield child, child.module or "", [alias.name for alias in child.names], within
-        elif isinstance(child, ast.Import):
-            for alias in child.names:
-                yield child, alias.name, [], within
-        else:
-            function = child.name if isinstance(child, ast.FunctionDef) else within
-            yield from imports(child, function)
+@cache
+def imports_of(source: str) -> list[Import]:
+    def walk(node: ast.AST, function: str) -> Iterator[Import]:
+        for child in ast.iter_child_nodes(node):
+            if isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test):
+                continue
+            if isinstance(child, ast.ImportFrom):
+                yield Import(child.lineno, child.module or "", tuple(alias.name for alias in child.names), function)
+            elif isinstance(child, ast.Import):
+                yield from (Import(child.lineno, alias.name, (), function) for alias in child.names)
+            else:
+                yield from walk(child, child.name if isinstance(child, ast.FunctionDef) else function)
+
+    return list(walk(ast.parse(source), ""))
 
 
-def rooms_of(module: str, names: list[str]) -> list[str]:
-    """The rooms that an import of detcam reaches."""
-    parts = module.split(".")
-    if parts[0] != "detcam":
-        return []
-    return [room for room in (parts[1:2] or names) if room in FLOOR]
+@cache
+def names_in(source: str) -> list[tuple[int, str]]:
+    """(line, name) of every name and attribute that the code uses."""
+    nodes = [node for node in ast.walk(ast.parse(source)) if isinstance(node, (ast.Name, ast.Attribute))]
+    return [(node.lineno, node.id if isinstance(node, ast.Name) else node.attr) for node in nodes]
 
 
-def concrete(files: Trees) -> dict[str, str]:
-    """Class -> the room that alone may name it: the registered methods, and all adapters of one family."""
-    found = {}
-    for path, tree in files.items():
-        if path == "methods/__init__.py":
-            for node in tree.body:
-                if isinstance(node, ast.Assign) and isinstance(node.value, ast.Tuple):
-                    found |= {item.id: "methods" for item in node.value.elts if isinstance(item, ast.Name)}
-        elif room_of(path) == "adapters":
-            classes = [node.name for node in tree.body if isinstance(node, ast.ClassDef)]
-            found |= {name: "adapters" for name in classes if name.endswith(("Adapter", "Classifier"))}
-    return {name: room for name, room in found.items() if name not in ("Adapter", "CallableAdapter")}
+@cache
+def owners() -> dict[str, str]:
+    """Class -> the room that alone may name it: the registered methods, and the adapters of one family."""
+    registry = [node.value for node in ast.parse(house()["methods/__init__.py"]).body if isinstance(node, ast.Assign)]
+    methods = [
+        item.id for row in registry if isinstance(row, ast.Tuple) for item in row.elts if isinstance(item, ast.Name)
+    ]
+    trees = [ast.parse(source) for path, source in house().items() if room_of(path) == "adapters"]
+    classes = [node.name for tree in trees for node in tree.body if isinstance(node, ast.ClassDef)]
+    adapters = {name for name in classes if name.endswith(("Adapter", "Classifier"))} - {"Adapter", "CallableAdapter"}
+    return dict.fromkeys(methods, "methods") | dict.fromkeys(adapters, "adapters")
 
 
-def complaints(files: Trees) -> list[str]:
+def complaints(files: Sources) -> Iterator[str]:
     """`path:line rule: what is wrong` for each breach."""
-    found: list[str] = []
-    owners = concrete(files)
     graph: dict[str, set[str]] = {}
-    for path, tree in files.items():
+    modules = {module_of(path) for path in files}
+    for path, source in files.items():
         room = room_of(path)
-
-        def complain(node: ast.AST, rule: str, path: str = path) -> None:
-            found.append(f"{path}:{getattr(node, 'lineno', 0)} {rule}")
-
-        for node, module, names, function in imports(tree):
-            for other in rooms_of(module, names):
-                if room in ENTRANCES or other == room:
-                    continue
-                if FLOOR[other] <= FLOOR[room] and not (room == "conversions" and function.startswith("to_")):
-                    complain(node, f"{'8' if function else '1'}: {room} imports {other}, which is not below it")
+        for found in imports_of(source):
+            place, library = f"{path}:{found.line}", found.module.split(".")[0]
+            for other in set(found.rooms) - {room} if room not in ENTRANCES else ():
+                if FLOOR[other] <= FLOOR[room] and not (room == "conversions" and found.function.startswith("to_")):
+                    yield f"{place} {'8' if found.function else '1'}: {room} imports {other}, which is not below it"
                 if other in APART.get(room, ()):
-                    complain(node, f"2: {room} imports {other}")
-            if not function and module.startswith("detcam"):
-                known = {f"{module}.{name}" for name in names} & {module_of(p) for p in files}
-                graph.setdefault(module_of(path), set()).update(known or {module})
-            library = module.split(".")[0]
+                    yield f"{place} 2: {room} imports {other}"
+            if library == "detcam" and not found.function:
+                known = {f"{found.module}.{name}" for name in found.names} & modules
+                graph.setdefault(module_of(path), set()).update(known or {found.module})
             if library in ("typer", "rich") and room != "cli":
-                complain(node, f"4: {library} belongs to cli/")
-            if library in LIBRARIES and (not function or room not in LIBRARY_ROOMS):
-                complain(node, f"5: {library} is imported inside functions of {', '.join(sorted(LIBRARY_ROOMS))} only")
-            if library == "detcam" and any(name.startswith("_") and not name.startswith("__") for name in names):
-                complain(node, f"6: {', '.join(names)} of {module} is private")
-        for name in ast.walk(tree):
-            if isinstance(name, (ast.Name, ast.Attribute)):
-                named = name.id if isinstance(name, ast.Name) else name.attr
-                if owners.get(named, room) != room and room not in ENTRANCES:
-                    complain(name, f"3: {named} is named outside {owners[named]}/")
+                yield f"{place} 4: {library} belongs to cli/"
+            if library in LIBRARIES and (not found.function or room not in LIBRARY_ROOMS):
+                yield f"{place} 5: {library} is imported inside functions of {', '.join(sorted(LIBRARY_ROOMS))} only"
+            if library == "detcam" and any(name.startswith("_") and not name.startswith("__") for name in found.names):
+                yield f"{place} 6: {', '.join(found.names)} of {found.module} is private"
+        for line, name in names_in(source) if room not in ENTRANCES else ():
+            if owners().get(name, room) != room:
+                yield f"{path}:{line} 3: {name} is named outside {owners()[name]}/"
     loose = [path for path in files if "/" not in path and room_of(path) not in ENTRANCES]
     if len(loose) > LOOSE:
-        found.append(f"{loose[-1]}:0 7: {len(loose)} loose modules, {LOOSE} at most")
-    found += [f"{circle[0]}:0 1: import circle {' -> '.join(circle)}" for circle in circles(graph)]
-    return found
+        yield f"{loose[-1]}:0 7: {len(loose)} loose modules, {LOOSE} at most"
+    yield from (f"{circle[0]}:0 1: import circle {' -> '.join(circle)}" for circle in circles(graph))
 
 
 def circles(graph: dict[str, set[str]]) -> Iterator[list[str]]:
@@ -157,7 +161,7 @@ def circles(graph: dict[str, set[str]]) -> Iterator[list[str]]:
 
 
 def test_the_house_stands_as_planned() -> None:
-    assert complaints(house()) == []
+    assert list(complaints(house())) == []
 
 
 def test_every_room_is_on_the_plan() -> None:
@@ -184,6 +188,5 @@ BREACHES = {
 @pytest.mark.parametrize("breach", BREACHES)
 def test_each_rule_complains_when_it_is_broken(breach: str) -> None:
     path, line = BREACHES[breach]
-    source = (PACKAGE / path).read_text("utf-8") if path in house() else ""
-    files = house() | {path: ast.parse(f"{source}\n{line}\n")}
-    assert any(breach in complaint for complaint in complaints(files))
+    broken = house() | {path: f"{house().get(path, '')}\n{line}\n"}
+    assert any(breach in complaint for complaint in complaints(broken))
