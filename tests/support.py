@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import os
-import random
 import signal
+from collections.abc import Iterable, Sequence
 from functools import cache
 from typing import Any
 from zlib import crc32
 
 import cv2
 import numpy as np
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -25,10 +27,27 @@ NIGHTLY = os.environ.get("NIGHTLY", "0") not in ("", "0")
 
 @cache
 def seed_of(name: str) -> int:
-    """The seed for what has this name: SEED if set, else the same in every run, else (NIGHTLY=1) a fresh one."""
-    if "SEED" in os.environ:
-        return int(os.environ["SEED"])
-    return random.SystemRandom().randrange(2**31) if NIGHTLY else crc32(name.encode()) % 2**31
+    """The seed for this name: the same in every run, unless the environment variable SEED gives another series."""
+    return crc32(f"{os.environ.get('SEED', '')}{name}".encode()) % 2**31
+
+
+def few(values: Iterable[Any], *default: Any) -> list[Any]:
+    """All values for `pytest.mark.parametrize`, of which those not in `default` run in the nightly tier only."""
+    return [value if value in default else pytest.param(value, marks=pytest.mark.nightly) for value in values]
+
+
+def few_rows(rows: Iterable[tuple[Any, ...]], *default: tuple[Any, ...]) -> list[Any]:
+    """`few` for rows that hold a value for each of several arguments."""
+    return [row if row in default else pytest.param(*row, marks=pytest.mark.nightly) for row in rows]
+
+
+def diagonal(*axes: Sequence[Any]) -> list[Any]:
+    """Every combination of the axes' values, for `parametrize`; those beyond one for each value are nightly."""
+    kept = [tuple(axis[i % len(axis)] for axis in axes) for i in range(max(map(len, axes)))]
+    return [
+        pytest.param(*values, marks=() if values in kept else pytest.mark.nightly)
+        for values in itertools.product(*axes)
+    ]
 
 
 def heeding_ctrl_c() -> None:

@@ -12,6 +12,7 @@ from detr_models import CLASSES, EDGES, QUERIES, WIDTH, _plain
 from torch import Tensor, nn
 
 KINDS = ("maskformer", "mask2former", "oneformer", "eomt", "eomt_dinov3", "detr", "conditional_detr")
+ALONE = ("maskformer", "mask2former", "eomt", "eomt_dinov3")  # a query's segment does not depend on the others
 SIDE = 128  # of EoMT's input
 
 
@@ -229,3 +230,13 @@ def raw_of(model: nn.Module, processor: Any, picture: np.ndarray, segments: str 
     if "pred_masks" in outputs:
         return outputs.logits[0], outputs.pred_masks[0]
     return outputs.class_queries_logits[0], outputs.masks_queries_logits[0]
+
+
+def least_score(
+    kind: str, model: nn.Module, options: dict[str, Any], picture: np.ndarray, segments: str = "instance"
+) -> float:
+    """What leaves one query where queries compete, so that it surely wins, and most of them elsewhere."""
+    if kind in ALONE and segments == "instance":
+        return 0.02
+    best = raw_of(model, options["processor"], picture, segments)[0].softmax(1)[:, :-1].flatten().topk(2).values
+    return float(best.mean())

@@ -194,6 +194,9 @@ TORCHVISION = ("fcn", "deeplabv3", "lraspp")
 TRANSFORMERS = tuple(kind for kind in KINDS if kind.split("-")[0] in _PROCESSORS)
 
 
+SMP = tuple(kind for kind in KINDS if kind.startswith("smp"))
+
+
 def picture_for(kind: str, seed: int) -> np.ndarray:
     """[96, 128, 3] uint8; for models that need padding [90, 120, 3]."""
     return random_picture(seed, *((90, 120) if kind.startswith("smp") else (96, 128)))

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from support import fingerprint, random_picture
+from support import few, few_rows, fingerprint, random_picture
 from torch import Tensor, nn
 from torchvision.models import detection
 from torchvision.models.detection.anchor_utils import AnchorGenerator
@@ -43,6 +43,7 @@ def picture(seed: int) -> np.ndarray:
     return random_picture(seed, 120, 170)
 
 
+@pytest.mark.nightly
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("name", TWO_STAGE)
 def test_every_architecture(name: str, picture: np.ndarray, seed: int) -> None:
@@ -64,7 +65,7 @@ def test_every_architecture(name: str, picture: np.ndarray, seed: int) -> None:
     assert fingerprint(model) == before
 
 
-@pytest.mark.parametrize("shape", [(41, 333), (5, 3), (1, 1), (211, 117)], ids=str)
+@pytest.mark.parametrize("shape", few([(41, 333), (5, 3), (1, 1), (211, 117)], (41, 333)), ids=str)
 def test_pictures_of_any_shape(shape: tuple[int, int], seed: int) -> None:
     picture = random_picture(seed, *shape)
     model = small("mask", seed, picture)
@@ -94,7 +95,9 @@ def test_a_picture_that_torchvision_resizes_to_nothing(seed: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "settings", [{"conf": 0.3}, {"conf": 0.01}, {"conf": 0.2, "max_det": 3}, {"conf": 1.0}], ids=str
+    "settings",
+    few([{"conf": 0.3}, {"conf": 0.01}, {"conf": 0.2, "max_det": 3}, {"conf": 1.0}], {"conf": 0.01}),
+    ids=str,
 )
 def test_conf_and_max_det(settings: dict[str, Any], picture: np.ndarray, seed: int) -> None:
     """A threshold below the model's own lowers it; one above filters what the model returns."""
@@ -117,6 +120,7 @@ def test_imgsz_is_the_shorter_side(picture: np.ndarray, seed: int) -> None:
     assert_same_objects(explanation, predict(model, picture), 0.1)
 
 
+@pytest.mark.nightly
 def test_a_list_gives_what_single_pictures_give(seed: int) -> None:
     """Two of them are padded to one size from different ones, and proposals end where the picture does."""
     shapes = [(120, 170), (120, 172), (170, 120)]
@@ -186,7 +190,7 @@ def test_mask_score_is_the_mean_logit_over_the_fixed_mask(seed: int) -> None:
             torch.testing.assert_close(next(scores), expected, rtol=1e-4, atol=1e-3)
 
 
-@pytest.mark.parametrize("target", ["class", "mask"])
+@pytest.mark.parametrize("target", few(["class", "mask"], "mask"))
 def test_a_changed_picture_is_scored_at_the_same_regions(target: str, seed: int) -> None:
     """Methods that mask the picture ask for the scores of the same proposals and masks in several changed pictures."""
     setup = set_up("mask", seed)
@@ -240,7 +244,7 @@ def test_objects_keep_masks_and_regions_in_step(seed: int) -> None:
         assert torch.equal(kept, whole[[1, 0]])
 
 
-@pytest.mark.parametrize("kind", ["faster", "mask"])
+@pytest.mark.parametrize("kind", few(["faster", "mask"], "mask"))
 def test_gradients_agree_with_finite_differences(kind: str, seed: int) -> None:
     setup = set_up(kind, seed, torch.float64)
     names = setup.adapter.layers("level").names
@@ -273,7 +277,9 @@ def test_the_gradient_lives_at_the_objects_own_level(seed: int) -> None:
     set_up("faster", seed).assert_the_gradient_lives_at_the_objects_own_level()
 
 
-@pytest.mark.parametrize(("preset", "target"), [("level", "class"), ("evidence", "box"), ("level", "mask")])
+@pytest.mark.parametrize(
+    ("preset", "target"), few_rows([("level", "class"), ("evidence", "box"), ("level", "mask")], ("level", "mask"))
+)
 def test_readouts_give_the_gradients_of_the_plain_backward(target: str, preset: str, seed: int) -> None:
     """All objects of both pictures from one backward, each in its window, against one whole backward for each."""
     setup = set_up("mask", seed)
@@ -281,7 +287,7 @@ def test_readouts_give_the_gradients_of_the_plain_backward(target: str, preset: 
     assert_readouts_agree(setup.adapter, outputs, objects, tensors, target)
 
 
-@pytest.mark.parametrize("shape", [(90, 150), (150, 90), (64, 64), (100, 37)], ids=str)
+@pytest.mark.parametrize("shape", few([(90, 150), (150, 90), (64, 64), (100, 37)], (90, 150)), ids=str)
 def test_a_planted_square_is_hot_where_it_was_planted(shape: tuple[int, int], seed: int) -> None:
     """All parts pass brightness on: the first stage takes the brightest anchors, the second their mean brightness."""
     picture, planted = square(shape, seed)

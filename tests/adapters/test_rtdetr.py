@@ -5,14 +5,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from detr_models import CLASSES, middle, random_rtdetr
+from detr_models import CLASSES, random_rtdetr
+from finite_differences import slopes
 from support import assert_same_objects, fingerprint, random_picture
-from torch import Tensor, nn
+from torch import nn
 
 from detcam import Explainer
 from detcam.adapters import adapter_for
 from detcam.adapters.ultralytics.rtdetr import RtdetrAdapter
-from detcam.engine import Capture, object_gradients, shadow
+from detcam.engine import shadow
 
 pytest.importorskip("ultralytics")
 
@@ -32,26 +33,6 @@ def predict(model: nn.Module, picture: np.ndarray, **options: Any) -> Any:
     return wrapped(model).predict(bgr, device="cpu", verbose=False, **options)[0]
 
 
-@pytest.mark.parametrize("config", [SMALL, "rtdetr-l.yaml", "rtdetr-resnet50.yaml"])
-def test_predicted_objects_each_get_a_map(config: str, seed: int) -> None:
-    picture = random_picture(seed, 90, 128)
-    model = random_rtdetr(config, seed)
-    conf = middle(predict(model, picture, imgsz=96, conf=0.0).boxes.conf)
-    before = fingerprint(model)
-    level = Explainer(model, imgsz=96, conf=conf, max_det=5)(picture)
-    evidence = Explainer(model, imgsz=96, conf=conf, max_det=5, layers="evidence")(picture)
-    assert fingerprint(model) == before
-
-    result = predict(model, picture, imgsz=96, conf=conf, max_det=5)
-    assert len(result) == 5
-    for each in (level, evidence):
-        assert_same_objects(each, result, box=1e-2)
-        assert each.labels == [f"thing {int(c)}" for c in result.boxes.cls]
-        assert all(bool(m.isfinite().all()) and bool(m.any()) for m in each.maps), each.notes
-        assert each.maps[0].shape == (12, 12)
-        assert each.heatmaps.shape == (5, 90, 128)
-
-
 def test_the_index_is_the_query(seed: int) -> None:
     picture = random_picture(seed, 96, 96)
     model = random_rtdetr(SMALL, seed)
@@ -65,56 +46,20 @@ def test_the_index_is_the_query(seed: int) -> None:
     torch.testing.assert_close(centers, boxes[0, 0, query, :2] * 96, rtol=0, atol=1e-2)
 
 
-def test_a_list_of_pictures_equals_one_by_one(seed: int) -> None:
-    pictures = [random_picture(seed + i, *size) for i, size in enumerate([(96, 128), (70, 120)])]
-    explainer = Explainer(random_rtdetr(SMALL, seed).double(), imgsz=96, conf=0.0, max_det=5)
-    for together, picture in zip(explainer(pictures), pictures, strict=True):
-        alone = explainer(picture)
-        torch.testing.assert_close(together.scores, alone.scores, rtol=0, atol=1e-4)
-        torch.testing.assert_close(together.heatmaps, alone.heatmaps, rtol=0, atol=1e-4)
-
-
-class Replay(Capture):
-    """A forward in which the captured maps take given values."""
-
-    values: dict[str, Tensor]
-
-    def _cut_map(self, output: Tensor, name: str) -> Tensor:
-        return self.values[name]
-
-
 @pytest.mark.parametrize("preset", ["level", "evidence"])
 def test_gradients_match_finite_differences(preset: str, seed: int) -> None:
     picture = random_picture(seed, 90, 128)
     model = random_rtdetr(SMALL, seed).double()
-    view = shadow(model)
-    adapter = RtdetrAdapter(view, model, 96)
+    adapter = RtdetrAdapter(shadow(model), model, 96)
     pixels, geometry = adapter.prepare(picture)
-    plan = adapter.layers(preset)
-    modules = {name: view.get_submodule(name) for name in plan.names}
-    with Capture(modules) as capture:
-        outputs = adapter.forward(pixels[None], 300)
-    objects = [adapter.detect(outputs, [geometry], 0.0, 0.7, 300)[0].select(torch.tensor([1]))]
-    tensors = [captured.tensor for captured in capture.captured]
-    directions = [torch.randn_like(tensor) for tensor in tensors]
-    step = 1e-8  # so small that hardly ever a sample or an activation crosses a kink
-    sides = []
-    for sign in (1, -1):
-        replay = Replay(modules)
-        replay.values = {
-            captured.name: captured.tensor.detach() + sign * step * direction
-            for captured, direction in zip(capture.captured, directions, strict=True)
-        }
-        with torch.no_grad(), replay:
-            sides.append(adapter.forward(pixels[None], 300))
-    for target in ("class", "prob", "margin", "top", "right"):
-        scalars = adapter.score(outputs, objects, target)
-        _, gradients = next(iter(object_gradients(scalars, torch.zeros(1, dtype=torch.int64), tensors)))
-        slope = sum(float((g * d).sum()) for g, d in zip(gradients, directions, strict=True) if g is not None)
-        plus, minus = (float(adapter.score(side, objects, target)) for side in sides)
-        assert slope == pytest.approx((plus - minus) / (2 * step), rel=1e-3, abs=1e-4), target
-        if target == "class":
-            assert all(g is not None and bool(g.any()) for g in gradients)
+
+    def second(outputs: Any) -> Any:
+        return adapter.detect(outputs, [geometry], 0.0, 0.7, 300)[0].select(torch.tensor([1]))
+
+    targets = ("class", "prob", "margin", "top", "right")
+    compared = slopes(adapter, pixels, geometry, preset, second, targets, step=1e-8, complete=("class",))
+    for target, (slope, difference) in compared.items():
+        assert slope == pytest.approx(difference, rel=1e-3, abs=1e-4), target
 
 
 def test_scalars_by_hand(seed: int) -> None:

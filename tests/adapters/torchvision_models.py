@@ -9,12 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torchvision.models import detection
-from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
+from torchvision.models.detection.backbone_utils import BackboneWithFPN
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 from torchvision.models.detection.fcos import FCOS
-from torchvision.models.detection.mask_rcnn import MaskRCNNPredictor
-from torchvision.ops import MultiScaleRoIAlign
-from torchvision.ops.feature_pyramid_network import LastLevelP6P7
+from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
+from torchvision.models.resnet import BasicBlock, ResNet
+from torchvision.ops import FrozenBatchNorm2d, MultiScaleRoIAlign
+from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP6P7
 
 from detcam import Explainer
 from detcam.adapters import adapter_for
@@ -38,7 +39,7 @@ DENSE = (
     "ssdlite320_mobilenet_v3_large",
 )
 CLASSES = 5
-WIDTH = 64  # of the second stage of small models
+WIDTH = 64  # of the pyramid and the second stage of small models
 SIZE = {"min_size": 160, "max_size": 320}
 SMALL = {"min_size": 64, "max_size": 128}
 FEW_PROPOSALS = {"rpn_pre_nms_top_n_test": 12, "box_detections_per_img": 16, "rpn_score_thresh": 0.0}  # of each level
@@ -59,20 +60,31 @@ def architecture(name: str, seed: int, picture: np.ndarray) -> nn.Module:
 
 
 def small(kind: str, seed: int, picture: np.ndarray, **options: Any) -> nn.Module:
-    """A "faster", "mask", "retinanet" or "fcos" detector on ResNet-18, in eval mode, that finds objects."""
+    """A "faster", "mask", "retinanet" or "fcos" detector on a ResNet of four blocks, in eval mode, that finds objects."""
     torch.manual_seed(seed)
     if kind in ("faster", "mask"):
-        backbone = resnet_fpn_backbone(backbone_name="resnet18", weights=None)
+        backbone = _pyramid([1, 2, 3, 4], LastLevelMaxPool())
         made = {**SMALL, **FEW_PROPOSALS, **pools(["0", "1", "2", "3"], kind == "mask"), **options}
-        made |= {"box_head": TwoMLPHead(256 * 7 * 7, WIDTH), "box_predictor": FastRCNNPredictor(WIDTH, CLASSES)}
+        made |= {"box_head": TwoMLPHead(WIDTH * 7 * 7, WIDTH), "box_predictor": FastRCNNPredictor(WIDTH, CLASSES)}
         if kind == "faster":
             return drawn(detection.FasterRCNN(backbone, **made), picture)
-        return drawn(detection.MaskRCNN(backbone, mask_predictor=MaskRCNNPredictor(256, 32, CLASSES), **made), picture)
-    backbone = resnet_fpn_backbone(
-        backbone_name="resnet18", weights=None, returned_layers=[2, 3, 4], extra_blocks=LastLevelP6P7(256, 256)
-    )
+        masks = {
+            "mask_head": MaskRCNNHeads(WIDTH, (WIDTH,), 1),
+            "mask_predictor": MaskRCNNPredictor(WIDTH, 32, CLASSES),
+        }
+        return drawn(detection.MaskRCNN(backbone, **masks, **made), picture)
+    backbone = _pyramid([2, 3, 4], LastLevelP6P7(WIDTH, WIDTH))
     one_stage = FCOS if kind == "fcos" else detection.RetinaNet
     return drawn(one_stage(backbone, CLASSES, **{**SMALL, **FEW_CANDIDATES, **options}), picture)
+
+
+def _pyramid(layers: list[int], extra: nn.Module) -> nn.Module:
+    """Like torchvision's `resnet_fpn_backbone`, with one block in each layer and few channels in the pyramid."""
+    body = ResNet(BasicBlock, [1, 1, 1, 1], norm_layer=FrozenBatchNorm2d)
+    for part in (body.conv1, body.layer1):
+        part.requires_grad_(False)
+    names = {f"layer{layer}": str(i) for i, layer in enumerate(layers)}
+    return BackboneWithFPN(body, names, [32 * 2**layer for layer in layers], WIDTH, extra)
 
 
 def pools(maps: list[str], mask: bool) -> dict[str, nn.Module]:

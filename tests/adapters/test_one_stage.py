@@ -1,11 +1,12 @@
 """One-stage detectors: torchvision's own objects, scalars of the kept anchor, maps in source pixels."""
 
+from itertools import product
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from support import fingerprint, random_picture
+from support import few, few_rows, fingerprint, random_picture
 from torch import Tensor, nn
 from torchvision.models import detection
 from torchvision.models.detection.anchor_utils import AnchorGenerator, DefaultBoxGenerator
@@ -16,7 +17,6 @@ from torchvision_models import (
     Bright,
     Setup,
     architecture,
-    assert_a_list_gives_what_single_pictures_give,
     assert_hot_on_the_square,
     assert_readouts_agree,
     assert_same_objects,
@@ -34,6 +34,7 @@ from detcam.types import image_index
 
 SCALARS = ("class", "prob", "margin", "box", "left", "top", "right", "bottom")
 KINDS = ["retinanet", "fcos", "ssdlite320_mobilenet_v3_large"]
+SHAPES = [(90, 150), (150, 90), (64, 64), (100, 37)]
 
 
 @pytest.fixture
@@ -45,6 +46,7 @@ def built(kind: str, seed: int, picture: np.ndarray) -> nn.Module:
     return architecture(kind, seed, picture) if kind in DENSE else small(kind, seed, picture)
 
 
+@pytest.mark.nightly
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("name", DENSE)
 def test_every_architecture(name: str, picture: np.ndarray, seed: int) -> None:
@@ -64,8 +66,7 @@ def test_every_architecture(name: str, picture: np.ndarray, seed: int) -> None:
                 Explainer(model, target=target)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("shape", [(41, 333), (1, 1), (211, 117)], ids=str)
+@pytest.mark.parametrize(("kind", "shape"), few_rows(product(KINDS, [(41, 333), (1, 1), (211, 117)]), ("fcos", (1, 1))))
 def test_pictures_of_any_shape(kind: str, shape: tuple[int, int], seed: int) -> None:
     picture = random_picture(seed, *shape)
     model = built(kind, seed, picture)
@@ -76,9 +77,14 @@ def test_pictures_of_any_shape(kind: str, shape: tuple[int, int], seed: int) -> 
     assert_sound_maps(explanation)
 
 
-@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
-    "settings", [{"conf": 0.6}, {"conf": 0.05}, {"conf": 0.2, "max_det": 3}, {"conf": 1.0}], ids=str
+    ("kind", "settings"),
+    few_rows(
+        product(KINDS, [{"conf": 0.6}, {"conf": 0.05}, {"conf": 0.2, "max_det": 3}, {"conf": 1.0}]),
+        ("retinanet", {"conf": 0.05}),
+        ("fcos", {"conf": 0.2, "max_det": 3}),
+    ),
+    ids=str,
 )
 def test_conf_and_max_det(kind: str, settings: dict[str, Any], picture: np.ndarray, seed: int) -> None:
     """A threshold below the model's own lowers it; one above filters what the model returns."""
@@ -103,13 +109,6 @@ def test_imgsz(picture: np.ndarray, seed: int) -> None:
     assert explanation.settings["imgsz"] == 256
     model.transform.fixed_size = (256, 256)
     assert_same_objects(explanation, predict(model, picture), 0.3)
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_list_gives_what_single_pictures_give(kind: str, seed: int) -> None:
-    shapes = [(120, 170), (120, 172), (170, 120)]
-    pictures = [random_picture(seed + i, *shape) for i, shape in enumerate(shapes)]
-    assert_a_list_gives_what_single_pictures_give(built(kind, seed, pictures[0]), pictures, conf=0.5, max_det=3)
 
 
 def set_up(kind: str, seed: int, dtype: torch.dtype = torch.float32) -> Setup:
@@ -170,7 +169,7 @@ def test_scores_are_those_of_the_kept_anchor(kind: str, seed: int) -> None:
             )
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", few(KINDS, "fcos"))
 def test_gradients_agree_with_finite_differences(kind: str, seed: int) -> None:
     """In float64, along a random direction at all feature maps: from `score`, and from the library's own head."""
     setup = set_up(kind, seed, torch.float64)
@@ -201,31 +200,23 @@ def test_gradients_agree_with_finite_differences(kind: str, seed: int) -> None:
                 assert ours == pytest.approx(float(slope[i]), rel=1e-3, abs=1e-5), target
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", few(KINDS, "retinanet"))
 def test_the_gradient_lives_at_the_objects_own_level(kind: str, seed: int) -> None:
     set_up(kind, seed).assert_the_gradient_lives_at_the_objects_own_level()
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize(("preset", "target"), [("level", "class"), ("level", "box"), ("evidence", "prob")])
+@pytest.mark.parametrize(
+    ("kind", "preset", "target"),
+    few_rows(
+        [(kind, *each) for kind, each in product(KINDS, [("level", "class"), ("level", "box"), ("evidence", "prob")])],
+        *(("retinanet", "level", "class"), ("fcos", "evidence", "prob")),
+        ("ssdlite320_mobilenet_v3_large", "level", "box"),
+    ),
+)
 def test_readouts_give_the_gradients_of_the_plain_backward(kind: str, preset: str, target: str, seed: int) -> None:
     setup = set_up(kind, seed)
     outputs, objects, tensors = setup.run(setup.adapter.layers(preset).names, max_det=4)
     assert_readouts_agree(setup.adapter, outputs, objects, tensors, target)
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_candidates_hold_every_object(kind: str, seed: int) -> None:
-    setup = set_up(kind, seed)
-    outputs, objects, _ = setup.run()
-    boxes, probabilities, confidence = setup.adapter.candidates(outputs)
-    assert boxes.shape == (2, len(outputs.anchors), 4)
-    for image, found in enumerate(objects):
-        limit = torch.tensor(setup.geometries[image].resized[::-1] * 2)
-        own = boxes[image, found.index].clamp(min=0).minimum(limit)
-        torch.testing.assert_close(own, found.network_boxes)
-        torch.testing.assert_close(probabilities[image, found.index, found.class_ids], found.scores)
-        assert bool((confidence[image, found.index] >= found.scores - 1e-6).all())
 
 
 def test_a_head_of_the_users_own_gets_a_plain_backward(picture: np.ndarray, seed: int) -> None:
@@ -277,8 +268,10 @@ def bright_detector(kind: str) -> nn.Module:
     return model.eval()
 
 
-@pytest.mark.parametrize("kind", ["retinanet", "fcos", "ssd"])
-@pytest.mark.parametrize("shape", [(90, 150), (150, 90), (64, 64), (100, 37)], ids=str)
+@pytest.mark.parametrize(
+    ("kind", "shape"),
+    few_rows(product(["retinanet", "fcos", "ssd"], SHAPES), *zip(["retinanet", "fcos", "ssd"], SHAPES, strict=False)),
+)
 def test_a_planted_square_is_hot_where_it_was_planted(kind: str, shape: tuple[int, int], seed: int) -> None:
     picture, planted = square(shape, seed)
     model = bright_detector(kind)

@@ -53,7 +53,7 @@ def in_double() -> Iterator[None]:
     """Have models be in float64 throughout: some make tensors of the default type, or ask for float32."""
     single, softmax = torch.float32, nn.functional.softmax
     torch.float32 = torch.float64  # type: ignore[misc]
-    nn.functional.softmax = lambda scores, dim, dtype=None: softmax(scores, dim)  # type: ignore[assignment]
+    nn.functional.softmax = lambda scores, dim=None, **more: softmax(scores, dim)  # type: ignore[assignment]
     torch.set_default_dtype(torch.float64)
     try:
         yield

@@ -1,11 +1,14 @@
 """Windows of regions are the gradients that autograd takes through torchvision's own RoIAlign."""
 
+from itertools import product
+
 import pytest
 import torch
+from support import few_rows
 from torch import Tensor, nn
 from torchvision.ops import roi_align
 
-from detcam.adapters.torchvision.roi_windows import region_gradients, row_gradients
+from detcam.adapters.torchvision.roi_windows import roi_gradients, row_gradients
 
 SIZES = [(25, 40), (7, 3), (1, 1), (2, 50)]
 
@@ -35,10 +38,13 @@ def whole(windows: Tensor, start: Tensor, size: tuple[int, int]) -> Tensor:
     return maps
 
 
-@pytest.mark.parametrize("size", SIZES, ids=str)
-@pytest.mark.parametrize("sampling", [0, 1, 2, 3, -1])
-@pytest.mark.parametrize("scale", [1.0, 0.25, 1 / 32, 0.13])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    ("size", "sampling", "scale", "dtype"),
+    few_rows(
+        product(SIZES, [0, 1, 2, 3, -1], [1.0, 0.25, 1 / 32, 0.13], [torch.float32, torch.float64]),
+        *zip(SIZES, [0, 1, 2, -1], [1.0, 0.25, 1 / 32, 0.13], 2 * [torch.float32, torch.float64], strict=True),
+    ),
+)
 def test_windows_are_autograds_gradients(
     size: tuple[int, int], sampling: int, scale: float, dtype: torch.dtype, seed: int
 ) -> None:
@@ -48,7 +54,7 @@ def test_windows_are_autograds_gradients(
     pooled = roi_align(maps, rois, (7, 5), scale, sampling)
     along = torch.randn_like(pooled)
     (expected,) = torch.autograd.grad((pooled * along).sum(), maps)
-    windows, start = region_gradients(along[:, None], boxes, size, scale, sampling)
+    windows, start = roi_gradients(along[:, None], boxes, size, scale, sampling)
     assert start.dtype == torch.int64
     ours = whole(windows[:, 0], start, size)
     assert ours.dtype == dtype
@@ -59,7 +65,7 @@ def test_windows_are_autograds_gradients(
 
 def test_a_window_is_no_larger_than_the_largest_region_needs(seed: int) -> None:
     boxes = torch.tensor([[40.0, 40.0, 72.0, 56.0], [200.0, 100.0, 210.0, 140.0]])
-    windows, _ = region_gradients(torch.randn(2, 1, 4, 7, 7), boxes, (100, 200), 0.25, 2)
+    windows, _ = roi_gradients(torch.randn(2, 1, 4, 7, 7), boxes, (100, 200), 0.25, 2)
     assert windows.shape[:3] == (2, 1, 4)
     assert windows.shape[3] <= 40 / 4 + 2
     assert windows.shape[4] <= 32 / 4 + 2

@@ -1,11 +1,12 @@
 """Each scalar has the value that the model's raw outputs give it, and the slope that finite differences find."""
 
+from functools import cache
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from support import random_picture, random_yolo
+from support import few, few_rows, random_picture, random_yolo, seed_of
 from torch import Tensor
 
 from detcam.adapters import YoloAdapter
@@ -35,12 +36,16 @@ class Setup:
         return outputs, objects, [c.tensor for c in capture.captured]
 
 
+@cache
+def built(config: str) -> Setup:
+    setup = Setup(config, seed_of(config))
+    assert len(setup.run()[1][0]) >= 2
+    return setup
+
+
 @pytest.fixture(params=HEADS)
-def setup(request: pytest.FixtureRequest, seed: int) -> Setup:
-    made = Setup(request.param, seed)
-    _, objects, _ = made.run()
-    assert len(objects[0]) >= 2
-    return made
+def setup(request: pytest.FixtureRequest) -> Setup:
+    return built(request.param)
 
 
 def raw(setup: Setup) -> Any:
@@ -124,10 +129,14 @@ def test_mask_score_is_the_mean_logit_over_the_fixed_mask(setup: Setup) -> None:
 
 
 @pytest.mark.parametrize(
-    ("config", "layers"), [("yolov8n-seg.yaml", ("model.15",)), ("yolo26n-seg.yaml", ("model.4", "model.9"))]
+    ("config", "layers"),
+    few_rows(
+        [("yolov8n-seg.yaml", ("model.15",)), ("yolo26n-seg.yaml", ("model.4", "model.9"))],
+        ("yolov8n-seg.yaml", ("model.15",)),
+    ),
 )
 def test_gradients_agree_with_finite_differences(config: str, layers: tuple[str, ...], seed: int) -> None:
-    setup = Setup(config, seed)
+    setup = built(config)
     outputs, objects, tensors = setup.run(layers)
     image, _, _ = flat(objects)
     directions = [[torch.randn_like(t) for t in tensors] for _ in range(3)]
@@ -180,7 +189,9 @@ def test_no_objects_give_no_scores(setup: Setup) -> None:
         assert len(setup.adapter.score(outputs, none, target)) == 0
 
 
-@pytest.mark.parametrize("config", ["yolov8n.yaml", "yolov8n-p2.yaml", "yolov9c.yaml", "yolov10n.yaml"])
+@pytest.mark.parametrize(
+    "config", few(["yolov8n.yaml", "yolov8n-p2.yaml", "yolov9c.yaml", "yolov10n.yaml"], "yolov8n.yaml", "yolov10n.yaml")
+)
 def test_presets_name_the_right_layers(config: str, seed: int) -> None:
     """ "level": what the head reads, finest first; "evidence": what the neck reads of the backbone."""
     model = random_yolo(config, seed, np.zeros((64, 64, 3), np.uint8), 64)

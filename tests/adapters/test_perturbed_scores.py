@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 from detr_models import random_detr
-from support import fingerprint, random_picture
+from support import few, fingerprint, random_picture
 from torch import Tensor
 from torchvision.ops import box_iou
 from torchvision_models import conf_after, predict, small
@@ -19,7 +19,7 @@ pytest.importorskip("transformers")
 CELLS = Occlusion(cells=3)
 
 
-@pytest.mark.parametrize("kind", ["faster", "mask"])
+@pytest.mark.parametrize("kind", few(["faster", "mask"], "faster"))
 def test_an_r_cnn_s_regions_stay_where_they_are(kind: str, seed: int) -> None:
     """The second stage reads a fixed box, so the score of a masked picture is that of the same region."""
     picture = random_picture(seed, 64, 64)
@@ -55,7 +55,7 @@ def test_an_r_cnn_s_regions_stay_where_they_are(kind: str, seed: int) -> None:
     assert sides.settings["target"] == "box"
 
 
-@pytest.mark.parametrize("kind", ["rt_detr", "d_fine", "deformable_detr-two-stage"])
+@pytest.mark.parametrize("kind", few(["rt_detr", "d_fine", "deformable_detr-two-stage"], "rt_detr"))
 def test_chosen_queries_are_found_again_by_what_they_say(kind: str, seed: int) -> None:
     picture = random_picture(seed, 96, 128)
     model, processor = random_detr(kind, seed)
