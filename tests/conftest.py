@@ -1,7 +1,7 @@
 """Seeds, tiers and fixtures that every room of the tests shares; CONTRIBUTING.md says what lies in which tier.
 
 By default every run is the same: seeds come from the tests' names, and tests marked `nightly` are left out. With
-NIGHTLY=1 those run too, and seeds are fresh. SEED=123 repeats one.
+NIGHTLY=1 those run too, and all seeds derive from a fresh SEED, which is printed. SEED=123 repeats a run.
 """
 
 from __future__ import annotations
@@ -18,6 +18,9 @@ import torch
 from torch import nn
 
 pytest.register_assert_rewrite("support")
+if os.environ.get("NIGHTLY", "0") not in ("", "0"):  # the workers of xdist inherit it
+    os.environ.setdefault("SEED", str(random.SystemRandom().randrange(2**31)))
+SEED = os.environ.get("SEED", "")
 
 from support import NIGHTLY, random_picture, random_yolo, seed_of  # noqa: E402
 
@@ -34,13 +37,26 @@ def pytest_configure(config: pytest.Config) -> None:
     settings.load_profile("nightly" if NIGHTLY else "default")
 
 
+def pytest_report_header() -> str | None:
+    return f"repeat with SEED={SEED}" if SEED else None
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave the nightly tests out by default; with ONLY_RANDOM=1 leave out what takes no seed."""
-    kept = [item for item in items if NIGHTLY or item.get_closest_marker("nightly") is None]
-    if os.environ.get("ONLY_RANDOM"):
-        kept = [item for item in kept if "seed" in getattr(item, "fixturenames", ())]
+    """Leave the nightly tests out by default; with ONLY_RANDOM=1 keep only random tests of the default tier."""
+    only_random = bool(os.environ.get("ONLY_RANDOM"))
+    kept = [
+        item
+        for item in items
+        if ((NIGHTLY and not only_random) or item.get_closest_marker("nightly") is None)
+        and (not only_random or is_random(item))
+    ]
     config.hook.pytest_deselected(items=[item for item in items if item not in set(kept)])
     items[:] = kept
+
+
+def is_random(item: pytest.Item) -> bool:
+    """Whether another SEED changes the test: it takes a seed, or hypothesis draws its inputs."""
+    return "seed" in getattr(item, "fixturenames", ()) or hasattr(getattr(item, "obj", None), "hypothesis")
 
 
 @pytest.hookimpl(wrapper=True)
@@ -66,14 +82,15 @@ def same_draws(request: pytest.FixtureRequest) -> int:
 
 @pytest.fixture
 def seed(same_draws: int) -> int:
-    """The test's seed, printed so that pytest shows it beside a failure."""
-    print(f"repeat with SEED={same_draws}")
+    """The test's seed; pytest shows beside a failure what was printed."""
+    if SEED:
+        print(f"repeat with SEED={SEED}")
     return same_draws
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(autouse=True, scope="session")
 def one_thread() -> Iterator[None]:
-    """The inputs are too small for threads to help."""
+    """The inputs are too small for threads to help: in fixtures of any scope two would wait for one another."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

@@ -1,54 +1,21 @@
 """Random models whose scores answer to the picture, and what plain single forwards of them give."""
 
 import copy
-import os
-import random
 from collections.abc import Callable
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import numpy as np
 import torch
-from support import random_picture, random_yolo
+from support import random_picture, random_yolo, seed_of
 from torch import Tensor, nn
 
 from detcam import Explainer, Explanation
-from detcam.methods import SweepMethod
-from detcam.methods.baseline import BoxGaussian, FilledBox, Noise
-from detcam.methods.captum_attribution import Captum
-from detcam.methods.channels import AblationCAM, ReciproCAM
-from detcam.methods.layered import FullGrad, GuidedGradCAM, SmoothGradCAMPlusPlus
-from detcam.methods.perturbation import DRISE, ISCAM, RISE, SSCAM, Occlusion, RandomMasks, ScoreCAM
-from detcam.methods.pixel import Gradient, GradientXInput, GuidedBackprop, IntegratedGradients, SmoothGrad
-from detcam.methods.superpixels import DCLOSE
+from detcam.methods import AnyMethod
+from detcam.methods.perturbation import RandomMasks
 
 LAYER = "model.15"  # 64 channels
 SIZE = 96  # of the network's input
-
-# Every sweeping method, with as few forwards as show what it does.
-FEW: dict[str, SweepMethod] = {
-    "rise": RISE(masks=6),
-    "drise": DRISE(masks=6),
-    "dclose": DCLOSE(masks=2, levels=2, coarsest=6),
-    "occlusion": Occlusion(cells=3),
-    "scorecam": ScoreCAM(),
-    "sscam": SSCAM(samples=1),
-    "iscam": ISCAM(samples=1),
-    "ablationcam": AblationCAM(),
-    "reciprocam": ReciproCAM(cells=2),
-    "smoothgradcam++": SmoothGradCAMPlusPlus(samples=2),
-    "gradient": Gradient(),
-    "gradientxinput": GradientXInput(),
-    "smoothgrad": SmoothGrad(samples=2),
-    "integratedgradients": IntegratedGradients(steps=2),
-    "fullgrad": FullGrad(),
-    "guidedbackprop": GuidedBackprop(),
-    "guidedgradcam": GuidedGradCAM(),
-    "captum": Captum("InputXGradient"),
-    "noise": Noise(),
-    "gaussian": BoxGaussian(),
-    "box": FilledBox(),
-}
 
 
 class Setting:
@@ -63,7 +30,7 @@ class Setting:
         make_responsive(self.model.to(dtype), torch.cat([pixels, pixels.repeat(2, 1, 1, 1) * masks]))
         self.pixels = pixels[0]
 
-    def explain(self, method: str | SweepMethod, **options: Any) -> Explanation:
+    def explain(self, method: str | AnyMethod, **options: Any) -> Explanation:
         options = {"imgsz": SIZE, "max_det": 4, **options}
         return Explainer(self.model, method, **options)(self.picture)
 
@@ -104,18 +71,14 @@ def levels(model: nn.Module, pictures: Tensor) -> list[Tensor]:
     return list(output["scores"].split([f.shape[2] * f.shape[3] for f in output["feats"]], dim=2))
 
 
-RUN_SEED = int(os.environ.get("SEED", random.SystemRandom().randrange(2**31)))
-
-
-@lru_cache
-def made_once(dtype: torch.dtype) -> Setting:
-    return Setting(RUN_SEED, dtype=dtype)
+@cache
+def _setting(dtype: torch.dtype) -> Setting:
+    return Setting(seed_of("methods"), dtype=dtype)
 
 
 def fresh_setting(dtype: torch.dtype) -> Setting:
     """A copy of one setting: making it takes longer than most tests."""
-    print(f"repeat with SEED={RUN_SEED}")
-    return copy.deepcopy(made_once(dtype))
+    return copy.deepcopy(_setting(dtype))
 
 
 def assert_maps(explanation: Explanation, expected: Any, tolerance: float = 1e-4) -> None:
