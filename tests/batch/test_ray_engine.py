@@ -52,7 +52,7 @@ def in_a_loop(work: Coroutine[Any, Any, Any]) -> Any:
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[str]:
     """A cluster of two cores, by its address: one that was there before the job."""
-    from ray.cluster_utils import Cluster
+    Cluster = pytest.importorskip("ray.cluster_utils").Cluster
 
     head = {"num_cpus": 2, "object_store_memory": 100 << 20, "include_dashboard": False}
     with pytest.MonkeyPatch.context() as environment:
@@ -202,7 +202,7 @@ class Runtime:
 @pytest.fixture
 def explain(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Receipt]:
     """Explains a chunk with a worker that may die, in this process; restarts it as Ray does."""
-    import ray
+    ray = pytest.importorskip("ray")
 
     monkeypatch.setattr(ray, "get", lambda value: value)
     monkeypatch.setattr(ray, "get_runtime_context", Runtime)
