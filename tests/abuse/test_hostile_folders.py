@@ -125,6 +125,9 @@ def test_offsets_beyond_the_file(folder: Path) -> None:
     refused(folder, "cannot be loaded")
 
 
+MANY_LAYERS: dict[str, Any] = {"backbone_config": {"depths": [1, 10**5, 1, 1], "hidden_sizes": [1, 1, 1, 1]}}
+
+
 @pytest.mark.parametrize(
     ("entries", "words"),
     [
@@ -133,7 +136,7 @@ def test_offsets_beyond_the_file(folder: Path) -> None:
         ({"backbone_config": {"depths": [1, 10**9, 1, 1]}}, ("1,000,000,003 for 'depths'",)),
         ({"anchor_image_size": [2**18, 2**18]}, ("524,288 for 'anchor_image_size'", "the limit is 16,384")),
         ({"backbone_config": {"depths": [2**20, 2**20, 1, 1]}}, ("2,097,154 for 'depths'",)),
-        ({"backbone_config": {"depths": [1, 10**5, 1, 1], "hidden_sizes": [1, 1, 1, 1]}}, ("16,384 layers",)),
+        pytest.param(MANY_LAYERS, ("16,384 layers",), marks=pytest.mark.nightly),
         ({"backbone_config": {"hidden_sizes": [24, 48, 96, 10**5]}}, ("parameters, for", "bytes of weights")),
         ({"hidden_size": 2**14}, ("parameters, for", "bytes of weights")),
     ],
@@ -149,6 +152,13 @@ def test_configurations_of_absurd_size(entries: dict[str, Any], words: tuple[str
     refused(folder, *words)
     assert psutil.Process().memory_info().rss - before < 300 * 2**20
     assert not any((_global_parameter_registration_hooks, _global_module_registration_hooks))
+
+
+def test_layers_are_counted_while_the_model_is_built(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("detcam.models.size_limits.MODULES", 1024)
+    backbone = json.loads((folder / "config.json").read_text())["backbone_config"]
+    changed(folder, backbone_config={**backbone, **MANY_LAYERS["backbone_config"]})
+    refused(folder, "1,024 layers")
 
 
 @pytest.mark.parametrize("entry", [{"size": {"height": 10**6, "width": 10**6}}, {"pad_size": 10**5}], ids=str)
