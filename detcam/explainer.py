@@ -275,15 +275,16 @@ class Explainer:
             start += len(detected)
             raw = [maps.maps[i] for i in rows]
             levels = detected.level.tolist()
-            notes = [self._note(maps.maps[i], maps.silent[i], level) for i, level in zip(rows, levels, strict=True)]
+            flags = [maps.zero_gradient[i] for i in rows]
+            notes = [self._note(*facts) for facts in zip(raw, flags, levels, strict=True)]
             explanations.append(Explanation(image.image, detected, raw, notes, self.settings, image.geometry))
         return explanations
 
-    def _note(self, raw: Tensor, silent: bool, level: int) -> str | None:
+    def _note(self, raw: Tensor, zero_gradient: bool, level: int) -> str | None:
         """Why a map is zero, shared or approximate; None if there is nothing to say."""
         if not self.method.object_specific:
             return f"the same for every object: {self.method.name} reads activations only"
-        if silent:
+        if zero_gradient:
             where = f"zero map: the score has no gradient at {', '.join(self.plan.names)}"
             if self.plan.fuse == "level":
                 return f"{where}, where it was read: it is constant there, or saturated (target='class' is before that)"

@@ -1,7 +1,7 @@
-"""Writes the tables in docs/options.md and docs/families.md, and configs/default.yaml: python docs/make_tables.py.
+"""Writes the tables of options, families and methods in docs/, and configs/default.yaml: python docs/make_tables.py.
 
-They are generated from the fields of `detcam.config.Preset` and from the registered adapters; a test fails where they
-differ.
+They are generated from the fields of `detcam.config.Preset` and from the registered adapters and methods; a test fails
+where they differ.
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ import yaml
 
 from detcam.cli.families import family_rows
 from detcam.config import Preset, default_of
+from detcam.methods import SECTIONS
 
 ROOT = Path(__file__).parents[1]
-OPTIONS, FAMILIES = ROOT / "docs" / "options.md", ROOT / "docs" / "families.md"
+OPTIONS, FAMILIES, METHODS = (ROOT / "docs" / name for name in ("options.md", "families.md", "methods.md"))
 DEFAULTS = ROOT / "configs" / "default.yaml"
 HEAD = (
     "The default options. A preset holds the options that differ from these: give it to any command with --config. "
@@ -41,6 +42,18 @@ def families_table() -> str:
     return "\n".join(rows)
 
 
+def methods_tables() -> str:
+    """The methods as tables in Markdown, with a heading for each kind."""
+    parts = []
+    for title, methods in SECTIONS.items():
+        rows = [f"## {title}\n", "| method | map | cost | source |", "|---|---|---|---|"]
+        for method in methods:
+            cells = (f"`{method.name}`", method.formula, method.passes, method.source)
+            rows.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+        parts.append("\n".join(rows))
+    return "\n\n".join(parts)
+
+
 def default_preset() -> str:
     """The preset of the defaults, with a comment above each option."""
     parts = [_comment(HEAD)]
@@ -59,6 +72,7 @@ def texts() -> dict[Path, str]:
     return {
         OPTIONS: _filled(OPTIONS, "options", options_table()),
         FAMILIES: _filled(FAMILIES, "families", families_table()),
+        METHODS: _filled(METHODS, "methods", methods_tables()),
         DEFAULTS: default_preset(),
     }
 

@@ -54,21 +54,9 @@ def methods(as_json: JsonFlag = False) -> None:
 
 
 def _method_sections() -> dict[str, Sequence[type[AnyMethod]]]:
-    from detcam import methods as known
+    from detcam.methods import SECTIONS, plugins
 
-    return {
-        "Weights and gradients": known.GRADIENT,
-        "Activations only": known.ACTIVATION,
-        "Forwards of changed images or activations": known.SWEEPS,
-        "Pixels": known.PIXEL,
-        "Attention": known.ATTENTION,
-        "Baselines": known.BASELINES,
-        "From other packages": [*known.plugins().values()],
-        "Combinations of several maps, or of one map over changed images": [
-            known.Combination,
-            *known.WRAPPERS.values(),
-        ],
-    }
+    return {**SECTIONS, "From other packages": [*plugins().values()]}
 
 
 def _method_row(method: type[AnyMethod]) -> dict[str, Any]:

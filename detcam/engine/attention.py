@@ -26,7 +26,7 @@ class Dense:
     weights: Tensor
 
     def combined(self, image: int, gradient: Tensor | None = None) -> Tensor:
-        """[Q, K] float32 of one picture: the mean over heads of A, or of ReLU(gradient * A), gradient [H, Q, K]."""
+        """[Q, K] float32 of one image: the mean over heads of A, or of ReLU(gradient * A), gradient [H, Q, K]."""
         return _counted(self.weights[image], gradient).mean(dim=0)
 
 

@@ -1,6 +1,6 @@
 """How the windows of a gradient go backwards through one node of the graph: a rule for each kind of node.
 
-A rule gets the node, the windows at each of its forward outputs (None: no gradient) and the pictures of the objects
+A rule gets the node, the windows at each of its forward outputs (None: no gradient) and the images of the objects
 [n]. It returns the windows at each of its inputs, or raises NoRule where it cannot serve this node.
 """
 

@@ -37,18 +37,18 @@ def object_gradients(
     image_index: Tensor,  # [N] int64
     tensors: list[Tensor],  # each [B, C, h, w]
 ) -> Iterator[tuple[Tensor, list[Tensor | None]]]:
-    """The gradient of each object's scalar at each tensor, one backward for as many objects as there are pictures.
+    """The gradient of each object's scalar at each tensor, one backward for as many objects as there are images.
 
-    The pictures of a batch do not influence one another in eval mode, so one backward of the sum of one scalar per
-    picture gives the gradient of each: B pictures with up to K objects cost K backwards.
+    The images of a batch do not influence one another in eval mode, so one backward of the sum of one scalar per
+    image gives the gradient of each: B images with up to K objects cost K backwards.
 
     Args:
         scalars: [N] one scalar per object, attached to the graph of the tensors.
-        image_index: [N] the picture of each object.
+        image_index: [N] the image of each object.
         tensors: the captured tensors, each [B, C, h, w].
 
     Yields:
-        (objects, gradients): objects [n] int64, at most one of each picture; gradients: for each tensor
+        (objects, gradients): objects [n] int64, at most one of each image; gradients: for each tensor
         [n, C, h, w], or None where no scalar of the group depends on it; float32 if the scalars are float16.
     """
     for objects in _rounds(image_index):
@@ -61,7 +61,7 @@ def object_gradients(
 
 
 def _rounds(image_index: Tensor) -> list[Tensor]:
-    """Groups of positions: the first object of every picture, then the second of every picture, and so on."""
+    """Groups of positions: the first object of every image, then the second of every image, and so on."""
     rounds: list[list[int]] = []
     seen: dict[int, int] = {}
     for position, image in enumerate(image_index.tolist()):
@@ -82,7 +82,7 @@ def batched_gradients(
     """Gradients of N scalars, with the backwards of a chunk of objects run as one.
 
     A backward is linear in the gradient that it starts from, and everything it multiplies with is the same for every
-    object of a picture. So the starting gradients of a chunk are stacked, and `torch.func.vmap` turns each operation
+    object of an image. So the starting gradients of a chunk are stacked, and `torch.func.vmap` turns each operation
     of the backward into one on the stack. This pays where operations are small (the queries of a decoder) and costs
     where they are large maps with no batching rule (sampling, convolution); `detcam.adapters.shared.deformable` keeps
     such maps out.

@@ -66,7 +66,7 @@ def _order_gradient(module: nn.Module, args: Any, output: Tensor) -> None:
     """Have the gradient of a batch norm's output arrive in the memory order of the output itself.
 
     On the CPU, torch 2.15 (at least) returns a wrong gradient for a batch norm in eval mode whose output is contiguous,
-    where the batch is one picture and the gradient comes with the strides of tokens, as behind `flatten(2).transpose`.
+    where the batch is one image and the gradient comes with the strides of tokens, as behind `flatten(2).transpose`.
     """
     if output.requires_grad:
         order = torch.contiguous_format if output.is_contiguous() or output.ndim != 4 else torch.channels_last

@@ -1,6 +1,6 @@
-"""Many forwards of one picture changed in many ways, or of the model's tail after changed activations.
+"""Many forwards of one image changed in many ways, or of the model's tail after changed activations.
 
-A forward of a changed picture does not depend on the object that is explained, so one sweep serves all objects. Where
+A forward of a changed image does not depend on the object that is explained, so one sweep serves all objects. Where
 only activations change, what the model ran before them is not run again but answered from memory.
 """
 
@@ -28,15 +28,15 @@ Progress = Callable[[int, int], None]  # (forwards done, forwards in all)
 
 @dataclass(frozen=True)
 class Probe:
-    """One picture with its objects, and the model to be asked about changed versions of it. Use it without gradients.
+    """One image with its objects, and the model to be asked about changed versions of it. Use it without gradients.
 
     Attributes:
         module: the private view of the model, see `detcam.engine.shadow`.
-        forward: from pictures [b, 3, H, W] to the model's raw outputs.
-        score: from raw outputs of b pictures and b to [b, M] scores, M a multiple of the number of objects.
-        picture: [3, H, W], the network's input.
+        forward: from images [b, 3, H, W] to the model's raw outputs.
+        score: from raw outputs of b images and b to [b, M] scores, M a multiple of the number of objects.
+        image: [3, H, W], the network's input.
         objects: the N objects that were found in it.
-        layers: name -> [C, h, w] float32, what the captured layers put out for the picture.
+        layers: name -> [C, h, w] float32, what the captured layers put out for the image.
         cut_all: whether the other captured layers keep their values while one changes, as `Capture` cuts them.
         grids: see `Capture`.
         memory: bytes that a batch of forwards may take, roughly.
@@ -46,7 +46,7 @@ class Probe:
     module: nn.Module
     forward: Callable[[Tensor], Any]
     score: Callable[[Any, int], Tensor]
-    picture: Tensor
+    image: Tensor
     objects: Objects
     layers: Mapping[str, Tensor] = field(default_factory=dict)
     cut_all: bool = True
@@ -57,17 +57,17 @@ class Probe:
     @property
     def size(self) -> tuple[int, int]:
         """(H, W) of the network's input in pixels."""
-        return self.picture.shape[1], self.picture.shape[2]
+        return self.image.shape[1], self.image.shape[2]
 
     @property
     def unchanged(self) -> Tensor:
-        """[M] float32, the scores of the picture as it is."""
+        """[M] float32, the scores of the image as it is."""
         return self._plain_run[1]
 
-    def scores(self, pictures: Tensor) -> Tensor:
-        """[b, M] float32 scores of pictures [b, 3, H, W]."""
-        pictures = pictures.to(self.picture.dtype, memory_format=torch.channels_last)  # convolutions run faster so
-        return self.score(self.forward(pictures), len(pictures)).float()
+    def scores(self, images: Tensor) -> Tensor:
+        """[b, M] float32 scores of images [b, 3, H, W]."""
+        images = images.to(self.image.dtype, memory_format=torch.channels_last)  # convolutions run faster so
+        return self.score(self.forward(images), len(images)).float()
 
     def batches(self, total: int) -> Iterator[slice]:
         """The numbers 0 to `total` - 1 in slices as long as memory allows; reports progress after each."""
@@ -92,12 +92,12 @@ class Probe:
             values = {name: value.expand(len(acts), -1, -1, -1) for name, value in changed.items()}
             with (
                 answered(past.calls, len(acts)),
-                Replace(self.module, values, past.runs, self.picture.dtype, self.grids),
+                Replace(self.module, values, past.runs, self.image.dtype, self.grids),
             ):
-                return self.scores(self.picture.repeat(len(acts), 1, 1, 1))
+                return self.scores(self.image.repeat(len(acts), 1, 1, 1))
 
         try:
-            exact = _agree(run(self.layers[layer].expand(2, -1, -1, -1)), self.unchanged, self.picture.dtype)
+            exact = _agree(run(self.layers[layer].expand(2, -1, -1, -1)), self.unchanged, self.image.dtype)
         except (RuntimeError, TypeError, ValueError, LookupError):  # the model's own forward on what it did not expect
             exact = False
         if not exact:
@@ -106,10 +106,10 @@ class Probe:
 
     @cached_property
     def _plain_run(self) -> tuple[Recorder, Tensor]:
-        """One forward of the picture as it is, on record, and its scores [M]."""
+        """One forward of the image as it is, on record, and its scores [M]."""
         names = {name.split("[")[0] for name in self.layers}
         with Recorder(self.module, names) as recorder:
-            scores = self.scores(self.picture[None])
+            scores = self.scores(self.image[None])
         return recorder, scores[0]
 
 
@@ -187,7 +187,7 @@ class Recorder:
 
 @contextmanager
 def answered(calls: list[Call], count: int) -> Iterator[None]:
-    """Within, the first calls of these modules return what is on record, for `count` copies of the one picture.
+    """Within, the first calls of these modules return what is on record, for `count` copies of the one image.
 
     Neither their forward nor their hooks run then: what the hooks did is on record too.
     """

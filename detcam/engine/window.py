@@ -38,7 +38,7 @@ class Window:
         return Window(gather(self.values, np.arange(len(start)), offset, extent), start)
 
     def spread(self, shape: tuple[int, ...], images: np.ndarray) -> list[Tensor]:
-        """One whole tensor of `shape` [B, C, h, w] for each object, zero outside its piece of its picture."""
+        """One whole tensor of `shape` [B, C, h, w] for each object, zero outside its piece of its image."""
         if shape == (1, *self.values.shape[1:]):
             return list(self.values.split(1))
         height, width = self.extent
@@ -71,7 +71,7 @@ def gather(maps: Tensor, rows: np.ndarray, start: np.ndarray, extent: tuple[int,
 
 
 def cut(maps: Tensor, images: np.ndarray, start: np.ndarray, extent: tuple[int, int]) -> Tensor:
-    """[n, C, *extent] pieces of `maps` [B, C, h, w], each from its picture [n] and its place [n, 2]."""
+    """[n, C, *extent] pieces of `maps` [B, C, h, w], each from its image [n] and its place [n, 2]."""
     if tuple(maps.shape[2:]) == extent:
         return maps.expand(len(images), -1, -1, -1) if len(maps) == 1 else maps[torch.from_numpy(images)]
     return gather(maps, images, start, extent)

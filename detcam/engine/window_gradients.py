@@ -2,7 +2,7 @@
 
 An object's score is read at one cell of the head's output. What that cell depends on is a limited stretch of every
 feature map before it: 3 x 3 cells before a 3 x 3 convolution, 5 x 5 before two of them, and so on, until somewhere in
-the neck the stretch covers a good part of the picture. An ordinary backward fills whole maps with zeros around that
+the neck the stretch covers a good part of the image. An ordinary backward fills whole maps with zeros around that
 stretch, and does so again for every object. Here the backward carries only the stretch, for all objects at once:
 
     captured map            the head's layers, backwards             score map
@@ -63,7 +63,7 @@ def window_gradients(seeds: Sequence[Seed], targets: Sequence[Tensor], images: n
     Args:
         seeds: where the gradients of the n objects start; those of several seeds add up.
         targets: the captured tensors, each [B, C, h, w]; the graph stays as it is.
-        images: [n] int64, the picture of each object.
+        images: [n] int64, the image of each object.
 
     Returns:
         For each target the windows outside which the gradients are zero, or None if no seed depends on it.
@@ -159,7 +159,7 @@ def _sum(arrived: list[Gradients], edge: Edge, images: np.ndarray) -> Gradients:
 
 
 def _as_window(gradients: Gradients, edge: Edge, images: np.ndarray, batch: int) -> Window | None:
-    """Whole tensors [B, C, h, w] as windows as large as the map; None if they are no maps of the pictures."""
+    """Whole tensors [B, C, h, w] as windows as large as the map; None if they are no maps of the images."""
     if isinstance(gradients, Window):
         return gradients
     shape = shape_of(edge)

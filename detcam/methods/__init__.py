@@ -46,6 +46,15 @@ BASELINES = (Noise, BoxGaussian, FilledBox, RandomCAM)
 METHODS: dict[str, type[AnyMethod]] = {
     method.name: method for method in (*GRADIENT, *ACTIVATION, *SWEEPS, *PIXEL, *ATTENTION, *BASELINES)
 }
+SECTIONS: dict[str, tuple[type[AnyMethod], ...]] = {
+    "Weights and gradients": GRADIENT,
+    "Activations only": ACTIVATION,
+    "Forwards of changed images or activations": SWEEPS,
+    "Pixels": PIXEL,
+    "Attention": ATTENTION,
+    "Baselines": BASELINES,
+    "Combinations of several maps, or of one map over changed images": (Combination, *WRAPPERS.values()),
+}  # for `detcam methods` and docs/methods.md
 DEFAULT = "odam"
 
 
@@ -107,6 +116,7 @@ def _part(text: str) -> Part:
 __all__ = [
     "DEFAULT",
     "METHODS",
+    "SECTIONS",
     "WRAPPERS",
     "AnyMethod",
     "Augmented",

@@ -1,4 +1,4 @@
-"""Methods that read activations only. Their map is the same for every object of a picture, and the result says so."""
+"""Methods that read activations only. Their map is the same for every object of an image, and the result says so."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MOST = 2**62
 
 
 class SharedMethod(Method):
-    """A method that gives all objects of a picture one map."""
+    """A method that gives all objects of an image one map."""
 
     reads = "activations"
     object_specific = False
@@ -97,12 +97,12 @@ class FEM(SharedMethod):
 
 @dataclass(frozen=True)
 class DeepFeatureFactorization(SharedMethod):
-    """Deep feature factorisation: where in the picture one of a few non-negative concepts lies.
+    """Deep feature factorisation: where in the image one of a few non-negative concepts lies.
 
     Collins et al. 2018, "Deep Feature Factorization For Concept Discovery", equation 2: the activations behind a ReLU
     (we put one) are factored as A = H W with H, W >= 0, by Lee and Seung's updates from a start that follows from A.
-    The map is column number `concept` of H, the strongest concept being number 0. The paper factors several pictures
-    together; we take each by itself, so that a picture's map does not depend on its batch.
+    The map is column number `concept` of H, the strongest concept being number 0. The paper factors several images
+    together; we take each by itself, so that an image's map does not depend on its batch.
     """
 
     concepts: int = parameter(5, 1, 1024)
@@ -159,7 +159,7 @@ def _start(cells: Tensor, count: int) -> tuple[Tensor, Tensor]:
 class RandomCAM(SharedMethod):
     """Random channel weights: what the activations alone show, whatever the weights.
 
-    Weights are uniform in [-1, 1], one draw for all objects and pictures.
+    Weights are uniform in [-1, 1], one draw for all objects and images.
     """
 
     seed: int = parameter(0, 0, MOST)

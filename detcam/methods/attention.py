@@ -13,8 +13,8 @@ from detcam.methods.base import AnyMethod, parameter
 
 
 @dataclass(frozen=True)
-class Attended:
-    """Attention of one picture, heads combined, in the order of the layers; K tokens that Q queries read.
+class CombinedAttention:
+    """Attention of one image, heads combined, in the order of the layers; K tokens that Q queries read.
 
     Attributes:
         encoder: [K, K] each: among the tokens, or none.
@@ -42,7 +42,7 @@ class AttentionMethod(AnyMethod):
     sampled_only: ClassVar[bool] = False  # whether it needs attention that samples points
 
     @abstractmethod
-    def relevance(self, attended: Attended, rows: Tensor) -> Tensor:
+    def relevance(self, attention: CombinedAttention, rows: Tensor) -> Tensor:
         """[n, K] float32: what each token was to the queries `rows` [n]."""
 
 
@@ -61,9 +61,9 @@ class RawAttention(AttentionMethod):
     formula = "mean over heads and the last layers of A[query]"
     source = "Carion et al. 2020, arXiv:2005.12872, fig. 6"
 
-    def relevance(self, attended: Attended, rows: Tensor) -> Tensor:
+    def relevance(self, attention: CombinedAttention, rows: Tensor) -> Tensor:
         """See `AttentionMethod.relevance`."""
-        layers = (attended.cross or attended.encoder)[-self.last :]
+        layers = (attention.cross or attention.encoder)[-self.last :]
         return torch.stack([layer[rows] for layer in layers]).mean(dim=0)
 
 
@@ -97,20 +97,20 @@ class Rollout(AttentionMethod):
     formula = "product over layers of (mean over heads of A + I) / 2, at [query]"
     source = "Abnar & Zuidema 2020, arXiv:2005.00928, sec. 3"
 
-    def relevance(self, attended: Attended, rows: Tensor) -> Tensor:
+    def relevance(self, attention: CombinedAttention, rows: Tensor) -> Tensor:
         """See `AttentionMethod.relevance`."""
-        if not attended.cross:
-            found = _identity(attended.encoder)[rows]
-            for layer in reversed(attended.encoder):
+        if not attention.cross:
+            found = _identity(attention.encoder)[rows]
+            for layer in reversed(attention.encoder):
                 found = (found + found @ layer) / 2
             return found
-        tokens = _identity(attended.encoder)
-        for layer in attended.encoder:
+        tokens = _identity(attention.encoder)
+        for layer in attention.encoder:
             tokens = (tokens + layer @ tokens) / 2
-        found = torch.zeros_like(attended.cross[0])
-        for among, across in zip(attended.queries, attended.cross, strict=True):
+        found = torch.zeros_like(attention.cross[0])
+        for among, across in zip(attention.queries, attention.cross, strict=True):
             found = (found + among @ found) / 2
-            found = (found + (across @ tokens if attended.encoder else across)) / 2
+            found = (found + (across @ tokens if attention.encoder else across)) / 2
         return found[rows]
 
 
@@ -131,21 +131,21 @@ class ChefersRelevance(AttentionMethod):
     passes = "1 F + N B"
     uses_gradients = True
 
-    def relevance(self, attended: Attended, rows: Tensor) -> Tensor:
+    def relevance(self, attention: CombinedAttention, rows: Tensor) -> Tensor:
         """See `AttentionMethod.relevance`."""
-        if not attended.cross:
-            alone = _identity(attended.encoder)[rows]
+        if not attention.cross:
+            alone = _identity(attention.encoder)[rows]
             found = alone
-            for layer in reversed(attended.encoder):
+            for layer in reversed(attention.encoder):
                 found = found + found @ layer
             return found - alone
-        tokens = _identity(attended.encoder)
-        for layer in attended.encoder:
+        tokens = _identity(attention.encoder)
+        for layer in attention.encoder:
             tokens = tokens + layer @ tokens
-        queries, found = _identity(attended.queries), torch.zeros_like(attended.cross[0])
-        for among, across in zip(attended.queries, attended.cross, strict=True):
+        queries, found = _identity(attention.queries), torch.zeros_like(attention.cross[0])
+        for among, across in zip(attention.queries, attention.cross, strict=True):
             queries, found = queries + among @ queries, found + among @ found
-            if attended.encoder:
+            if attention.encoder:
                 across = across @ _normalised(tokens)
             found = found + _normalised(queries).T @ across
         return found[rows]

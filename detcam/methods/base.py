@@ -25,7 +25,7 @@ class AnyMethod(ABC):
 
     Class attributes: `name`, `formula`, `source` (the paper), `reads` (what of the model, with commas between),
     `elementwise` (whether the map at a cell follows from the activations and gradients of that cell alone, and is zero
-    where the gradient is), `object_specific` (whether two objects of one picture get different maps), `passes` (what N
+    where the gradient is), `object_specific` (whether two objects of one image get different maps), `passes` (what N
     objects cost by the plain way, in whole forwards F, partial backwards B and forwards T of the model after the
     layer), `layers` (the preset behind layers="auto") and `caution` (what a reader of its maps must know, or None).
 
@@ -129,7 +129,7 @@ class PooledMethod(Method):
 
 
 class SweepMethod(AnyMethod):
-    """A way to get the maps of all objects of a picture from one sweep of forwards that they share.
+    """A way to get the maps of all objects of an image from one sweep of forwards that they share.
 
     Gradients are off while it runs; the methods of `detcam.methods.pixel` turn them on for their own forwards.
 
@@ -146,7 +146,7 @@ class SweepMethod(AnyMethod):
         """Raw coarse maps over the network's input, before ReLU and normalisation.
 
         Args:
-            probe: the picture, its objects, and the model to ask.
+            probe: the image, its objects, and the model to ask.
             layer: a name of `probe.layers`, for methods that read activations: they are called once for each layer.
 
         Returns:

@@ -14,7 +14,7 @@ from detcam.methods.perturbation import MOST, map_size
 
 @dataclass(frozen=True)
 class Noise(SweepMethod):
-    """Uniform noise in [0, 1], another for every object, the same for every picture."""
+    """Uniform noise in [0, 1], another for every object, the same for every image."""
 
     seed: int = parameter(0, 0, MOST)
 
@@ -28,7 +28,7 @@ class Noise(SweepMethod):
         """See `SweepMethod.sweep`."""
         generator = torch.Generator().manual_seed(self.seed)
         shape = (len(probe.objects), *map_size(probe.size))
-        return torch.rand(shape, generator=generator).to(probe.picture.device)
+        return torch.rand(shape, generator=generator).to(probe.image.device)
 
 
 class BoxGaussian(SweepMethod):

@@ -18,11 +18,11 @@ from detcam.methods.base import SweepMethod
 from detcam.methods.pixel import GuidedBackprop, report
 
 DEFAULT = "IntegratedGradients"
-PATCHES = 8  # patches down and across the picture, for attributions that switch patches on and off
+PATCHES = 8  # patches down and across the image, for attributions that switch patches on and off
 SAMPLES = 4 * PATCHES**2  # of the regressions behind LIME and Kernel SHAP: a few for each patch
-TOGETHER = 4  # pictures in a forward
+TOGETHER = 4  # images in a forward
 NEEDLESS = {
-    "FeaturePermutation": "it permutes the pictures of a batch",
+    "FeaturePermutation": "it permutes the images of a batch",
     "ShapleyValues": f"the exact values of {PATCHES**2} patches take 2^{PATCHES**2} forwards",
 }
 FAILURES = (AssertionError, AttributeError, LookupError, NotImplementedError, RuntimeError, TypeError, ValueError)
@@ -31,8 +31,8 @@ FAILURES = (AssertionError, AttributeError, LookupError, NotImplementedError, Ru
 class Captum(SweepMethod):
     """Any attribution of Captum to the pixels of the network's input, by name: `method="captum:DeepLift"`.
 
-    The result is summed over the colours, with its sign. What Captum asks for beside the picture is filled in: a blank
-    picture (zeros) as the baseline, and a picture of the mean colour beside it where several are wanted; 8 x 8 patches
+    The result is summed over the colours, with its sign. What Captum asks for beside the image is filled in: a blank
+    image (zeros) as the baseline, and an image of the mean colour beside it where several are wanted; 8 x 8 patches
     as the features that are switched on and off. Captum's own limits stay: its DeepLift rules and its guided
     backpropagation know ReLU and its kin only, and pass SiLU or GELU like a plain gradient. Modules that a model calls
     several times in one forward, which Captum's rules cannot tell apart, are passed likewise.
@@ -74,7 +74,7 @@ class Captum(SweepMethod):
             MethodError: if Captum cannot attribute this model's scores.
         """
         scalar = _Scalar(probe)
-        picture = probe.picture[None].contiguous()  # Captum flattens what it gets
+        image = probe.image[None].contiguous()  # Captum flattens what it gets
         maps = []
         with (
             torch.enable_grad(),
@@ -86,9 +86,9 @@ class Captum(SweepMethod):
             try:
                 warnings.simplefilter("ignore")  # Captum announces every hook that it sets
                 attribution = self._kind(scalar)
-                options = {**_filled_in(attribution, picture), **self._options}
+                options = {**_filled_in(attribution, image), **self._options}
                 for scalar.column in range(count):
-                    found = attribution.attribute(picture.clone(), **options)
+                    found = attribution.attribute(image.clone(), **options)
                     maps.append(found.detach()[0].float().sum(dim=0))
                     report(probe, scalar.column + 1, count)
             except FAILURES as error:
@@ -124,12 +124,12 @@ def _needs_only_a_model(kind: Any) -> bool:
     return hasattr(kind, "attribute") and wanted in (["model"], ["forward_func"])
 
 
-def _filled_in(attribution: Any, picture: Tensor) -> dict[str, Any]:
-    """Arguments that attributions ask for, for a picture [1, 3, H, W]."""
-    _, colours, height, width = picture.shape
-    blank = torch.zeros_like(picture)
-    grey = blank + picture.mean(dim=(2, 3), keepdim=True)
-    rows, columns = (torch.arange(side, device=picture.device) * PATCHES // side for side in (height, width))
+def _filled_in(attribution: Any, image: Tensor) -> dict[str, Any]:
+    """Arguments that attributions ask for, for an image [1, 3, H, W]."""
+    _, colours, height, width = image.shape
+    blank = torch.zeros_like(image)
+    grey = blank + image.mean(dim=(2, 3), keepdim=True)
+    rows, columns = (torch.arange(side, device=image.device) * PATCHES // side for side in (height, width))
     patch = colours, max(height // PATCHES, 1), max(width // PATCHES, 1)
     wanted = inspect.signature(attribution.attribute).parameters
     known = {
@@ -149,7 +149,7 @@ def _filled_in(attribution: Any, picture: Tensor) -> dict[str, Any]:
 
 
 class _Scalar(nn.Module):
-    """One score of the probe as a module: pictures [b, 3, H, W] -> [b]; it holds the model, for attributions' hooks."""
+    """One score of the probe as a module: images [b, 3, H, W] -> [b]; it holds the model, for attributions' hooks."""
 
     def __init__(self, probe: Probe) -> None:
         super().__init__()
@@ -157,8 +157,8 @@ class _Scalar(nn.Module):
         self._scores = probe.scores
         self.column = 0
 
-    def forward(self, pictures: Tensor) -> Tensor:
-        return self._scores(pictures)[:, self.column]
+    def forward(self, images: Tensor) -> Tensor:
+        return self._scores(images)[:, self.column]
 
 
 def _hide_repeated(probe: Probe) -> int:
@@ -175,7 +175,7 @@ def _hide_repeated(probe: Probe) -> int:
 
     handles = [module.register_forward_pre_hook(count) for module in leaves]
     with torch.no_grad():
-        scores = probe.scores(probe.picture[None])
+        scores = probe.scores(probe.image[None])
     for handle in handles:
         handle.remove()
     for module, times in runs.items():

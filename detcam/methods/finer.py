@@ -52,7 +52,7 @@ class FinerCAM(GradCAM):
         return finer
 
     def difference(self, score: Score, count: int) -> Score:
-        """The scalar: from raw outputs and the objects of each picture to [N].
+        """The scalar: from raw outputs and the objects of each image to [N].
 
         Args:
             score: from raw outputs and objects to their class logits [N].

@@ -1,4 +1,4 @@
-"""Sweeps that read gradients at a layer, or at all of them, for changed versions of the picture."""
+"""Sweeps that read gradients at a layer, or at all of them, for changed versions of the image."""
 
 from __future__ import annotations
 
@@ -26,23 +26,23 @@ from detcam.methods.pixel import (
 DUST = 1e-7  # keeps the quotient finite where a map is constant; pytorch-grad-cam uses the same
 
 
-def layer_gradients(probe: Probe, picture: Tensor, layer: str) -> Tensor:
-    """[M, C, h, w] float32: the gradient of each score at a layer, for a version [3, H, W] of the probe's picture."""
+def layer_gradients(probe: Probe, image: Tensor, layer: str) -> Tensor:
+    """[M, C, h, w] float32: the gradient of each score at a layer, for a version [3, H, W] of the probe's image."""
     names = {name.split("[")[0].split("#")[0] for name in probe.layers}
     modules = {name: probe.module.get_submodule(name) for name in names}
     with torch.enable_grad():
         with Capture(modules, probe.cut_all, probe.grids) as capture:
-            scores = probe.scores(picture[None])[0]
+            scores = probe.scores(image[None])[0]
         tensor = next(c.tensor for c in capture.captured if c.name == layer)
         return torch.stack([gradients[0] for gradients in gradients_at(scores, [tensor])])
 
 
 @dataclass(frozen=True)
 class SmoothGradCAMPlusPlus(SweepMethod):
-    """Smooth Grad-CAM++: Grad-CAM++ with its derivatives averaged over noisy versions of the picture.
+    """Smooth Grad-CAM++: Grad-CAM++ with its derivatives averaged over noisy versions of the image.
 
     Omeiza et al. 2019, "Smooth Grad-CAM++: An Enhanced Inference Level Visualization Technique for Deep Convolutional
-    Neural Network Models": g, g^2 and g^3 are averaged, the activations are those of the picture itself. `deviation`
+    Neural Network Models": g, g^2 and g^3 are averaged, the activations are those of the image itself. `deviation`
     is a share of the range of the input's values. It has the poles of Grad-CAM++ (see there).
     """
 
@@ -86,10 +86,10 @@ class GuidedGradCAM(SweepMethod):
 
     def sweep(self, probe: Probe, layer: str) -> Tensor:
         """See `SweepMethod.sweep`."""
-        acts, grads = probe.layers[layer], layer_gradients(probe, probe.picture, layer)
+        acts, grads = probe.layers[layer], layer_gradients(probe, probe.image, layer)
         coarse = GradCAM().maps(acts.expand(len(grads), -1, -1, -1), grads).clamp(min=0)
         with guided(probe.module):
-            fine = input_gradients(probe, probe.picture).abs().amax(dim=1)
+            fine = input_gradients(probe, probe.image).abs().amax(dim=1)
         return interpolate(coarse[:, None], probe.size, mode="bilinear")[:, 0] * fine
 
 
@@ -123,7 +123,7 @@ class FullGrad(PixelMethod):
         handles = [module.register_forward_hook(keep) for module in modules]
         try:
             with torch.enable_grad():
-                leaf = probe.picture.clone()[None].requires_grad_()
+                leaf = probe.image.clone()[None].requires_grad_()
                 scores = probe.scores(leaf)[0]
         finally:
             for handle in handles:
@@ -140,9 +140,9 @@ def _bias(module: nn.Module) -> Tensor:
     return bias.detach().float()
 
 
-def _full(picture: Tensor, biases: list[Tensor], gradients: list[Tensor]) -> Tensor:
-    """[H, W] from gradients at the picture [3, H, W] and behind each bias."""
-    total = _stretched(picture.float() * gradients[0])
+def _full(image: Tensor, biases: list[Tensor], gradients: list[Tensor]) -> Tensor:
+    """[H, W] from gradients at the image [3, H, W] and behind each bias."""
+    total = _stretched(image.float() * gradients[0])
     for bias, gradient in zip(biases, gradients[1:], strict=True):
         if gradient.any():
             layer = _stretched(bias[:, None, None] * gradient)

@@ -1,4 +1,4 @@
-"""Methods that mask the picture and watch the score: M whole forwards, shared by all objects."""
+"""Methods that mask the image and watch the score: M whole forwards, shared by all objects."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class RandomMasks:
 
 @dataclass(frozen=True)
 class RISE(SweepMethod):
-    """RISE: at each cell the mean score of the picture seen through random masks, weighted by what they show there.
+    """RISE: at each cell the mean score of the image seen through random masks, weighted by what they show there.
 
     Petsiuk et al. 2018, "RISE: Randomized Input Sampling for Explanation of Black-box Models", equation 4. The paper
     takes 4000 to 8000 masks and divides by their expected sum (equation 6); we divide by the sum of the masks drawn,
@@ -75,11 +75,11 @@ class RISE(SweepMethod):
     def sweep(self, probe: Probe, layer: str) -> Tensor:
         """See `SweepMethod.sweep`."""
         draw = RandomMasks(self.masks, self.cells, self.kept, probe.size, self.seed)
-        device = probe.picture.device
+        device = probe.image.device
         weighted = shown = torch.zeros((), device=device)
         for part in probe.batches(self.masks):
             masks = draw(part, device)
-            scores = probe.scores(probe.picture * masks[:, None])
+            scores = probe.scores(probe.image * masks[:, None])
             coarse = adaptive_avg_pool2d(masks, map_size(probe.size))
             weighted = weighted + torch.einsum("bm,bhw->mhw", scores, coarse)
             shown = shown + coarse.sum(dim=0)
@@ -128,14 +128,14 @@ class Occlusion(SweepMethod):
         patch = min(self.patch, self.cells)
         steps = self.cells - patch + 1
         rows, columns = (edges(pixels, self.cells).tolist() for pixels in probe.size)
-        paint = probe.picture.mean(dim=(1, 2))[:, None, None]
+        paint = probe.image.mean(dim=(1, 2))[:, None, None]
         drops = []
         for part in probe.batches(steps**2):
-            pictures = probe.picture.repeat(part.stop - part.start, 1, 1, 1)
-            for picture, place in zip(pictures, range(part.start, part.stop), strict=True):
+            images = probe.image.repeat(part.stop - part.start, 1, 1, 1)
+            for image, place in zip(images, range(part.start, part.stop), strict=True):
                 i, j = divmod(place, steps)
-                picture[:, rows[i] : rows[i + patch], columns[j] : columns[j + patch]] = paint
-            drops.append(probe.unchanged - probe.scores(pictures))
+                image[:, rows[i] : rows[i + patch], columns[j] : columns[j + patch]] = paint
+            drops.append(probe.unchanged - probe.scores(images))
         fallen = torch.cat(drops).T.reshape(-1, 1, steps, steps)  # [M, 1, steps, steps]
         window = fallen.new_ones(1, 1, patch, patch)
         return (conv_transpose2d(fallen, window) / conv_transpose2d(torch.ones_like(fallen[:1]), window))[:, 0]
@@ -143,10 +143,10 @@ class Occlusion(SweepMethod):
 
 @dataclass(frozen=True)
 class ScoreCAM(SweepMethod):
-    """Score-CAM: each channel weighs the score of the picture seen through it.
+    """Score-CAM: each channel weighs the score of the image seen through it.
 
     Wang et al. 2020, "Score-CAM: Score-Weighted Visual Explanations for Convolutional Neural Networks", definition 3
-    and equations 6 to 8. The score of the baseline picture, the same for every channel, cancels in the softmax.
+    and equations 6 to 8. The score of the baseline image, the same for every channel, cancels in the softmax.
     """
 
     name = "scorecam"
@@ -174,7 +174,7 @@ class ScoreCAM(SweepMethod):
             turns = [divmod(number, len(acts)) for number in range(part.start, part.stop)]  # (version, channel)
             masks = channel_masks(acts[[channel for _, channel in turns]], probe.size)
             versions = [self.mask(mask, turn, generator) for mask, (turn, _) in zip(masks, turns, strict=True)]
-            scores.append(probe.scores(probe.picture * torch.stack(versions)[:, None]))
+            scores.append(probe.scores(probe.image * torch.stack(versions)[:, None]))
         mean = torch.cat(scores).unflatten(0, (self.versions, len(acts))).mean(dim=0)  # [C, M]
         return torch.einsum("cm,chw->mhw", mean.softmax(dim=0), acts)
 

@@ -1,6 +1,6 @@
 """Methods that read gradients at the network's input: one value for every pixel.
 
-Each is a sweep over changed versions of the picture: one forward serves all objects, and each object's score has a
+Each is a sweep over changed versions of the image: one forward serves all objects, and each object's score has a
 backward of its own through the whole model. Colours count as the network sees them, after its own normalisation.
 """
 
@@ -32,7 +32,7 @@ class PixelMethod(SweepMethod):
 
 
 def gradients_at(scores: Tensor, tensors: list[Tensor]) -> Iterator[list[Tensor]]:
-    """For each of the scores [M] of one picture its gradients at `tensors`, each [1, ...], as float32 [...].
+    """For each of the scores [M] of one image its gradients at `tensors`, each [1, ...], as float32 [...].
 
     Raises:
         TargetError: if no score depends on any of them in a way that has a gradient.
@@ -46,24 +46,24 @@ def gradients_at(scores: Tensor, tensors: list[Tensor]) -> Iterator[list[Tensor]
         yield [(torch.zeros_like(t) if g is None else g)[0].float() for t, g in zip(tensors, found, strict=True)]
 
 
-def input_gradients(probe: Probe, picture: Tensor) -> Tensor:
-    """[M, 3, H, W] float32: the gradient of each score at a version [3, H, W] of the probe's picture."""
+def input_gradients(probe: Probe, image: Tensor) -> Tensor:
+    """[M, 3, H, W] float32: the gradient of each score at a version [3, H, W] of the probe's image."""
     with torch.enable_grad():
-        leaf = picture.detach().clone()[None].requires_grad_()
+        leaf = image.detach().clone()[None].requires_grad_()
         return torch.stack([gradients[0] for gradients in gradients_at(probe.scores(leaf)[0], [leaf])])
 
 
 def noisy_versions(probe: Probe, samples: int, deviation: float, seed: int) -> Iterator[Tensor]:
-    """The picture [3, H, W] with Gaussian noise, `deviation` times its range of values strong, `samples` times.
+    """The image [3, H, W] with Gaussian noise, `deviation` times its range of values strong, `samples` times.
 
     Reports progress after each.
     """
     generator = torch.Generator().manual_seed(seed)
-    picture = probe.picture
-    strength = deviation * float(picture.max() - picture.min())
+    image = probe.image
+    strength = deviation * float(image.max() - image.min())
     for done in range(1, samples + 1):
-        noise = torch.randn(picture.shape, generator=generator)
-        yield picture + (strength * noise).to(picture)
+        noise = torch.randn(image.shape, generator=generator)
+        yield image + (strength * noise).to(image)
         report(probe, done, samples)
 
 
@@ -86,7 +86,7 @@ class Gradient(PixelMethod):
 
     def sweep(self, probe: Probe, layer: str) -> Tensor:
         """See `SweepMethod.sweep`."""
-        return input_gradients(probe, probe.picture).abs().amax(dim=1)
+        return input_gradients(probe, probe.image).abs().amax(dim=1)
 
 
 class GradientXInput(PixelMethod):
@@ -102,12 +102,12 @@ class GradientXInput(PixelMethod):
 
     def sweep(self, probe: Probe, layer: str) -> Tensor:
         """See `SweepMethod.sweep`."""
-        return (input_gradients(probe, probe.picture) * probe.picture.float()).sum(dim=1)
+        return (input_gradients(probe, probe.image) * probe.image.float()).sum(dim=1)
 
 
 @dataclass(frozen=True)
 class SmoothGrad(PixelMethod):
-    """SmoothGrad: the gradient averaged over noisy versions of the picture.
+    """SmoothGrad: the gradient averaged over noisy versions of the image.
 
     Smilkov et al. 2017, "SmoothGrad: removing noise by adding noise", section 2: the largest size of the mean over the
     colours, as for the vanilla gradient. `deviation` is a share of the range of the input's values; the paper takes 10
@@ -125,7 +125,7 @@ class SmoothGrad(PixelMethod):
 
     def sweep(self, probe: Probe, layer: str) -> Tensor:
         """See `SweepMethod.sweep`."""
-        total = torch.zeros((), device=probe.picture.device)
+        total = torch.zeros((), device=probe.image.device)
         for version in noisy_versions(probe, self.samples, self.deviation, self.seed):
             total = total + input_gradients(probe, version)
         return (total / self.samples).abs().amax(dim=1)
@@ -133,9 +133,9 @@ class SmoothGrad(PixelMethod):
 
 @dataclass(frozen=True)
 class IntegratedGradients(PixelMethod):
-    """Integrated Gradients: the gradient averaged on the way from a blank picture, times the way.
+    """Integrated Gradients: the gradient averaged on the way from a blank image, times the way.
 
-    Sundararajan et al. 2017, "Axiomatic Attribution for Deep Networks", equation 1, with the picture of zeros as the
+    Sundararajan et al. 2017, "Axiomatic Attribution for Deep Networks", equation 1, with the image of zeros as the
     baseline (black, or the mean colour where the model normalises its input) and the integral by Gauss and Legendre's
     rule of `steps` points. Signed, summed over the colours: all cells together give the score's difference.
     """
@@ -150,11 +150,11 @@ class IntegratedGradients(PixelMethod):
     def sweep(self, probe: Probe, layer: str) -> Tensor:
         """See `SweepMethod.sweep`."""
         nodes, weights = np.polynomial.legendre.leggauss(self.steps)  # on [-1, 1], the weights add up to 2
-        total = torch.zeros((), device=probe.picture.device)
+        total = torch.zeros((), device=probe.image.device)
         for done, (node, weight) in enumerate(zip(nodes.tolist(), weights.tolist(), strict=True), start=1):
-            total = total + weight / 2 * input_gradients(probe, (1 + node) / 2 * probe.picture)
+            total = total + weight / 2 * input_gradients(probe, (1 + node) / 2 * probe.image)
             report(probe, done, self.steps)
-        return (total * probe.picture.float()).sum(dim=1)
+        return (total * probe.image.float()).sum(dim=1)
 
 
 @contextmanager
@@ -193,10 +193,10 @@ class GuidedBackprop(PixelMethod):
     source = "Springenberg et al. 2014, arXiv:1412.6806, sec. 3.4"
     caution = (
         "guided backpropagation fails the parameter randomisation check (Adebayo et al. 2018): it shows edges of the "
-        "picture, hardly what this model learned"
+        "image, hardly what this model learned"
     )
 
     def sweep(self, probe: Probe, layer: str) -> Tensor:
         """See `SweepMethod.sweep`."""
         with guided(probe.module):
-            return input_gradients(probe, probe.picture).abs().amax(dim=1)
+            return input_gradients(probe, probe.image).abs().amax(dim=1)

@@ -1,4 +1,4 @@
-"""How like an object the predictions for a changed picture are: the scalar of D-RISE."""
+"""How like an object the predictions for a changed image are: the scalar of D-RISE."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from detcam.boxes import box_iou
 LEAST = 1e-3  # predictions with less confidence count as none: they are most of them, and change s by less than this
 
 
-def own_distributions(
+def class_distributions(
     boxes: Tensor,  # [N, 4] xyxy of the objects, in network pixels
     class_ids: Tensor,  # [N] int64
-    candidates: Tensor,  # [A, 4] xyxy of all predictions for the unchanged picture
+    candidates: Tensor,  # [A, 4] xyxy of all predictions for the unchanged image
     probabilities: Tensor,  # [A, K]
 ) -> Tensor:
     """[N, K] class probabilities of the objects: those of the prediction with the largest IoU * p_class."""
@@ -24,7 +24,7 @@ def own_distributions(
 def similarity(
     boxes: Tensor,  # [N, 4] xyxy of the objects, in network pixels
     distributions: Tensor,  # [N, K] their class probabilities
-    candidates: Tensor,  # [A, 4] xyxy of all predictions for a changed picture
+    candidates: Tensor,  # [A, 4] xyxy of all predictions for a changed image
     probabilities: Tensor,  # [A, K]
     confidence: Tensor,  # [A] in [0, 1]
 ) -> Tensor:

@@ -1,4 +1,4 @@
-"""Smoothing that works with other methods: mean maps over changed pictures, and the first principal component."""
+"""Smoothing that works with other methods: mean maps over changed images, and the first principal component."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Version:
     moves: bool = False
 
     def boxes(self, boxes: Tensor) -> Tensor:
-        """Where boxes [N, 4] xyxy of the unchanged picture lie in it."""
+        """Where boxes [N, 4] xyxy of the unchanged image lie in it."""
         across, down = self.scale
         moved = boxes * boxes.new_tensor([across, down, across, down])
         if not self.flipped:
@@ -49,7 +49,7 @@ class Version:
         return torch.stack([*_mirrored(moved, self.pixels), *moved[:, 1::2].T])[[0, 2, 1, 3]].T
 
     def back(self, raw: Tensor, size: tuple[int, int]) -> Tensor:
-        """A map [h, w] of it as a map of the unchanged picture, of `size`."""
+        """A map [h, w] of it as a map of the unchanged image, of `size`."""
         straight = raw.flip(1) if self.flipped else raw
         if straight.shape == size:
             return straight
@@ -57,12 +57,12 @@ class Version:
 
 
 def _mirrored(boxes: Tensor, pixels: Tensor) -> tuple[Tensor, Tensor]:
-    """The new left and right sides [N] of boxes in a mirrored picture."""
+    """The new left and right sides [N] of boxes in a mirrored image."""
     return pixels.shape[3] - boxes[:, 2], pixels.shape[3] - boxes[:, 0]
 
 
 class Smoothing(AnyMethod):
-    """The mean map of another method over changed versions of the picture; each object is found again in each.
+    """The mean map of another method over changed versions of the image; each object is found again in each.
 
     Where an anchor or query stays the same, it is the object's own; else it is the candidate with the largest IoU
     times probability of the object's class, and versions where that overlaps by less than a half are left out.
@@ -100,7 +100,7 @@ class _Noise(AnyMethod):
 
 
 class NoiseTunnel(_Noise, Smoothing):
-    """Noise tunnel: the mean map over noisy versions of the picture, of any method.
+    """Noise tunnel: the mean map over noisy versions of the image, of any method.
 
     Smilkov et al. 2017, "SmoothGrad: removing noise by adding noise", section 2, for any map. `deviation` is a share of
     the range of the input's values.
@@ -140,14 +140,14 @@ class _Scale(AnyMethod):
 
 
 class Augmented(_Scale, Smoothing):
-    """Augmentation smoothing: the mean map over the picture and its mirror image at three scales, of any method.
+    """Augmentation smoothing: the mean map over the image and its mirror image at three scales, of any method.
 
     As pytorch-grad-cam's `aug_smooth`, which mirrors too but changes the brightness in place of the scale. Sides are
     rounded to multiples of 32. Each version's map counts as its share of its largest value, as there.
 
     Args:
         method: whose maps are averaged.
-        scale: the picture is made larger and smaller by this factor; 1: it is mirrored only.
+        scale: the image is made larger and smaller by this factor; 1: it is mirrored only.
     """
 
     name = "augmented"
@@ -164,7 +164,7 @@ class Augmented(_Scale, Smoothing):
     def versions(self, pixels: Tensor) -> Iterator[Version]:
         """See `Smoothing.versions`."""
         if pixels.shape[1] > 3:
-            raise MethodError("method augmented: this picture was padded by its processor, which has no mirror image")
+            raise MethodError("method augmented: this image was padded by its processor, which has no mirror image")
         height, width = pixels.shape[2:]
         sizes = [(height, width)]
         for factor in (self.scale, 1 / self.scale):

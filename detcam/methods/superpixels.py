@@ -1,4 +1,4 @@
-"""D-CLOSE: random masks that follow the picture's own segments, from coarse to fine."""
+"""D-CLOSE: random masks that follow the image's own segments, from coarse to fine."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from detcam.methods.base import Scalar, SweepMethod, parameter
 from detcam.methods.perturbation import MOST, map_size
 
 
-def segments(picture: Tensor, count: int) -> Tensor:
-    """[H, W] int64 from 0: about `count` superpixels of a picture [3, H, W], by SLIC (Achanta et al. 2012).
+def segments(image: Tensor, count: int) -> Tensor:
+    """[H, W] int64 from 0: about `count` superpixels of an image [3, H, W], by SLIC (Achanta et al. 2012).
 
     Raises:
         MethodError: if scikit-image is not installed.
@@ -26,19 +26,19 @@ def segments(picture: Tensor, count: int) -> Tensor:
         from skimage.segmentation import slic
     except ImportError:
         raise MethodError('method dclose: scikit-image is not installed: pip install "detcam[pixels]"') from None
-    pixels = picture.permute(1, 2, 0).float().cpu().numpy()
+    pixels = image.permute(1, 2, 0).float().cpu().numpy()
     low, high = float(pixels.min()), float(pixels.max())
     stretched = (pixels - low) / max(high - low, 1e-6)
-    # Smoothed and compact: on grainy pictures scikit-image's defaults join everything to one segment.
+    # Smoothed and compact: on grainy images scikit-image's defaults join everything to one segment.
     labels = slic(stretched, n_segments=count, compactness=30, sigma=1, start_label=0)
-    return torch.from_numpy(np.ascontiguousarray(labels, dtype=np.int64)).to(picture.device)
+    return torch.from_numpy(np.ascontiguousarray(labels, dtype=np.int64)).to(image.device)
 
 
 @dataclass(frozen=True)
 class DCLOSE(SweepMethod):
     """D-CLOSE: D-RISE with masks of superpixels at several scales, fused from the coarsest to the finest.
 
-    Truong et al. 2023, "Towards Better Explanations for Object Detection". The picture is cut into superpixels (SLIC)
+    Truong et al. 2023, "Towards Better Explanations for Object Detection". The image is cut into superpixels (SLIC)
     `levels` times, twice as many each time. At each level random masks keep each segment with probability `kept`; the
     map is the mean similarity of what is found to the object, at each pixel over the masks that show it, which is the
     paper's division by the density map. Levels, each stretched to [0, 1], are fused as F <- (F + S) * S. The paper's
@@ -63,19 +63,19 @@ class DCLOSE(SweepMethod):
         generator = torch.Generator().manual_seed(self.seed)
         places, kept = [], []
         for level in range(self.levels):
-            places.append(segments(probe.picture, self.coarsest * 2**level))
+            places.append(segments(probe.image, self.coarsest * 2**level))
             kept.append(torch.rand(self.masks, int(places[-1].max()) + 1, generator=generator) < self.kept)
-        weighted = [torch.zeros((), device=probe.picture.device)] * self.levels
+        weighted = [torch.zeros((), device=probe.image.device)] * self.levels
         shown = list(weighted)
         for part in probe.batches(self.levels * self.masks):
             turns = [divmod(number, self.masks) for number in range(part.start, part.stop)]
             masks = torch.stack([kept[level][turn].to(places[level].device)[places[level]] for level, turn in turns])
-            scores = probe.scores(probe.picture * masks[:, None])
+            scores = probe.scores(probe.image * masks[:, None])
             coarse = adaptive_avg_pool2d(masks.float(), map_size(probe.size))
             for (level, _), score, one in zip(turns, scores, coarse, strict=True):
                 weighted[level] = weighted[level] + score[:, None, None] * one
                 shown[level] = shown[level] + one
-        fused = torch.zeros((), device=probe.picture.device)
+        fused = torch.zeros((), device=probe.image.device)
         for total, seen in zip(weighted, shown, strict=True):
             raw = total / seen.clamp(min=torch.finfo(torch.float32).tiny)
             low, high = raw.amin(dim=(1, 2), keepdim=True), raw.amax(dim=(1, 2), keepdim=True)

@@ -190,7 +190,7 @@ def region_windows(
     """The windows that make `cam_maps` render a region of each map instead of the whole.
 
     `cam_maps(..., size=(rh, rw), window=region_windows(boxes, size, window))` gives the pixels in `boxes` of
-    `cam_maps(..., size=size, window=window)`, when all boxes are rh pixels high and rw wide: 100 objects in a picture
+    `cam_maps(..., size=size, window=window)`, when all boxes are rh pixels high and rw wide: 100 objects in an image
     of 3840 x 2160 then take 100 MB, as [100, 512, 512], instead of 3.3 GB. A box of another size is stretched to
     (rh, rw). The values agree to the rounding of float32 at the place of a pixel, about 1e-6 of the number of cells,
     as long as `normalize` takes ranges over cells; with "object-after" and "max" they are those of the region.

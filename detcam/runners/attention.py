@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from detcam.adapters import Adapter, LayerPlan, Target, sampling
+from detcam.adapters import LayerPlan, sampling
 from detcam.engine import Attentions, Captured, Sampled, WatchAttention, object_gradients
 from detcam.errors import MethodError
-from detcam.methods.attention import Attended, AttentionMethod
-from detcam.runners.base import Maps, add_maps
+from detcam.methods.attention import AttentionMethod, CombinedAttention
+from detcam.runners.base import Maps, Request, add_maps, scalars_of
 from detcam.types import Objects, image_index
 
 
@@ -21,36 +21,26 @@ class AttentionRunner:
     """Maps of a method that reads attention.
 
     Args:
-        adapter: the model.
         method: how maps are made of attention.
-        target: the scalar, for methods that read gradients.
-        score: from raw outputs and the objects of each picture to scalars [sum N, K].
+        request: the model, and the target for methods that read gradients.
 
     Raises:
         MethodError: if the model has no attention that the method can read.
     """
 
-    def __init__(
-        self,
-        adapter: Adapter,
-        method: AttentionMethod,
-        target: Target,
-        score: Callable[[Any, list[Objects]], Tensor],
-    ) -> None:
-        self._adapter, self._method, self._score = adapter, method, score
-        self._attention = adapter.attention()
+    def __init__(self, method: AttentionMethod, request: Request) -> None:
+        self._adapter, self._method = request.adapter, method
+        self._attention = request.adapter.attention()
         if method.sampled_only and not self._attention.samples:
             raise MethodError(
                 f"method {method.name!r}: queries of this model attend to whole maps, not to points: use 'attention'"
             )
         self.plan = LayerPlan((), cut_all=True, fuse="sum")
-        self.cut, self.target, self.differentiable = True, target, method.uses_gradients
+        self.cut, self.target, self.differentiable = True, request.target, method.uses_gradients
         roles = {role: list(getattr(self._attention, role)) for role in ("encoder", "queries", "cross")}
-        if (
-            method.uses_gradients
-        ):  # have the graph start at the private view's own projections, for the weights to be in it
+        if method.uses_gradients:
             for module in self._attention.holders:
-                module.requires_grad_(True)
+                module.requires_grad_(True)  # of the private view: the graph must start before the attention weights
         self._watch = WatchAttention(roles, sampling)  # type: ignore[arg-type]
 
     def watching(self) -> AbstractContextManager[Any]:
@@ -59,27 +49,30 @@ class AttentionRunner:
 
     def maps(self, pixels: Tensor, outputs: Any, objects: list[Objects], captured: list[Captured]) -> Maps:
         """See `Runner.maps`."""
-        seen, self._watch.seen = self._watch.seen, Attentions()  # kept, it would keep the whole graph alive
+        seen, self._watch.seen = self._watch.seen, Attentions()  # a reference would keep the whole graph alive
         size = (pixels.shape[2], pixels.shape[3])
         images = image_index(objects, pixels.device)
-        index = torch.cat([found.index for found in objects])
+        index = torch.cat([of_image.index for of_image in objects])
         maps: list[Tensor] = [torch.empty(0)] * len(images)
         if not self._method.uses_gradients:
             for image in range(len(objects)):
                 members = (images == image).nonzero().flatten()
-                for place, one in zip(members.tolist(), self._found(seen, image, index[members], size), strict=True):
-                    maps[place] = one
+                rows = self._relevance(seen, image, index[members], size)
+                for place, raw in zip(members.tolist(), rows, strict=True):
+                    maps[place] = raw
             return Maps(maps, [False] * len(maps))
         columns = []
-        for scalars in self._score(outputs, objects).unbind(1) if len(images) else ():
-            for place, gradients in self._gradients(scalars, images, seen):
-                maps[place] = self._found(seen, int(images[place]), index[place : place + 1], size, gradients)[0]
+        scalars = scalars_of(self._adapter, self.target, outputs, objects) if len(images) else pixels.new_empty(0, 0)
+        for column in scalars.unbind(1):
+            for place, gradients in self._gradients(column, images, seen):
+                query = index[place : place + 1]
+                maps[place] = self._relevance(seen, int(images[place]), query, size, gradients)[0]
             columns.append(list(maps))
         strongest = [torch.stack(versions).amax(dim=0) for versions in zip(*columns, strict=True)]
         return Maps(strongest, [False] * len(strongest))
 
     def _gradients(self, scalars: Tensor, images: Tensor, seen: Attentions) -> Iterator[tuple[int, list[Tensor]]]:
-        """For each object its place and the gradients of its scalar at all attention weights, without the batch."""
+        """Each object's place and the gradients of its scalar at all attention weights, without the batch dimension."""
         tensors = seen.tensors()
         for places, gradients in object_gradients(scalars, images, tensors):
             for row, place in enumerate(places.tolist()):
@@ -92,31 +85,33 @@ class AttentionRunner:
                 )
 
     @torch.no_grad()
-    def _found(
+    def _relevance(
         self, seen: Attentions, image: int, index: Tensor, size: tuple[int, int], gradients: list[Tensor] | None = None
     ) -> Tensor:
-        """[n, h, w] maps of the queries `index` [n] of one picture."""
+        """[n, h, w] maps of the queries `index` [n] of an image."""
         left = iter(gradients or ())
-        combined = [
-            [one.combined(image, next(left, None)) for one in role] for role in (seen.encoder, seen.queries, seen.cross)
-        ]
-        attended = Attended(*combined)
-        rows = index if attended.cross else index + len(attended.encoder[0]) - self._attention.objects
-        relevance = self._method.relevance(attended, rows)  # [n, tokens]
-        if seen.cross and isinstance(seen.cross[0], Sampled):
-            grids, start = [], 0
-            for height, width, _ in seen.cross[0].levels:
-                grids.append((start, height, width))
-                start += height * width
-        else:
-            grids = self._adapter.grids(relevance.shape[1], size)
+        roles = (seen.encoder, seen.queries, seen.cross)
+        combined = CombinedAttention(*([layer.combined(image, next(left, None)) for layer in role] for role in roles))
+        rows = index if combined.cross else index + len(combined.encoder[0]) - self._attention.objects
+        relevance = self._method.relevance(combined, rows)  # [n, tokens]
+        grids = self._grids(seen, relevance.shape[1], size)
         if not grids:
-            raise MethodError(f"method {self._method.name!r}: the tokens that this model's queries read hold no map")
+            raise MethodError(f"method {self._method.name!r}: the tokens that this model's queries read form no map")
         finest = max(height * width for _, height, width in grids)
-        # A coarse cell's share lies on several fine ones.
+        # A coarse cell's share is spread over several fine cells.
         return add_maps(
             [
                 relevance[:, start : start + height * width].unflatten(1, (height, width)) * (height * width / finest)
                 for start, height, width in grids
             ]
         )
+
+    def _grids(self, seen: Attentions, tokens: int, size: tuple[int, int]) -> list[tuple[int, int, int]]:
+        """(first token, rows, columns) of each map among the tokens."""
+        if not seen.cross or not isinstance(seen.cross[0], Sampled):
+            return self._adapter.grids(tokens, size)
+        grids, start = [], 0
+        for height, width, _ in seen.cross[0].levels:
+            grids.append((start, height, width))
+            start += height * width
+        return grids

@@ -1,4 +1,4 @@
-"""What every runner does: run the model with some layers captured, and make one raw coarse map per object."""
+"""Runner: the protocol that turns a model's outputs and captured layers into one raw coarse map per object."""
 
 from __future__ import annotations
 
@@ -23,18 +23,23 @@ Layers = str | Sequence[str | nn.Module]  # a preset, or names or modules
 
 @dataclass(frozen=True)
 class Maps:
-    """Raw coarse maps of N objects, [h, w] float32 each, and for each whether its gradient is zero everywhere."""
+    """Raw coarse maps of N objects.
+
+    Attributes:
+        maps: [h, w] float32 each.
+        zero_gradient: for each object whether the gradient of its scalar is zero everywhere.
+    """
 
     maps: list[Tensor]
-    silent: list[bool]
+    zero_gradient: list[bool]
 
 
 class Runner(Protocol):
-    """From the model's outputs and captured layers to the maps of a batch's objects."""
+    """Makes the maps of a batch's objects from the model's outputs and captured layers."""
 
     @property
     def plan(self) -> LayerPlan:
-        """The layers to capture in the forward."""
+        """The layers that the forward captures."""
 
     @property
     def cut(self) -> bool | frozenset[str]:
@@ -46,18 +51,25 @@ class Runner(Protocol):
 
     @property
     def differentiable(self) -> bool:
-        """Whether the forward must leave a graph."""
+        """Whether the forward must record an autograd graph."""
 
     def watching(self) -> AbstractContextManager[Any]:
         """The context that the forward must run in."""
 
     def maps(self, pixels: Tensor, outputs: Any, objects: list[Objects], captured: list[Captured]) -> Maps:
-        """The maps of the objects of images [B, C, H, W], whose raw outputs and captured tensors are given."""
+        """The maps of all objects of a batch.
+
+        Args:
+            pixels: [B, C, H, W] the network's input.
+            outputs: the adapter's raw outputs.
+            objects: the objects of each image.
+            captured: the tensors of the plan's layers.
+        """
 
 
 @dataclass(frozen=True)
 class ModelRun:
-    """Forwards of a model, with the layers captured that a runner asks for.
+    """One forward of a model that captures the layers of a runner.
 
     Attributes:
         adapter: the model.
@@ -71,7 +83,7 @@ class ModelRun:
         """The raw outputs for images [B, C, H, W], and the captured tensors of the runner's layers.
 
         Raises:
-            LayerError: if a layer does not run, or puts out no map.
+            LayerError: if a layer does not run, or its output is not a map.
         """
         module, size = self.adapter.module, (pixels.shape[2], pixels.shape[3])
         modules = {name: module.get_submodule(name) for name in runner.plan.names}
@@ -80,22 +92,22 @@ class ModelRun:
             outputs = self.adapter.forward(pixels, self.max_det)
         if capture.missing():
             raise LayerError(
-                f"layer {capture.missing()[0]!r} did not run or put out no map [B,C,h,w]: `detcam layers` "
-                "lists layers that do"
+                f"layer {capture.missing()[0]!r} did not run or its output is not a map [B,C,h,w]: choose a layer "
+                "that `detcam layers` lists"
             )
         return outputs, capture.captured
 
 
 @dataclass(frozen=True)
 class Request:
-    """What a runner is made from, beside its method.
+    """The arguments that every runner takes, apart from its method.
 
     Attributes:
         model_run: the model.
-        target: the scalar that the user chose.
+        target: the scalar to explain, as the user chose it.
         memory: see `Explainer`.
         progress: see `Explainer`.
-        plan_of: from a preset, names or modules to the plan behind them.
+        plan_of: from a preset, names or modules to a plan.
     """
 
     model_run: ModelRun
@@ -148,16 +160,16 @@ def add_maps(maps: list[Tensor]) -> Tensor:
 
 
 def by_name(captured: list[Captured], plan: LayerPlan) -> list[Captured]:
-    """The captured tensors in the plan's order, which need not be the order they ran in."""
+    """The captured tensors in the order of the plan, which may differ from the order in which the layers ran."""
     named = {layer.name: layer for layer in captured}
     return [named[name] for name in plan.names]
 
 
 def scalars_of(adapter: Adapter, target: Target, outputs: Any, objects: list[Objects]) -> Tensor:
-    """[sum N, K] differentiable scalars; K is 1 but for targets that combine several.
+    """The objects' differentiable scalars, [sum N, K]; K is 1 except for targets that combine several scalars.
 
     Raises:
-        TargetError: if the user's own target gives anything but one number for each object.
+        TargetError: if a user's target does not return one number per object.
     """
     if isinstance(target, str):
         scalars = adapter.score(outputs, objects, target)

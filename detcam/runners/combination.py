@@ -1,4 +1,4 @@
-"""Combination runner: one map of each object from those of several runners."""
+"""Combination runner: several runners after one forward, their maps joined into one per object."""
 
 from __future__ import annotations
 
@@ -17,7 +17,13 @@ from detcam.types import Objects
 
 
 class CombinationRunner:
-    """One map of each object from those of several runners, after one forward for all of them."""
+    """Maps of a `Combination`, from one forward for all its parts.
+
+    Args:
+        method: how the maps of the parts are joined.
+        parts: the runner of each part.
+        request: the model and the target.
+    """
 
     def __init__(self, method: Combination, parts: list[Runner], request: Request) -> None:
         self._method, self._parts = method, parts
@@ -25,7 +31,7 @@ class CombinationRunner:
         self.plan = LayerPlan(tuple(names), cut_all=False, fuse="sum")
         self.target = request.target
         self.differentiable = any(part.differentiable for part in parts)
-        # Where the evidence enters the neck all of it is cut; what is captured behind keeps the way back to it.
+        # The tensors that enter the neck are cut; layers behind them stay attached, so that gradients reach the neck.
         plans, evidence = [part.plan for part in parts], request.adapter.layers("evidence")
         same = all(plan == plans[0] for plan in plans) and plans[0].cut_all
         first = evidence if evidence in plans else plans[0] if same else None
@@ -41,16 +47,16 @@ class CombinationRunner:
 
     def maps(self, pixels: Tensor, outputs: Any, objects: list[Objects], captured: list[Captured]) -> Maps:
         """See `Runner.maps`."""
-        made = []
+        results = []
         for part in self._parts:
-            own = [c for c in captured if module_name(c.name) in part.plan.names]
-            made.append(part.maps(pixels, outputs, objects, own))
-        together: dict[tuple[torch.Size, ...], list[int]] = {}
-        for i, versions in enumerate(zip(*(m.maps for m in made), strict=True)):
-            together.setdefault(tuple(one.shape for one in versions), []).append(i)
-        maps: list[Tensor] = [torch.empty(0)] * len(made[0].maps)
-        for members in together.values():
-            joined = self._method.join([torch.stack([m.maps[i] for i in members]) for m in made])
-            for i, one in zip(members, joined, strict=True):
-                maps[i] = one
-        return Maps(maps, [all(flags) for flags in zip(*(m.silent for m in made), strict=True)])
+            layers = [layer for layer in captured if module_name(layer.name) in part.plan.names]
+            results.append(part.maps(pixels, outputs, objects, layers))
+        same_shapes: dict[tuple[torch.Size, ...], list[int]] = {}
+        for i, versions in enumerate(zip(*(result.maps for result in results), strict=True)):
+            same_shapes.setdefault(tuple(raw.shape for raw in versions), []).append(i)
+        maps: list[Tensor] = [torch.empty(0)] * len(results[0].maps)
+        for members in same_shapes.values():
+            joined = self._method.join([torch.stack([result.maps[i] for i in members]) for result in results])
+            for i, raw in zip(members, joined, strict=True):
+                maps[i] = raw
+        return Maps(maps, [all(flags) for flags in zip(*(result.zero_gradient for result in results), strict=True)])

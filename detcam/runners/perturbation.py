@@ -14,19 +14,19 @@ from detcam.engine import Captured
 from detcam.engine.sweeps import Probe
 from detcam.errors import TargetError
 from detcam.methods import SweepMethod
-from detcam.methods.similarity import own_distributions, similarity
-from detcam.runners.base import Maps, Request, add_maps
+from detcam.methods.similarity import class_distributions, similarity
+from detcam.runners.base import Maps, Request, add_maps, scalars_of
 from detcam.types import Objects
 
 
 def perturbation_target(method: SweepMethod, target: Target, adapter: Adapter) -> Target:
-    """What a method's forwards are asked for, given the scalar that the user chose.
+    """The scalar that each forward of a sweep returns, given the user's target.
 
-    Where the model chooses its queries from the picture, the kept one is another in a changed picture; so what is
-    asked for is how like the object the most similar query is.
+    Where a model chooses its queries from the image, the kept query is a different one in a changed image: the scalar
+    is then the similarity of the most similar query to the object.
 
     Raises:
-        TargetError: for a scalar that only the kept query has, where it cannot be found again.
+        TargetError: for a scalar of the kept query alone, where that query cannot be found again.
     """
     if method.scalar == "similarity":
         return "similarity"
@@ -34,37 +34,27 @@ def perturbation_target(method: SweepMethod, target: Target, adapter: Adapter) -
         if target not in ("class", "prob"):
             raise TargetError(
                 f"target {target!r} with method {method.name!r}: {adapter.family} models choose other queries for a "
-                "changed picture: use target 'class', or a method that reads gradients, e.g. 'odam'"
+                "changed image: use target 'class', or a method that reads gradients, e.g. 'odam'"
             )
         return "similarity"
     return "prob" if (method.scalar, target) == ("prob", "class") and "prob" in adapter.available else target
 
 
 class PerturbationRunner:
-    """Maps of a method that sweeps, for all objects of a batch; each image has a sweep of its own.
+    """Maps of a method that sweeps; each image of a batch has its own sweep.
 
     Args:
         method: how maps are made of forwards.
         plan: the layers, for methods that read activations.
-        target: what `perturbation_target` gave.
-        score: from raw outputs and the objects of each image to scalars [sum N, K].
-        request: the model, and the memory and progress of its forwards.
+        request: the model, the target, and the memory and progress of the forwards.
     """
 
-    def __init__(
-        self,
-        method: SweepMethod,
-        plan: LayerPlan,
-        target: Target,
-        score: Callable[[Any, list[Objects]], Tensor],
-        request: Request,
-    ) -> None:
+    def __init__(self, method: SweepMethod, plan: LayerPlan, request: Request) -> None:
         self._reads_layers = "activations" in method.reads
         self.plan = plan if self._reads_layers else LayerPlan((), plan.cut_all, plan.fuse)
-        self.cut, self.target, self.differentiable = plan.cut_all, target, False
-        self._adapter, self._max_det = request.adapter, request.model_run.max_det
-        self._method, self._score = method, score
-        self._memory, self._progress = request.memory, request.progress
+        self.cut, self.differentiable = plan.cut_all, False
+        self.target = perturbation_target(method, request.target, request.adapter)
+        self._method, self._request, self._adapter = method, request, request.adapter
 
     def watching(self) -> AbstractContextManager[Any]:
         """See `Runner.watching`."""
@@ -72,50 +62,54 @@ class PerturbationRunner:
 
     @torch.no_grad()
     def maps(self, pixels: Tensor, outputs: Any, objects: list[Objects], captured: list[Captured]) -> Maps:
-        """The maps of the objects of pictures [B, 3, H, W], whose raw outputs and captured tensors are given."""
+        """See `Runner.maps`."""
         size = (pixels.shape[2], pixels.shape[3])
         maps: list[Tensor] = []
-        for image, found in enumerate(objects):
-            if not len(found):
+        for image, of_image in enumerate(objects):
+            if not len(of_image):
                 continue
             probe = Probe(
                 module=self._adapter.module,
-                forward=lambda pictures: self._adapter.forward(pictures, self._max_det),
-                score=self._scorer(outputs, image, found),
-                picture=pixels[image],
-                objects=found,
+                forward=lambda versions: self._adapter.forward(versions, self._request.model_run.max_det),
+                score=self._scorer(outputs, image, of_image),
+                image=pixels[image],
+                objects=of_image,
                 layers={c.name: c.tensor[image].float() for c in captured} if self._reads_layers else {},
                 cut_all=self.plan.cut_all,
                 grids=lambda tokens: self._adapter.grids(tokens, size),
-                memory=self._memory,
-                progress=self._progress,
+                memory=self._request.memory,
+                progress=self._request.progress,
             )
-            maps += self._picture(probe)
+            maps += self._image_maps(probe)
         return Maps(maps, [False] * len(maps))
 
-    def _scorer(self, outputs: Any, image: int, found: Objects) -> Callable[[Any, int], Tensor]:
-        """From raw outputs of b changed versions of a picture to scores [b, N * K] of its objects."""
+    def _scorer(self, outputs: Any, image: int, objects: Objects) -> Callable[[Any, int], Tensor]:
+        """A function from the raw outputs for b versions of an image to scores [b, N * K] of its objects."""
         if self.target != "similarity":
-            return lambda changed, count: self._score(changed, [found] * count).reshape(count, -1)
+            return lambda changed, count: scalars_of(self._adapter, self.target, changed, [objects] * count).reshape(
+                count, -1
+            )
         boxes, probabilities, _ = self._adapter.candidates(outputs)
-        own = own_distributions(found.network_boxes, found.class_ids, boxes[image], probabilities[image])
+        distributions = class_distributions(
+            objects.network_boxes, objects.class_ids, boxes[image], probabilities[image]
+        )
 
         def similarities(changed: Any, count: int) -> Tensor:
             rows = zip(*self._adapter.candidates(changed), strict=True)
-            return torch.stack([similarity(found.network_boxes, own, *row) for row in rows])
+            return torch.stack([similarity(objects.network_boxes, distributions, *row) for row in rows])
 
         return similarities
 
-    def _picture(self, probe: Probe) -> list[Tensor]:
-        """One map [h, w] for each object of a picture."""
+    def _image_maps(self, probe: Probe) -> list[Tensor]:
+        """One map [h, w] for each object of an image."""
         n = len(probe.objects)
         if not self._reads_layers:
             return list(_strongest(self._method.sweep(probe, ""), n))
         if self.plan.fuse == "sum":
             return list(_strongest(add_maps([self._method.sweep(probe, layer) for layer in probe.layers]), n))
         levels = probe.objects.level.tolist()
-        swept = {i: _strongest(self._method.sweep(probe, self.plan.names[i]), n) for i in sorted(set(levels))}
-        return [swept[level][i] for i, level in enumerate(levels)]
+        per_level = {i: _strongest(self._method.sweep(probe, self.plan.names[i]), n) for i in sorted(set(levels))}
+        return [per_level[level][i] for i, level in enumerate(levels)]
 
 
 def _strongest(maps: Tensor, n: int) -> Tensor:

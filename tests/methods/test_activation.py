@@ -6,7 +6,6 @@ import pytorch_grad_cam as peer
 import torch
 from pytorch_grad_cam.utils.svd_on_activations import get_2d_projection_kernel
 from sklearn.decomposition import NMF
-from sweep_settings import Setting
 from torch import Tensor
 
 from detcam.methods import METHODS, Method, get_method
@@ -108,15 +107,6 @@ def test_pictures_of_a_batch_do_not_mix(name: str, seed: int) -> None:
         torch.testing.assert_close(get_method(name).maps(alone[None], None)[0], one, rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", SHARED)
-def test_one_map_for_all_objects_that_says_so(name: str, setting: Setting) -> None:
-    explanation = setting.explain(name, layers="evidence", max_det=20, conf=0.0, iou=1.0)
-    assert len(explanation) == 20
-    assert all(torch.equal(one, explanation.maps[0]) for one in explanation.maps)
-    assert set(explanation.notes) == {f"the same for every object: {name} reads activations only"}
-
-
-# Few cells, and so many that Lanczos' iteration takes over.
 @pytest.mark.parametrize("shape", [(5, 6, 7), (30, 4, 5), (12, 24, 26)])
 def test_kpcacam_equals_scikit_learn(shape: tuple[int, ...], seed: int) -> None:
     acts = torch.randn(2, *shape)

@@ -7,7 +7,7 @@ import captum.attr
 import numpy as np
 import pytest
 import torch
-from support import fingerprint
+from support import few, fingerprint
 from sweep_settings import SIZE, Anchor, Setting, assert_maps
 from torch import Tensor, nn
 
@@ -39,6 +39,10 @@ def directly(kind: Any, setting: Setting, explanation: Explanation, **options: A
     return torch.stack(maps)
 
 
+def nightly(*values: Any) -> Any:
+    return pytest.param(*values, marks=pytest.mark.nightly)
+
+
 WINDOWS = {"sliding_window_shapes": (3, 32, 48), "strides": (3, 32, 24)}
 PATCHES = torch.arange(8).repeat_interleave(8)[:, None] * 8 + torch.arange(8).repeat_interleave(12)  # of 64 x 96
 
@@ -47,10 +51,10 @@ PATCHES = torch.arange(8).repeat_interleave(8)[:, None] * 8 + torch.arange(8).re
     ("name", "ours", "theirs"),
     [
         ("Saliency", {}, {}),
-        ("InputXGradient", {}, {}),
+        nightly("InputXGradient", {}, {}),
         ("IntegratedGradients", {"n_steps": 5}, {"n_steps": 5}),
-        ("Occlusion", WINDOWS, WINDOWS),
-        ("GradientShap", {"baselines": torch.zeros(1, 3, 64, 96, dtype=torch.float64), "n_samples": 1}, None),
+        nightly("Occlusion", WINDOWS, WINDOWS),
+        nightly("GradientShap", {"baselines": torch.zeros(1, 3, 64, 96, dtype=torch.float64), "n_samples": 1}, None),
     ],
 )
 def test_equals_captum_called_directly(name: str, ours: Any, theirs: Any, exact: Setting) -> None:
@@ -64,6 +68,7 @@ def test_equals_captum_called_directly(name: str, ours: Any, theirs: Any, exact:
     assert_maps(explanation, directly(kind, exact, explanation, **theirs))
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize(
     ("name", "options"),
     [
@@ -83,6 +88,7 @@ def relu_model(setting: Setting) -> None:
             module.act = nn.ReLU()
 
 
+@pytest.mark.nightly
 def test_deeplift_is_complete_on_relu(exact: Setting) -> None:
     """The pooling that SPPF runs three times is taken out: Captum has no rule for it."""
     relu_model(exact)
@@ -95,13 +101,16 @@ def test_deeplift_is_complete_on_relu(exact: Setting) -> None:
     assert_maps(explanation, directly(captum.attr.DeepLift, exact, explanation))
 
 
+@pytest.mark.nightly
 def test_modules_that_run_several_times_are_passed(exact: Setting) -> None:
     """Captum alone fails there; on a model of no other rectifier what is left is gradient times input."""
     explanation = exact.explain("captum:DeepLift")
     assert_maps(explanation, torch.stack(exact.explain("gradientxinput").maps))
 
 
-@pytest.mark.parametrize("name", ["DeepLiftShap", "GradientShap", "ShapleyValueSampling", "Lime", "KernelShap"])
+@pytest.mark.parametrize(
+    "name", few(["DeepLiftShap", "GradientShap", "ShapleyValueSampling", "Lime", "KernelShap"], "GradientShap")
+)
 def test_runs_with_what_is_filled_in_and_the_same_on_every_run(name: str, setting: Setting) -> None:
     few = {"ShapleyValueSampling": {"n_samples": 1}, "Lime": {"n_samples": 40}, "KernelShap": {"n_samples": 40}}
     explanations = [setting.explain(Captum(name, **few.get(name, {})), max_det=2) for _ in range(2)]

@@ -2,32 +2,18 @@
 
 from typing import Any
 
+import pytest
 import pytorch_grad_cam as peer
 import torch
 from pytorch_grad_cam.ablation_layer import AblationLayer
+from sweep_formulas import logits_with
 from sweep_settings import LAYER, Setting, assert_maps, captured, peer_map
-from torch import Tensor, nn
+from torch import nn
 
-from detcam import Explanation
 from detcam.methods.channels import ReciproCAM
 
 
-@torch.no_grad()
-def logits_with(setting: Setting, explanation: Explanation, values: dict[str, Tensor]) -> Tensor:
-    """[b, N]: logits of whole forwards in which plain hooks put other activations [b or 1, C, h, w] at some layers."""
-    count = max(len(v) for v in values.values())
-    handles = [
-        setting.model.get_submodule(name).register_forward_hook(lambda m, a, o, v=v: v.expand(count, -1, -1, -1))
-        for name, v in values.items()
-    ]
-    try:
-        logits = setting.model(setting.pixels.expand(count, -1, -1, -1))[1]["scores"]
-    finally:
-        for handle in handles:
-            handle.remove()
-    return logits[:, explanation.class_ids, explanation.objects.index]
-
-
+@pytest.mark.nightly  # at one layer by default, see test_formulas
 def test_ablationcam_by_hand(exact: Setting) -> None:
     """At the head's inputs: each object ablated at its own level, while the other levels keep their values."""
     explanation = exact.explain("ablationcam", layers="level")
@@ -63,18 +49,7 @@ def test_layers_that_are_all_cut_add_up(exact: Setting) -> None:
     assert_maps(explanation, expected)
 
 
-def test_reciprocam_by_hand(exact: Setting) -> None:
-    explanation = exact.explain("reciprocam", layers=[LAYER])
-    (acts,) = captured(exact, LAYER)
-    height, width = acts.shape[1:]
-    kept = torch.zeros(1 + height * width, *acts.shape, dtype=acts.dtype)  # the first keeps nothing
-    for i in range(height):
-        for j in range(width):
-            kept[1 + i * width + j, :, i, j] = acts[:, i, j]
-    scores = logits_with(exact, explanation, {LAYER: kept})
-    assert_maps(explanation, (scores[1:] - scores[0]).T.reshape(4, height, width))
-
-
+@pytest.mark.nightly
 def test_ablationcam_equals_pytorch_grad_cam(exact: Setting) -> None:
     """Behind a ReLU: elsewhere the peer puts -1e7 into a channel, far from any activation, instead of zero."""
     layer: Any = exact.model.get_submodule(LAYER)

@@ -1,13 +1,15 @@
 """The gradient methods against loops written from the papers, against CAM, and on hostile input."""
 
 import math
-from collections.abc import Callable
 
 import numpy as np
 import pytest
 import torch
+from support import random_picture
+from sweep_settings import Setting
 from torch import Tensor, nn
 
+from detcam import Explainer
 from detcam.engine import object_gradients
 from detcam.errors import LayerError
 from detcam.methods import METHODS, Method, get_method
@@ -44,117 +46,15 @@ BY_HAND = {
 }
 
 
-def test_every_gradient_method_is_covered() -> None:
-    assert set(BY_HAND) == set(GRADIENT_METHODS)
-    assert set(LOOPS) == set(GRADIENT_METHODS) - {"eigengradcam"}
-
-
 @pytest.mark.parametrize("name", BY_HAND)
 def test_by_hand(name: str) -> None:
     torch.testing.assert_close(get_method(name).maps(ACTS, GRADS), BY_HAND[name][:, 0], rtol=1e-5, atol=1e-6)
-
-
-def pooled(weight: Callable[[list[float], list[float]], float]) -> Callable[[Tensor, Tensor], Tensor]:
-    """The map of one object, [C, h, w] -> [h, w], from one channel's weight as a function of its cells."""
-
-    def loop(acts: Tensor, grads: Tensor) -> Tensor:
-        result = torch.zeros_like(acts[0])
-        for a, g in zip(acts, grads, strict=True):
-            result += weight(a.flatten().tolist(), g.flatten().tolist()) * a
-        return result
-
-    return loop
-
-
-def cell_by_cell(term: Callable[[float, float], float]) -> Callable[[Tensor, Tensor], Tensor]:
-    """The map of one object, [C, h, w] -> [h, w], as a sum over channels of a function of one cell."""
-
-    def loop(acts: Tensor, grads: Tensor) -> Tensor:
-        result = torch.zeros_like(acts[0])
-        channels, height, width = acts.shape
-        for k in range(channels):
-            for i in range(height):
-                for j in range(width):
-                    result[i, j] += term(float(acts[k, i, j]), float(grads[k, i, j]))
-        return result
-
-    return loop
-
-
-def gradcam_weight(a: list[float], g: list[float]) -> float:
-    return sum(g) / len(g)
-
-
-def gradcam_plus_plus_weight(a: list[float], g: list[float]) -> float:
-    alphas = [0.0 if x == 0 else x**2 / (2 * x**2 + sum(a) * x**3) for x in g]
-    return sum(alpha * max(x, 0.0) for alpha, x in zip(alphas, g, strict=True))
-
-
-def xgradcam_weight(a: list[float], g: list[float]) -> float:
-    return sum(x / sum(a) * y for x, y in zip(a, g, strict=True))
-
-
-def spatial(weight: Callable[[list[float], list[float]], float]) -> Callable[[Tensor, Tensor], Tensor]:
-    """Like `pooled`, with each cell weighed by the size of its gradient as a share of the channel's largest."""
-
-    def loop(acts: Tensor, grads: Tensor) -> Tensor:
-        result = torch.zeros_like(acts[0])
-        for a, g in zip(acts, grads, strict=True):
-            result += weight(a.flatten().tolist(), g.flatten().tolist()) * a * g.abs() / g.abs().max()
-        return result
-
-    return loop
-
-
-def gcame_loop(acts: Tensor, grads: Tensor, stride: float = 16.0) -> Tensor:
-    channels, height, width = acts.shape
-    total = grads.abs().sum(dim=0)
-    row, column = divmod(int(total.argmax()), width)
-    result = torch.zeros_like(acts[0])
-    for k in range(channels):
-        weight = float(grads[k].mean())
-        reach = max(math.floor((math.sqrt(height * width) - 1) / 2), 1)
-        sigma = max(abs(math.log(abs(weight))) * math.log(stride) * 3 / reach, 1)
-        for i in range(height):
-            for j in range(width):
-                gaussian = math.exp(-((i - row) ** 2 + (j - column) ** 2) / (2 * sigma**2))
-                result[i, j] += weight * gaussian * acts[k, i, j]
-    return result
-
-
-LOOPS = {
-    "finercam": pooled(gradcam_weight),
-    "shapleycam": pooled(gradcam_weight),
-    "elementwise": cell_by_cell(lambda a, g: max(g * a, 0.0)),
-    "ssgradcam": spatial(gradcam_weight),
-    "ssgradcam++": spatial(gradcam_plus_plus_weight),
-    "gcame": gcame_loop,
-    "gradcam": pooled(gradcam_weight),
-    "gradcam++": pooled(gradcam_plus_plus_weight),
-    "xgradcam": pooled(xgradcam_weight),
-    "hirescam": cell_by_cell(lambda a, g: g * a),
-    "odam": cell_by_cell(lambda a, g: g * a),
-    "layercam": cell_by_cell(lambda a, g: max(g, 0.0) * a),
-}
 
 
 def random_sizes() -> tuple[int, int, int, int]:
     """(objects, channels, height, width), all different from one another more often than not."""
     objects, channels, height, width = (int(torch.randint(1, high, ())) for high in (4, 6, 6, 8))
     return objects, channels, height, width
-
-
-@pytest.mark.parametrize("name", LOOPS)
-def test_loops(name: str, seed: int) -> None:
-    sizes = random_sizes()
-    acts, grads = torch.randn(sizes, dtype=torch.float64), torch.randn(sizes, dtype=torch.float64)
-    if name in ("gradcam++", "ssgradcam++", "xgradcam"):  # away from the poles of their quotients, which have epsilons
-        acts, grads = acts.abs() + 0.1, grads + 0.2 * grads.sign()
-    expected = torch.stack([LOOPS[name](a, g) for a, g in zip(acts, grads, strict=True)])
-    torch.testing.assert_close(get_method(name).maps(acts, grads), expected, rtol=1e-4, atol=1e-4)
-    single = get_method(name).maps(acts.float(), grads.float())
-    assert single.dtype == torch.float32
-    torch.testing.assert_close(single.double(), expected, rtol=1e-4, atol=1e-4)
 
 
 class Pooling(nn.Module):
@@ -280,3 +180,25 @@ def test_finite_everywhere(name: str, kind: str, seed: int) -> None:
         grads = scale * torch.randn_like(acts)
         maps = get_method(name).maps(acts, grads)
         assert maps.isfinite().all(), f"{kind} activations, gradients times {scale}"
+
+
+def test_cam_says_that_a_detector_has_no_such_layer(setting: Setting) -> None:
+    with pytest.raises(LayerError, match="no global average pooling and linear layer follow"):
+        setting.explain("cam", layers="level")
+
+
+def test_cam_of_a_classifier_is_its_linear_layers(seed: int) -> None:
+    """ResNet: global average pooling and one linear layer follow its last stage, and no other."""
+    torchvision = pytest.importorskip("torchvision")
+    network = torchvision.models.resnet18(num_classes=4).eval()
+    acts: list[Tensor] = []
+    picture = random_picture(seed, 96, 96)
+    handle = network.layer4.register_forward_hook(lambda module, args, out: acts.append(out.detach().clone()[0]))
+    explanation = Explainer(network, "cam", layers=["layer4"], conf=0.0)(picture)  # the user's own hooks run along
+    handle.remove()
+    assert len(explanation) >= 1
+    for class_id, ours in zip(explanation.class_ids.tolist(), explanation.maps, strict=True):
+        truth = torch.einsum("c,chw->hw", network.fc.weight[class_id], acts[-1]).detach()
+        torch.testing.assert_close(ours, truth, rtol=1e-3, atol=1e-4 * float(truth.abs().max()))
+    with pytest.raises(LayerError, match="no global average pooling"):
+        Explainer(network, "cam", layers=["layer3"], conf=0.0)(picture)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import pytorch_grad_cam as peer
 import torch
-from support import random_picture, random_yolo
+from support import few, random_picture, random_yolo
 from torch import Tensor, nn
 
 from detcam import Explainer, Explanation
@@ -118,25 +118,27 @@ def load(weights: Path, method: str) -> nn.Module:
 
 
 # The seed is fixed: XGrad-CAM divides by channel sums, and where one comes near 0 float32 has no right answer.
-@pytest.mark.parametrize("layer", LAYERS)
+@pytest.mark.parametrize("layer", few(LAYERS, "model.15"))
 @pytest.mark.parametrize("method", PEERS)
 def test_random_weights(method: str, layer: str) -> None:
     model, picture = random_setting(seed=1, double=method in PRECISE)
     check_layer(model, method, layer, picture, imgsz=128)
 
 
-@pytest.mark.parametrize("method", PEERS)
+@pytest.mark.parametrize("method", few(PEERS, "odam"))
 def test_random_weights_at_every_level(method: str) -> None:
     model, picture = random_setting(seed=1, double=method in PRECISE)
     check_levels(model, method, picture, imgsz=128)
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("layer", LAYERS)
 @pytest.mark.parametrize("method", PEERS)
 def test_real_weights(method: str, layer: str, shared: Path) -> None:
     check_layer(load(shared / "weights" / "yolov8n.pt", method), method, layer, bus(), imgsz=320, conf=0.05)
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("method", PEERS)
 def test_real_weights_at_every_level(method: str, shared: Path) -> None:
     check_levels(load(shared / "weights" / "yolov8n.pt", method), method, bus(), imgsz=320, conf=0.05)

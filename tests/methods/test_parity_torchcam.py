@@ -77,6 +77,7 @@ class PapersSmoothGradCAMpp(peer.SmoothGradCAMpp):
         return [(alpha * grads.clamp(min=0)).sum(dim=(2, 3))]
 
 
+@pytest.mark.nightly
 def test_sscam(exact: Setting, seed: int) -> None:
     """Our noise is drawn mask by mask, the peer's for all masks of a sample at once."""
     explanation = exact.explain(SSCAM(samples=SAMPLES, deviation=0.5, seed=seed), layers=[LAYER])
@@ -90,6 +91,7 @@ def test_sscam(exact: Setting, seed: int) -> None:
     assert_maps(explanation, theirs)
 
 
+@pytest.mark.nightly
 def test_iscam(exact: Setting) -> None:
     explanation = exact.explain(ISCAM(samples=SAMPLES), layers=[LAYER])
     assert_maps(explanation, peer_maps(StretchedISCAM, exact, explanation, [], num_samples=SAMPLES))

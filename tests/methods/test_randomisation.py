@@ -3,6 +3,7 @@
 import copy
 from typing import Any
 
+import pytest
 import torch
 from scipy.stats import spearmanr
 from torch import Tensor, nn
@@ -38,6 +39,7 @@ def randomise(module: nn.Module) -> None:
             nn.init.kaiming_normal_(part.weight)
 
 
+@pytest.mark.nightly
 def test_guided_backprop_hardly_notices_what_grad_cam_does(seed: int) -> None:
     """Cascading from the head down to the neck's start: every layer that learned to tell classes apart is forgotten."""
     model: Any = load_model("scenes").model  # type: ignore[union-attr]

@@ -10,27 +10,6 @@ from detcam.engine.sweeps import Probe
 from detcam.errors import MethodError
 from detcam.methods import DEFAULT, METHODS, Method, PooledMethod, SweepMethod, get_method
 
-READABLE = {
-    "activations", "gradients", "second derivatives", "input gradients", "biases", "forwards", "boxes",
-    "attention", "nothing",
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("name", METHODS)
-def test_every_method_describes_itself(name: str) -> None:
-    method = METHODS[name]
-    assert method.name == name == name.lower()
-    assert method.formula
-    years = map(str, range(2013, 2030))
-    assert method.source == "a baseline" or any(year in method.source for year in years), "the source names the year"
-    assert set(method.reads.split(", ")) <= READABLE
-    assert "F" in method.passes
-    assert ("B" in method.passes) == ("gradients" in method.reads)
-    assert method.object_specific == (method.reads != "activations")
-    assert all(set(facts) == {"default", "range"} for facts in method.parameters().values())
-    assert method.layers in ("level", "evidence")
-    assert method.__doc__
-
 
 def test_names() -> None:
     assert DEFAULT == "odam"
@@ -112,7 +91,7 @@ class Darkness(SweepMethod):
 
     def sweep(self, probe: Probe, layer: str) -> Tensor:
         assert layer == ""
-        halves = probe.picture.repeat(2, 1, 1, 1)
+        halves = probe.image.repeat(2, 1, 1, 1)
         middle = probe.size[1] // 2
         halves[0, ..., :middle], halves[1, ..., middle:] = 0, 0
         return (probe.unchanged - probe.scores(halves)).T[:, None, :]  # [N, 1, 2]

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import pytorch_grad_cam as peer
 import torch
+from support import few, few_rows
 from sweep_settings import LAYER, Anchor, Setting, assert_maps
 from torch import Tensor, nn
 
@@ -71,7 +72,9 @@ def peer_finer(setting: Setting, explanation: Explanation, i: int, categories: l
     return raw_map(finer.base_cam, layer, setting.pixels[None].clone(), seen, differentiable=False)
 
 
-@pytest.mark.parametrize(("classes", "strength"), [(1, 1.0), (3, 1.0), (3, 0.6), (50, 1.0)])
+@pytest.mark.parametrize(
+    ("classes", "strength"), few_rows([(1, 1.0), (3, 1.0), (3, 0.6), (50, 1.0)], (3, 0.6), (50, 1.0))
+)
 def test_finercam_equals_pytorch_grad_cam(classes: int, strength: float, exact: Setting) -> None:
     """Seven classes: of fifty nearest there are six."""
     explanation = exact.explain(FinerCAM(classes=classes, strength=strength), layers=[LAYER])
@@ -158,7 +161,7 @@ def test_operations_without_second_derivatives_are_named(seed: int) -> None:
         list(second_order_gradients(Squared.apply(leaf).sum()[None], torch.tensor([0]), [leaf]))
 
 
-@pytest.mark.parametrize("layers", ["level", "evidence", ["model.4", "model.9"]])
+@pytest.mark.parametrize("layers", few(["level", "evidence", ["model.4", "model.9"]], "level"))
 def test_several_layers_and_several_scalars(layers: Any, setting: Setting) -> None:
     """Each layer's curvature is its own; the sides of the box combine by their maximum."""
     sides = [
@@ -167,3 +170,18 @@ def test_several_layers_and_several_scalars(layers: Any, setting: Setting) -> No
     for i, ours in enumerate(setting.explain("shapleycam", layers=layers, target="box").maps):
         expected = torch.stack([maps[i] for maps in sides]).amax(dim=0)
         torch.testing.assert_close(ours, expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max()))
+
+
+@pytest.mark.parametrize("found", [1, 10])
+@pytest.mark.parametrize("layers", [["model.15"], ["model.12", "model.15"]])
+def test_backwards_of_shapleycam_are_those_declared(layers: list[str], found: int, setting: Setting) -> None:
+    """Through the head, for each object: one, and one more for each layer, through the first."""
+    seen: list[int] = []
+
+    def watch(module: nn.Module, args: Any, output: Tensor) -> None:
+        if output.requires_grad:
+            output.register_hook(lambda gradient: seen.append(1))
+
+    setting.model.get_submodule("model.22.cv3.0.0").register_forward_hook(watch)
+    assert len(setting.explain("shapleycam", layers=layers, conf=0.0, iou=1.0, max_det=found)) == found
+    assert len(seen) == found * (1 + len(layers))

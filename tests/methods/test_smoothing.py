@@ -3,12 +3,15 @@
 import pytest
 import pytorch_grad_cam as peer
 import torch
+from support import few
 from sweep_settings import LAYER, SIZE, Anchor, Setting, assert_maps, captured
 
 import detcam.runners.smoothing
+from detcam import Explainer
 from detcam.boxes import box_iou
 from detcam.errors import MethodError
-from detcam.methods import Augmented, NoiseTunnel, PrincipalComponent, get_method
+from detcam.methods import AnyMethod, Augmented, NoiseTunnel, PrincipalComponent, get_method
+from detcam.methods.perturbation import Occlusion
 from detcam.methods.smoothing import Version
 
 
@@ -31,16 +34,20 @@ def test_noise_tunnel_by_hand(exact: Setting, seed: int) -> None:
     assert_maps(explanation, expected)
 
 
-@pytest.mark.parametrize("method", ["odam", "fused", "eigencam", "occlusion"])
-def test_no_noise_changes_nothing(method: str, exact: Setting) -> None:
-    smoothed = exact.explain(NoiseTunnel(get_method(method), samples=2, deviation=0.0))
+@pytest.mark.parametrize(
+    "method",
+    [get_method("odam"), get_method("fused"), get_method("eigencam"), Occlusion(cells=3)],
+    ids=lambda method: method.name,
+)
+def test_no_noise_changes_nothing(method: AnyMethod, exact: Setting) -> None:
+    smoothed = exact.explain(NoiseTunnel(method, samples=2, deviation=0.0))
     for ours, one in zip(smoothed.maps, exact.explain(method).maps, strict=True):
         assert one.any()
         torch.testing.assert_close(ours, one, rtol=0, atol=1e-3 * float(one.abs().max()))
-    assert smoothed.settings["method"] == f"noisy:{method}"
+    assert smoothed.settings["method"] == f"noisy:{method.name}"
 
 
-@pytest.mark.parametrize("found", [1, 5])
+@pytest.mark.parametrize("found", few([1, 5], 5))
 def test_forwards_are_those_declared(found: int, setting: Setting) -> None:
     runs: list[int] = []
     setting.model.get_submodule("model.0.conv").register_forward_pre_hook(lambda module, args: runs.append(1))
@@ -98,10 +105,23 @@ def test_boxes_follow_their_pixels(seed: int) -> None:
     assert Version(pixels).boxes(box).equal(box)
 
 
+@pytest.mark.parametrize("found", few([1, 5], 5))
+def test_backwards_of_a_principal_component(found: int, setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One for each object, of a score that is a user's function."""
+    backwards: list[int] = []
+    grad = torch.autograd.grad
+    monkeypatch.setattr(torch.autograd, "grad", lambda *a, **options: (backwards.append(1), grad(*a, **options))[1])
+    adapter = Explainer(setting.model, imgsz=SIZE).adapter
+    target = lambda outputs, objects: adapter.score(outputs, objects, "class")  # noqa: E731
+    assert len(setting.explain("eigen:gradcam", target=target, max_det=found, conf=0.0, iou=1.0)) == found
+    assert len(backwards) == found
+    assert get_method("eigen:gradcam").passes == "1 F + N B"
+
+
 KINDS = {"gradcam": peer.GradCAM, "odam": peer.HiResCAM, "layercam": peer.LayerCAM, "xgradcam": peer.XGradCAM}
 
 
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("name", few(KINDS, "gradcam"))
 def test_principal_component_is_pytorch_grad_cams_eigen_smooth(name: str, exact: Setting) -> None:
     explanation = exact.explain(f"eigen:{name}", layers=[LAYER])
     assert explanation.settings["method"] == f"eigen:{name}"

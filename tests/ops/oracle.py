@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from support import few
 from torch import Tensor
 
 from detcam import ops
@@ -37,6 +38,9 @@ ACCEPTED = [  # uint8 holds normalised maps only
 ]
 
 
+TRACED = few(NORMALIZATIONS, "object")  # opcheck and torch.compile take seconds
+
+
 def require_device(device: str) -> str:
     """Skip where there is no GPU, unless the run was promised one."""
     if device == "cuda" and not torch.cuda.is_available():
@@ -44,13 +48,6 @@ def require_device(device: str) -> str:
             pytest.fail("FAIL_WITHOUT_CUDA=1, but torch finds no CUDA device")
         pytest.skip("no CUDA device")
     return device
-
-
-def fresh_seed() -> int:
-    """A new seed for every run, printed so that pytest shows it beside a failure; SEED repeats one."""
-    seed = int(os.environ.get("SEED", random.SystemRandom().randrange(2**31)))
-    print(f"repeat with SEED={seed}")
-    return seed
 
 
 def assert_same_bits(run: Callable[[], Tensor]) -> None:

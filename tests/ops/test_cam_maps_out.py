@@ -6,8 +6,7 @@ import pytest
 import torch
 from oracle import (
     ACCEPTED,
-    NORMALIZATIONS,
-    fresh_seed,
+    TRACED,
     random_case,
     run,
 )
@@ -22,8 +21,10 @@ class TestOut:
 
     @pytest.mark.parametrize("inference", [False, True])
     @pytest.mark.parametrize(("normalize", "dtype"), ACCEPTED)
-    def test_same_bits_as_without(self, device: str, normalize: str, dtype: torch.dtype, inference: bool) -> None:
-        case = random_case(fresh_seed(), images=2).to(device)
+    def test_same_bits_as_without(
+        self, device: str, normalize: str, dtype: torch.dtype, inference: bool, seed: int
+    ) -> None:
+        case = random_case(seed, images=2).to(device)
         window = (0.25, 0.0, 2.0, 1.75)
         with torch.inference_mode(inference):
             expected = run(case, normalize=normalize, dtype=dtype, window=window)
@@ -31,9 +32,9 @@ class TestOut:
             assert run(case, normalize=normalize, dtype=dtype, window=window, out=out) is out
             assert torch.equal(out, expected)
 
-    def test_only_out_is_written(self, device: str) -> None:
+    def test_only_out_is_written(self, device: str, seed: int) -> None:
         """A slice of a larger stack, beginning where no vector is aligned."""
-        case = random_case(fresh_seed()).to(device)
+        case = random_case(seed).to(device)
         count, pixels = len(case.weights), math.prod(case.size)
         stack = torch.full((count * pixels + 6,), -5.0, device=device)
         run(case, out=stack[3:-3].view(count, *case.size))
@@ -41,13 +42,13 @@ class TestOut:
         assert (stack[:3] == -5).all()
         assert (stack[-3:] == -5).all()
 
-    def test_no_objects(self, device: str) -> None:
-        case = random_case(fresh_seed()).to(device)
+    def test_no_objects(self, device: str, seed: int) -> None:
+        case = random_case(seed).to(device)
         out = torch.empty(0, *case.size, device=device)
         assert ops.cam_maps(case.acts, case.weights[:0], case.size, case.index[:0], out=out) is out
 
-    def test_autograd_notices(self, device: str) -> None:
-        case = random_case(fresh_seed()).to(device)
+    def test_autograd_notices(self, device: str, seed: int) -> None:
+        case = random_case(seed).to(device)
         out = torch.zeros(len(case.weights), *case.size, device=device)
         held = torch.ones_like(out).requires_grad_() * out
         run(case, out=out)
@@ -72,9 +73,9 @@ class TestOut:
         with pytest.raises(error, match=message):
             ops.cam_maps(acts, weights, (8, 8), index, out=out)
 
-    def test_arguments_whose_sign_is_a_flag(self) -> None:
+    def test_arguments_whose_sign_is_a_flag(self, seed: int) -> None:
         """Also past the Python checks: torch's own fallback for such arguments would end the process."""
-        case = random_case(fresh_seed())
+        case = random_case(seed)
         out = torch.empty(len(case.weights), *case.size)
         expected = ops.cam_maps(-case.acts, case.weights, case.size, case.index)
         assert ops.cam_maps(torch._neg_view(case.acts), case.weights, case.size, case.index, out=out) is out
@@ -84,8 +85,8 @@ class TestOut:
             torch.ops.detcam.cam_maps.out(*raw, out=torch._neg_view(out))
         assert torch.equal(out, expected)
 
-    def test_inputs_that_require_a_gradient(self) -> None:
-        case = random_case(fresh_seed())
+    def test_inputs_that_require_a_gradient(self, seed: int) -> None:
+        case = random_case(seed)
         out = torch.empty(len(case.weights), *case.size)
         case.weights.requires_grad_()
         with pytest.raises(ValueError, match="out: carries no gradient"):
@@ -111,16 +112,16 @@ class TestOut:
                 with pytest.raises(RuntimeError, match="out must be a contiguous"):
                     call(acts, weights, None, None, "object", True, out=out)
 
-    @pytest.mark.parametrize("normalize", NORMALIZATIONS)
-    def test_opcheck(self, device: str, normalize: str) -> None:
-        case = random_case(fresh_seed()).to(device)
+    @pytest.mark.parametrize("normalize", TRACED)
+    def test_opcheck(self, device: str, normalize: str, seed: int) -> None:
+        case = random_case(seed).to(device)
         out = torch.empty(len(case.weights), *case.size, device=device)
         arguments = (case.acts, case.weights, case.index, None, normalize, True)
         torch.library.opcheck(torch.ops.detcam.cam_maps.out, arguments, {"out": out})
 
-    def test_compile(self, device: str) -> None:
+    def test_compile(self, device: str, seed: int) -> None:
         torch._dynamo.reset()
-        case = random_case(fresh_seed()).to(device)
+        case = random_case(seed).to(device)
 
         def write(acts: Tensor, out: Tensor) -> Tensor:
             ops.cam_maps(acts.sin(), case.weights, case.size, case.index, out=out)
@@ -136,9 +137,9 @@ class TestRegions:
     """The surroundings of each object at full resolution, without the whole."""
 
     @pytest.mark.parametrize("normalize", ["object", "image", "none"])
-    def test_equal_the_crop(self, device: str, normalize: str) -> None:
+    def test_equal_the_crop(self, device: str, normalize: str, seed: int) -> None:
         """To the rounding of a pixel's place, which a window of float32 knows to 1e-6 of the map's width."""
-        case = random_case(fresh_seed(), rows=17, columns=30, objects=9).to(device)
+        case = random_case(seed, rows=17, columns=30, objects=9).to(device)
         case.size, part = (272, 480), (64, 96)
         window = (0.0, 0.5, 30.0, 16.5)
         corners = torch.rand(9, 2) * (torch.tensor([480, 272]) + 40) - 60  # some begin before the border ...
@@ -162,8 +163,8 @@ class TestRegions:
             assert crop.numel() > 0
             torch.testing.assert_close(inside, crop, atol=1e-5 * scale, rtol=0)
 
-    def test_beyond_the_border_repeats(self, device: str) -> None:
-        case = random_case(fresh_seed(), rows=5, columns=6).to(device)
+    def test_beyond_the_border_repeats(self, device: str, seed: int) -> None:
+        case = random_case(seed, rows=5, columns=6).to(device)
         boxes = torch.tensor([[-9.0, 3.0, -1.0, 9.0]], device=device).expand(len(case.weights), 4)
         window = ops.region_windows(boxes, (50, 60), (0, 0, 6, 5))
         part = ops.cam_maps(case.acts, case.weights, (6, 8), case.index, window=window)

@@ -5,8 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from oracle import INPUT_DTYPES, assert_same_bits, fresh_seed, run_without_kernels
+from oracle import INPUT_DTYPES, assert_same_bits, run_without_kernels
 from oracle import require_device as require
+from support import diagonal
 from torch import Tensor
 
 from detcam import ops
@@ -98,11 +99,9 @@ def assert_close(result: Tensor, case: Case, mode: str) -> None:
 class TestValues:
     """The operator and its reference against the oracle."""
 
-    @pytest.mark.parametrize("inference", [False, True])
-    @pytest.mark.parametrize("layout", LAYOUTS)
-    @pytest.mark.parametrize("dtype", INPUT_DTYPES, ids=str)
-    def test_inputs(self, device: str, mode: str, dtype: torch.dtype, layout: str, inference: bool) -> None:
-        case = random_case(fresh_seed(), dtype, layout).to(device)
+    @pytest.mark.parametrize(("dtype", "layout", "inference"), diagonal(INPUT_DTYPES, LAYOUTS, (False, True)))
+    def test_inputs(self, device: str, mode: str, dtype: torch.dtype, layout: str, inference: bool, seed: int) -> None:
+        case = random_case(seed, dtype, layout).to(device)
         with torch.inference_mode(inference):
             if mode == "gradcam++":  # its quotient has a pole below zero, where rounding decides everything
                 case.grads = case.grads.abs()
@@ -110,26 +109,26 @@ class TestValues:
             assert_close(case.run_reference(mode), case, mode)
 
     @pytest.mark.parametrize("shape", [(1, 1, 1), (1, 5, 7), (300, 1, 1), (3, 1, 129), (2, 129, 1), (70, 33, 32)])
-    def test_extreme_shapes(self, device: str, mode: str, shape: tuple[int, int, int]) -> None:
-        case = random_case(fresh_seed(), **dict(zip(("channels", "rows", "columns"), shape, strict=True))).to(device)
+    def test_extreme_shapes(self, device: str, mode: str, shape: tuple[int, int, int], seed: int) -> None:
+        case = random_case(seed, **dict(zip(("channels", "rows", "columns"), shape, strict=True))).to(device)
         case.grads = case.grads.abs()
         assert_close(case.run(mode), case, mode)
 
-    def test_more_cells_than_a_tile(self, device: str, mode: str) -> None:
-        case = random_case(fresh_seed(), channels=3, rows=61, columns=67).to(device)
+    def test_more_cells_than_a_tile(self, device: str, mode: str, seed: int) -> None:
+        case = random_case(seed, channels=3, rows=61, columns=67).to(device)
         case.grads = case.grads.abs()
         assert_close(case.run(mode), case, mode)
 
-    def test_acts_of_each_object_or_shared(self, device: str, mode: str) -> None:
-        case = random_case(fresh_seed(), images=1, objects=4).to(device)
+    def test_acts_of_each_object_or_shared(self, device: str, mode: str, seed: int) -> None:
+        case = random_case(seed, images=1, objects=4).to(device)
         case.grads, case.index = case.grads.abs(), None
         shared = case.run(mode)
         assert_close(shared, case, mode)
         own = Case(case.acts.expand_as(case.grads), case.grads, None)
         torch.testing.assert_close(own.run(mode), shared, atol=1e-6, rtol=1e-6)
 
-    def test_no_objects(self, device: str, mode: str) -> None:
-        case = random_case(fresh_seed(), images=2).to(device)
+    def test_no_objects(self, device: str, mode: str, seed: int) -> None:
+        case = random_case(seed, images=2).to(device)
         result = ops.elementwise_maps(case.acts, case.grads[:0], mode, case.index[:0])
         assert result.shape == expected(Case(case.acts, case.grads[:0], case.index[:0]), mode).shape
 
@@ -138,9 +137,9 @@ class TestValues:
         assert not ops.elementwise_maps(zeros, zeros, mode).any()
 
     @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
-    def test_what_is_not_finite_stays_in_its_place(self, device: str, mode: str, bad: float) -> None:
+    def test_what_is_not_finite_stays_in_its_place(self, device: str, mode: str, bad: float, seed: int) -> None:
         """The formula decides, as in the reference; other cells and channels are untouched."""
-        case = random_case(fresh_seed(), channels=4, rows=3, columns=4).to(device)
+        case = random_case(seed, channels=4, rows=3, columns=4).to(device)
         case.grads = case.grads.abs()
         case.grads[:, 1, 2, 3] = bad
         result, truth = case.run(mode), case.run_reference(mode)
@@ -148,10 +147,10 @@ class TestValues:
         touched = result[:, 2, 3] if mode in MODES[:2] else result[:, 1]
         assert result.isfinite().sum() >= result.numel() - touched.numel()
 
-    def test_agrees_with_the_method(self, device: str, mode: str) -> None:
+    def test_agrees_with_the_method(self, device: str, mode: str, seed: int) -> None:
         classes = {"gradient-times-activation": gradient.HiResCAM, "layercam": gradient.LayerCAM}
         classes |= {"gradcam": gradient.GradCAM, "gradcam++": gradient.GradCAMPlusPlus, "xgradcam": gradient.XGradCAM}
-        case = random_case(fresh_seed(), rows=4, columns=5).to(device)
+        case = random_case(seed, rows=4, columns=5).to(device)
         acts, grads = case.acts[case.index], case.grads.abs()
         method = classes[mode]()
         wanted = method.maps(acts, grads) if mode in MODES[:2] else method.weights(acts, grads)
@@ -161,17 +160,17 @@ class TestValues:
 class TestContract:
     """Errors, gradients, determinism, and life under torch's tools."""
 
-    def test_alias(self) -> None:
-        case = random_case(fresh_seed())
+    def test_alias(self, seed: int) -> None:
+        case = random_case(seed)
         assert torch.equal(case.run("hirescam"), case.run("gradient-times-activation"))
 
-    def test_layercam_keeps_no_negative_gradient(self, device: str) -> None:
-        case = random_case(fresh_seed()).to(device)
+    def test_layercam_keeps_no_negative_gradient(self, device: str, seed: int) -> None:
+        case = random_case(seed).to(device)
         case.grads = -case.grads.abs()
         assert not case.run("layercam").any()
 
-    def test_mixed_dtypes_meet_in_the_wider(self, device: str) -> None:
-        case = random_case(fresh_seed(), torch.float16).to(device)
+    def test_mixed_dtypes_meet_in_the_wider(self, device: str, seed: int) -> None:
+        case = random_case(seed, torch.float16).to(device)
         wide = Case(case.acts.float(), case.grads.float(), case.index)
         assert torch.equal(Case(case.acts, wide.grads, case.index).run("hirescam"), wide.run("hirescam"))
 
@@ -204,8 +203,8 @@ class TestContract:
                 call(acts, grads, index, "xgradcam")
 
     @pytest.mark.parametrize("mode", MODES)
-    def test_gradients(self, device: str, mode: str) -> None:
-        case = random_case(fresh_seed(), torch.float64, images=2, channels=3, rows=2, columns=3, objects=2).to(device)
+    def test_gradients(self, device: str, mode: str, seed: int) -> None:
+        case = random_case(seed, torch.float64, images=2, channels=3, rows=2, columns=3, objects=2).to(device)
         grads = (case.grads.abs() + 0.1).requires_grad_()  # away from the kink at zero
         acts = case.acts.requires_grad_(mode != "gradcam")
 
@@ -217,18 +216,17 @@ class TestContract:
             assert torch.autograd.gradgradcheck(call, (acts, grads))
 
     @pytest.mark.parametrize("mode", MODES)
-    def test_opcheck(self, device: str, mode: str) -> None:
-        case = random_case(fresh_seed()).to(device)
+    def test_opcheck(self, device: str, mode: str, seed: int) -> None:
+        case = random_case(seed).to(device)
         for index, trained in ((case.index, True), (case.index, False)):
             arguments = (case.acts, case.grads.abs().requires_grad_(trained), index, mode)
             torch.library.opcheck(torch.ops.detcam.elementwise_maps.default, arguments)
 
-    @pytest.mark.parametrize("dynamic", [False, True])
-    @pytest.mark.parametrize("mode", ["layercam", "xgradcam"])
-    def test_compile(self, device: str, mode: str, dynamic: bool) -> None:
+    @pytest.mark.parametrize(("mode", "dynamic"), diagonal(["layercam", "xgradcam"], [False, True]))
+    def test_compile(self, device: str, mode: str, dynamic: bool, seed: int) -> None:
         """Traced whole, forward and backward; the trace can break, so no code is generated from it."""
         torch._dynamo.reset()
-        case = random_case(fresh_seed(), channels=3, rows=4, columns=5).to(device)
+        case = random_case(seed, channels=3, rows=4, columns=5).to(device)
 
         def loss(acts: Tensor, grads: Tensor, index: Tensor) -> Tensor:
             return ops.elementwise_maps(acts.sin(), grads, mode, index).square().sum()
@@ -242,13 +240,13 @@ class TestContract:
         torch.testing.assert_close(*found, atol=1e-4, rtol=1e-4)
 
     @pytest.mark.parametrize("mode", MODES)
-    def test_same_bits_every_time(self, device: str, mode: str) -> None:
-        case = random_case(fresh_seed(), objects=9, channels=130, rows=19, columns=21).to(device)
+    def test_same_bits_every_time(self, device: str, mode: str, seed: int) -> None:
+        case = random_case(seed, objects=9, channels=130, rows=19, columns=21).to(device)
         assert_same_bits(lambda: case.run(mode))
 
-    def test_cuda_graph_replays_without_a_sync(self) -> None:
+    def test_cuda_graph_replays_without_a_sync(self, seed: int) -> None:
         require("cuda")
-        case = random_case(fresh_seed()).to("cuda")
+        case = random_case(seed).to("cuda")
         for mode in MODES:
             eager = case.run(mode)
             graph = torch.cuda.CUDAGraph()
@@ -258,6 +256,7 @@ class TestContract:
             torch.testing.assert_close(captured, eager, rtol=0, atol=0, equal_nan=True)
 
 
-def test_fallback_when_disabled(tmp_path: Path) -> None:
-    case = random_case(fresh_seed())
+@pytest.mark.nightly  # that of cam_maps says the same by default
+def test_fallback_when_disabled(tmp_path: Path, seed: int) -> None:
+    case = random_case(seed)
     assert_close(run_without_kernels("elementwise_maps", vars(case) | {"mode": "layercam"}, tmp_path), case, "layercam")
