@@ -46,25 +46,27 @@ class Preset(BaseModel):
     target: str = Field(default="class", description=f"The scalar to explain: {', '.join(TARGETS)}.")
     segments: Segments = Field(
         default="class",
-        description="class or component: whether an object of a semantic segmenter is all pixels of a class, or one "
-        "connected component of them.",
+        description="What an object of a semantic segmenter is: class (all pixels of a class) or component (a "
+        "connected component of them).",
     )
-    text: list[str] | None = Field(
-        default=None, description="Phrases to look for, for detectors that take text prompts."
-    )
+    text: list[str] | None = Field(default=None, description="Phrases to detect, for text-prompted detectors.")
     adapter: Literal["auto", "panoptic"] = Field(
         default="auto", description="panoptic: use panoptic post-processing (Mask2Former, OneFormer, ...)."
     )
-    conf: float = Field(default=0.25, ge=0, le=1, description="Lowest score of an object.")
-    iou: float = Field(default=0.7, ge=0, le=1, description="IoU above which the weaker of two boxes is dropped.")
-    max_det: int = Field(default=300, ge=1, description="Most objects per image.")
+    conf: float = Field(default=0.25, ge=0, le=1, description="Minimum score of an object.")
+    iou: float = Field(
+        default=0.7, ge=0, le=1, description="IoU above which the lower-scoring of two boxes is dropped."
+    )
+    max_det: int = Field(default=300, ge=1, description="Maximum number of objects per image.")
     imgsz: int | None = Field(
         default=None,
         ge=32,
         description="Longest side of the network's input in pixels.",
         json_schema_extra=OF_THE_MODEL,
     )
-    device: str | None = Field(default=None, description="cpu, cuda, cuda:1.", json_schema_extra=OF_THE_MODEL)
+    device: str | None = Field(
+        default=None, description="Device, such as cpu, cuda or cuda:1.", json_schema_extra=OF_THE_MODEL
+    )
 
     def updated(self, **flags: Any) -> Preset:
         """A copy with every flag that is not None laid over it.

@@ -39,7 +39,7 @@ def register(app: typer.Typer) -> None:
     app.command(epilog=EPILOG)(video)
 
 
-@with_preset_options(max_det="Most objects per frame. [default: 300]")
+@with_preset_options(max_det="Maximum number of objects per frame. [default: 300]")
 def video(
     source: Annotated[
         str | None, typer.Argument(help="Video file, URL, camera number or folder of images.", show_default=False)

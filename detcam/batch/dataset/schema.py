@@ -23,7 +23,7 @@ def require_arrow() -> None:
     try:
         import pyarrow  # noqa: F401
     except ImportError:
-        raise DependencyError('datasets need pyarrow, which is not installed: pip install "detcam[scale]"') from None
+        raise DependencyError('datasets need pyarrow, which is not installed: pip install "detcam[batch]"') from None
 
 
 @cache

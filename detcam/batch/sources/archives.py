@@ -177,7 +177,7 @@ def _table(place: str) -> Iterator[pq.ParquetFile]:
     try:
         import pyarrow.parquet as pq
     except ImportError:
-        raise DependencyError(f'{place} needs pyarrow, which is not installed: pip install "detcam[scale]"') from None
+        raise DependencyError(f'{place} needs pyarrow, which is not installed: pip install "detcam[batch]"') from None
     import pyarrow as pa
 
     with storage.readable_errors(place), storage.open_file(place) as file:

@@ -69,7 +69,7 @@ def opened_store(place: str) -> tuple[Any, str]:
     try:
         system, path = url_to_fs(place)
     except ImportError as error:
-        raise DependencyError(f'{place} cannot be opened ({error}): pip install "detcam[scale]" has S3') from None
+        raise DependencyError(f'{place} cannot be opened ({error}): pip install "detcam[s3]" adds S3') from None
     return system, str(path)
 
 
