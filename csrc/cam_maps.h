@@ -1,4 +1,4 @@
-// What the CPU and the CUDA kernel of detcam::cam_maps share: the checked arguments and the range of values.
+// Shared by the CPU and the CUDA kernel of detcam::cam_maps: the checked arguments and the range of values.
 #pragma once
 
 #include <limits>

@@ -1,4 +1,4 @@
-// What the CPU and the CUDA kernel of detcam::elementwise_maps share: the checked arguments and the formulas.
+// Shared by the CPU and the CUDA kernel of detcam::elementwise_maps: the checked arguments and the formulas.
 #pragma once
 
 #include "tensor.h"
@@ -25,7 +25,7 @@ struct Gradients {
   DETCAM_ANYWHERE int64_t cells() const { return rows * columns; }
   // Whether the result is a map [N, h, w]; else it is a weight for each channel [N, C].
   DETCAM_ANYWHERE bool cellwise() const { return mode == Mode::kProduct || mode == Mode::kLayerCam; }
-  // Without an index, each object has an image of its own, or all share one.
+  // Without an index, each object has its own image, or all share one.
   DETCAM_ANYWHERE int64_t image(const View<int64_t, 1>& index, int64_t object) const {
     return index.data || images == 1 ? image_of(index, object) : object;
   }
@@ -81,7 +81,7 @@ struct Cells {
   }
 };
 
-// What one cell adds to a sum.
+// The term of one cell in a sum.
 enum class Term { kActs, kGrads, kProduct, kPositiveProduct, kPlusPlus };
 
 constexpr bool reads_acts(Term term) { return term != Term::kGrads; }

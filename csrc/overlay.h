@@ -1,4 +1,4 @@
-// What the CPU and the CUDA kernel of detcam::overlay share: the checked arguments and which pixels a box
+// Shared by the CPU and the CUDA kernel of detcam::overlay: the checked arguments and which pixels a box
 // holds.
 #pragma once
 
@@ -15,7 +15,7 @@ struct Picture {
   int64_t frames, height, width;   // frames [B, H, W, 3]
   int64_t objects, rows, columns;  // maps [N, h, w]
   float opacity;
-  bool ordered;  // objects are laid one over the other; else the hottest wins
+  bool ordered;  // objects are painted over one another; else the hottest wins
 };
 
 inline Picture check_overlay(const Tensor& frames, const Tensor& maps, const Tensor& lut,

@@ -1,4 +1,4 @@
-// What the kernels of every operator share: raw views of tensor arguments, and the choice of types.
+// Shared by the kernels of all operators: raw views of tensor arguments, and the choice of types.
 #pragma once
 
 #include <torch/csrc/stable/library.h>

@@ -68,7 +68,7 @@ DETCAM_CLONES void convert(const In* __restrict source, int64_t count, Acc* __re
   for (int64_t i = 0; i < count; ++i) out[i] = static_cast<Acc>(source[i]);
 }
 
-// ---- what each thread does ----------
+// ---- run by each thread ----------
 
 // Reads cells of one channel as Acc: where they lie, or from a copy.
 template <typename In, typename Acc>
@@ -115,7 +115,7 @@ class Reader {
   const Cells<In>& cells_;
   int64_t channels_;
   std::vector<Acc> copy_;
-  int64_t image_ = -1, c_ = 0, first_ = 0;  // what the copy holds
+  int64_t image_ = -1, c_ = 0, first_ = 0;  // the cells in the copy
 };
 
 // Whether all channels of a cell lie one after the other.

@@ -28,7 +28,7 @@ DETCAM_CLONES void raise_heat(const float* __restrict top, const float* __restri
   }
 }
 
-// ---- what all threads read ----------
+// ---- read by all threads ----------
 
 struct Places {
   std::array<float, 4> window;
@@ -107,7 +107,7 @@ struct Objects {
   }
 };
 
-// ---- what each thread does ----------
+// ---- run by each thread ----------
 
 // An object while its rows are painted.
 struct Layer {

@@ -38,7 +38,7 @@ __device__ Range<Acc> join_warp(Range<Acc> range) {
   return range;
 }
 
-// The range of what all threads of the block bring, given to all of them.
+// The range over all threads of the block, returned to every thread.
 template <typename Acc>
 __device__ Range<Acc> join_block(Range<Acc> range) {
   __shared__ Range<Acc> of_warp[kThreads / kWarp];

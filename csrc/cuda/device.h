@@ -1,4 +1,4 @@
-// What the CUDA kernels share: launches on torch's stream, and where a pixel lies between cells.
+// Shared by the CUDA kernels: launches on torch's stream, and where a pixel lies between cells.
 #pragma once
 
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>

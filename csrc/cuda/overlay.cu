@@ -24,7 +24,7 @@ struct alignas(4) Packet {
   uint8_t values[kPixels * kColours];
 };
 
-// Appends what the threads bring, in the order of the threads, and returns how much there is.
+// Appends the threads' items in the order of the threads, and returns their number.
 __device__ int collect(bool wanted, const Layer& layer, Layer* list) {
   __shared__ int counts[kThreads / kWarp];
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;

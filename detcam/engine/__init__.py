@@ -1,4 +1,4 @@
-"""Activations and gradients of any torch model: a private view, cuts in its graph, N gradients from one forward."""
+"""Activations and gradients of any torch model: a private view, captured layers, N gradients from one forward."""
 
 from detcam.engine.attention import Attentions, Sampled, WatchAttention
 from detcam.engine.capture import Capture, Captured, module_name

@@ -1,4 +1,4 @@
-"""Attention as a transformer computed it in one forward, with the graph, as matrices over tokens or sampling points."""
+"""Attention weights of one forward of a transformer, with the graph: matrices over tokens, or sampling points."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Sampled:
     Attributes:
         weights: [B, Q, H, T] or [B, Q, H, L, P] of H heads; each row adds up to 1.
         places: [B, Q, H, T, 2] (x, y) as shares of the map.
-        levels: (h, w, points) of each map; the T points run over the maps, the cells of which follow one another.
+        levels: (h, w, points) of each map; the T points and the cells are listed map after map.
     """
 
     weights: Tensor
@@ -45,13 +45,13 @@ class Sampled:
     levels: tuple[tuple[int, int, int], ...]
 
     def combined(self, image: int, gradient: Tensor | None = None) -> Tensor:
-        """[Q, cells] float32: each point's share given to the four cells around it, as bilinear sampling takes it."""
+        """[Q, cells] float32: each point's weight spread over the four cells that bilinear sampling reads."""
         weights = _counted(self.weights[image], gradient).flatten(2) / self.weights.shape[2]  # [Q, H, T]
         places = self.places[image].detach().float()
         parts, start = [], 0
         for rows, columns, points in self.levels:
-            own = (slice(None), slice(None), slice(start, start + points))
-            parts.append(splat(places[own].flatten(1, 2), weights[own].flatten(1, 2), rows, columns))
+            of_level = (slice(None), slice(None), slice(start, start + points))
+            parts.append(splat(places[of_level].flatten(1, 2), weights[of_level].flatten(1, 2), rows, columns))
             start += points
         return torch.cat([part.flatten(1) for part in parts], dim=1)
 
@@ -63,7 +63,7 @@ def _counted(weights: Tensor, gradient: Tensor | None) -> Tensor:
 
 
 def splat(places: Tensor, weights: Tensor, rows: int, columns: int) -> Tensor:
-    """Points shared out to the four cells around each, as a bilinear sample reads them; what lies outside is lost.
+    """Point weights spread over the four cells that a bilinear sample of each point reads; none outside the map.
 
     Args:
         places: [Q, T, 2] (x, y) as shares of the map.
@@ -86,12 +86,12 @@ def splat(places: Tensor, weights: Tensor, rows: int, columns: int) -> Tensor:
 
 @dataclass
 class Attentions:
-    """The attention of one forward, in the order that its modules ran.
+    """The attention of one forward, in the order in which its modules ran.
 
     Attributes:
-        encoder: self-attention of the tokens that the queries read.
+        encoder: self-attention of the tokens.
         queries: self-attention of the queries.
-        cross: from the queries to what they read.
+        cross: from the queries to the tokens.
     """
 
     encoder: list[Dense | Sampled] = field(default_factory=list)
@@ -99,12 +99,12 @@ class Attentions:
     cross: list[Dense | Sampled] = field(default_factory=list)
 
     def tensors(self) -> list[Tensor]:
-        """All weights, to take gradients at."""
-        return [one.weights for one in (*self.encoder, *self.queries, *self.cross)]
+        """All attention weights, for gradients with respect to them."""
+        return [layer.weights for layer in (*self.encoder, *self.queries, *self.cross)]
 
 
 class WatchAttention:
-    """While active, records what the named modules attend to.
+    """While active, records the attention of the given modules.
 
     Args:
         modules: role -> modules, each of which returns (output, weights [B, H, Q, K]); weights with the graph.

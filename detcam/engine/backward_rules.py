@@ -1,7 +1,7 @@
-"""How the windows of a gradient go backwards through one node of the graph: a rule for each kind of node.
+"""Backward rules for gradients in windows: one for each kind of autograd node.
 
-A rule gets the node, the windows at each of its forward outputs (None: no gradient) and the images of the objects
-[n]. It returns the windows at each of its inputs, or raises NoRule where it cannot serve this node.
+A rule takes the node, the windows at each of its forward outputs (None: no gradient) and the image of each object [n].
+It returns the windows at each of the node's inputs, or raises NoRule for a node that it cannot handle.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Rule = Callable[[Node, Windows, np.ndarray], Windows]
 
 
 class NoRule(Exception):
-    """This node needs whole maps."""
+    """The node needs whole maps."""
 
 
 def _size(node: Node, source: int = 0) -> tuple[int, int]:
@@ -43,7 +43,7 @@ def _only(windows: Windows) -> Window:
 def _convolution(node: Node, windows: Windows, images: np.ndarray) -> Windows:
     window = _only(windows)
     if node.next_functions[1][0] is not None or node._saved_weight.ndim != 4:
-        raise NoRule  # the weight is computed, or it is no convolution over maps
+        raise NoRule  # the weight is computed, or the convolution is not over maps
     values, weight, stride = window.values, node._saved_weight, tuple(node._saved_stride)
     if node._saved_transposed:
         if tuple(weight.shape[2:]) != stride or any(node._saved_padding) or node._saved_groups != 1:
@@ -57,7 +57,7 @@ def _convolution(node: Node, windows: Windows, images: np.ndarray) -> Windows:
 
 
 def _aligned(window: Window, factor: tuple[int, ...], size: tuple[int, int]) -> Window:
-    """Windows that start and end at multiples of `factor`, for nodes that made `factor` cells of each of `size`."""
+    """Windows that start and end at multiples of `factor`, for nodes that enlarge a map of `size` by it."""
     first = window.start // factor
     last = -(-(window.start + window.extent) // factor)
     height, width = (last - first).max(axis=0).tolist()
@@ -160,8 +160,8 @@ def _same(node: Node, windows: Windows, images: np.ndarray) -> Windows:
     return [_only(windows)]
 
 
-def _cellwise(saved: str, backward: Callable[[Tensor, Tensor], Tensor]) -> Rule:
-    """The rule of an activation function, whose derivative follows from a value that the node kept for each cell."""
+def _elementwise(saved: str, backward: Callable[[Tensor, Tensor], Tensor]) -> Rule:
+    """The rule of an activation function, whose derivative depends on a value that the node saved for each cell."""
 
     def rule(node: Node, windows: Windows, images: np.ndarray) -> Windows:
         window = _only(windows)
@@ -174,11 +174,11 @@ def _cellwise(saved: str, backward: Callable[[Tensor, Tensor], Tensor]) -> Rule:
 RULES: dict[str, Rule] = {
     "ConvolutionBackward0": _convolution,
     "NativeBatchNormBackward0": _batch_norm,
-    "SiluBackward0": _cellwise("_saved_self", lambda g, x: aten.silu_backward(g, x)),
-    "ReluBackward0": _cellwise("_saved_result", lambda g, y: aten.threshold_backward(g, y, 0)),
-    "HardtanhBackward0": _cellwise("_saved_self", lambda g, x: g * ((x > 0) & (x < 6))),
-    "SigmoidBackward0": _cellwise("_saved_result", lambda g, y: aten.sigmoid_backward(g, y)),
-    "HardswishBackward0": _cellwise("_saved_self", lambda g, x: aten.hardswish_backward(g, x)),
+    "SiluBackward0": _elementwise("_saved_self", lambda g, x: aten.silu_backward(g, x)),
+    "ReluBackward0": _elementwise("_saved_result", lambda g, y: aten.threshold_backward(g, y, 0)),
+    "HardtanhBackward0": _elementwise("_saved_self", lambda g, x: g * ((x > 0) & (x < 6))),
+    "SigmoidBackward0": _elementwise("_saved_result", lambda g, y: aten.sigmoid_backward(g, y)),
+    "HardswishBackward0": _elementwise("_saved_self", lambda g, x: aten.hardswish_backward(g, x)),
     "CatBackward0": _cat,
     "SplitBackward0": _split,
     "SplitWithSizesBackward0": _split,

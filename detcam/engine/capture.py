@@ -13,33 +13,33 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Captured:
-    """One tensor [B, C, h, w] that a module put out, with the graph attached that leads from it to the outputs."""
+    """An output [B, C, h, w] of a module, with the graph from it to the model's outputs."""
 
     name: str
     tensor: Tensor
 
 
 def module_name(name: str) -> str:
-    """The module that put out a captured tensor: its name without the run and the place in the output."""
+    """The name of the module whose output was captured: without the run and the place in the output."""
     return name.split("#")[0].split("[")[0]
 
 
 class Capture:
-    """While active, records what the named modules put out and cuts the graph there.
+    """While active, records the outputs of the named modules and cuts the graph there.
 
     A captured tensor becomes a leaf of the autograd graph if nothing before it was captured, so that a backward stops
-    there. With `cut_all` every captured tensor becomes a leaf: the gradient at each is then the local one, which does
-    not pass through the others. Given the names of modules, `cut_all` holds for theirs only. Outputs may be tensors or
-    nested tuples, lists and dicts; of these, all floating-point tensors of four dimensions are captured, as
+    there. With `cut_all` every captured tensor becomes a leaf: gradients are then local and do not pass
+    through other captured tensors. Given names of modules, `cut_all` holds for these modules only. Outputs may be
+    tensors or nested tuples, lists and dicts, of which all floating-point tensors of four dimensions are captured, as
     `name[key]`. A module that runs several times gives `name`, `name#1`, ... Maps that lie in a sequence of tokens
-    [B, L, C] are captured as maps, and the model goes on with a sequence made of them.
+    [B, L, C] are captured as maps, and the model continues with a sequence made of them.
 
     The forward must run on a model whose parameters do not require grad, see `detcam.engine.shadow`: then nothing
-    is recorded before the first cut, and the backbone costs what it costs without gradients.
+    is recorded before the first cut, and the backbone costs no more than without gradients.
 
     Args:
         modules: name -> module.
-        cut_all: cut at every module, or at those of these names, rather than at the earliest ones.
+        cut_all: cut at every module, or at the modules of these names, rather than at the earliest modules only.
         grids: from a number of tokens to the (first token, rows, columns) of each map among them.
     """
 
@@ -69,7 +69,7 @@ class Capture:
         self._handles.clear()
 
     def missing(self) -> list[str]:
-        """The names of modules that did not run, or put out no [B, C, h, w] tensor."""
+        """The names of modules that did not run, or have no output [B, C, h, w]."""
         seen = {module_name(captured.name) for captured in self.captured}
         return [name for name in self._modules if name not in seen]
 
@@ -98,7 +98,7 @@ class Capture:
         cut = module_name(name) in self._cut_names or not output.requires_grad
         leaf = output.detach().requires_grad_() if cut else output
         self.captured.append(Captured(name, leaf))
-        # The model goes on with a copy: an operation in place may change that, never the captured values.
+        # The model continues with a copy: an in-place operation must not change the captured values.
         return leaf.clone()
 
     def _cut_tokens(self, output: Tensor, name: str) -> Tensor:

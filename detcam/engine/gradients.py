@@ -7,29 +7,29 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-HALF = 2.0**7  # what gradients in half precision are multiplied with on their way, so that small ones do not vanish
+HALF = 2.0**7  # factor of gradients during a backward in half precision: small gradients would vanish without it
 
 
 def upscaling(tensor: Tensor) -> float:
-    """What to start a backward from in place of 1, for tensors of this precision."""
+    """The value that a backward starts from, in place of 1, for tensors of this precision."""
     return HALF if tensor.dtype == torch.float16 else 1.0
 
 
 def scaled_gradients(total: Tensor, tensors: list[Tensor]) -> list[Tensor | None]:
     """Gradients of a scalar, None where it does not depend on a tensor; float32 if the scalar is float16.
 
-    In half precision they start large, and smaller where that overflows.
+    In half precision the backward starts from a large value, and from smaller values if that overflows.
     """
     if upscaling(total) == 1:
         return list(torch.autograd.grad(total, tensors, retain_graph=True, allow_unused=True))
-    found: list[Tensor | None] = []
+    unscaled: list[Tensor | None] = []
     for scale in (upscaling(total), 1.0, 1 / upscaling(total), upscaling(total) ** -2):
         start = torch.full_like(total, scale)
         gradients = torch.autograd.grad(total, tensors, start, retain_graph=True, allow_unused=True)
-        found = [None if g is None else g.float() / scale for g in gradients]
-        if all(bool(g.isfinite().all()) for g in found if g is not None):
+        unscaled = [None if g is None else g.float() / scale for g in gradients]
+        if all(bool(g.isfinite().all()) for g in unscaled if g is not None):
             break
-    return found
+    return unscaled
 
 
 def object_gradients(
@@ -37,10 +37,10 @@ def object_gradients(
     image_index: Tensor,  # [N] int64
     tensors: list[Tensor],  # each [B, C, h, w]
 ) -> Iterator[tuple[Tensor, list[Tensor | None]]]:
-    """The gradient of each object's scalar at each tensor, one backward for as many objects as there are images.
+    """The gradient of each object's scalar at each tensor; each backward serves one object of every image.
 
-    The images of a batch do not influence one another in eval mode, so one backward of the sum of one scalar per
-    image gives the gradient of each: B images with up to K objects cost K backwards.
+    The images of a batch do not influence one another in eval mode, so the backward of a sum of one scalar per
+    image gives the gradient of each scalar: B images with up to K objects cost K backwards.
 
     Args:
         scalars: [N] one scalar per object, attached to the graph of the tensors.
@@ -79,7 +79,7 @@ def batched_gradients(
     memory: int,
     per_object: int,
 ) -> Iterator[tuple[Tensor, list[Tensor]]]:
-    """Gradients of N scalars, with the backwards of a chunk of objects run as one.
+    """Gradients of N scalars; the backwards of a chunk of objects run as one batched backward.
 
     A backward is linear in the gradient that it starts from, and everything it multiplies with is the same for every
     object of an image. So the starting gradients of a chunk are stacked, and `torch.func.vmap` turns each operation
@@ -90,8 +90,8 @@ def batched_gradients(
     Args:
         scalars: [N], attached to one graph, whose operations are all free of data-dependent shapes.
         tensors: leaves of that graph.
-        memory: bytes that a chunk may take, roughly; at least one object is taken.
-        per_object: bytes that one object's backward takes at its widest, as the caller knows its model.
+        memory: bytes that a chunk may take, roughly; a chunk holds at least one object.
+        per_object: bytes that an object's backward takes at most, as the caller knows its model.
 
     Yields:
         (objects, gradients): objects [n] int64, positions of scalars; gradients: for each tensor [n, *its shape],

@@ -1,4 +1,4 @@
-"""A private view of the user's model, so that the model itself is never touched, not even by an exception."""
+"""A private view of the user's model: the model itself is never changed, not even by an exception."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ def shadow(model: nn.Module) -> nn.Module:
 
     The copy is in eval mode, none of its parameters requires grad (so a backward writes no `.grad`), and no
     activation works in place (so a captured tensor keeps its values). Modes, flags, hooks and gradients of `model`
-    stay as they are; a later in-place update of its weights is seen by the copy. The user's own hooks are kept on the
-    copy and run there as they would in any forward.
+    stay as they are; a later in-place update of its weights changes the copy, too. The user's hooks are kept on the
+    copy and run in its forwards.
 
     Args:
         model: any module; in train or eval mode, frozen or not, also with parameters made under inference mode.
@@ -48,9 +48,9 @@ def shadow(model: nn.Module) -> nn.Module:
 
 @contextmanager
 def hooks_kept(view: nn.Module) -> Iterator[None]:
-    """After an exception, take away the hooks that were added to the modules of `view` meanwhile.
+    """After an exception, remove the hooks that were added to the modules of `view` within.
 
-    Whoever adds hooks removes them too, but Ctrl-C may come while they are being added.
+    Code that adds hooks removes them, but Ctrl-C may come while they are being added.
     """
     before = [(hooks := getattr(module, name), set(hooks)) for module in view.modules() for name in _HOOKS]
     try:
@@ -63,7 +63,7 @@ def hooks_kept(view: nn.Module) -> Iterator[None]:
 
 
 def _order_gradient(module: nn.Module, args: Any, output: Tensor) -> None:
-    """Have the gradient of a batch norm's output arrive in the memory order of the output itself.
+    """Make the gradient of a batch norm's output arrive in the memory order of the output.
 
     On the CPU, torch 2.15 (at least) returns a wrong gradient for a batch norm in eval mode whose output is contiguous,
     where the batch is one image and the gradient comes with the strides of tokens, as behind `flatten(2).transpose`.

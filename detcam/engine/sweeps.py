@@ -1,7 +1,7 @@
-"""Many forwards of one image changed in many ways, or of the model's tail after changed activations.
+"""Forwards of changed versions of an image, or of the model's tail after changed activations.
 
-A forward of a changed image does not depend on the object that is explained, so one sweep serves all objects. Where
-only activations change, what the model ran before them is not run again but answered from memory.
+A forward of a changed image does not depend on the object that is explained: one sweep serves all objects. Where only
+activations change, the modules before them do not run again; their recorded outputs are returned.
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ from torch.utils._pytree import tree_leaves, tree_map
 from detcam.engine.capture import Capture
 from detcam.types import Objects
 
-ALIVE = 4  # tensors as large as the largest that live at once: a layer's input, a convolution, its norm, its activation
+ALIVE = 4  # tensors of the largest size alive at once: a layer's input, the convolution, its norm, its activation
 
 Progress = Callable[[int, int], None]  # (forwards done, forwards in all)
 
 
 @dataclass(frozen=True)
 class Probe:
-    """One image with its objects, and the model to be asked about changed versions of it. Use it without gradients.
+    """An image with its objects, and the model that scores changed versions of the image; use it without gradients.
 
     Attributes:
         module: the private view of the model, see `detcam.engine.shadow`.
-        forward: from images [b, 3, H, W] to the model's raw outputs.
-        score: from raw outputs of b images and b to [b, M] scores, M a multiple of the number of objects.
+        forward: images [b, 3, H, W] -> the model's raw outputs.
+        score: (raw outputs of b images, b) -> scores [b, M], M a multiple of the number of objects.
         image: [3, H, W], the network's input.
-        objects: the N objects that were found in it.
-        layers: name -> [C, h, w] float32, what the captured layers put out for the image.
+        objects: the N objects of the image.
+        layers: name -> [C, h, w] float32, the outputs of the captured layers for the image.
         cut_all: whether the other captured layers keep their values while one changes, as `Capture` cuts them.
         grids: see `Capture`.
         memory: bytes that a batch of forwards may take, roughly.
@@ -61,16 +61,16 @@ class Probe:
 
     @property
     def unchanged(self) -> Tensor:
-        """[M] float32, the scores of the image as it is."""
+        """[M] float32, the scores of the unchanged image."""
         return self._plain_run[1]
 
     def scores(self, images: Tensor) -> Tensor:
         """[b, M] float32 scores of images [b, 3, H, W]."""
-        images = images.to(self.image.dtype, memory_format=torch.channels_last)  # convolutions run faster so
+        images = images.to(self.image.dtype, memory_format=torch.channels_last)  # convolutions are faster in this order
         return self.score(self.forward(images), len(images)).float()
 
     def batches(self, total: int) -> Iterator[slice]:
-        """The numbers 0 to `total` - 1 in slices as long as memory allows; reports progress after each."""
+        """The numbers 0 to `total` - 1 in slices as long as memory allows; progress is reported after each."""
         step = max(self.memory // max(self._plain_run[0].largest * ALIVE, 1), 1)
         for start in range(0, total, step):
             stop = min(start + step, total)
@@ -81,8 +81,9 @@ class Probe:
     def tail(self, layer: str) -> Callable[[Tensor], Tensor]:
         """The scores [b, M] as a function of other activations [b, C, h, w] at one of `layers`.
 
-        What ran before the layer is answered from memory. That is checked once with the unchanged activations; if the
-        scores come out different, as where a model works in place on what was remembered, whole forwards are run.
+        The recorded outputs of modules before the layer are returned without running them. This is checked once with
+        the unchanged activations; if the scores differ, as for a model that changes recorded outputs in place, whole
+        forwards run.
         """
         past = self._plain_run[0].before.get(layer.split("[")[0], Past())
 
@@ -98,7 +99,7 @@ class Probe:
 
         try:
             exact = _agree(run(self.layers[layer].expand(2, -1, -1, -1)), self.unchanged, self.image.dtype)
-        except (RuntimeError, TypeError, ValueError, LookupError):  # the model's own forward on what it did not expect
+        except (RuntimeError, TypeError, ValueError, LookupError):  # the model's forward met an unexpected value
             exact = False
         if not exact:
             past = Past()
@@ -106,7 +107,7 @@ class Probe:
 
     @cached_property
     def _plain_run(self) -> tuple[Recorder, Tensor]:
-        """One forward of the image as it is, on record, and its scores [M]."""
+        """A recorded forward of the unchanged image, and its scores [M]."""
         names = {name.split("[")[0] for name in self.layers}
         with Recorder(self.module, names) as recorder:
             scores = self.scores(self.image[None])
@@ -120,7 +121,7 @@ def _agree(scores: Tensor, unchanged: Tensor, dtype: torch.dtype) -> bool:
 
 @dataclass(frozen=True)
 class Call:
-    """One call of a module, and what it returned."""
+    """A call of a module, and its output."""
 
     module: nn.Module
     output: Any
@@ -128,14 +129,14 @@ class Call:
 
 @dataclass(frozen=True)
 class Past:
-    """What had happened when a module finished: the outermost finished calls, and how often each module had run."""
+    """The outermost calls that had finished when a module finished, and how often each module had run."""
 
     calls: list[Call] = field(default_factory=list)
     runs: dict[str, int] = field(default_factory=dict)
 
 
 class Recorder:
-    """While active, notes what had happened when each of the named modules finished.
+    """While active, records the calls that finished before each of the named modules.
 
     A call inside a finished call is forgotten: its caller's output stands for it. What is left when a module has
     finished is all that the rest of the forward can have from before it.
@@ -145,8 +146,8 @@ class Recorder:
         names: of modules in it; `name#1` is the second run of `name`.
 
     Attributes:
-        before: name -> what had happened, itself left out.
-        largest: bytes of the largest tensor that any module put out.
+        before: name -> the calls before the module, itself excluded.
+        largest: bytes of the largest output tensor of any module.
     """
 
     def __init__(self, module: nn.Module, names: set[str]) -> None:
@@ -187,15 +188,15 @@ class Recorder:
 
 @contextmanager
 def answered(calls: list[Call], count: int) -> Iterator[None]:
-    """Within, the first calls of these modules return what is on record, for `count` copies of the one image.
+    """Within, the first calls of these modules return the recorded outputs, for `count` copies of the image.
 
-    Neither their forward nor their hooks run then: what the hooks did is on record too.
+    Neither their forwards nor their hooks run: the record includes the effect of the hooks.
     """
     waiting: dict[nn.Module, deque[Any]] = {}
     for call in calls:
         waiting.setdefault(call.module, deque()).append(call.output)
     for module, outputs in waiting.items():
-        vars(module)["_call_impl"] = _from_memory(module._call_impl, outputs, count)  # what a call of a module calls
+        vars(module)["_call_impl"] = _from_memory(module._call_impl, outputs, count)  # which `Module.__call__` calls
     try:
         yield
     finally:
@@ -215,12 +216,12 @@ def _from_memory(call: Callable[..., Any], outputs: deque[Any], count: int) -> C
 
 
 class Replace(Capture):
-    """While active, the model goes on with other values at the captured maps.
+    """While active, the model continues with other values at the captured maps.
 
     Args:
         module: the model.
-        values: the name of a captured map, as `Capture` gives it -> [b, C, h, w].
-        runs: how often modules ran before, which counts in these names.
+        values: name of a captured map, as in `Capture` -> [b, C, h, w].
+        runs: how often each module had run before, which these names count.
         dtype: that of the model's activations.
         grids: see `Capture`.
     """

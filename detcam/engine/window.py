@@ -1,4 +1,4 @@
-"""Windows: for each of n objects a small piece of a map, with its place on it."""
+"""Window: for each of n objects a small piece of a map, and its place on the map."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Window:
-    """Pieces of one size, one per object, that lie inside a map.
+    """Pieces of a map, one per object, all of the same size and inside the map.
 
     Attributes:
         values: [n, C, kh, kw].
@@ -31,7 +31,7 @@ class Window:
         return Window(self.values[some], self.start[some])
 
     def moved(self, start: np.ndarray, extent: tuple[int, int]) -> Window:
-        """The same values seen through windows at other places [n, 2]: zero where these reach beyond the old ones."""
+        """The same values in windows at other places [n, 2]; zero where these reach beyond the old windows."""
         offset = start - self.start
         if extent == self.extent and not offset.any():
             return self
@@ -51,12 +51,12 @@ class Window:
 
 
 def gather(maps: Tensor, rows: np.ndarray, start: np.ndarray, extent: tuple[int, int]) -> Tensor:
-    """[n, C, *extent] pieces of maps [m, C, h, w], one of each of `rows` [n] at `start` [n, 2]; zero beyond it."""
+    """[n, C, *extent] pieces of maps [m, C, h, w], piece i from row `rows[i]` at `start[i]`; zero beyond the map."""
     size = maps.shape[2], maps.shape[3]
     n = len(rows)
     stop = start + extent
     within = bool((start >= 0).all() and (stop <= size).all())
-    by_cell = maps.permute(0, 2, 3, 1)  # [m, h, w, C]: a row of a channels-last map is copied in one go
+    by_cell = maps.permute(0, 2, 3, 1)  # [m, h, w, C]: a row of a channels-last map is contiguous
     if within:
         places = zip(rows.tolist(), start.tolist(), stop.tolist(), strict=True)
         return torch.stack([by_cell[row, y:v, x:u] for row, (y, x), (v, u) in places]).permute(0, 3, 1, 2)
@@ -78,7 +78,7 @@ def cut(maps: Tensor, images: np.ndarray, start: np.ndarray, extent: tuple[int, 
 
 
 def fitted(values: Tensor, start: np.ndarray, size: tuple[int, int]) -> Window:
-    """Windows that may hang over the border of a map of `size`, moved inside it; what hangs over is dropped."""
+    """Windows that may reach over the border of a map of `size`, moved inside; values beyond the border are dropped."""
     extent = min(values.shape[2], size[0]), min(values.shape[3], size[1])
     inside = np.clip(start, 0, np.subtract(size, extent))
     return Window(values, start).moved(inside, extent)

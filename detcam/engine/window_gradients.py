@@ -1,7 +1,7 @@
-"""Exact gradients of many objects from one forward: each object's gradient lives in a small window of every map.
+"""Exact gradients of many objects from one forward, each in a small window of every map.
 
-An object's score is read at one cell of the head's output. What that cell depends on is a limited stretch of every
-feature map before it: 3 x 3 cells before a 3 x 3 convolution, 5 x 5 before two of them, and so on, until somewhere in
+An object's score is read at one cell of the head's output, which depends on a limited stretch of every feature map
+before it: 3 x 3 cells before a 3 x 3 convolution, 5 x 5 before two of them, and so on, until somewhere in
 the neck the stretch covers a good part of the image. An ordinary backward fills whole maps with zeros around that
 stretch, and does so again for every object. Here the backward carries only the stretch, for all objects at once:
 
@@ -17,9 +17,9 @@ stretch, and does so again for every object. Here the backward carries only the 
 The forward runs once, as it would anyway, and leaves autograd's graph. `window_gradients` walks that graph from the
 score map back to the captured tensors. At each node the windows [n, C, kh, kw] of n objects are one small batch, each
 with its own place on the map; a rule for the kind of node (`detcam.engine.backward_rules`) says how the window grows
-and computes it from the values that the forward saved, cut out at the objects' places. So nothing is run twice, and
-kernel sizes, strides, upsampling and skips are read off the graph: no layer's name or type matters, and hooks or
-changes that a user made to the model are in it. A node without a rule (attention, global pooling, group normalisation)
+and computes it from the values that the forward saved, cut out at the objects' places. Nothing runs twice, and kernel
+sizes, strides, upsampling and skips are read off the graph: no layer's name or type matters, and hooks or changes that
+a user made to the model are included. A node without a rule (attention, global pooling, group normalisation)
 gets whole maps for one object after the other and is called as autograd would call it: slower, equally exact.
 
 `windows_agree` compares the walk with `torch.autograd.grad`.
@@ -53,7 +53,7 @@ class Seed:
     window: Window
 
 
-# The gradients of n objects at one edge: windows of a map, or a whole tensor for each where it is no map.
+# The gradients of n objects at one edge: windows of a map, or a whole tensor for each if the edge is not a map.
 Gradients = Window | list[Tensor]
 
 
@@ -131,7 +131,7 @@ def _step(node: Node, outputs: list[Gradients | None], images: np.ndarray, batch
 
 
 def _whole_step(node: Node, outputs: list[Gradients | None], images: np.ndarray, batch: int) -> list[Gradients | None]:
-    """Call the node itself, for one object after the other."""
+    """Call the node with whole maps, for one object after the other."""
     whole = [None if o is None else _as_tensors(o, (node, i), images) for i, o in enumerate(outputs)]
     rows: list[list[Tensor | None]] = []
     for position in range(len(images)):
@@ -142,7 +142,7 @@ def _whole_step(node: Node, outputs: list[Gradients | None], images: np.ndarray,
         if edge[0] is None or any(tensor is None for tensor in column):
             gathered.append(None)
             continue
-        # What was broadcast is summed by autograd's engine, not by the node.
+        # Gradients of broadcast inputs are summed by autograd's engine, not by the node.
         tensors = [tensor.sum_to_size(shape_of(edge)) for tensor in column if tensor is not None]
         gathered.append(_as_window(tensors, edge, images, batch) or tensors)
     return gathered
@@ -159,7 +159,7 @@ def _sum(arrived: list[Gradients], edge: Edge, images: np.ndarray) -> Gradients:
 
 
 def _as_window(gradients: Gradients, edge: Edge, images: np.ndarray, batch: int) -> Window | None:
-    """Whole tensors [B, C, h, w] as windows as large as the map; None if they are no maps of the images."""
+    """Whole tensors [B, C, h, w] as windows as large as the map; None if they are not maps of the images."""
     if isinstance(gradients, Window):
         return gradients
     shape = shape_of(edge)
@@ -181,8 +181,8 @@ def windows_agree(
 
     Args:
         seeds, targets, images: as for `window_gradients`.
-        tolerance: largest difference, as a share of the largest gradient; None: what rounding in the tensors' precision
-            explains, and at least 1e-4.
+        tolerance: largest difference, as a share of the largest gradient; None: the rounding of the tensors'
+            precision, and at least 1e-4.
 
     Returns:
         0 if they differ, else the largest number of bytes that the walk held at once.
@@ -193,16 +193,16 @@ def windows_agree(
     windows = walk.run()
     starts = [seed for seed in seeds if seed.tensor.requires_grad]
     for position in range(len(images)):
-        one, image = slice(position, position + 1), images[position : position + 1]
-        dense = [seed.window.rows(one).spread(tuple(seed.tensor.shape), image)[0] for seed in starts]
+        row, image = slice(position, position + 1), images[position : position + 1]
+        dense = [seed.window.rows(row).spread(tuple(seed.tensor.shape), image)[0] for seed in starts]
         outputs = [seed.tensor for seed in starts]
         expected: Sequence[Tensor | None] = [None] * len(targets)
         if starts:
             expected = torch.autograd.grad(outputs, targets, dense, retain_graph=True, allow_unused=True)
         for window, whole, target in zip(windows, expected, targets, strict=True):
             zero = torch.zeros_like(target)
-            found = zero if window is None else window.rows(one).spread(tuple(target.shape), image)[0]
+            actual = zero if window is None else window.rows(row).spread(tuple(target.shape), image)[0]
             truth = zero if whole is None else whole
-            if not bool((truth - found).abs().amax() <= tolerance * truth.abs().amax()):
+            if not bool((truth - actual).abs().amax() <= tolerance * truth.abs().amax()):
                 return 0
     return max(walk.peak, 1)

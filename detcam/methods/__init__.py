@@ -59,20 +59,20 @@ DEFAULT = "odam"
 
 
 def plugins() -> dict[str, type[AnyMethod]]:
-    """The methods of other installed packages, by name: what their entry points of group "detcam.methods" load.
+    """The methods of other installed packages, by name, loaded from their entry points of group "detcam.methods".
 
     Raises:
-        MethodError: if one is no method, or has the name of one of ours.
+        MethodError: if an entry point is not a method, or has the name of a method of detcam.
     """
-    found: dict[str, type[AnyMethod]] = {}
+    methods: dict[str, type[AnyMethod]] = {}
     for point in entry_points(group="detcam.methods"):
         method = point.load()
         if not (isinstance(method, type) and issubclass(method, AnyMethod)) or method.name in METHODS:
             raise MethodError(
-                f"plug-in {point.value!r}: expected a class derived from a method, with a name of its own"
+                f"plug-in {point.value!r}: expected a class derived from a method, with a name that is not taken"
             )
-        found[method.name] = method
-    return found
+        methods[method.name] = method
+    return methods
 
 
 def get_method(method: str | AnyMethod) -> AnyMethod:

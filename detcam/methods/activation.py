@@ -1,4 +1,4 @@
-"""Methods that read activations only. Their map is the same for every object of an image, and the result says so."""
+"""Methods that read activations only: all objects of an image share one map, and a note says so."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ class EigenCAM(SharedMethod):
     """Eigen-CAM: the activations projected on their first principal component.
 
     Muhammad & Yeasin 2020, "Eigen-CAM: Class Activation Map using Principal Components", equation 4, on activations
-    centred per channel. A principal component has no sign of its own: ours is the one whose projection grows with the
-    strength of the activations (sum_k |A_k|).
+    centred per channel. The sign of a principal component is arbitrary: here the projection grows with the strength of
+    the activations (sum_k |A_k|).
     """
 
     name = "eigencam"
@@ -51,8 +51,8 @@ class KPCACAM(SharedMethod):
 
     Karmani et al. 2024, "KPCA-CAM: Visual Explainability of Deep Computer Vision Models using Kernel PCA", with the
     sigmoid kernel of its experiments, on activations centred per channel: tanh(<a, b> / C + 1). The sign is that of
-    Eigen-CAM. A kernel has a row and a column for every cell, so maps of more than 6400 cells are halved until it
-    fits.
+    Eigen-CAM. A kernel has a row and a column for every cell, so maps of more than 6400 cells are halved until the
+    kernel fits.
     """
 
     name = "kpcacam"
@@ -67,8 +67,8 @@ class KPCACAM(SharedMethod):
         strength = cells.abs().sum(dim=2)
         cells = cells - cells.mean(dim=1, keepdim=True)
         maps = [
-            first_kernel_component(torch.tanh(own @ own.T / own.shape[1] + 1), towards)
-            for own, towards in zip(cells, strength, strict=True)
+            first_kernel_component(torch.tanh(vectors @ vectors.T / vectors.shape[1] + 1), towards)
+            for vectors, towards in zip(cells, strength, strict=True)
         ]
         return torch.stack(maps).to(acts.dtype).view(len(acts), *acts.shape[2:])
 
@@ -97,12 +97,12 @@ class FEM(SharedMethod):
 
 @dataclass(frozen=True)
 class DeepFeatureFactorization(SharedMethod):
-    """Deep feature factorisation: where in the image one of a few non-negative concepts lies.
+    """Deep feature factorisation: the location of one of a few non-negative concepts.
 
     Collins et al. 2018, "Deep Feature Factorization For Concept Discovery", equation 2: the activations behind a ReLU
     (we put one) are factored as A = H W with H, W >= 0, by Lee and Seung's updates from a start that follows from A.
     The map is column number `concept` of H, the strongest concept being number 0. The paper factors several images
-    together; we take each by itself, so that an image's map does not depend on its batch.
+    together; here each is factored alone, which makes its map independent of the batch.
     """
 
     concepts: int = parameter(5, 1, 1024)
@@ -116,12 +116,14 @@ class DeepFeatureFactorization(SharedMethod):
     def maps(self, acts: Tensor, grads: Tensor | None) -> Tensor:
         """See `Method.maps`."""
         cells = vectors_of(acts).nan_to_num(nan=0.0, posinf=0.0, neginf=0.0).clamp(min=0)
-        scale = cells.amax(dim=(1, 2)).clamp(min=torch.finfo(torch.float64).tiny)  # so that no power of it underflows
-        maps = [self._strongest(own) * size for own, size in zip(cells / scale[:, None, None], scale, strict=True)]
+        scale = cells.amax(dim=(1, 2)).clamp(min=torch.finfo(torch.float64).tiny)  # scaled: no power may underflow
+        maps = [
+            self._strongest(vectors) * size for vectors, size in zip(cells / scale[:, None, None], scale, strict=True)
+        ]
         return torch.stack(maps).to(acts.dtype).view(len(acts), *acts.shape[2:])
 
     def _strongest(self, cells: Tensor) -> Tensor:
-        """[m] from cells [m, C]: where the chosen concept lies."""
+        """[m]: the strength of the chosen concept in cells [m, C]."""
         places, concepts = self.factors(cells)
         strength = places.norm(dim=0) * concepts.norm(dim=1)
         chosen = int(strength.argsort(descending=True)[min(self.concept, len(strength) - 1)])
@@ -157,7 +159,7 @@ def _start(cells: Tensor, count: int) -> tuple[Tensor, Tensor]:
 
 @dataclass(frozen=True)
 class RandomCAM(SharedMethod):
-    """Random channel weights: what the activations alone show, whatever the weights.
+    """Random channel weights: a baseline that shows the activations alone.
 
     Weights are uniform in [-1, 1], one draw for all objects and images.
     """

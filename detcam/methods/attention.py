@@ -1,4 +1,4 @@
-"""Methods that read a transformer's attention: what the object's own query looked at."""
+"""Methods that read a transformer's attention: the tokens that an object's query attended to."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from detcam.methods.base import AnyMethod, parameter
 
 @dataclass(frozen=True)
 class CombinedAttention:
-    """Attention of one image, heads combined, in the order of the layers; K tokens that Q queries read.
+    """Attention of an image with its heads combined, in layer order, for Q queries that read K tokens.
 
     Attributes:
-        encoder: [K, K] each: among the tokens, or none.
-        queries: [Q, Q] each: among the queries; none for a model without a decoder.
-        cross: [Q, K] each: from the queries to the tokens; none likewise.
+        encoder: [K, K] each, self-attention of the tokens; may be empty.
+        queries: [Q, Q] each, self-attention of the queries; empty for a model without a decoder.
+        cross: [Q, K] each, from the queries to the tokens; empty for a model without a decoder.
     """
 
     encoder: list[Tensor]
@@ -28,31 +28,29 @@ class CombinedAttention:
 
 
 class AttentionMethod(AnyMethod):
-    """A way to turn attention into one value for each token, for each query.
+    """A method that turns attention into one value per query and token.
 
-    In a model without a decoder (YOLOS) the tokens of objects and of patches share one sequence: then the queries are
-    all of its tokens.
+    In a model without a decoder (YOLOS) the tokens of objects and of patches share one sequence, and all of its tokens
+    are queries.
     """
 
     reads = "attention"
     passes = "1 F"
-    uses_gradients: ClassVar[bool] = (
-        False  # whether attention counts as ReLU(gradient * A), from a backward for each object
-    )
+    uses_gradients: ClassVar[bool] = False  # whether attention counts as ReLU(gradient * A), by a backward per object
     sampled_only: ClassVar[bool] = False  # whether it needs attention that samples points
 
     @abstractmethod
     def relevance(self, attention: CombinedAttention, rows: Tensor) -> Tensor:
-        """[n, K] float32: what each token was to the queries `rows` [n]."""
+        """[n, K] float32: the relevance of each token to the queries `rows` [n]."""
 
 
 @dataclass(frozen=True)
 class RawAttention(AttentionMethod):
-    """Raw attention: where the object's query looked in the last decoder layers, mean over heads and layers.
+    """Raw attention: cross-attention of the object's query in the last decoder layers, mean over heads and layers.
 
-    Carion et al. 2020, "End-to-End Object Detection with Transformers", figure 6. Deformable attention looks at a few
-    points, each of which is shared out to the four cells around it. In a model without a decoder it is the row of the
-    object's token in the last layers.
+    Carion et al. 2020, "End-to-End Object Detection with Transformers", figure 6. Deformable attention reads a few
+    points, each of which is spread over the four cells around it. In a model without a decoder the map is the row of
+    the object's token in the last layers.
     """
 
     last: int = parameter(1, 1, 1024)
@@ -69,10 +67,10 @@ class RawAttention(AttentionMethod):
 
 @dataclass(frozen=True)
 class SamplingPoints(RawAttention):
-    """Sampling points: where deformable attention of the object's query looked, in all decoder layers.
+    """Sampling points: deformable attention of the object's query, in all decoder layers.
 
     Zhu et al. 2021, "Deformable DETR: Deformable Transformers for End-to-End Object Detection", figure 5: each point
-    counts with its attention weight, shared out to the four cells that its bilinear sample reads (equation 3).
+    counts with its attention weight, spread over the four cells that its bilinear sample reads (equation 3).
     """
 
     last: int = parameter(1024, 1, 1024)
@@ -84,13 +82,13 @@ class SamplingPoints(RawAttention):
 
 
 class Rollout(AttentionMethod):
-    """Attention rollout: attention multiplied through the layers, half of each token passing as it is.
+    """Attention rollout: attention multiplied through the layers, with half of each token passed on unchanged.
 
     Abnar & Zuidema 2020, "Quantifying Attention Flow in Transformers", section 3: A' = (A + I) / 2, mean over heads,
     multiplied over the layers. In a decoder the tokens that it reads are not changed by it, so cross-attention is a
-    block of a larger matrix whose other rows are the identity. An encoder whose attention is no matrix (deformable
-    attention, or convolutions behind it) counts as the identity. It knows no class: two objects of one query have one
-    map.
+    block of a larger matrix whose other rows are the identity. An encoder whose attention is not a matrix
+    (deformable attention, or convolutions behind it) counts as the identity. The class does not matter: two objects of
+    a query share a map.
     """
 
     name = "rollout"
@@ -100,27 +98,27 @@ class Rollout(AttentionMethod):
     def relevance(self, attention: CombinedAttention, rows: Tensor) -> Tensor:
         """See `AttentionMethod.relevance`."""
         if not attention.cross:
-            found = _identity(attention.encoder)[rows]
+            relevance = _identity(attention.encoder)[rows]
             for layer in reversed(attention.encoder):
-                found = (found + found @ layer) / 2
-            return found
+                relevance = (relevance + relevance @ layer) / 2
+            return relevance
         tokens = _identity(attention.encoder)
         for layer in attention.encoder:
             tokens = (tokens + layer @ tokens) / 2
-        found = torch.zeros_like(attention.cross[0])
+        relevance = torch.zeros_like(attention.cross[0])
         for among, across in zip(attention.queries, attention.cross, strict=True):
-            found = (found + among @ found) / 2
-            found = (found + (across @ tokens if attention.encoder else across)) / 2
-        return found[rows]
+            relevance = (relevance + among @ relevance) / 2
+            relevance = (relevance + (across @ tokens if attention.encoder else across)) / 2
+        return relevance[rows]
 
 
 class ChefersRelevance(AttentionMethod):
-    """Relevance through attention: gradients of the object's score tell which attention counted for it.
+    """Relevance through attention: attention weighted by the gradients of the object's score.
 
     Chefer et al. 2021, "Generic Attention-model Explainability for Interpreting Bi-Modal and Encoder-Decoder
     Transformers", equations 5 to 11, as for its DETR: with A = mean over heads of ReLU(gradient * A), R_ii += A R_ii
     in the encoder, R_qq += A R_qq and R_qi += A R_qi among the queries, and R_qi += norm(R_qq)^T A norm(R_ii) across.
-    An encoder whose attention is no matrix counts as the identity, as for rollout; deformable cross-attention counts
+    An encoder whose attention is not a matrix counts as the identity, as for rollout; deformable cross-attention counts
     by its sampling points.
     """
 
@@ -135,20 +133,20 @@ class ChefersRelevance(AttentionMethod):
         """See `AttentionMethod.relevance`."""
         if not attention.cross:
             alone = _identity(attention.encoder)[rows]
-            found = alone
+            relevance = alone
             for layer in reversed(attention.encoder):
-                found = found + found @ layer
-            return found - alone
+                relevance = relevance + relevance @ layer
+            return relevance - alone
         tokens = _identity(attention.encoder)
         for layer in attention.encoder:
             tokens = tokens + layer @ tokens
-        queries, found = _identity(attention.queries), torch.zeros_like(attention.cross[0])
+        queries, relevance = _identity(attention.queries), torch.zeros_like(attention.cross[0])
         for among, across in zip(attention.queries, attention.cross, strict=True):
-            queries, found = queries + among @ queries, found + among @ found
+            queries, relevance = queries + among @ queries, relevance + among @ relevance
             if attention.encoder:
                 across = across @ _normalised(tokens)
-            found = found + _normalised(queries).T @ across
-        return found[rows]
+            relevance = relevance + _normalised(queries).T @ across
+        return relevance[rows]
 
 
 def _identity(layers: list[Tensor]) -> Tensor:
@@ -158,7 +156,7 @@ def _identity(layers: list[Tensor]) -> Tensor:
 
 
 def _normalised(relevance: Tensor) -> Tensor:
-    """Equations 8 and 9: what was added to the identity, each row over its sum, and the identity."""
+    """Equations 8 and 9: the relevance added to the identity, each row divided by its sum, plus the identity."""
     identity = torch.eye(len(relevance), dtype=relevance.dtype, device=relevance.device)
     added = relevance - identity
     sums = added.sum(dim=1, keepdim=True)

@@ -1,4 +1,4 @@
-"""What every method is: a small class that describes itself and turns what the model computed into coarse maps."""
+"""Base classes of methods: a method describes itself and turns activations, gradients or forwards into coarse maps."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ Scalar = Literal["target", "prob", "similarity"]
 
 
 class AnyMethod(ABC):
-    """What a method of any kind says about itself, and its parameters.
+    """Description and parameters that methods of all kinds have.
 
-    Class attributes: `name`, `formula`, `source` (the paper), `reads` (what of the model, with commas between),
+    Class attributes: `name`, `formula`, `source` (the paper), `reads` (the quantities it reads, separated by commas),
     `elementwise` (whether the map at a cell follows from the activations and gradients of that cell alone, and is zero
-    where the gradient is), `object_specific` (whether two objects of one image get different maps), `passes` (what N
-    objects cost by the plain way, in whole forwards F, partial backwards B and forwards T of the model after the
-    layer), `layers` (the preset behind layers="auto") and `caution` (what a reader of its maps must know, or None).
+    where the gradient is), `object_specific` (whether two objects of one image get different maps), `passes` (the
+    unoptimised cost of N objects, in whole forwards F, partial backwards B and forwards T of the model after the
+    layer), `layers` (the preset for layers="auto") and `caution` (a warning to readers of its maps, or None).
 
     Parameters are the fields of a frozen dataclass, made with `parameter`.
     """
@@ -59,12 +59,12 @@ class AnyMethod(ABC):
 
 
 def parameter(default: Any, low: float, high: float) -> Any:
-    """A parameter of a method: a field of its dataclass with a default and the range that it may lie in."""
+    """A parameter of a method: a field of its dataclass, with a default and an allowed range."""
     return dataclasses.field(default=default, metadata={"range": [low, high]})
 
 
 class Method(AnyMethod):
-    """A way to turn activations, and gradients of each object's score, at a layer into one coarse map per object."""
+    """A method that computes one coarse map per object from activations, and gradients of its score, at a layer."""
 
     reads = "activations, gradients"
     passes = "1 F + N B"
@@ -85,7 +85,7 @@ class Method(AnyMethod):
         """
 
     def target(self, adapter: Adapter, target: Target) -> Target:
-        """The scalar to differentiate, given the one that the user chose.
+        """The scalar to differentiate, given the user's target.
 
         Raises:
             TargetError: for a target that the method cannot explain.
@@ -98,16 +98,16 @@ class Method(AnyMethod):
         images: Tensor,  # [N] int64
         tensors: list[Tensor],  # each [B, C, h, w]
     ) -> Iterator[tuple[Tensor, list[Tensor | None]]]:
-        """What `maps` gets as `grads`, for a few objects at a time; see `detcam.engine.object_gradients`."""
+        """The `grads` argument of `maps`, a few objects at a time; see `detcam.engine.object_gradients`."""
         return object_gradients(scalars, images, tensors)
 
     def terms(self, acts: Tensor, grads: Tensor | None) -> Tensor:
-        """[n, C, h, w]: what `maps` adds up over channels, where it does.
+        """[n, C, h, w]: the terms whose sum over channels is the map.
 
         Raises:
-            MethodError: where it does not.
+            MethodError: if the map is not a sum over channels.
         """
-        raise MethodError(f"method {self.name}: its map is no sum over channels")
+        raise MethodError(f"method {self.name}: its map is not a sum over channels")
 
 
 class PooledMethod(Method):
@@ -129,14 +129,13 @@ class PooledMethod(Method):
 
 
 class SweepMethod(AnyMethod):
-    """A way to get the maps of all objects of an image from one sweep of forwards that they share.
+    """A method that computes the maps of all objects of an image from one shared sweep of forwards.
 
     Gradients are off while it runs; the methods of `detcam.methods.pixel` turn them on for their own forwards.
 
-    `scalar` is what a forward is asked for: "target" (the scalar that the user chose, of the very anchor that the
-    object was read from), "prob" (the same, and the class score as a probability rather than a logit, for sums of
-    scores over masks) or "similarity" (how like the object the most similar prediction is, see
-    `detcam.methods.similarity`).
+    `scalar` is the score that a forward returns for each object: "target" (the user's target at the object's anchor),
+    "prob" (the same with the class score as a probability rather than a logit, for sums of scores over masks) or
+    "similarity" (of the most similar prediction to the object, see `detcam.methods.similarity`).
     """
 
     scalar: ClassVar[Scalar] = "target"
@@ -146,10 +145,10 @@ class SweepMethod(AnyMethod):
         """Raw coarse maps over the network's input, before ReLU and normalisation.
 
         Args:
-            probe: the image, its objects, and the model to ask.
-            layer: a name of `probe.layers`, for methods that read activations: they are called once for each layer.
+            probe: the image, its objects, and the model.
+            layer: a name of `probe.layers`; methods that read activations are called once per layer.
 
         Returns:
-            [M, h, w] float32: a map for each of the M scores, or for each of the N objects. The cells cover the
+            [M, h, w] float32: a map for each of the M scores, or for each of the N objects. The cells divide the
             network's input evenly.
         """

@@ -1,4 +1,4 @@
-"""Maps that know nothing of the model: what every method must beat in an honest table."""
+"""Baselines: maps that do not use the model, for comparison with methods."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from detcam.methods.perturbation import MOST, map_size
 
 @dataclass(frozen=True)
 class Noise(SweepMethod):
-    """Uniform noise in [0, 1], another for every object, the same for every image."""
+    """Uniform noise in [0, 1], different for every object and the same for every image."""
 
     seed: int = parameter(0, 0, MOST)
 

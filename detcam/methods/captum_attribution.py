@@ -31,14 +31,14 @@ FAILURES = (AssertionError, AttributeError, LookupError, NotImplementedError, Ru
 class Captum(SweepMethod):
     """Any attribution of Captum to the pixels of the network's input, by name: `method="captum:DeepLift"`.
 
-    The result is summed over the colours, with its sign. What Captum asks for beside the image is filled in: a blank
+    The result is summed over the colours, with its sign. Arguments that Captum needs are filled in: a blank
     image (zeros) as the baseline, and an image of the mean colour beside it where several are wanted; 8 x 8 patches
-    as the features that are switched on and off. Captum's own limits stay: its DeepLift rules and its guided
+    as the features that are switched on and off. Captum's limits remain: its DeepLift rules and its guided
     backpropagation know ReLU and its kin only, and pass SiLU or GELU like a plain gradient. Modules that a model calls
-    several times in one forward, which Captum's rules cannot tell apart, are passed likewise.
+    several times in one forward, which Captum's rules cannot tell apart, are passed over likewise.
 
     Kokhlikyan et al. 2020, "Captum: A unified and generic model interpretability library for PyTorch"; each
-    attribution's own source is in Captum's documentation.
+    attribution's source is in Captum's documentation.
 
     Args:
         attribution: a class of `captum.attr` that takes a model or a forward function and nothing else.
@@ -74,7 +74,7 @@ class Captum(SweepMethod):
             MethodError: if Captum cannot attribute this model's scores.
         """
         scalar = _Scalar(probe)
-        image = probe.image[None].contiguous()  # Captum flattens what it gets
+        image = probe.image[None].contiguous()  # Captum flattens its input
         maps = []
         with (
             torch.enable_grad(),
@@ -186,20 +186,20 @@ def _hide_repeated(probe: Probe) -> int:
 
 @contextmanager
 def _left_as_found(model: nn.Module) -> Iterator[None]:
-    """Take away the hooks that were added within, by whomever."""
+    """On exit, remove all hooks that were added within."""
     kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
     before = [(getattr(module, kind), dict(getattr(module, kind))) for module in model.modules() for kind in kinds]
     try:
         yield
     finally:
-        for hooks, own in before:
+        for hooks, kept in before:
             hooks.clear()
-            hooks.update(own)
+            hooks.update(kept)
 
 
 @contextmanager
 def _own_random_numbers(seed: int) -> Iterator[None]:
-    """Within, torch's and NumPy's global generators start from `seed`; afterwards they go on where they were."""
+    """Within, torch's and NumPy's global generators start from `seed`; afterwards they continue where they were."""
     state = np.random.get_state()  # noqa: NPY002 (Captum draws from it)
     with torch.random.fork_rng():
         torch.manual_seed(seed)

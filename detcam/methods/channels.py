@@ -1,4 +1,4 @@
-"""Methods that change the activations at a layer and watch the score: forwards of the model's tail only."""
+"""Methods that change the activations at a layer and read the score: forwards of the model's tail only."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ EPSILON = 1e-6  # keeps the quotient finite where a score is zero
 
 
 class AblationCAM(SweepMethod):
-    """Ablation-CAM: each channel weighs how far the score falls without it.
+    """Ablation-CAM: each channel is weighted by the drop of the score without it.
 
     Desai & Ramaswamy 2020, "Ablation-CAM: Visual Explanations for Deep Convolutional Network via Gradient-free
     Localization", equations 3 and 4. The paper divides by the score, which is positive there; a detector's logit may
-    be negative, and we divide by its size, so that a channel whose loss lowers the score always counts for the object.
+    be negative, and here its absolute value divides: a channel whose removal lowers the score always counts positively.
     """
 
     name = "ablationcam"
@@ -44,12 +44,12 @@ class AblationCAM(SweepMethod):
 
 @dataclass(frozen=True)
 class ReciproCAM(SweepMethod):
-    """Recipro-CAM: the score when all cells of the layer but one are zero.
+    """Recipro-CAM: the score with all cells of the layer zero except one.
 
     Byun & Lee 2022, "Recipro-CAM: Fast gradient-free visual explanations for convolutional neural networks",
     equations 1 to 3. Only the rise over the score of a layer of zeros is kept: a detector's logits are mostly negative,
     and the ReLU would leave nothing of them. A layer with more than `cells` rows or columns is cut into that many
-    even blocks, each kept as one.
+    even blocks, which are kept one at a time.
     """
 
     cells: int = parameter(20, 1, 1024)

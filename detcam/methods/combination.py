@@ -1,4 +1,4 @@
-"""Several maps of an object made into one: methods at layers, each map over its maximum, multiplied or averaged."""
+"""Combinations of several maps of an object: each divided by its maximum, then multiplied, averaged or maximised."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ HOW: tuple[How, ...] = ("product", "mean", "max")
 
 @dataclass(frozen=True)
 class Part:
-    """One of the maps that a combination is made of.
+    """A map that takes part in a combination.
 
     Attributes:
-        method: how it is made.
-        layers: where, as the explainer's `layers`: a preset or names of modules; "auto": the method's choice.
-        blur: standard deviation of a Gaussian that it is blurred with, in its own cells.
+        method: computes the map.
+        layers: as the explainer's `layers`: a preset or names of modules; "auto": the preset of the method.
+        blur: standard deviation of a Gaussian blur, in cells of the map.
     """
 
     method: AnyMethod
@@ -35,11 +35,11 @@ class Part:
 
 
 class Combination(AnyMethod):
-    """The product, mean or maximum of several maps of an object: of several methods, or of one at several layers.
+    """The product, mean or maximum of several maps of an object, from several methods or layers.
 
-    All maps come from one forward. Each counts as its positive part over its maximum, at the finest resolution among
-    them. With one method at several layers it is the multi-layer fusion of LayerCAM (Jiang et al. 2021, section III-C),
-    which takes the element-wise maximum.
+    All maps come from one forward. Each map's positive part is divided by its maximum, at the finest resolution among
+    them. With one method at several layers this is the multi-layer fusion of LayerCAM (Jiang et al. 2021, section
+    III-C), which takes the element-wise maximum.
 
     Args:
         parts: at least two maps.
@@ -52,8 +52,8 @@ class Combination(AnyMethod):
     name = "combination"
     formula = "product, mean or max over parts of ReLU(map) / max(map)"
     source = "Jiang et al. 2021, IEEE TIP 30, sec. III-C, for one method at several layers"
-    reads = "what its parts read"
-    passes = "1 F + what its parts take beyond it"
+    reads = "as its parts"
+    passes = "1 F + the further passes of its parts"
 
     def __init__(self, parts: Sequence[Part], how: How = "product") -> None:
         if len(parts) < 2 or how not in HOW:
@@ -65,15 +65,15 @@ class Combination(AnyMethod):
             self.name = f"{how}:{','.join(_spelled(part) for part in parts)}"  # type: ignore[misc]
 
     def join(self, maps: list[Tensor]) -> Tensor:
-        """One map [n, h, w] in [0, 1] from that of each part, [n, h_i, w_i] float32; zero cells beyond reach stay 0."""
+        """Joined maps [n, h, w] in [0, 1] from the maps of each part, [n, h_i, w_i] float32."""
         finest = max((m.shape[1:] for m in maps), key=lambda shape: shape[0] * shape[1])
         scaled = []
-        for one, part in zip(maps, self.parts, strict=True):
-            one = blurred(one.nan_to_num(0.0, 0.0, 0.0).clamp(min=0), part.blur)
-            if one.shape[1:] != finest:
-                one = interpolate(one[:, None], finest, mode="bilinear")[:, 0]
-            highest = one.flatten(1).amax(dim=1).clamp(min=torch.finfo(one.dtype).tiny)
-            scaled.append(one / highest[:, None, None])
+        for raw, part in zip(maps, self.parts, strict=True):
+            positive = blurred(raw.nan_to_num(0.0, 0.0, 0.0).clamp(min=0), part.blur)
+            if positive.shape[1:] != finest:
+                positive = interpolate(positive[:, None], finest, mode="bilinear")[:, 0]
+            highest = positive.flatten(1).amax(dim=1).clamp(min=torch.finfo(positive.dtype).tiny)
+            scaled.append(positive / highest[:, None, None])
         stack = torch.stack(scaled)
         if self.how == "max":
             return stack.amax(dim=0)
@@ -99,17 +99,17 @@ def blurred(maps: Tensor, deviation: float) -> Tensor:
 
 @dataclass(frozen=True)
 class _Blur(AnyMethod):
-    """The parameter of `Fused`: apart, for a combination is made with its parts."""
+    """The parameter of `Fused`, apart from `Combination`, whose constructor takes parts."""
 
     blur: float = parameter(1.5, 0.0, 100.0)
 
 
 class Fused(_Blur, Combination):
-    """The evidence that enters the neck, where the object was read: the product of two element-wise maps.
+    """The product of two element-wise maps: at the neck's inputs and at the object's feature level.
 
     The map at the tensors that enter the neck accounts for the whole score but is broad; the map at the feature level
     that the object was read from is sharp but sees little context. Each over its maximum, the second blurred with a
-    Gaussian of `blur` cells, they are multiplied: what is hot in both.
+    Gaussian of `blur` cells, they are multiplied.
     """
 
     name = "fused"

@@ -13,10 +13,10 @@ EXACT = 1e-8  # the residual at which it stops, as a share of the eigenvalue
 def first_component(cells: Tensor, towards: Tensor) -> Tensor:
     """Vectors projected on their first principal component.
 
-    A component has no sign of its own: it is turned so that the projection grows with `towards`.
+    The sign of a component is arbitrary: here the projection grows with `towards`.
 
     Args:
-        cells: [n, m, C] float64, m vectors of each of n sets; what is not finite counts as 0.
+        cells: [n, m, C] float64, m vectors of each of n sets; values that are not finite count as 0.
         towards: [n, m] float64.
 
     Returns:
@@ -70,7 +70,7 @@ def _leading(matrix: Tensor) -> tuple[Tensor, Tensor]:
         values, vectors = torch.linalg.eigh(basis @ images.T)
         found = vectors[:, -1] @ basis
         vector = images[-1]
-        for _ in range(2):  # once leaves what rounding lets through
+        for _ in range(2):  # a single pass leaves rounding errors
             vector = vector - (basis @ vector) @ basis
         residual = (vectors[:, -1] @ images - values[-1] * found).norm()
         if residual <= EXACT * values.abs().amax() or len(basis) == STEPS:

@@ -1,4 +1,4 @@
-"""Finer-CAM: what sets the object's class apart from the classes that the model nearly chose."""
+"""Finer-CAM: the contrast between the object's class and the classes with the nearest logits."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ class FinerCAM(GradCAM):
     """Finer-CAM: Grad-CAM of the object's logit less those of the most similar classes.
 
     Zhang et al. 2025, "Finer-CAM: Spotting the Difference Reveals Finer Details for Visual Explanation". The similar
-    classes are the `classes` whose logits at the object's anchor are nearest to its own; their differences, each with
-    the other logit times `strength`, are averaged with the softmax over all classes as weights, as in
-    pytorch-grad-cam. With one class and strength 1 it is Grad-CAM with target "margin" wherever the nearest is the best
-    other one.
+    classes are the `classes` whose logits at the object's anchor are nearest to the object's logit; the differences to
+    these logits times `strength` are averaged with the softmax over all classes as weights, as in
+    pytorch-grad-cam. With one class and strength 1 it is Grad-CAM with target "margin" wherever the nearest logit is
+    the best other logit.
     """
 
     classes: int = parameter(3, 1, 10_000)
@@ -66,12 +66,12 @@ class FinerCAM(GradCAM):
             ]
             logits = torch.stack([score(outputs, found) for found in others], dim=1)  # [N, classes]
             classes = torch.cat([found.class_ids for found in objects])[:, None]
-            own = logits.gather(1, classes)
-            apart = (logits - own).detach().abs().scatter(1, classes, -1.0)
+            logit = logits.gather(1, classes)
+            apart = (logits - logit).detach().abs().scatter(1, classes, -1.0)
             near = apart.argsort(dim=1, stable=True)[:, 1 : 1 + self.classes]  # the first is the class itself
             if not near.shape[1]:
-                return own[:, 0]
+                return logit[:, 0]
             weights = logits.softmax(dim=1).gather(1, near)
-            return (weights * (own - self.strength * logits.gather(1, near))).sum(1) / (weights.sum(1) + 1e-9)
+            return (weights * (logit - self.strength * logits.gather(1, near))).sum(1) / (weights.sum(1) + 1e-9)
 
         return finer

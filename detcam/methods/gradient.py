@@ -1,4 +1,4 @@
-"""Methods that weigh activations A by gradients g = dS/dA; sum_ij and mean_ij run over cells, sum_k over channels."""
+"""Methods that weight activations A by gradients g = dS/dA; sum_ij and mean_ij run over cells, sum_k over channels."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ EPSILON = 1e-6  # keeps quotients finite where a channel is silent; pytorch-grad
 
 
 class GradCAM(PooledMethod):
-    """Grad-CAM: each channel weighs its mean gradient.
+    """Grad-CAM: each channel is weighted by its mean gradient.
 
     Selvaraju et al. 2017, "Grad-CAM: Visual Explanations from Deep Networks via Gradient-based Localization",
-    equations 1 and 2. The mean runs over the whole map, so at a detector's head the weights of one object light up
-    every object of its class.
+    equations 1 and 2. The mean runs over the whole map, so at a detector's head the weights of an object
+    highlight every object of its class.
 
-    Of a contrast between classes it is Finer-CAM (see there); target "margin" is such a contrast for any method.
+    Applied to a contrast between classes it is Finer-CAM; target "margin" is such a contrast for any method.
     """
 
     name = "gradcam"
@@ -58,7 +58,7 @@ class CAM(PooledMethod):
 
 
 class GradCAMPlusPlus(PooledMethod):
-    """Grad-CAM++: positive gradients, weighted so that several instances of a class count alike.
+    """Grad-CAM++: positive gradients, weighted to count several instances of a class alike.
 
     Chattopadhay et al. 2018, "Grad-CAM++: Generalized Gradient-based Visual Explanations", equations 11 and 19; with
     S = exp(logit) the higher derivatives become powers of g. The formula was made for non-negative activations: behind
@@ -96,7 +96,7 @@ class HiResCAM(Method):
     """HiResCAM: gradient times activation, cell by cell, no pooling.
 
     Draelos & Carin 2020, "Use HiResCAM instead of Grad-CAM for faithful explanations of convolutional neural
-    networks", equation 3. Unlike a pooled weight it keeps where the gradient was, so each object keeps its own map.
+    networks", equation 3. Unlike a pooled weight it keeps the place of the gradient, which differs between objects.
     """
 
     name = "hirescam"
@@ -116,7 +116,7 @@ class HiResCAM(Method):
 
 
 class ODAM(HiResCAM):
-    """ODAM: the element-wise map of one object's own scalar, at the feature level that the object was read from.
+    """ODAM: the element-wise map of an object's scalar, at the feature level that the object was read from.
 
     Zhao & Chan 2023, "ODAM: Gradient-based Instance-Specific Visual Explanations for Object Detection", equation 4.
     The formula is HiResCAM's; what ODAM adds is the scalar of one instance (class score or a side of its box).
@@ -150,8 +150,8 @@ class LayerCAM(Method):
 class EigenGradCAM(Method):
     """Eigen-Grad-CAM: gradient times activation, projected on its first principal component.
 
-    As in pytorch-grad-cam: Eigen-CAM (Muhammad & Yeasin 2020, equation 4) of g * A in place of A, which makes it
-    the object's own. The sign is the one whose projection grows with sum_k g_k * A_k.
+    As in pytorch-grad-cam: Eigen-CAM (Muhammad & Yeasin 2020, equation 4) of g * A in place of A, which differs
+    between objects. The sign is chosen to make the projection grow with sum_k g_k * A_k.
     """
 
     name = "eigengradcam"
@@ -161,5 +161,5 @@ class EigenGradCAM(Method):
     def maps(self, acts: Tensor, grads: Tensor | None) -> Tensor:
         """See `Method.maps`."""
         assert grads is not None
-        cells = vectors_of(acts) * vectors_of(grads)  # in double precision a product of small numbers stays one
+        cells = vectors_of(acts) * vectors_of(grads)  # in double precision products of small numbers do not underflow
         return first_component(cells, cells.sum(dim=2)).to(acts.dtype).view(len(acts), *acts.shape[2:])

@@ -71,7 +71,7 @@ class SmoothGradCAMPlusPlus(SweepMethod):
 
 
 class GuidedGradCAM(SweepMethod):
-    """Guided Grad-CAM: guided backpropagation where Grad-CAM is hot.
+    """Guided Grad-CAM: guided backpropagation times the enlarged Grad-CAM map.
 
     Selvaraju et al. 2017, "Grad-CAM: Visual Explanations from Deep Networks via Gradient-based Localization", section
     3.1.
@@ -94,7 +94,7 @@ class GuidedGradCAM(SweepMethod):
 
 
 class FullGrad(PixelMethod):
-    """FullGrad: what the pixels and every layer's biases add to the score, each stretched to [0, 1], added up.
+    """FullGrad: the contributions of the pixels and of every layer's biases, each stretched to [0, 1], summed.
 
     Srinivas & Fleuret 2019, "Full-Gradient Representation for Neural Network Visualization", equation 7. Biases are
     those of convolutions and batch norms; those of other layers (a linear layer's, a layer norm's) have no rule in
@@ -132,7 +132,7 @@ class FullGrad(PixelMethod):
 
 
 def _bias(module: nn.Module) -> Tensor:
-    """[C]: what the module adds to its input's multiple; for a batch norm also the shift by its running mean."""
+    """[C]: the module's bias; for a batch norm including the shift by its running mean."""
     bias: Any = module.bias
     if isinstance(module, nn.BatchNorm2d) and module.running_mean is not None and module.running_var is not None:
         scale = module.weight * (module.running_var + module.eps).rsqrt()

@@ -1,4 +1,4 @@
-"""Methods that mask the image and watch the score: M whole forwards, shared by all objects."""
+"""Methods that mask the image and read the scores: M whole forwards, shared by all objects."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def edges(pixels: int, cells: int) -> Tensor:
 class RandomMasks:
     """Smooth random masks: coarse random grids, enlarged, each shifted by less than a cell (RISE, section 3.2).
 
-    All is drawn at once from the seed, so that a mask does not depend on the batch it is made in.
+    All masks are drawn at once from the seed and do not depend on the batches.
     """
 
     def __init__(self, count: int, cells: int, kept: float, size: tuple[int, int], seed: int) -> None:
@@ -52,12 +52,12 @@ class RandomMasks:
 
 @dataclass(frozen=True)
 class RISE(SweepMethod):
-    """RISE: at each cell the mean score of the image seen through random masks, weighted by what they show there.
+    """RISE: for each cell the mean score over random masks of the image, weighted by the masks' values there.
 
     Petsiuk et al. 2018, "RISE: Randomized Input Sampling for Explanation of Black-box Models", equation 4. The paper
     takes 4000 to 8000 masks and divides by their expected sum (equation 6); we divide by the sum of the masks drawn,
-    which has the same limit and leaves out the noise of how often a cell happened to be shown. The score is the
-    probability of the object's own anchor, so that a mask that hides the object weighs nothing.
+    which has the same limit and removes the noise of how often a cell happens to be shown. The score is the
+    probability at the object's anchor: a mask that hides the object counts little.
     """
 
     masks: int = parameter(1000, 1, MOST)
@@ -91,8 +91,8 @@ class DRISE(RISE):
     """D-RISE: RISE with the similarity of the most similar prediction in place of a class score.
 
     Petsiuk et al. 2021, "Black-box Explanation of Object Detectors via Saliency Maps", section 3.2; the paper takes
-    5000 masks. A model without objectness of its own gives its largest class probability: without either, anchors
-    that the model believes in with 1e-5 would count like any other.
+    5000 masks. A model without objectness gives its largest class probability: without either, anchors with a
+    confidence of 1e-5 would count like any other.
     """
 
     masks: int = parameter(1000, 1, MOST)
@@ -108,7 +108,7 @@ class DRISE(RISE):
 
 @dataclass(frozen=True)
 class Occlusion(SweepMethod):
-    """Occlusion: how far the score falls when a patch is painted over, averaged over the patches that cover a cell.
+    """Occlusion: the drop of the score when a patch is painted over, averaged over the patches that cover a cell.
 
     Zeiler & Fergus 2014, "Visualizing and Understanding Convolutional Networks", section 4.2. The paint is the mean
     colour of the network's input. A patch is `patch` cells high and wide and moves by one cell.
@@ -143,7 +143,7 @@ class Occlusion(SweepMethod):
 
 @dataclass(frozen=True)
 class ScoreCAM(SweepMethod):
-    """Score-CAM: each channel weighs the score of the image seen through it.
+    """Score-CAM: each channel is weighted by the score of the image masked with it.
 
     Wang et al. 2020, "Score-CAM: Score-Weighted Visual Explanations for Convolutional Neural Networks", definition 3
     and equations 6 to 8. The score of the baseline image, the same for every channel, cancels in the softmax.
@@ -158,7 +158,7 @@ class ScoreCAM(SweepMethod):
 
     @property
     def versions(self) -> int:
-        """How many masks are made of each channel."""
+        """The number of masks made from each channel."""
         return 1
 
     def mask(self, mask: Tensor, version: int, generator: torch.Generator) -> Tensor:

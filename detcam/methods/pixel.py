@@ -1,7 +1,7 @@
 """Methods that read gradients at the network's input: one value for every pixel.
 
 Each is a sweep over changed versions of the image: one forward serves all objects, and each object's score has a
-backward of its own through the whole model. Colours count as the network sees them, after its own normalisation.
+backward through the whole model. Colours count as in the network's input, after normalisation.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ class PixelMethod(SweepMethod):
 
 
 def gradients_at(scores: Tensor, tensors: list[Tensor]) -> Iterator[list[Tensor]]:
-    """For each of the scores [M] of one image its gradients at `tensors`, each [1, ...], as float32 [...].
+    """For each of an image's scores [M] its gradients at `tensors` [1, ...], as float32 [...].
 
     Raises:
-        TargetError: if no score depends on any of them in a way that has a gradient.
+        TargetError: if no score has a gradient at any of them.
     """
     if not scores.requires_grad:
         raise TargetError("the scores have no gradient at the network's input: use a method that needs none")
@@ -68,16 +68,16 @@ def noisy_versions(probe: Probe, samples: int, deviation: float, seed: int) -> I
 
 
 def report(probe: Probe, done: int, total: int) -> None:
-    """Tell whoever waits how far the sweep is."""
+    """Call the probe's progress function."""
     if probe.progress is not None:
         probe.progress(done, total)
 
 
 class Gradient(PixelMethod):
-    """Vanilla gradient: how steeply the score changes with each pixel, whatever the direction.
+    """Vanilla gradient: the absolute rate of change of the score with each pixel.
 
     Simonyan et al. 2013, "Deep Inside Convolutional Networks: Visualising Image Classification Models and Saliency
-    Maps", section 3.1: the largest size over the colours.
+    Maps", section 3.1: the largest absolute value over the colours.
     """
 
     name = "gradient"
@@ -90,7 +90,7 @@ class Gradient(PixelMethod):
 
 
 class GradientXInput(PixelMethod):
-    """Gradient times input: what each pixel adds to a score that is linear around it.
+    """Gradient times input: each pixel's contribution to a score that is linear around it.
 
     Shrikumar et al. 2016, "Not Just a Black Box: Learning Important Features Through Propagating Activation
     Differences", section 2; signed, summed over the colours.
@@ -109,9 +109,9 @@ class GradientXInput(PixelMethod):
 class SmoothGrad(PixelMethod):
     """SmoothGrad: the gradient averaged over noisy versions of the image.
 
-    Smilkov et al. 2017, "SmoothGrad: removing noise by adding noise", section 2: the largest size of the mean over the
-    colours, as for the vanilla gradient. `deviation` is a share of the range of the input's values; the paper takes 10
-    to 20 % and 50 samples.
+    Smilkov et al. 2017, "SmoothGrad: removing noise by adding noise", section 2: the largest absolute value of the mean
+    over the colours, as for the vanilla gradient. `deviation` is a share of the range of the input's values; the paper
+    takes 10 to 20 % and 50 samples.
     """
 
     samples: int = parameter(25, 1, MOST)
@@ -133,7 +133,7 @@ class SmoothGrad(PixelMethod):
 
 @dataclass(frozen=True)
 class IntegratedGradients(PixelMethod):
-    """Integrated Gradients: the gradient averaged on the way from a blank image, times the way.
+    """Integrated Gradients: the gradient averaged along the line from a blank image, times the difference to it.
 
     Sundararajan et al. 2017, "Axiomatic Attribution for Deep Networks", equation 1, with the image of zeros as the
     baseline (black, or the mean colour where the model normalises its input) and the integral by Gauss and Legendre's
@@ -184,8 +184,8 @@ class GuidedBackprop(PixelMethod):
     """Guided backpropagation: the gradient with its negative parts dropped at every rectifier.
 
     Springenberg et al. 2014, "Striving for Simplicity: The All Convolutional Net", section 3.4, written for ReLU; at
-    smooth rectifiers such as SiLU ours drops the negative part of what arrives, and their own slope stays. Rectifiers
-    that a model calls as functions rather than modules are passed as they are.
+    smooth rectifiers such as SiLU the negative part of the incoming gradient is dropped and their slope stays.
+    Rectifiers that a model calls as functions rather than modules are not changed.
     """
 
     name = "guidedbackprop"

@@ -16,8 +16,8 @@ class ShapleyCAM(GradCAM):
     """Shapley-CAM: Grad-CAM with the gradient corrected by the curvature of the score.
 
     Cai 2025, "CAMs as Shapley Value-based Explainers", the closed form of its second-order expansion:
-    w = mean_ij(g - H A / 2), H the Hessian of the score with respect to this layer alone. The scalar is the target
-    that the user chose; the paper's residual softmax (ReST) supposes classes that exclude one another.
+    w = mean_ij(g - H A / 2), H the Hessian of the score with respect to this layer alone. The scalar is the user's
+    target; the paper's residual softmax (ReST) assumes classes that exclude one another.
     """
 
     name = "shapleycam"
@@ -41,11 +41,11 @@ def second_order_gradients(
 ) -> Iterator[tuple[Tensor, list[Tensor | None]]]:
     """Like `object_gradients`, with g - H A / 2 in place of g: H the scalar's Hessian with respect to that tensor A.
 
-    One object at a time, with one more backward for each tensor, through the first. It yields what
-    `object_gradients` yields.
+    One object at a time, with one more backward per tensor, through the first backward. Yields the same tuples as
+    `object_gradients`.
 
     Raises:
-        MethodError: if torch has no second derivatives of one of the model's operations.
+        MethodError: if torch lacks the second derivative of an operation of the model.
     """
     for position, image in enumerate(images.tolist()):
         found: list[Tensor | None] = [None] * len(tensors)

@@ -1,4 +1,4 @@
-"""How like an object the predictions for a changed image are: the scalar of D-RISE."""
+"""Similarity of an object to the predictions for a changed image: the scalar of D-RISE."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch.nn.functional import normalize
 
 from detcam.boxes import box_iou
 
-LEAST = 1e-3  # predictions with less confidence count as none: they are most of them, and change s by less than this
+LEAST = 1e-3  # predictions with less confidence, which are most of them, are skipped: they change s by less than this
 
 
 def class_distributions(
@@ -16,7 +16,7 @@ def class_distributions(
     candidates: Tensor,  # [A, 4] xyxy of all predictions for the unchanged image
     probabilities: Tensor,  # [A, K]
 ) -> Tensor:
-    """[N, K] class probabilities of the objects: those of the prediction with the largest IoU * p_class."""
+    """[N, K] class probabilities of each object's prediction: the one with the largest IoU * p_class."""
     fit = box_iou(boxes, candidates) * probabilities[:, class_ids].T  # [N, A]
     return probabilities[fit.argmax(dim=1)]
 

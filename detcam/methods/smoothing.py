@@ -1,4 +1,4 @@
-"""Smoothing that works with other methods: mean maps over changed images, and the first principal component."""
+"""Smoothing of other methods: mean maps over changed images, and the first principal component."""
 
 from __future__ import annotations
 
@@ -81,15 +81,15 @@ class Smoothing(AnyMethod):
 
 
 def _like(smoothing: Smoothing, method: AnyMethod, prefix: str) -> None:
-    """Describe a smoothing as what it is made of; fields of a frozen dataclass are left alone."""
-    own = {
+    """Take over the description of the smoothed method; fields of a frozen dataclass stay."""
+    facts = {
         "method": method,
         "name": f"{prefix}:{method.name}",
         "object_specific": method.object_specific,
         "caution": method.caution,
         "layers": method.layers,
     }
-    vars(smoothing).update(own)
+    vars(smoothing).update(facts)
 
 
 @dataclass(frozen=True)
@@ -106,16 +106,16 @@ class NoiseTunnel(_Noise, Smoothing):
     the range of the input's values.
 
     Args:
-        method: whose maps are averaged.
-        samples: how many versions.
-        deviation: how strong the noise is.
+        method: its maps are averaged.
+        samples: number of versions.
+        deviation: strength of the noise.
         seed: of the noise.
     """
 
     name = "noisy"
     formula = "mean_i map(x + noise_i)"
     source = "Smilkov et al. 2017, arXiv:1706.03825, sec. 2"
-    reads = "what its method reads"
+    reads = "as its method"
     passes = "1 F + samples times those of its method"
 
     def __init__(
@@ -146,14 +146,14 @@ class Augmented(_Scale, Smoothing):
     rounded to multiples of 32. Each version's map counts as its share of its largest value, as there.
 
     Args:
-        method: whose maps are averaged.
-        scale: the image is made larger and smaller by this factor; 1: it is mirrored only.
+        method: its maps are averaged.
+        scale: factor by which the image is enlarged and reduced; 1: it is mirrored only.
     """
 
     name = "augmented"
     formula = "mean over {x, mirrored x} at scales {1, s, 1 / s} of map / max |map|, moved back"
     source = "this project, after pytorch-grad-cam's aug_smooth (Gildenblat 2021)"
-    reads = "what its method reads"
+    reads = "as its method"
     passes = "1 F + 6 times those of its method"
     equal = True
 
@@ -180,13 +180,13 @@ class Augmented(_Scale, Smoothing):
 
 
 class PrincipalComponent(Method):
-    """Principal-component smoothing: what a method adds up over channels, projected on its first principal component.
+    """Principal-component smoothing: a method's terms over channels, projected on their first principal component.
 
     As pytorch-grad-cam's `eigen_smooth`: Eigen-CAM (Muhammad & Yeasin 2020, equation 4) of the method's terms in place
-    of the activations. The sign is the one whose projection grows with their sum.
+    of the activations. The sign is chosen to make the projection grow with their sum.
 
     Args:
-        method: one that adds up channels.
+        method: its map is a sum over channels.
 
     Raises:
         MethodError: for any other method.
@@ -199,10 +199,12 @@ class PrincipalComponent(Method):
     def __init__(self, method: AnyMethod | None = None) -> None:
         method = method or ODAM()
         if not isinstance(method, Method) or type(method).terms is Method.terms:
-            raise MethodError(f"method eigen: {method.name!r} adds up no channels: choose e.g. 'gradcam' or 'odam'")
+            raise MethodError(
+                f"method eigen: {method.name!r} is not a sum over channels: choose e.g. 'gradcam' or 'odam'"
+            )
         self.method = method
-        own = {"name": f"eigen:{method.name}", "layers": method.layers, "second_order": method.second_order}
-        vars(self).update(own, reads=method.reads, passes=method.passes, object_specific=method.object_specific)
+        facts = {"name": f"eigen:{method.name}", "layers": method.layers, "second_order": method.second_order}
+        vars(self).update(facts, reads=method.reads, passes=method.passes, object_specific=method.object_specific)
 
     def target(self, adapter: Adapter, target: Target) -> Target:
         """See `Method.target`."""

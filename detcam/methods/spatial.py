@@ -1,4 +1,4 @@
-"""Methods whose weights differ from cell to cell: they keep where the gradient was, so each object keeps its map."""
+"""Methods whose weights differ from cell to cell, which keeps the maps of objects apart."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from detcam.methods.gradient import GradCAM, GradCAMPlusPlus
 
 
 class ElementWiseGradCAM(Method):
-    """Element-wise Grad-CAM: what each channel adds to the score in a cell, where it adds at all.
+    """Element-wise Grad-CAM: the positive contributions of the channels in each cell, summed.
 
     HiResCAM with the ReLU inside the sum, as pytorch-grad-cam's GradCAMElementWise has it.
     """
@@ -35,7 +35,7 @@ class ElementWiseGradCAM(Method):
 
 
 def space_maps(grads: Tensor) -> Tensor:
-    """[n, C, h, w] in [0, 1]: the size of the gradient [n, C, h, w] over its largest in the channel; 0 if silent."""
+    """[n, C, h, w] in [0, 1]: absolute gradients divided by the channel's largest; 0 for a channel of zeros."""
     size = grads.abs()
     return size / size.amax(dim=(2, 3), keepdim=True).clamp(min=torch.finfo(size.dtype).tiny)
 
@@ -76,9 +76,9 @@ class GCAME(Method):
     """G-CAME: Grad-CAM seen through a Gaussian around the object's cell.
 
     Nguyen et al. 2023, "G-CAME: Gaussian-Class Activation Mapping Explainer for Object Detectors". Each channel's
-    Gaussian is as wide as the logarithm of its weight is large; we keep it at least one cell wide. The paper centres
-    it where the gradient is not zero, which is one cell at the last layer of YOLOX; behind larger kernels ours is the
-    cell where sum_k |g_k| is largest. `stride` is the paper's S, input pixels per cell, of which only the logarithm
+    Gaussian widens with the logarithm of the channel's weight, and is at least one cell wide. The paper centres it
+    where the gradient is not zero, which is one cell at the last layer of YOLOX; behind larger kernels the centre is
+    the cell where sum_k |g_k| is largest. `stride` is the paper's S, input pixels per cell, of which only the logarithm
     counts: give that of the layer.
     """
 

@@ -1,4 +1,4 @@
-"""D-CLOSE: random masks that follow the image's own segments, from coarse to fine."""
+"""D-CLOSE: random masks of the image's superpixels, from coarse to fine."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def segments(image: Tensor, count: int) -> Tensor:
     pixels = image.permute(1, 2, 0).float().cpu().numpy()
     low, high = float(pixels.min()), float(pixels.max())
     stretched = (pixels - low) / max(high - low, 1e-6)
-    # Smoothed and compact: on grainy images scikit-image's defaults join everything to one segment.
+    # Smoothed and compact: on noisy images scikit-image's defaults join everything into a single segment.
     labels = slic(stretched, n_segments=count, compactness=30, sigma=1, start_label=0)
     return torch.from_numpy(np.ascontiguousarray(labels, dtype=np.int64)).to(image.device)
 
@@ -40,8 +40,8 @@ class DCLOSE(SweepMethod):
 
     Truong et al. 2023, "Towards Better Explanations for Object Detection". The image is cut into superpixels (SLIC)
     `levels` times, twice as many each time. At each level random masks keep each segment with probability `kept`; the
-    map is the mean similarity of what is found to the object, at each pixel over the masks that show it, which is the
-    paper's division by the density map. Levels, each stretched to [0, 1], are fused as F <- (F + S) * S. The paper's
+    map is at each pixel the mean similarity to the object over the masks that show the pixel, which is the paper's
+    division by the density map. Levels, each stretched to [0, 1], are fused as F <- (F + S) * S. The paper's
     masks have smoothed edges, ours are as the segments are.
     """
 
@@ -72,9 +72,9 @@ class DCLOSE(SweepMethod):
             masks = torch.stack([kept[level][turn].to(places[level].device)[places[level]] for level, turn in turns])
             scores = probe.scores(probe.image * masks[:, None])
             coarse = adaptive_avg_pool2d(masks.float(), map_size(probe.size))
-            for (level, _), score, one in zip(turns, scores, coarse, strict=True):
-                weighted[level] = weighted[level] + score[:, None, None] * one
-                shown[level] = shown[level] + one
+            for (level, _), score, mask in zip(turns, scores, coarse, strict=True):
+                weighted[level] = weighted[level] + score[:, None, None] * mask
+                shown[level] = shown[level] + mask
         fused = torch.zeros((), device=probe.image.device)
         for total, seen in zip(weighted, shown, strict=True):
             raw = total / seen.clamp(min=torch.finfo(torch.float32).tiny)

@@ -1,8 +1,7 @@
-"""Fused operations on the maps of many objects: one call signature, the fastest kernel present.
+"""Fused operators on the maps of many objects: one signature, the fastest kernel available.
 
 Every operation is a torch operator with a plain PyTorch reference. Compiled kernels for the CPU and for CUDA
-are optional: where one is loaded the dispatcher picks it, where none is the reference runs, and callers
-cannot tell.
+are optional: the dispatcher picks a loaded kernel, and otherwise the reference runs with the same results.
 """
 
 from detcam.ops.cam_maps import NORMALIZATIONS, cam_maps, region_windows

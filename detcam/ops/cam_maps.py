@@ -97,7 +97,7 @@ library.impl("cam_maps.out", _cam_maps_out_tracked, "ADInplaceOrView", with_keys
 
 
 def _cam_maps_out_negated(*arguments: Any, out: Tensor) -> None:
-    """Arguments whose sign is a flag: torch's own fallback would end the process, for an operator without result."""
+    """Arguments whose sign is a flag: torch's fallback would end the process, for an operator without a result."""
     if out.is_neg():
         raise ValueError("out: expected memory that holds its values, got a lazily negated view")
     plain = (value.resolve_neg() if isinstance(value, Tensor) else value for value in arguments)
@@ -124,7 +124,7 @@ def cam_maps(
     `map_n = normalise(relu(sum_c weights[n, c] * acts[index[n], c]))`, resized like
     `F.interpolate(mode="bilinear", align_corners=False)`: half-pixel centres, border cells repeated. The
     order of normalisation and resize is that of `normalize`. Sums are taken in float32 (float64 for float64
-    input). A cell whose sum is NaN or infinite counts as 0, so neither ever leaves. The result is the same
+    input). A cell whose sum is NaN or infinite counts as 0. The result is the same
     bit for bit on every run, and differentiable with respect to `acts` and `weights`.
 
     Args:
@@ -133,7 +133,7 @@ def cam_maps(
         weights: Channel weights [N, C], one row per object; the same dtypes; N may be 0.
         size: Height and width of the maps in pixels.
         index: Image of each object, [N] int64 in [0, B). May be left out when there is one image. On a GPU a
-            value out of range fails a device-side assertion, because looking at it would stall the stream.
+            value out of range fails a device-side assertion, because a check would stall the stream.
         normalize: One of
             "object": min-max over the cells of each map, before the resize; a constant map becomes 0;
             "image": min-max over the cells of all maps of the same image, before the resize: maps can be
@@ -146,16 +146,16 @@ def cam_maps(
         dtype: Output type: float32, float16, bfloat16, float64, or uint8 for round(255 * map), which needs a
             normalisation.
         window: Part of the feature map that fills the output, (left, top, right, bottom) in cells: pixel x
-            samples at `left + (x + 0.5) * (right - left) / W - 0.5`. Leave the padding of a letterbox out
-            with it. A tensor [N, 4] gives one per object: `region_windows` makes those that render only the
-            surroundings of each object, at full resolution. The default is (0, 0, w, h). Ranges are still those
-            of the whole map where they are taken over cells, and of what is rendered where over pixels.
+            samples at `left + (x + 0.5) * (right - left) / W - 0.5`. It can
+            leave out the padding of a letterbox. A tensor [N, 4] gives one window per object: `region_windows`
+            makes windows that render only the surroundings of each object, at full resolution. The default is
+            (0, 0, w, h). Ranges over cells are those of the whole map, ranges over pixels those of the window.
         out: Memory to write the maps into, instead of new memory: contiguous [N, H, W] of `dtype` on the device of
-            `acts`, sharing none with the other arguments. It carries no gradient.
+            `acts`, apart from the memory of the other arguments. It carries no gradient.
 
     Returns:
         Maps [N, H, W] on the device of `acts`: in [0, 1], or [0, 255] for uint8. With "max" and no ReLU the
-        lower bound is open, with "none" both are. It is `out` where that is given.
+        lower bound is open, with "none" both are. `out` itself if given.
 
     Raises:
         TypeError: A dtype that is not supported, or a tensor expected and something else given.

@@ -49,11 +49,11 @@ def elementwise_maps(
     mode: str,
     index: Tensor | None = None,  # [N] int64
 ) -> Tensor:  # [N, h, w] or [N, C]
-    """What the gradient methods make of activations A and gradients g, with no temporary of their size.
+    """Maps or channel weights of the gradient methods from activations A and gradients g, without temporaries.
 
-    Sums run over channels for the cell-by-cell methods, and over cells for those that weigh whole channels. They are
+    Sums run over channels for the cell-by-cell methods, and over cells for those that weight whole channels. They are
     taken in float32 (float64 for float64 input), in a fixed order: the result is the same bit for bit on every run.
-    It is differentiable with respect to both. Values that are not finite go through the formula as they are.
+    It is differentiable with respect to both. Values that are not finite pass through the formula.
 
     Args:
         acts: Activations [B, C, h, w] with B = N, one per object; or with any B and `index`; or B = 1, shared by all.
@@ -66,7 +66,7 @@ def elementwise_maps(
             "gradcam++": weights `sum_ij a relu(g)` with `a = g^2 / (2 g^2 + (sum_ij A) g^3 + 1e-6)`;
             "xgradcam": weights `sum_ij A g / (sum_ij A + 1e-7)`.
         index: Image of each object, [N] int64 in [0, B). On a GPU a value out of range fails a device-side
-            assertion, because looking at it would stall the stream.
+            assertion, because a check would stall the stream.
 
     Returns:
         Maps [N, h, w] or weights [N, C], float32 (float64 for float64 input), unbounded.

@@ -1,8 +1,8 @@
-"""What the operators share: the library that they are defined in, and the checks of common arguments.
+"""The library that the operators are defined in, and checks of their common arguments.
 
 Each operator has a module with its schema, shape inference and checked Python call, a reference in
 `detcam.ops.reference`, and kernels that torch's dispatcher finds: the reference is registered for every
-backend, a loaded binary adds a faster kernel for its own.
+backend, and a loaded binary adds a faster kernel for its backend.
 """
 
 import reprlib
@@ -35,7 +35,7 @@ def recompute_gradients(
 
 
 def check_tensor(name: str, value: Tensor, dtypes: tuple[torch.dtype, ...]) -> None:
-    """That `value` is a dense tensor of one of `dtypes`."""
+    """Check that `value` is a dense tensor of one of `dtypes`."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{name}: expected a tensor, got {type(value).__name__}")
     if not _is_dense(value):
@@ -45,7 +45,7 @@ def check_tensor(name: str, value: Tensor, dtypes: tuple[torch.dtype, ...]) -> N
 
 
 def check_choice(name: str, value: str, choices: Collection[str]) -> None:
-    """That `value` is one of the names in `choices`."""
+    """Check that `value` is one of the names in `choices`."""
     if not isinstance(value, str) or value not in choices:
         raise ValueError(f"{name}: expected one of {', '.join(choices)}, got {reprlib.repr(value)}")
 
@@ -66,7 +66,7 @@ def check_out(out: Tensor, shape: tuple[int, ...], dtype: torch.dtype, **inputs:
     start, end = _memory(out)
     for name, value in inputs.items():
         if value is not None and max(start, _memory(value)[0]) < min(end, _memory(value)[1]):
-            raise ValueError(f"out: expected memory of its own, got some of {name}")
+            raise ValueError(f"out: expected separate memory, got memory of {name}")
 
 
 def _memory(tensor: Tensor) -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""Find and load the compiled kernels; what goes wrong is kept for `build_info`, never raised or printed."""
+"""Find and load the compiled kernels; errors are kept for `build_info`, never raised or printed."""
 
 import contextlib
 import importlib
@@ -11,7 +11,7 @@ import torch
 
 DISABLE_VARIABLE = "DETCAM_DISABLE_COMPILED"
 _HERE = Path(__file__).parent
-_missing: dict[str, str] = {}  # device type -> why it has no kernel; a device that is absent has one
+_missing: dict[str, str] = {}  # device type -> the reason why it has no kernel
 
 
 def load_kernels() -> None:
@@ -66,7 +66,7 @@ def build_info() -> dict[str, Any]:
 
 
 def _build_record() -> dict[str, Any]:
-    """What the build wrote beside the binaries: its mode, and the reason for each kernel that it left out."""
+    """The build's record beside the binaries: its mode, and the reason for each kernel that was left out."""
     try:
         return dict(json.loads((_HERE / "_build.json").read_text()))
     except (OSError, ValueError):

@@ -19,7 +19,7 @@ from detcam.ops.library import (
 
 BLENDS: dict[str, str] = {
     "max": "the hottest object colours the pixel",
-    "alpha": "objects are laid one over the other, in order",
+    "alpha": "each object is painted over the last, in order",
 }
 
 library.define(
@@ -54,29 +54,29 @@ def overlay(
     boxes: Tensor | None = None,  # [N, 4]
     blend: str = "max",
 ) -> Tensor:  # like frame
-    """Lay the coarse maps of N objects over one image or several, in one pass over the pixels.
+    """Paint the coarse maps of N objects over one or several images, in one pass over the pixels.
 
     Each map is resized as by `detcam.ops.cam_maps`: bilinear, half-pixel centres, border cells repeated. A pixel
     of heat h takes the colour `lut[round(255 h)]` at the opacity `opacity * sqrt(h)`, as in
-    `detcam.render.overlay.blend`, so cold regions stay clear and weak evidence stays visible. Nothing but the
-    result is ever as large as the image. The result is the same bit for bit on every run; it has no gradient.
-    Kernels round in their own places: a value may be one grey level from that of the reference.
+    `detcam.render.overlay.blend`, which keeps cold regions clear and weak evidence visible. Only the result is
+    as large as the image. The result is the same bit for bit on every run; it has no gradient.
+    Kernels round at other places than the reference: values may differ by one grey level.
 
     Args:
-        frame: One image [H, W, 3] or several [B, H, W, 3], uint8, any strides. The colours mean what those of
-            `lut` mean, usually RGB.
+        frame: One image [H, W, 3] or several [B, H, W, 3], uint8, any strides. In the same
+            colour order as `lut`, usually RGB.
         maps: Heat [N, h, w] in [0, 1], as `cam_maps` gives; float32, float16, bfloat16 or float64; any strides.
             Values outside are clamped, NaN counts as 0. N may be 0.
         lut: Colour table [256, 3] uint8, from cold to hot.
         index: Image of each object, [N] int64 in [0, B). May be left out when there is one image. On a GPU a
-            value out of range fails a device-side assertion, because looking at it would stall the stream.
+            value out of range fails a device-side assertion, because a check would stall the stream.
         opacity: Opacity at heat 1, in [0, 1].
         window: Part of the map that fills the image, (left, top, right, bottom) in cells, as in `cam_maps`.
         boxes: Corners [N, 4] (x1, y1, x2, y2) in pixels, floating point. The heat of an object counts only at
             pixels whose centres lie in its box, and only those are visited. Boxes may reach outside the image; an
             empty box, or one with NaN, hides its object.
-        blend: How objects meet in a pixel: "max", the hottest colours it; "alpha", they are laid one over the
-            other in the order of `maps`.
+        blend: How overlapping objects are drawn: "max", the hottest colours the pixel; "alpha", each over the
+            last, in the order of `maps`.
 
     Returns:
         The painted images, uint8, contiguous, in the shape of `frame`; a copy of it when N is 0.

@@ -1,4 +1,4 @@
-"""The operations in plain PyTorch: what runs without a compiled kernel, and what a kernel is tested against.
+"""The operators in plain PyTorch: used without a compiled kernel, and the reference that kernels are tested against.
 
 Written for any device, for autograd (twice differentiable) and for tracing: no data-dependent control flow.
 """

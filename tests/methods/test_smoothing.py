@@ -148,7 +148,7 @@ def test_terms_add_up_to_the_map(seed: int) -> None:
 
 @pytest.mark.parametrize("name", ["scorecam", "eigencam", "fused", "gradient"])
 def test_what_adds_up_no_channels_has_no_principal_component(name: str) -> None:
-    with pytest.raises(MethodError, match=f"{name!r} adds up no channels"):
+    with pytest.raises(MethodError, match=f"{name!r} is not a sum over channels"):
         PrincipalComponent(get_method(name))
     with pytest.raises(MethodError, match="does not exist"):
         get_method("noisy:nothing")

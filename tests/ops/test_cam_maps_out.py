@@ -101,7 +101,7 @@ class TestOut:
         arguments[name] = memory[200 : 200 + arguments[name].numel()].view(arguments[name].shape)
         end = 200 + arguments[name].numel()
         for start in (200 - 128 + 1, end - 1):
-            with pytest.raises(ValueError, match=f"out: expected memory of its own, got some of {name}"):
+            with pytest.raises(ValueError, match=f"out: expected separate memory, got memory of {name}"):
                 ops.cam_maps(**arguments, size=(8, 8), out=memory[start : start + 128].view(2, 8, 8))
         ops.cam_maps(**arguments, size=(8, 8), out=memory[end : end + 128].view(2, 8, 8))
 
