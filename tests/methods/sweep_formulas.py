@@ -225,20 +225,24 @@ def integrated(setting: Setting, score: Callable[[Tensor], Tensor], method: Any)
     return found[0].sum(dim=0).detach()
 
 
-def smooth_grad_cam_plus_plus(setting: Setting, explanation: Explanation, method: Any) -> Any:
-    """Means of g, g^2 and g^3 over noisy images, in whole forwards with a plain hook."""
+def smooth_grad_cam_plus_plus(
+    setting: Setting, explanation: Explanation, method: Any, dtype: torch.dtype = torch.float64
+) -> Tensor:
+    """Means of g, g^2 and g^3 over noisy images, in whole forwards with a plain hook; `dtype` is that of the quotient."""
     model, kept = Anchor(setting.model), []
     model.model.get_submodule(LAYER).register_forward_hook(lambda module, args, out: kept.append(out))
     powers = [0.0, 0.0, 0.0]
     for noise in noises(setting, method):
         logits = model((setting.pixels + noise)[None].requires_grad_())[0]
         scores = logits[explanation.class_ids, explanation.objects.index]
-        grads = torch.stack([torch.autograd.grad(score, kept[-1], retain_graph=True)[0][0] for score in scores])
+        grads = torch.stack([torch.autograd.grad(score, kept[-1], retain_graph=True)[0][0] for score in scores]).to(
+            dtype
+        )
         powers = [total + grads**power / method.samples for power, total in enumerate(powers, start=1)]
     model(setting.pixels[None])
-    acts = kept[-1].detach()[0]
+    acts = kept[-1].detach()[0].to(dtype)
     first, second, third = powers
-    expected = torch.zeros(len(explanation), *acts.shape[1:], dtype=torch.float64)
+    expected = torch.zeros(len(explanation), *acts.shape[1:], dtype=dtype)
     for i in range(len(explanation)):
         for k in range(len(acts)):
             alpha = second[i, k] / (2 * second[i, k] + acts[k].sum() * third[i, k] + 1e-6)
