@@ -225,29 +225,37 @@ def integrated(setting: Setting, score: Callable[[Tensor], Tensor], method: Any)
     return found[0].sum(dim=0).detach()
 
 
-def smooth_grad_cam_plus_plus(
-    setting: Setting, explanation: Explanation, method: Any, dtype: torch.dtype = torch.float64
-) -> Tensor:
-    """Means of g, g^2 and g^3 over noisy images, in whole forwards with a plain hook; `dtype` is that of the quotient."""
+def mean_powers(setting: Setting, explanation: Explanation, method: Any) -> tuple[Tensor, list[Any]]:
+    """Activations [C, h, w], and the means of g, g^2 and g^3 [N, C, h, w] over noisy images, from whole forwards."""
     model, kept = Anchor(setting.model), []
     model.model.get_submodule(LAYER).register_forward_hook(lambda module, args, out: kept.append(out))
-    powers = [0.0, 0.0, 0.0]
+    powers: list[Any] = [0.0, 0.0, 0.0]
     for noise in noises(setting, method):
         logits = model((setting.pixels + noise)[None].requires_grad_())[0]
         scores = logits[explanation.class_ids, explanation.objects.index]
-        grads = torch.stack([torch.autograd.grad(score, kept[-1], retain_graph=True)[0][0] for score in scores]).to(
-            dtype
-        )
+        grads = torch.stack([torch.autograd.grad(score, kept[-1], retain_graph=True)[0][0] for score in scores])
         powers = [total + grads**power / method.samples for power, total in enumerate(powers, start=1)]
     model(setting.pixels[None])
-    acts = kept[-1].detach()[0].to(dtype)
-    first, second, third = powers
-    expected = torch.zeros(len(explanation), *acts.shape[1:], dtype=dtype)
+    return kept[-1].detach()[0], powers
+
+
+def smooth_grad_cam_plus_plus(setting: Setting, explanation: Explanation, method: Any) -> Tensor:
+    acts, (first, second, third) = mean_powers(setting, explanation, method)
+    expected = torch.zeros(len(explanation), *acts.shape[1:], dtype=torch.float64)
     for i in range(len(explanation)):
         for k in range(len(acts)):
             alpha = second[i, k] / (2 * second[i, k] + acts[k].sum() * third[i, k] + 1e-6)
             expected[i] += (alpha * first[i, k].clamp(min=0)).sum() * acts[k]
     return expected
+
+
+def rounding_near_poles(setting: Setting, explanation: Explanation, method: Any) -> Tensor:
+    """[N, h, w]: how far float32 may move the maps of Smooth Grad-CAM++, whose quotient amplifies it near its poles."""
+    acts, (first, second, third) = mean_powers(setting, explanation, method)
+    terms = 2 * second + acts.abs().sum(dim=(1, 2))[:, None, None] * third.abs()
+    denominator = 2 * second + acts.sum(dim=(1, 2))[:, None, None] * third + 1e-6
+    weights = (second * first.clamp(min=0) * terms / denominator**2).sum(dim=(2, 3))
+    return 32 * torch.finfo(torch.float32).eps * torch.einsum("nc,chw->nhw", weights, acts.abs())
 
 
 # ---- of the boxes alone ----
