@@ -43,7 +43,7 @@ def register(app: typer.Typer) -> None:
     app.command(epilog=EPILOG)(batch)
 
 
-@with_preset_options(device="cpu, cuda, cuda:1. [default: all GPUs, or the CPU if there is none]")
+@with_preset_options(device="Device, such as cpu, cuda or cuda:1. [default: all GPUs, or the CPU if there is none]")
 def batch(
     source: Annotated[
         str | None,

@@ -44,7 +44,7 @@ def test_every_key_of_a_preset_is_a_flag_of_every_command(command: str) -> None:
         default = None if (command, name) == ("evaluate", "model") else default_of(name)
         assert ("[default: " in help_text) == (default is not None)
         assert default is None or f"[default: {default}]" in help_text
-    assert options["--device"].help.startswith("cpu, cuda")
+    assert options["--device"].help.startswith("Device, such as cpu, cuda")
 
 
 def test_descriptions_name_every_choice() -> None:
