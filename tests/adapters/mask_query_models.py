@@ -11,6 +11,10 @@ import torch
 from detr_models import CLASSES, EDGES, QUERIES, WIDTH, _plain
 from torch import Tensor, nn
 
+from detcam.adapters.transformers.mask_queries import MaskQueryAdapter
+from detcam.geometry import Geometry
+from detcam.types import Objects
+
 KINDS = ("maskformer", "mask2former", "oneformer", "eomt", "eomt_dinov3", "detr", "conditional_detr")
 ALONE = ("maskformer", "mask2former", "eomt", "eomt_dinov3")  # a query's segment does not depend on the others
 SIDE = 128  # of EoMT's input
@@ -240,3 +244,25 @@ def least_score(
         return 0.02
     best = raw_of(model, options["processor"], picture, segments)[0].softmax(1)[:, :-1].flatten().topk(2).values
     return float(best.mean())
+
+
+def keep_local(module: nn.Module) -> None:
+    """Leave out the attention between places, and the norms of DETR's encoder.
+
+    Behind these a cell that hardly changed may differ as much as one that did.
+    """
+    for name, part in list(module.named_modules()):
+        queries = "transformer_module" in name or "decoder.layers" in name
+        if name.endswith(("o_proj", "out_proj", "output_proj")) and not queries:
+            nn.init.zeros_(part.weight)
+            nn.init.zeros_(part.bias)
+        if "detr.model.encoder" in name and isinstance(part, nn.LayerNorm):
+            module.set_submodule(name, nn.Identity())
+
+
+class FirstQuery(MaskQueryAdapter):
+    """Takes the first query for the one object, whatever it says."""
+
+    def detect(self, outputs: Any, geometries: list[Geometry], conf: float, iou: float, max_det: int) -> list[Objects]:
+        first = torch.zeros(1, dtype=torch.int64)
+        return [self.objects_at(outputs, first, first, geometry) for geometry in geometries]

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from classifier_models import MODELS, QUICK, built, library_logits
+from classifier_models import MODELS, built, library_logits
 from PIL import Image
 from support import few, random_picture
 from torch import Tensor, nn
@@ -20,7 +20,7 @@ def adapted(module: nn.Module, imgsz: int | None = None, **options: Any) -> Adap
     return adapter_for(module)(shadow(module), module, imgsz, **options)
 
 
-@pytest.mark.parametrize("model", few(MODELS, *QUICK))
+@pytest.mark.parametrize("model", few(MODELS, "torchvision resnet18", "transformers ViT"))
 def test_logits_are_those_of_the_library(model: str, seed: int) -> None:
     picture = random_picture(seed, 90, 140)
     module = built(model, seed)

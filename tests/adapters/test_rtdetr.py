@@ -7,7 +7,7 @@ import pytest
 import torch
 from detr_models import CLASSES, random_rtdetr
 from finite_differences import slopes
-from support import assert_same_objects, fingerprint, random_picture
+from support import assert_same_objects, few, fingerprint, random_picture
 from torch import nn
 
 from detcam import Explainer
@@ -46,7 +46,7 @@ def test_the_index_is_the_query(seed: int) -> None:
     torch.testing.assert_close(centers, boxes[0, 0, query, :2] * 96, rtol=0, atol=1e-2)
 
 
-@pytest.mark.parametrize("preset", ["level", "evidence"])
+@pytest.mark.parametrize("preset", few(["level", "evidence"], "evidence"))
 def test_gradients_match_finite_differences(preset: str, seed: int) -> None:
     picture = random_picture(seed, 90, 128)
     model = random_rtdetr(SMALL, seed).double()

@@ -35,7 +35,6 @@ pytest.importorskip("transformers")
     "kind",
     few(
         [kind for kind in KINDS if kind not in ("smp-binary", "smp-deeplabv3plus", "dpt-hybrid")],
-        "segformer",
         "smp-unet",
     ),
 )

@@ -40,7 +40,7 @@ def test_the_architectures_own_processor_is_the_default(kind: str, seed: int) ->
     assert (geometry.resized, geometry.pad) == (((96, 128), (0, -16)) if cropped else ((96, 96), (0, 0)))
 
 
-@pytest.mark.parametrize("kind", ["beit", "dpt-hybrid"])
+@pytest.mark.parametrize("kind", few(["beit", "dpt-hybrid"], "beit"))
 def test_vision_transformers_get_the_size_they_are_made_for(kind: str, seed: int) -> None:
     explanation = Explainer(random_segmenter(kind, seed), conf=0.0, max_det=1)(random_picture(seed, 60, 80))
     assert explanation.geometry.network == (96, 96)
