@@ -1,5 +1,6 @@
 """What became of an object that was asked for, against predict's own answers when the reason is taken away."""
 
+import importlib
 import io
 import json
 import math
@@ -14,7 +15,7 @@ import pytest
 import torch
 import torchvision
 from rich.console import Console
-from support import fingerprint, predict, random_picture, random_yolo
+from support import few, fingerprint, predict, random_picture, random_yolo
 from torch import Tensor, nn
 
 from detcam import Explainer, InputError, cli
@@ -125,7 +126,7 @@ REASONS = {
 }
 
 
-@pytest.mark.parametrize("config", REASONS)
+@pytest.mark.parametrize("config", few(REASONS, "yolov8n.yaml"))
 def test_without_the_reason_the_object_is_returned(config: str, seed: int) -> None:
     """The reason is right if predict returns the candidate's box once it is taken away, and not before."""
     picture = random_picture(seed, 120, 200)
@@ -354,9 +355,11 @@ def test_sweeps_show_a_bar_on_a_terminal_only(
     terminal: bool, scene: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     text = io.StringIO()
-    monkeypatch.setattr(cli, "out", Console(file=text, force_terminal=terminal, highlight=False, soft_wrap=True))
+    screen = Console(file=text, force_terminal=terminal, highlight=False, soft_wrap=True)
+    module = importlib.import_module("detcam.cli.explain")
+    monkeypatch.setattr(module, "console", lambda: screen)
 
-    def slow(options: dict[str, Any]) -> Any:
+    def slow(**options: Any) -> Any:
         def told(done: int, total: int) -> None:
             counts.append((done, total))
             options["progress"](done, total)
@@ -365,7 +368,7 @@ def test_sweeps_show_a_bar_on_a_terminal_only(
         return Explainer(**{**options, "method": Occlusion(cells=3), "progress": told, "memory": 1})
 
     counts: list[tuple[int, int]] = []
-    monkeypatch.setattr(cli, "_explainer", slow)
+    monkeypatch.setattr(module, "Explainer", slow)
     arguments = ["explain", str(scene), str(scene), "--out", str(tmp_path / "o")]
     assert cli.run([*arguments, "--max-det", "1", "--imgsz", "96"]) == 0
     assert len(counts) >= 2

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from support import fingerprint, random_picture, random_yolo, wrapped
+from support import few, fingerprint, random_picture, random_yolo, wrapped
 from torch import Tensor, nn
 
 from detcam import Explainer, Explanation
@@ -60,8 +60,10 @@ def network_input(explainer: Explainer, picture: np.ndarray) -> Tensor:
     return explainer.adapter.prepare(picture)[0][None]
 
 
-@pytest.mark.parametrize("target", ["class", "prob", "margin", "left", "bottom"])
-@pytest.mark.parametrize("config", ["yolov8n.yaml", "yolo26n.yaml", "yolov9t.yaml"])
+@pytest.mark.parametrize("target", few(["class", "prob", "margin", "left", "bottom"], "class", "left"))
+@pytest.mark.parametrize(
+    "config", few(["yolov8n.yaml", "yolo26n.yaml", "yolov9t.yaml"], "yolov8n.yaml", "yolo26n.yaml")
+)
 def test_maps_at_the_object_s_own_level(config: str, target: str, seed: int) -> None:
     picture = random_picture(seed, 150, 230)
     model = random_yolo(config, seed, picture, 224)
@@ -88,7 +90,7 @@ def test_maps_at_the_object_s_own_level(config: str, target: str, seed: int) -> 
         torch.testing.assert_close(ours, plain, rtol=0, atol=1e-4 * float(plain.abs().max()))
 
 
-@pytest.mark.parametrize("config", ["yolov8n.yaml", "yolov10n.yaml", "yolov8n-p6.yaml"])
+@pytest.mark.parametrize("config", few(["yolov8n.yaml", "yolov10n.yaml", "yolov8n-p6.yaml"], "yolov8n.yaml"))
 def test_maps_of_all_evidence_at_the_neck_s_door(config: str, seed: int) -> None:
     picture = random_picture(seed, 150, 230)
     model = random_yolo(config, seed, picture, 256, found=2)
@@ -154,7 +156,7 @@ CONTEXTS: dict[str, Callable[[], Any]] = {
 }
 
 
-@pytest.mark.parametrize("layers", ["level", "evidence", ["model.9"]])
+@pytest.mark.parametrize("layers", few(["level", "evidence", ["model.9"]], "level"))
 @pytest.mark.parametrize("context", CONTEXTS)
 def test_the_caller_s_context_does_not_matter(
     context: str, layers: Any, detector: nn.Module, picture: np.ndarray
