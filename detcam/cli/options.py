@@ -9,7 +9,6 @@ from inspect import Parameter, Signature, signature
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_type_hints
 
-import click
 import typer
 
 from detcam.config import Preset, default_of, read_preset
@@ -111,8 +110,10 @@ def split(layers: str) -> str | list[str]:
 
 def _elsewhere(key: str) -> str:
     """The hint for a key that presets do not have: it may be a flag of some command."""
+    from detcam.cli.app import app
+
     flag = f"--{key.replace('_', '-')}"
-    commands: dict[str, Any] = getattr(click.get_current_context().find_root().command, "commands", {})
+    commands: dict[str, Any] = getattr(typer.main.get_command(app), "commands", {})
     owners = [
         name
         for name, command in commands.items()
