@@ -19,12 +19,12 @@ from detcam.ops import loading
 
 FOLDER = Path(loading.__file__).parent
 INFO = ops.build_info()
-OPERATORS = ("cam_maps", "elementwise_maps", "overlay")
 KERNELS = {  # entry functions that each CUDA stem compiles
     "cam_maps": ("sum_cells", "write_maps"),
     "elementwise_maps": ("sum_channels", "sum_cells"),
     "overlay": ("paint",),
 }
+OPERATORS = tuple(KERNELS)
 
 
 def binary(device: str) -> Path:
