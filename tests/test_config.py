@@ -104,7 +104,7 @@ PRESETS = st.builds(
 
 
 @given(preset=PRESETS)
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_what_is_printed_reads_back_as_it_was(tmp_path: Path, preset: Preset) -> None:
     path = tmp_path / "printed.yaml"
     path.write_text(preset.to_yaml(), encoding="utf-8")

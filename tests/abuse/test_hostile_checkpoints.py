@@ -186,6 +186,7 @@ def test_honest_checkpoints_come_back_whole(config: str, seed: int, tmp_path: Pa
         torch.testing.assert_close(loaded.state_dict()[name], tensor, rtol=0, atol=0)
 
 
+@pytest.mark.nightly
 def test_flags_of_the_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     canary, image = tmp_path / "canary", tmp_path / "a.png"
     path = written(tmp_path / "evil.pt", Calls(open, str(canary), "w"), "zip")

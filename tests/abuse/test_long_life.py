@@ -39,6 +39,7 @@ def assert_same(given: Explanation, expected: Explanation) -> None:
     assert all(torch.equal(a, b) for a, b in zip(given.maps, expected.maps, strict=True))
 
 
+@pytest.mark.nightly
 def test_a_few_calls_leave_nothing_behind(detector: nn.Module, picture: np.ndarray) -> None:
     """Hooks, threads, open files and tensors."""
     options: list[dict[str, Any]] = [{}, {"layers": "evidence"}, {"method": RISE(masks=4)}]

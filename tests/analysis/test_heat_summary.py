@@ -199,6 +199,7 @@ def test_settings_are_kept_apart_and_questions_left_out(seed: int, tmp_path: Pat
     assert summarise(tmp_path, folders=[tmp_path / "d"]) == []
 
 
+@pytest.mark.nightly
 def test_two_thousand_objects_leave_no_maps_behind(seed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each explanation's maps are read once, and gone when the next but one's are read."""
     reads: list[Path] = []

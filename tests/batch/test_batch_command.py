@@ -110,6 +110,7 @@ def test_refusals(
         assert load(tmp_path / "heat").keys == []
 
 
+@pytest.mark.nightly
 def test_help_names_no_library() -> None:
     """Nothing heavy is imported before a job begins."""
     code = (

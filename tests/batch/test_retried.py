@@ -63,6 +63,7 @@ def raw(out: Path, items: list[Item]) -> tuple[pa.Table, pa.Table]:
     return objects.take(order), pictures
 
 
+@pytest.mark.nightly
 def test_only_what_failed_is_done_again(items: list[Item], tmp_path: Path) -> None:
     source, out = Given(items), tmp_path / "out"
     assert run(source, str(out), OPTIONS, Here(), chunk=CHUNK).errors == 3

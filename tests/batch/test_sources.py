@@ -235,6 +235,7 @@ def test_what_is_no_store_is_refused() -> None:
 
 def test_a_web_server_that_never_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     """It also ignores that a part was asked for."""
+    pytest.importorskip("aiohttp")
     monkeypatch.setattr(reading, "MAX_BYTES", 10**6)
     sent = 0
 

@@ -226,6 +226,7 @@ def test_demo_explains_held_out_scenes(tmp_path: Path, capsys: pytest.CaptureFix
     assert "detcam explain photo.jpg --model yolov8n.pt" in capsys.readouterr().out
 
 
+@pytest.mark.nightly
 def test_the_module_runs_as_a_program_and_stays_light() -> None:
     """`python -m detcam methods` imports no library that it does not need."""
     heavy = ("ultralytics", "transformers", "ray", "av", "matplotlib")

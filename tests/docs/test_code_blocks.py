@@ -99,7 +99,7 @@ def run_command(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 # Pages of more than some seconds, and pages that need libraries of the nightly tier.
-NIGHTLY = ("batch.md", "evaluation.md", "looks.md", "options.md", "pages.md")
+NIGHTLY = ("batch.md", "evaluation.md", "index.md", "looks.md", "options.md", "pages.md")
 
 
 @pytest.mark.parametrize(

@@ -176,6 +176,7 @@ def test_the_plots(judged: tuple[list[dict[str, Any]], list[str]], tmp_path: Pat
         assert read_image(path).std() > 5
 
 
+@pytest.mark.nightly
 def test_a_killed_run_goes_on(
     finished: Path, scenes: Path, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -19,6 +19,7 @@ def images_of(folder: Path, tag: str) -> list[tuple[int, np.ndarray]]:
     return [(e.step, np.asarray(Image.open(io.BytesIO(e.encoded_image_string)))) for e in events.Images(tag)]
 
 
+@pytest.mark.nightly
 def test_tensorboard_reads_back_the_sheet(odd: Explanation, nothing: Explanation, tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
     from torch.utils.tensorboard import SummaryWriter

@@ -38,6 +38,7 @@ def test_the_example_writes_what_it_says(tmp_path: Path, monkeypatch: pytest.Mon
     assert len(EXAMPLE.read_text().splitlines()) < 60
 
 
+@pytest.mark.nightly
 def test_no_partner_is_imported_with_detcam() -> None:
     names = (*PARTNERS, *VIDEO)
     code = f"import sys, detcam, detcam.cli, detcam.video; print([name for name in {names} if name in sys.modules])"

@@ -332,6 +332,7 @@ class TestContract:
         assert torch.equal(captured, eager)
 
 
+@pytest.mark.nightly
 def test_fallback_when_disabled(tmp_path: Path, seed: int) -> None:
     case = random_case(seed)
     assert_close(run_without_kernels("cam_maps", vars(case), tmp_path), expected_maps(case, "object"))

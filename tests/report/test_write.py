@@ -142,6 +142,7 @@ def test_a_page_that_cannot_be_written(seed: int, tmp_path: Path) -> None:
     assert not list(tmp_path.glob(".*"))
 
 
+@pytest.mark.nightly
 def test_the_command_line(seed: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from detcam.scenes import HELD_OUT_SEED, draw_scene
 

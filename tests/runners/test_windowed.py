@@ -77,7 +77,7 @@ def test_layers_by_name(layers: list[str], seed: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("layers", "config"), diagonal(["level", "evidence"], ["yolov8n-seg.yaml", "yolo26n-seg.yaml"])
+    ("layers", "config"), diagonal(["level", "evidence"], ["yolo26n-seg.yaml", "yolov8n-seg.yaml"])
 )
 def test_masks_are_read_at_coefficients_and_prototypes(config: str, layers: str, seed: int) -> None:
     pictures = [random_picture(seed, 200, 320), random_picture(seed + 1, 200, 320)]

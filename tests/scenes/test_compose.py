@@ -40,6 +40,7 @@ print(json.dumps([hashlib.sha256(parts).hexdigest(), hashlib.sha256(planted).hex
 """
 
 
+@pytest.mark.nightly
 def test_same_seed_gives_the_same_bits_in_another_process() -> None:
     """And neither scenes nor the zoo import a model library or matplotlib."""
     other = subprocess.run([sys.executable, "-c", OTHER_PROCESS], capture_output=True, text=True, check=True)

@@ -81,6 +81,7 @@ def test_rows_hold_peak_and_energy(explainer: Explainer, picture: np.ndarray) ->
         assert json.loads(json.dumps(row)) == row
 
 
+@pytest.mark.nightly
 def test_memory_is_flat(explainer: Explainer, picture: np.ndarray) -> None:
     """Frames come and go: no more of them are alive in a long video than in a short one."""
     most = []
