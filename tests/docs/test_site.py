@@ -36,7 +36,7 @@ def test_the_site_builds_strictly_and_fetches_nothing(tmp_path: Path) -> None:
     assert (tmp_path / "site" / "examples" / "custom_model.py").read_text() == (
         ROOT / "examples/custom_model.py"
     ).read_text()
-    assert "Explain every object of one picture" in (tmp_path / "site" / "api" / "index.html").read_text()
+    assert "Explain every object of an image" in (tmp_path / "site" / "api" / "index.html").read_text()
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
