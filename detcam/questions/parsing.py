@@ -21,14 +21,10 @@ def parse_pair(text: str) -> Pair:
     Raises:
         InputError: for any other text.
     """
-    box, _, name = text.partition(":")
-    try:
-        sides = tuple(float(side) for side in box.split(","))
-    except ValueError:
-        sides = ()
-    if len(sides) != 4 or not name:
+    sides, kind = _numbers_and_class(text)
+    if len(sides) != 4 or kind is None:
         raise InputError(f"ask {text!r}: expected x1,y1,x2,y2:class, e.g. 10,20,80,160:person")
-    return sides, int(name) if name.isdecimal() else name
+    return sides, kind
 
 
 def checked_pairs(ask: Any, size: tuple[int, int]) -> list[Pair]:
@@ -88,14 +84,20 @@ def parse_prompt(text: str) -> Any:
     Raises:
         InputError: for any other text.
     """
-    numbers, _, name = text.partition(":")
-    try:
-        sides = tuple(float(side) for side in numbers.split(","))
-    except ValueError:
-        sides = ()
+    sides, kind = _numbers_and_class(text)
     if len(sides) not in (2, 4):
         raise InputError(f"prompt {text!r}: expected x,y or x1,y1,x2,y2, e.g. 60,40 or 10,20,80,160:person")
-    return (sides, int(name) if name.isdecimal() else name) if name else sides
+    return sides if kind is None else (sides, kind)
+
+
+def _numbers_and_class(text: str) -> tuple[tuple[float, ...], str | int | None]:
+    """The numbers and the class of `1,2:class`: no numbers where they are malformed, None without a class."""
+    numbers, _, name = text.partition(":")
+    try:
+        sides = tuple(float(number) for number in numbers.split(","))
+    except ValueError:
+        sides = ()
+    return sides, int(name) if name.isdecimal() else name or None
 
 
 def class_number(kind: str | int, names: Mapping[int, str], where: str) -> int:
