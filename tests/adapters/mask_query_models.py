@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from detr_models import CLASSES, EDGES, QUERIES, WIDTH, _plain
+from support import random_picture
 from torch import Tensor, nn
 
 from detcam.adapters.transformers.mask_queries import MaskQueryAdapter
@@ -126,9 +127,11 @@ def _built(kind: str) -> nn.Module:
 def random_segmenter(kind: str, seed: int, folder: Path) -> tuple[nn.Module, Any]:
     """A small model in eval mode whose queries differ, and its processor."""
     torch.manual_seed(seed)
-    model = _built(kind).eval()
+    model, processor = _built(kind).eval(), processor_of(kind, folder)
     _spread(model)
-    return model, processor_of(kind, folder)
+    pixels = inputs_of(processor, random_picture(seed, 120, 160), "instance")["pixel_values"]
+    _make_sure(model, pixels)
+    return model, processor
 
 
 @torch.no_grad()
@@ -151,16 +154,20 @@ def _spread(model: nn.Module) -> None:
     if norms:
         model(torch.rand(2, 3, 96, 128))
     model.eval()
-    _sure(model)
 
 
-def _sure(model: Any) -> None:
-    """Have queries be sure of a class, and DETR's attend to different places: only such segments are kept."""
+@torch.no_grad()
+def _make_sure(model: Any, pixels: Tensor) -> None:
+    """Have queries be sure of a class, and DETR's attend to different places: only such segments are kept.
+
+    A softmax over few queries may leave every one unsure of another picture, so DETR's is tuned on the tests' picture.
+    """
     detr = getattr(model, "detr", getattr(model, "conditional_detr", None))
     if detr is not None:
         classes = detr.class_labels_classifier
-        classes.bias[-1] -= 2
-        logits = model(torch.rand(1, 3, 96, 128)).logits
+        logits = model(pixels).logits
+        classes.bias[-1] += (logits[..., :-1].amax(dim=2) - logits[..., -1]).max() - logits.std()
+        logits = model(pixels).logits
         gains = torch.linspace(0.2, 20, 200)
         best = torch.stack([(gain * logits).softmax(2)[..., :-1].max() for gain in gains])
         gain = gains[(best - 0.9).abs().argmin()]
@@ -169,7 +176,7 @@ def _sure(model: Any) -> None:
         for linear in (model.bbox_attention.q_proj, model.bbox_attention.k_proj):
             linear.weight.mul_(3)
         model.mask_head.output_conv.weight.mul_(4)
-        masks = model(torch.rand(1, 3, 96, 128)).pred_masks
+        masks = model(pixels).pred_masks
         model.mask_head.output_conv.bias -= masks.quantile(0.6)
     elif hasattr(model, "class_predictor"):
         model.class_predictor.weight.mul_(2)
