@@ -3,6 +3,8 @@
 Written for any device, for autograd (twice differentiable) and for tracing: no data-dependent control flow.
 """
 
+import reprlib
+
 import torch
 from torch import Tensor
 
@@ -181,7 +183,7 @@ def elementwise_maps(
     if mode == "xgradcam":
         return (acts * grads).sum((2, 3)) / (total[..., 0, 0] + 1e-7)
     if mode != "gradcam++":
-        raise ValueError(f"elementwise_maps: unknown mode {mode!r}")
+        raise ValueError(f"elementwise_maps: unknown mode {reprlib.repr(mode)}")
     squared = grads**2
     alpha = squared / (2 * squared + total * squared * grads + 1e-6)
     return (alpha * grads.clamp(min=0)).sum((2, 3))

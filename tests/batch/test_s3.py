@@ -205,7 +205,7 @@ def test_ray_from_s3_to_s3(s3: Any, scenes: Path, tmp_path: Path) -> None:
 
         engine(chunks, options, keep)
 
-    ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)  # once for both runs
+    ray.init("local", num_cpus=1, include_dashboard=False, log_to_driver=False)  # once for both runs
     try:
         with pytest.raises(KeyboardInterrupt):
             run(source, "s3://store/heat", OPTIONS, stopped, chunk=CHUNK)
