@@ -35,7 +35,8 @@ RESULT = Path(__file__).parent / "results" / "looks.json"
 
 def measured(variant: str, method: str, scenes: int) -> dict[str, Any]:
     """Heat statistics of a variant's model under a method, as a row of the table."""
-    layers = "evidence" if reads_layers(get_method(method)) else "auto"
+    made = get_method(method)
+    layers = "evidence" if reads_layers(made) and made.layers == "level" else "auto"
     explainer = Explainer(f"planted_{variant}", method, layers)
     on_cause: list[float] = []
     with tempfile.TemporaryDirectory() as folder:
@@ -62,7 +63,7 @@ def main() -> None:
     """Print the table and write it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scenes", type=int, default=40, help="of each variant")
-    parser.add_argument("--methods", nargs="+", default=["odam", "integratedgradients", "occlusion"])
+    parser.add_argument("--methods", nargs="+", default=["layerig", "odam", "integratedgradients", "occlusion"])
     parser.add_argument("--out", type=Path, default=RESULT)
     arguments = parser.parse_args()
     rows = [measured(variant, method, arguments.scenes) for method in arguments.methods for variant in VARIANTS]

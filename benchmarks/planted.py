@@ -28,12 +28,13 @@ from detcam.evaluate.planted.interventions import Witness
 from detcam.evaluate.planted.judge import MEASURES, judge, seeds_of
 from detcam.evaluate.report import versions
 from detcam.methods import METHODS, SweepMethod
+from detcam.options import LAYER_PRESETS
 from detcam.scenes import HELD_OUT_SEED
 from detcam.scenes.planted import VARIANTS
 
 OUT = Path(__file__).parents[1] / "benchmarks" / "results" / "planted.json"
 CHUNK = 10  # scenes between two writes
-LAYERS = ("level", "evidence")
+LAYERS = LAYER_PRESETS
 
 
 def all_methods() -> list[str]:
@@ -47,7 +48,7 @@ def expensive(name: str) -> bool:
 
 
 def judged(
-    variant: str, seeds: list[int], few: int, methods: list[str], target: str, keep: Callable[[dict[str, Any]], None]
+    variant: str, seeds: list[int], args: argparse.Namespace, target: str, keep: Callable[[dict[str, Any]], None]
 ) -> dict[str, Any]:
     """The rows of one variant and target, passed to `keep` every few scenes."""
     values: dict[str, list[np.ndarray]] = {}
@@ -55,8 +56,8 @@ def judged(
     left_out: dict[str, str] = {}
     summary: dict[str, Any] = {}
     for start in range(0, len(seeds), CHUNK):
-        here = [name for name in methods if start < few or not expensive(name)]
-        table = judge(variant, seeds[start : start + CHUNK], here, LAYERS, target=target)
+        here = [name for name in args.methods if start < args.expensive or not expensive(name)]
+        table = judge(variant, seeds[start : start + CHUNK], here, args.layers, target=target)
         scene_of.append(table.scenes + start)
         left_out |= table.left_out
         for name, rows in table.values.items():
@@ -95,6 +96,7 @@ def main() -> None:
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=VARIANTS)
     parser.add_argument("--targets", nargs="+", default=["class"], choices=("class", "margin"))
     parser.add_argument("--methods", nargs="+", default=all_methods())
+    parser.add_argument("--layers", nargs="+", default=LAYERS)
     parser.add_argument("--out", type=Path, default=OUT)
     args = parser.parse_args()
     document: dict[str, Any] = {
@@ -120,13 +122,13 @@ def main() -> None:
                 document["judged"][key] = part
                 write(args.out, document)
 
-            table = judged(variant, seeds, args.expensive, args.methods, target, keep)
+            table = judged(variant, seeds, args, target, keep)
             show(f"{variant}, target {target}", table["rows"], console)
     if args.grids:
         refused = {name.split(" @ ")[0] for part in document["judged"].values() for name in part["left_out"]}
         cheap = [name for name in args.methods if not expensive(name) and name not in refused]
         for title, game in (("difull", difull), ("same_class_grid", same_class_grid)):
-            rows = game(cheap, LAYERS, args.grids)
+            rows = game(cheap, args.layers, args.grids)
             document[title] = {row["name"]: interval(row["inside"]) for row in rows}
             for row in rows:
                 console.print(title, row["name"], row["objects"], f"{row['inside']['mean']:.3f}")

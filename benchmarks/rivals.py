@@ -13,8 +13,7 @@ from torch.nn.functional import interpolate
 from detcam import Explainer, Explanation
 from detcam.engine import Capture
 from detcam.evaluate.contenders import Contender
-from detcam.evaluate.metrics.frozen_topk import frozen_topk
-from detcam.evaluate.metrics.stability import held, randomised
+from detcam.evaluate.metrics.stability import frozen_topk, held, randomised
 from detcam.methods.combination import Combination, Part, blurred
 from detcam.methods.gradient import ODAM
 

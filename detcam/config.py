@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from detcam.adapters import NAMED, TARGETS
 from detcam.errors import InputError, nearest
 from detcam.files import read_regular
-from detcam.methods import DEFAULT
+from detcam.methods import DEFAULT, VIEWS
 from detcam.options import LAYER_PRESETS, Segments
 
 LIMIT = 16 * 1024  # bytes of a preset
@@ -35,6 +35,11 @@ class Preset(BaseModel):
         default="scenes",
         description="A .pt file, a name that ultralytics downloads (yolov8n.pt), a transformers folder, or the name of "
         "a demo model (see `detcam doctor`).",
+    )
+    view: Literal["why", "where"] | None = Field(
+        default=None,
+        description="Sets method and layers. why: the evidence for an object, wherever in the image it lies (layerig "
+        "at stem). where: the place that the object was read from (odam at level).",
     )
     method: str = Field(
         default="auto", description=f"The method that makes the heatmaps, see `detcam methods`; auto is {DEFAULT}."
@@ -79,7 +84,7 @@ class Preset(BaseModel):
 
     def options(self) -> dict[str, Any]:
         """The arguments of `detcam.Explainer`."""
-        return {**self.model_dump(), "adapter": NAMED.get(self.adapter)}
+        return {**self.model_dump(exclude={"view"}), "adapter": NAMED.get(self.adapter)}
 
     def to_yaml(self, without: Collection[str] = ()) -> str:
         """The preset, without some of its keys, as text that `read_preset` reads back."""
@@ -156,9 +161,20 @@ def _checked(data: dict[Any, Any], where: str, hint: Callable[[str], str] = _nea
         if key not in Preset.model_fields:
             raise InputError(f"{where} {reprlib.repr(key)} does not exist: {hint(str(key))}")
     try:
-        return Preset(**data)
+        return Preset(**_with_view(data, where))
     except ValidationError as error:
         first = error.errors()[0]
         raise InputError(
             f"{where} {first['loc'][0]!r} is {reprlib.repr(first['input'])}: {first['msg'].lower()}"
         ) from None
+
+
+def _with_view(data: dict[Any, Any], where: str) -> dict[Any, Any]:
+    """The values with the method and layers of the view, if they name one."""
+    view = data.get("view")
+    if view not in VIEWS:
+        return data
+    given = (data.get("method", "auto"), data.get("layers", "auto"))
+    if given not in (("auto", "auto"), VIEWS[view]):
+        raise InputError(f"{where} 'view' is {view!r}, which sets method and layers: leave those or view out")
+    return data | dict(zip(("method", "layers"), VIEWS[view], strict=True))

@@ -15,6 +15,7 @@ from detcam.adapters import Adapter
 from detcam.engine import Capture, object_gradients
 from detcam.explainer import Explainer
 from detcam.options import LAYER_PRESETS
+from detcam.runners.base import layer_plan
 from detcam.scenes import HELD_OUT_SEED, draw_scene
 from detcam.types import Objects, image_index
 
@@ -32,7 +33,7 @@ class Layer:
         kind: the module's class.
         stride: pixels of the network's input for each cell.
         gradient: share of the image's objects whose score has a gradient there; None without objects.
-        presets: the presets that use it, of "level" and "evidence".
+        presets: the presets that use it, of `LAYER_PRESETS`.
     """
 
     name: str
@@ -65,7 +66,7 @@ class _Output:
 def candidate_layers(explainer: Explainer, image: Any = None) -> list[Layer]:
     """The layers of the explainer's model that can carry a heatmap, in the order they run.
 
-    These are the layers of both presets and the steps of the model's trunk: children of the model and of its lists of
+    These are the layers of the presets and the steps of the model's trunk: children of the model and of its lists of
     modules that output maps of several sizes or are blocks of a transformer, up to where objects are read. `Explainer`
     also takes the names of modules inside them.
 
@@ -81,7 +82,7 @@ def candidate_layers(explainer: Explainer, image: Any = None) -> list[Layer]:
 
     adapter = explainer.adapter
     source = draw_scene(HELD_OUT_SEED).image if image is None else read_image(image)
-    plans = {preset: adapter.layers(preset).names for preset in LAYER_PRESETS}
+    plans = {preset: layer_plan(adapter, adapter.module, preset).names for preset in LAYER_PRESETS}
     with torch.inference_mode(False), torch.autocast(adapter.device.type, enabled=False):
         pixels, geometry = adapter.prepare(source)
         size = geometry.network

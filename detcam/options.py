@@ -13,7 +13,7 @@ from detcam.adapters import TARGETS, Adapter, Target
 from detcam.adapters.shared.segments import SEGMENTS, Segments
 from detcam.errors import InputError, LayerError, TargetError, nearest
 
-LAYER_PRESETS = ("level", "evidence")
+LAYER_PRESETS = ("level", "evidence", "stem")
 
 
 def check_options(conf: float, iou: float, max_det: int, imgsz: int | None, target: Target) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from detcam.adapters.shared.attention import AttentionPlan
 from detcam.adapters.shared.mask_scores import MASK_PATHS, MASK_TARGETS
 from detcam.adapters.shared.scores import BOX_TARGETS, CLASS_TARGETS
+from detcam.adapters.shared.stem import find_stem
 from detcam.errors import InputError, MethodError
 from detcam.geometry import Geometry
 from detcam.types import Objects, Prompt
@@ -153,6 +154,17 @@ class Adapter(ABC):
     @abstractmethod
     def layers(self, preset: str) -> LayerPlan:
         """The layer plan of the preset "level" or "evidence"."""
+
+    def stem(self) -> LayerPlan:
+        """The layer plan of the preset "stem"; see `detcam.adapters.shared.stem.find_stem`.
+
+        Raises:
+            LayerError: if the model has no stem.
+        """
+        pixels = self.prepare(np.full((64, 64, 3), 114, np.uint8))[0]
+        with torch.inference_mode(False), torch.autocast(self.device.type, enabled=False):
+            name = find_stem(self.module, lambda: self.forward(pixels[None], 1))
+        return LayerPlan((name,), cut_all=True, fuse="sum")
 
     def candidates(self, outputs: Any) -> tuple[Tensor, Tensor, Tensor]:
         """All candidates of a batch, before any threshold or suppression; D-RISE and ask= search them.

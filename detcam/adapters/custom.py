@@ -53,7 +53,7 @@ class CallableAdapter(Adapter):
         score: (outputs, objects of each image, target) -> a differentiable scalar for each object of all images in
             turn, [sum N]; or [sum N, K], whose K maps combine by element-wise maximum. Preferably a logit.
         layers: names from the model's `named_modules()` whose maps [B, C, h, w] give the heatmaps; or a dict of such
-            names for the presets "level" and "evidence".
+            names for the presets "level", "evidence" and "stem" (found if it is not given).
         names: class names by number.
         targets: the targets that `score` knows.
     """
@@ -176,6 +176,15 @@ class CallableAdapter(Adapter):
         layers = self._layers
         if isinstance(layers, Mapping):
             layers = layers.get(preset) or next(iter(layers.values()))
+        return self._plan(layers)
+
+    def stem(self) -> LayerPlan:
+        """See `Adapter.stem`; a user's layers of that name come first."""
+        if isinstance(self._layers, Mapping) and "stem" in self._layers:
+            return self._plan(self._layers["stem"])
+        return super().stem()
+
+    def _plan(self, layers: str | Sequence[str]) -> LayerPlan:
         names = (layers,) if isinstance(layers, str) else tuple(layers)
         known = [name for name, _ in self.module.named_modules() if name]
         for name in names:

@@ -29,12 +29,15 @@ class Spread:
         others: share of the heat outside the box and in the box of another object.
         even: value of `outside` if the heat were spread evenly over the image.
         cells: shorter side of the box in cells of the raw map; below 1 the map cannot tell inside from outside.
+        sight: share of the surroundings, up to one box length around the box, where the map can show heat: inside the
+            smallest rectangle with all its cells that are not zero. In [0, 1]; 1 if the image ends with the box.
     """
 
     outside: float
     others: float
     even: float
     cells: float
+    sight: float
 
 
 def align(raw: np.ndarray, geometry: Geometry, box: Box, others: Sequence[Box] = ()) -> tuple[Values, Spread] | None:
@@ -83,7 +86,24 @@ def align(raw: np.ndarray, geometry: Geometry, box: Box, others: Sequence[Box] =
         others=float(integrals(x, y)[covered].sum() / total),
         even=max(1 - seen, 0.0),
         cells=min(columns.cells_along(x2 - x1), rows.cells_along(y2 - y1)),
+        sight=_sight(np.isfinite(raw) & (raw != 0), (rows, columns), box),
     )
+
+
+def _sight(nonzero: NDArray[np.bool_], axes: tuple[_Axis, _Axis], box: Box) -> float:
+    """See `Spread.sight`, for the cells [h, w] of a map that are not zero."""
+    inside, around, told_inside, told_around = 1.0, 1.0, 1.0, 1.0  # areas in cells
+    for axis, start, stop, used in zip(
+        axes, box[1::-1], box[:1:-1], (nonzero.any(axis=1), nonzero.any(axis=0)), strict=True
+    ):
+        first, last = used.nonzero()[0][[0, -1]]
+        length = MARGIN * (stop - start)
+        within, wide = axis.cells_at([start, stop]), axis.cells_at([start - length, stop + length])
+        inside *= within[1] - within[0]
+        around *= wide[1] - wide[0]
+        told_inside *= max(min(within[1], last + 1) - max(within[0], first), 0)
+        told_around *= max(min(wide[1], last + 1) - max(wide[0], first), 0)
+    return float((told_around - told_inside) / (around - inside)) if around > inside else 1.0
 
 
 class _Axis:
@@ -99,8 +119,13 @@ class _Axis:
 
     def weights(self, edges: Sequence[float] | Values) -> Values:
         """[len(edges) - 1, cells] weight of each cell between edges in source pixels, inside the network's view."""
+        return _integrals(self.cells_at(edges), self._cells)
+
+    def cells_at(self, edges: Sequence[float] | Values) -> Values:
+        """Edges in source pixels, moved into the image and the network's view, in cells."""
         resized = np.clip(edges, 0, self._pixels) * (self._resized / self._pixels)
-        return _integrals(((resized + self._pad) * self._scale).clip(0, self._cells), self._cells)
+        places: Values = ((resized + self._pad) * self._scale).clip(0, self._cells)
+        return places
 
     def length(self, start: float, stop: float) -> float:
         """The length in cells of the part of the image between two edges that the network saw."""

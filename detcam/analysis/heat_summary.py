@@ -17,6 +17,7 @@ from detcam.saved import Saved, find, pictures
 
 BINS = 20  # of the histogram of shares
 MOSTLY = 0.5  # share of heat outside the box above which an object is recognised mostly by its surroundings
+SIGHT = 0.5  # share of the surroundings that a map must be able to show, to tell how much heat lies there
 FINE = 2.0  # cells: the map of a shorter box cannot tell inside from outside
 KINDS = ("found", "right", "wrong", "missed")
 
@@ -51,6 +52,11 @@ class ObjectHeat:
         """Whether most of the heat lies outside the box, in a map fine enough to tell."""
         return self.spread is not None and self.spread.outside > MOSTLY and self.spread.cells >= FINE
 
+    @property
+    def sees_around(self) -> bool:
+        """Whether the map can show heat around the box; one of the object's feature level holds a few cells only."""
+        return self.spread is not None and (self.spread.sight >= SIGHT or self.spread.outside > MOSTLY)
+
     def to_dict(self, root: Path) -> dict[str, Any]:
         """The object as plain numbers and strings, with its folder relative to `root`."""
         facts = {name: getattr(self, name) for name in ("kind", "label", "score", "box", "note")}
@@ -65,8 +71,10 @@ class Statistics:
 
     Attributes:
         objects: number of objects.
-        measured: number of objects with heat and a box of some area. Everything below the counts is over these objects,
-            and None if there are none.
+        measured: number of objects with heat and a box of some area.
+        blind: number of these whose map cannot show heat around the box, see `ObjectHeat.sees_around`. If they are more
+            than half, `mean` is over all measured objects, and everything below it is None: such maps lie in the box by
+            construction. Otherwise everything below the counts is over the other objects.
         unexplained: number of misses without a map, because the model was not asked about them.
         mostly: number of objects with over half of their heat outside the box, in maps fine enough to tell.
         small: number of objects whose box is shorter than `FINE` cells of the map.
@@ -81,6 +89,7 @@ class Statistics:
 
     objects: int
     measured: int
+    blind: int
     unexplained: int
     mostly: int
     small: int
@@ -113,7 +122,7 @@ class HeatSummary:
     labelled: bool
     pictures: int = 0
     objects: list[ObjectHeat] = field(default_factory=list)
-    _sums: dict[tuple[str, str], Values] = field(
+    _sums: dict[tuple[str, str, bool], Values] = field(
         default_factory=lambda: defaultdict(lambda: np.zeros((SIDE, SIDE))), init=False, repr=False
     )
 
@@ -141,19 +150,28 @@ class HeatSummary:
     def statistics(self, kind: str = "found", label: str | None = None) -> Statistics:
         """Statistics over the objects of a kind; of one class unless `label` is None."""
         objects = self.of(kind, label)
-        spreads = [item.spread for item in objects if item.spread is not None]
+        measured = [item for item in objects if item.spread is not None]
+        telling = [item for item in measured if item.sees_around]
+        refused = 2 * len(telling) < len(measured)
+        spreads = [item.spread for item in (measured if refused else telling) if item.spread is not None]
         counts = Statistics(
             objects=len(objects),
-            measured=len(spreads),
+            measured=len(measured),
+            blind=len(measured) - len(telling),
             unexplained=sum(item.number is None for item in objects),
             mostly=sum(item.mostly_outside for item in objects),
-            small=sum(spread.cells < FINE for spread in spreads),
+            small=sum(item.spread is not None and item.spread.cells < FINE for item in measured),
         )
         if not spreads:
             return counts
-        kinds = _parts(kind)
-        sums = [total for (part, name), total in self._sums.items() if part in kinds and label in (None, name)]
+        sums = [
+            total
+            for (part, name, sees_around), total in self._sums.items()
+            if part in _parts(kind) and label in (None, name) and (refused or sees_around)
+        ]
         mean = np.sum(sums, axis=0) / len(spreads)
+        if refused:
+            return replace(counts, mean=mean)
         zones = mean.reshape(3, BOX, 3, BOX).sum(axis=(1, 3))
         shares = [spread.outside for spread in spreads]
         return replace(
@@ -183,7 +201,7 @@ class HeatSummary:
         """Add an object and its map in the frame of its box; only the sum of the maps is kept."""
         self.objects.append(item)
         if shares is not None:
-            self._sums[item.kind, item.label] += shares
+            self._sums[item.kind, item.label, item.sees_around] += shares
 
 
 def summarise(

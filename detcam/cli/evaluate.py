@@ -168,7 +168,8 @@ def _on_photographs(
     taking_part, left_out = contenders(loaded, methods, layers, quick, **options)
     settings = {
         **preset.model_dump(exclude={"method"}), "weights": _fingerprint(preset.model),
-        "images": str(images.resolve()), "pictures": len(paths), "labels": str(labels.resolve()),
+        "images": str(images.resolve()), "pictures": len(paths), "of": len(pictures(images, Protocol())),
+        "labels": str(labels.resolve()),
         "methods": list(methods), "layers": list(layers), "quick": quick, "report": keep, "protocol": asdict(protocol),
     }  # fmt: skip
     store = Store(folder, settings, resume)
@@ -250,4 +251,8 @@ def finish(folder: Path, document: dict[str, Any], as_json: bool) -> None:
     out.print(table, markup=False)
     for name in document["unchanged_by_randomised_weights"]:
         out.print(f"{name}: hardly changes when the weights are randomised: do not trust it", markup=False)
+    settings = document["settings"]
+    if settings["quick"]:
+        some = settings.get("pictures", document["pictures"])
+        out.print(f"--quick judged {some} of {settings.get('of', some)} images: a first impression", markup=False)
     out.print(f"{document['objects']} objects in {document['pictures']} images. Open {paths[1]}", markup=False)

@@ -1,7 +1,7 @@
 """Activations and gradients of any torch model: a private view, captured layers, N gradients from one forward."""
 
 from detcam.engine.attention import Attentions, Sampled, WatchAttention
-from detcam.engine.capture import Capture, Captured, module_name
+from detcam.engine.capture import Capture, Captured, Reached, module_name
 from detcam.engine.gradients import batched_gradients, object_gradients, upscaling
 from detcam.engine.shadow import shadow
 from detcam.engine.window import Window, cut
@@ -11,6 +11,7 @@ __all__ = [
     "Attentions",
     "Capture",
     "Captured",
+    "Reached",
     "Sampled",
     "Seed",
     "WatchAttention",

@@ -13,10 +13,26 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Captured:
-    """An output [B, C, h, w] of a module, with the graph from it to the model's outputs."""
+    """An output [B, C, h, w] of a module, with the graph from it to the model's outputs.
+
+    Attributes:
+        name: see `Capture`.
+        tensor: the output, as the model continued with it.
+        difference: [B, C, h, w] what the output of a baseline lacks, where the tensor lies on the way to one.
+    """
 
     name: str
     tensor: Tensor
+    difference: Tensor | None = None
+
+    @property
+    def acts(self) -> Tensor:
+        """[B, C, h, w] what a method multiplies gradients with: the activations, or the difference."""
+        return self.tensor.detach() if self.difference is None else self.difference
+
+
+class Reached(Exception):
+    """Ends a forward of which only the captured tensors are needed."""
 
 
 def module_name(name: str) -> str:
@@ -41,6 +57,8 @@ class Capture:
         modules: name -> module.
         cut_all: cut at every module, or at the modules of these names, rather than at the earliest modules only.
         grids: from a number of tokens to the (first token, rows, columns) of each map among them.
+        given: captured name -> the output with which the model continues in place of its output.
+        until: captured names; `Reached` ends the forward when all of them are captured.
     """
 
     def __init__(
@@ -48,10 +66,13 @@ class Capture:
         modules: Mapping[str, nn.Module],
         cut_all: bool | Collection[str] = True,
         grids: Callable[[int], list[tuple[int, int, int]]] = lambda tokens: [],
+        given: Mapping[str, Tensor] | None = None,
+        until: Collection[str] | None = None,
     ) -> None:
         self._modules = dict(modules)
         self._cut_names = cut_all if not isinstance(cut_all, bool) else self._modules if cut_all else ()
-        self._grids = grids
+        self._grids, self._given = grids, given or {}
+        self._left = None if until is None else set(until)
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
         self._runs: dict[str, int] = {}
         self.captured: list[Captured] = []
@@ -96,8 +117,13 @@ class Capture:
 
     def _cut_map(self, output: Tensor, name: str) -> Tensor:
         cut = module_name(name) in self._cut_names or not output.requires_grad
+        output = self._given.get(name, output)
         leaf = output.detach().requires_grad_() if cut else output
         self.captured.append(Captured(name, leaf))
+        if self._left is not None:
+            self._left.discard(name)
+            if not self._left:
+                raise Reached
         # The model continues with a copy: an in-place operation must not change the captured values.
         return leaf.clone()
 

@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from detcam.evaluate.metrics.bootstrap import Interval, Values, bootstrap, paired
+from detcam.evaluate.contenders import BASELINES
+from detcam.evaluate.metrics.bootstrap import LEAST, Interval, Values, bootstrap, paired
 from detcam.evaluate.metrics.localisation import Measure
 from detcam.evaluate.metrics.stability import PASSED
 from detcam.evaluate.plots import draw
@@ -82,8 +83,8 @@ def summarise(
         "settings": settings,
         "pictures": len({int(p) for p in results.pictures}),
         "objects": len(results.pictures),
-        "measures": [asdict(m) for m in present],
-        "intervals": "mean over objects; 95 % bootstrap over images",
+        "measures": [{**asdict(m), **judged(results, m)} for m in present],
+        "intervals": f"mean over objects; 95 % bootstrap over images, from {LEAST} images on",
         "contenders": {n: {m.name: _plain(results.mean(n, m.name)) for m in present} for n in results.names},
         "reference": reference,
         "differences": {n: {m.name: _plain(results.difference(n, reference, m.name)) for m in present} for n in others},
@@ -95,11 +96,20 @@ def summarise(
     }
 
 
+def judged(results: Results, measure: Measure) -> dict[str, int]:
+    """The numbers of objects and images that a measure rests on, of the contender with the most objects."""
+    most = max((results.mean(name, measure.name) for name in results.names), key=lambda interval: interval.count)
+    return {"objects": most.count, "pictures": most.pictures}
+
+
 def flagged(results: Results) -> list[str]:
-    """Contenders with unchanged maps under randomised weights: mean rank correlation .3 or more."""
+    """Contenders with unchanged maps under randomised weights: mean rank correlation of .3 or more, of either sign.
+
+    A map that comes out negated has the same pattern. No verdict rests on fewer than `LEAST` objects.
+    """
     tested = [name for name in results.names if "randomised" in results.values[name]]
-    means = {name: results.mean(name, "randomised").mean for name in tested}
-    return [name for name, mean in means.items() if mean >= PASSED]  # False for NaN
+    means = {name: results.mean(name, "randomised") for name in tested}
+    return [name for name, found in means.items() if found.count >= LEAST and abs(found.mean) >= PASSED]
 
 
 def undefined(results: Results, measures: Sequence[Measure], rows: Iterable[dict[str, Any]]) -> dict[str, Any]:
@@ -183,7 +193,9 @@ def markdown(document: dict[str, Any]) -> str:
         lines += ["", f"**Not to be trusted as explanations**: {flags}. Their maps hardly change when the weights "
                   "are randomised: they show the image, or the box, not what the model learned."]  # fmt: skip
     lines += ["", f"## Differences from {document['reference']}", ""]
-    lines += ["On identical objects. `+` is better and `-` is worse, with the whole interval on the same side of 0."]
+    baselines = ", ".join(name for name in BASELINES if name in document["differences"])
+    lines += ["On identical objects. `+` is better and `-` is worse, with the whole interval on the same side of 0. "
+              f"Baselines ignore the model and are not marked: {baselines}."]  # fmt: skip
     for measures in groups.values():
         lines += ["", *_differences(document, measures)]
     lines += ["", "## Columns", ""]
@@ -205,13 +217,17 @@ def markdown(document: dict[str, Any]) -> str:
 
 def _means(document: dict[str, Any], measures: list[dict[str, str]]) -> list[str]:
     head = ["", *(f"{m['name']} {'↑' if m['better'] == 'higher' else '↓'}" for m in measures)]
+    numbers = ["objects, images", *(f"{m['objects']}, {m['pictures']}" for m in measures)]
     contenders = document["contenders"].items()
-    return _table(head, [[name, *(_cell(row[m["name"]]) for m in measures)] for name, row in contenders])
+    return _table(head, [numbers, *([name, *(_cell(row[m["name"]]) for m in measures)] for name, row in contenders)])
 
 
 def _differences(document: dict[str, Any], measures: list[dict[str, str]]) -> list[str]:
     differences = document["differences"].items()
-    body = [[name, *(_verdict(row[m["name"]], m["better"]) for m in measures)] for name, row in differences]
+    body = [
+        [name, *(_verdict(row[m["name"]], m["better"], name in BASELINES) for m in measures)]
+        for name, row in differences
+    ]
     return _table(["", *(m["name"] for m in measures)], body)
 
 
@@ -227,10 +243,11 @@ def _cell(value: dict[str, Any]) -> str:
     return f"{value['mean']:.3g} [{value['low']:.3g}, {value['high']:.3g}]"
 
 
-def _verdict(value: dict[str, Any], better: str) -> str:
+def _verdict(value: dict[str, Any], better: str, baseline: bool) -> str:
+    """A difference, with a mark where it is sure; a baseline ignores the model, so it does not win by being better."""
     if value["mean"] is None:
         return "-"
-    sign = 0 if value["low"] is None else (value["low"] > 0) - (value["high"] < 0)
+    sign = 0 if value["low"] is None or baseline else (value["low"] > 0) - (value["high"] < 0)
     mark = {0: "", 1: " +", -1: " -"}[sign if better == "higher" else -sign]
     return f"{value['mean']:+.3g}{mark}"
 

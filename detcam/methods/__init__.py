@@ -24,6 +24,7 @@ from detcam.methods.gradient import (
     XGradCAM,
 )
 from detcam.methods.layered import FullGrad, GuidedGradCAM, SmoothGradCAMPlusPlus
+from detcam.methods.path import LayerIG
 from detcam.methods.perturbation import DRISE, ISCAM, RISE, SSCAM, Occlusion, ScoreCAM
 from detcam.methods.pixel import Gradient, GradientXInput, GuidedBackprop, IntegratedGradients, SmoothGrad
 from detcam.methods.shapley import ShapleyCAM
@@ -33,7 +34,7 @@ from detcam.methods.superpixels import DCLOSE
 
 GRADIENT = (
     ODAM, HiResCAM, GradCAM, GradCAMPlusPlus, XGradCAM, LayerCAM, CAM, ShapleyCAM, EigenGradCAM, ElementWiseGradCAM,
-    SSGradCAM, SSGradCAMPlusPlus, GCAME, FinerCAM, Fused,
+    SSGradCAM, SSGradCAMPlusPlus, GCAME, FinerCAM, Fused, LayerIG,
 )  # fmt: skip
 ACTIVATION = (EigenCAM, KPCACAM, FEM, DeepFeatureFactorization)
 SWEEPS = (RISE, DRISE, DCLOSE, Occlusion, ScoreCAM, SSCAM, ISCAM, AblationCAM, ReciproCAM, SmoothGradCAMPlusPlus)
@@ -56,6 +57,7 @@ SECTIONS: dict[str, tuple[type[AnyMethod], ...]] = {
     "Combinations of several maps, or of one map over changed images": (Combination, *WRAPPERS.values()),
 }  # for `detcam methods` and docs/methods.md
 DEFAULT = "odam"
+VIEWS = {"why": ("layerig", "stem"), "where": ("odam", "level")}  # question -> the method and layers that answer it
 
 
 def plugins() -> dict[str, type[AnyMethod]]:
@@ -117,6 +119,7 @@ __all__ = [
     "DEFAULT",
     "METHODS",
     "SECTIONS",
+    "VIEWS",
     "WRAPPERS",
     "AnyMethod",
     "Augmented",

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from detcam.engine import object_gradients
 from detcam.engine.sweeps import Probe
-from detcam.errors import MethodError
+from detcam.errors import MethodError, nearest
 
 if TYPE_CHECKING:
     from detcam.adapters import Adapter, Target
@@ -44,15 +44,19 @@ class AnyMethod(ABC):
 
     def __post_init__(self) -> None:
         for name, facts in self.parameters().items():
-            low, high = facts["range"]
             value = getattr(self, name)
+            if isinstance(facts["default"], str):
+                if value not in facts["range"]:
+                    raise MethodError(f"method {self.name}: {name}: {nearest(str(value), facts['range'])}")
+                continue
+            low, high = facts["range"]
             if isinstance(value, bool) or not isinstance(value, type(facts["default"])) or not low <= value <= high:
                 kind = "a whole number" if isinstance(facts["default"], int) else "a number with a decimal point"
                 raise MethodError(f"method {self.name}: {name}: expected {kind} in [{low}, {high}], got {value!r}")
 
     @classmethod
     def parameters(cls) -> dict[str, dict[str, Any]]:
-        """Name -> {"default": ..., "range": [low, high]} of every parameter."""
+        """Name -> {"default": ..., "range": [low, high], or the names to choose from} of every parameter."""
         if not dataclasses.is_dataclass(cls):
             return {}
         return {f.name: {"default": f.default, "range": f.metadata["range"]} for f in dataclasses.fields(cls)}
@@ -61,6 +65,11 @@ class AnyMethod(ABC):
 def parameter(default: Any, low: float, high: float) -> Any:
     """A parameter of a method: a field of its dataclass, with a default and an allowed range."""
     return dataclasses.field(default=default, metadata={"range": [low, high]})
+
+
+def choice(*names: str) -> Any:
+    """A parameter of a method with the names to choose from; the first is the default."""
+    return dataclasses.field(default=names[0], metadata={"range": list(names)})
 
 
 class Method(AnyMethod):

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.nn.functional import conv2d, interpolate, pad
+from torch.nn.functional import interpolate
 
+from detcam.engine.blur import blurred
 from detcam.errors import MethodError
 from detcam.methods.base import AnyMethod, parameter
 from detcam.methods.gradient import ODAM
@@ -83,18 +83,6 @@ class Combination(AnyMethod):
 def _spelled(part: Part) -> str:
     layers = part.layers if isinstance(part.layers, str) else "+".join(part.layers)
     return part.method.name if layers == "auto" else f"{part.method.name}@{layers}"
-
-
-def blurred(maps: Tensor, deviation: float) -> Tensor:
-    """Maps [n, h, w] blurred with a Gaussian of `deviation` cells; beyond the border they count as zero."""
-    if deviation <= 0:
-        return maps
-    reach = math.ceil(3 * deviation)
-    offsets = torch.arange(-reach, reach + 1, device=maps.device, dtype=maps.dtype)
-    weights = torch.exp(-(offsets**2) / (2 * deviation**2))
-    weights = weights / weights.sum()
-    rows = conv2d(pad(maps[:, None], (0, 0, reach, reach)), weights[None, None, :, None])
-    return conv2d(pad(rows, (reach, reach, 0, 0)), weights[None, None, None])[:, 0]
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from detcam.adapters import Adapter, LayerPlan, Target
-from detcam.engine import Capture, Captured
+from detcam.engine import Capture, Captured, Reached
 from detcam.engine.sweeps import Progress
 from detcam.errors import LayerError, TargetError, nearest
 from detcam.options import LAYER_PRESETS
@@ -79,15 +79,20 @@ class ModelRun:
     adapter: Adapter
     max_det: int
 
-    def __call__(self, pixels: Tensor, runner: Runner) -> tuple[Any, list[Captured]]:
+    def __call__(
+        self, pixels: Tensor, runner: Runner, given: Mapping[str, Tensor] | None = None
+    ) -> tuple[Any, list[Captured]]:
         """The raw outputs for images [B, C, H, W], and the captured tensors of the runner's layers.
+
+        Args:
+            pixels: the network's input.
+            runner: which layers to capture, and how.
+            given: see `detcam.engine.Capture`.
 
         Raises:
             LayerError: if a layer does not run, or its output is not a map.
         """
-        module, size = self.adapter.module, (pixels.shape[2], pixels.shape[3])
-        modules = {name: module.get_submodule(name) for name in runner.plan.names}
-        capture = Capture(modules, runner.cut, lambda tokens: self.adapter.grids(tokens, size))
+        capture = self._capture(pixels, runner, given=given)
         with torch.set_grad_enabled(runner.differentiable), capture, runner.watching():
             outputs = self.adapter.forward(pixels, self.max_det)
         if capture.missing():
@@ -96,6 +101,19 @@ class ModelRun:
                 "that `detcam layers` lists"
             )
         return outputs, capture.captured
+
+    @torch.no_grad()
+    def layers(self, pixels: Tensor, runner: Runner, names: Sequence[str]) -> dict[str, Tensor]:
+        """The outputs of the runner's layers, captured under `names`; the forward stops behind the last of them."""
+        capture = self._capture(pixels, runner, until=names)
+        with capture, suppress(Reached):
+            self.adapter.forward(pixels, self.max_det)
+        return {captured.name: captured.tensor.detach() for captured in capture.captured}
+
+    def _capture(self, pixels: Tensor, runner: Runner, **options: Any) -> Capture:
+        size = (pixels.shape[2], pixels.shape[3])
+        modules = {name: self.adapter.module.get_submodule(name) for name in runner.plan.names}
+        return Capture(modules, runner.cut, lambda tokens: self.adapter.grids(tokens, size), **options)
 
 
 @dataclass(frozen=True)
@@ -134,7 +152,7 @@ def layer_plan(adapter: Adapter, module: nn.Module, layers: Layers) -> LayerPlan
         LayerError: for a layer that does not exist.
     """
     if isinstance(layers, str) and layers in LAYER_PRESETS:
-        return adapter.layers(layers)
+        return adapter.stem() if layers == "stem" else adapter.layers(layers)
     chosen = [layers] if isinstance(layers, (str, nn.Module)) else list(layers)
     if not chosen:
         raise LayerError("layers is empty: give 'auto', 'level', 'evidence' or names of modules")

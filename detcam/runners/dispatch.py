@@ -6,11 +6,13 @@ from detcam.errors import LayerError, MethodError
 from detcam.methods import AnyMethod, Method, SweepMethod
 from detcam.methods.attention import AttentionMethod
 from detcam.methods.combination import Combination
+from detcam.methods.path import PathMethod
 from detcam.methods.smoothing import Smoothing
 from detcam.runners.attention import AttentionRunner
 from detcam.runners.base import Layers, Request, Runner
 from detcam.runners.combination import CombinationRunner
 from detcam.runners.gradient import GradientRunner
+from detcam.runners.path import PathRunner
 from detcam.runners.perturbation import PerturbationRunner
 from detcam.runners.smoothing import SmoothingRunner
 
@@ -39,9 +41,12 @@ def runner_for(method: AnyMethod, layers: Layers, request: Request) -> Runner:
         if layers != "auto":
             raise LayerError(f"method {method.name!r} reads attention, which has its own layers: leave layers out")
         return AttentionRunner(method, request)
-    plan = request.plan_of(method.layers if layers == "auto" else layers)
+    chosen = method.layers if layers == "auto" else layers
+    plan = request.plan_of(chosen)
     if isinstance(method, SweepMethod):
         return PerturbationRunner(method, plan, request)
+    if isinstance(method, PathMethod):
+        return PathRunner(method, plan, request, complete=chosen == "stem")
     if isinstance(method, Method):
         return GradientRunner(method, plan, request)
     raise MethodError(f"method {method.name!r} is of no kind that an explainer knows: derive it from Method")

@@ -78,7 +78,7 @@ def _full_column(
                     continue
                 reached.add(layer.name)
                 zero_gradient[places] &= ~gradient.flatten(1).any(dim=1)
-                parts.append(method.maps(layer.tensor.detach()[images[places]].float(), gradient.float()))
+                parts.append(method.maps(layer.acts[images[places]].float(), gradient.float()))
             if parts:
                 for place, fused in zip(places.tolist(), add_maps(parts), strict=True):
                     maps[place] = fused

@@ -96,27 +96,27 @@ class WindowedMaps:
                 reached.add(layer.name)
                 if upscaling(tensor) != 1:
                     window = Window(window.values.float() / upscaling(tensor), window.start)
-                parts.append(self._layer_maps(tensor.detach(), window, images))
+                parts.append(self._layer_maps(layer.acts, window, images))
                 # A map is smaller than its gradient: only where the map is blank is the gradient looked at.
                 blank = zero_gradient & ~parts[-1].flatten(1).any(dim=1)
                 zero_gradient = blank.masked_scatter(blank, ~window.values[blank].flatten(1).any(dim=1))
             columns.append(add_maps(parts))
         return torch.stack(columns).amax(dim=0), zero_gradient
 
-    def _layer_maps(self, layer: Tensor, window: Window, images: Tensor) -> Tensor:
-        """[n, h, w] maps at one layer."""
-        size = (layer.shape[2], layer.shape[3])
+    def _layer_maps(self, acts: Tensor, window: Window, images: Tensor) -> Tensor:
+        """[n, h, w] maps at one layer, of activations [B, C, h, w]."""
+        size = (acts.shape[2], acts.shape[3])
         if self._method.elementwise:
-            acts = cut(layer, images.cpu().numpy(), window.start, window.extent)
-            small = self._method.maps(acts.float(), window.values.float())
+            seen = cut(acts, images.cpu().numpy(), window.start, window.extent)
+            small = self._method.maps(seen.float(), window.values.float())
             return Window(small[:, None], window.start).moved(np.zeros_like(window.start), size).values[:, 0]
         # Pooled weights need whole maps: a few objects at a time, for which about four tensors of this size are alive.
-        step = max(self._memory // (layer[0].numel() * 4 * 4), 1)
+        step = max(self._memory // (acts[0].numel() * 4 * 4), 1)
         parts = []
         for first in range(0, len(images), step):
             few = window.rows(slice(first, first + step))
             whole = few.moved(np.zeros_like(few.start), size).values
-            parts.append(self._method.maps(layer[images[first : first + step]].float(), whole.float()))
+            parts.append(self._method.maps(acts[images[first : first + step]].float(), whole.float()))
         return torch.cat(parts)
 
 

@@ -92,6 +92,26 @@ def test_by_hand() -> None:
     assert np.isfinite(shares[0]).all()
 
 
+@pytest.mark.parametrize(
+    ("box", "cells", "sight"),
+    [
+        ((40, 40, 60, 60), (slice(0, 10), slice(0, 10)), 1.0),
+        ((40, 40, 60, 60), (slice(4, 6), slice(4, 6)), 0.0),  # the box alone
+        ((40, 40, 60, 60), (slice(3, 7), slice(3, 7)), 12 / 32),  # a cell around it, of two
+        ((40, 40, 60, 60), (slice(0, 10), slice(0, 5)), 0.5),  # the left half
+        ((0, 40, 20, 60), (slice(4, 6), slice(0, 4)), 4 / 20),  # surroundings end with the image
+        ((0, 0, 100, 100), (slice(4, 6), slice(4, 6)), 1.0),  # there are none
+    ],
+)
+def test_what_a_map_can_show(box: tuple[int, ...], cells: tuple[slice, slice], sight: float) -> None:
+    """Cells of 10 pixels; the signs of what is there do not matter."""
+    raw = np.zeros((10, 10), np.float32)
+    raw[cells] = np.random.default_rng(0).choice([-1.0, 1.0], raw[cells].shape)
+    aligned = align(raw, Geometry((100, 100), (100, 100), (0, 0), (100, 100)), box)
+    assert aligned is not None
+    assert aligned[1].sight == pytest.approx(sight)
+
+
 def test_a_planted_gaussian_comes_out_in_the_mean(seed: int, tmp_path: Path) -> None:
     """A hill at the same place of every box, whatever the picture and the box: the mean is its integral over cells."""
     generator = np.random.default_rng(seed)
@@ -230,3 +250,25 @@ def test_two_thousand_objects_leave_no_maps_behind(seed: int, tmp_path: Path, mo
     )
     print(f"page {len(page) / 1e6:.2f} MB, figures {len(figures) / 1e6:.2f} MB")
     assert len(page) < 3e6
+
+
+@pytest.mark.parametrize("blind", [1, 2, 3])
+def test_maps_that_cannot_show_heat_around_the_box_say_nothing_of_it(blind: int, seed: int, tmp_path: Path) -> None:
+    """A window of a few cells in the box, as at the object's feature level, beside maps over the whole image."""
+    wide, narrow = blobs(1)[0] + 0.01, torch.zeros(20, 32)
+    narrow[4:8, 4:8] = torch.rand(4, 4)
+    maps = [narrow] * blind + [wide] * (4 - blind)
+    boxes = torch.tensor([[10.0, 10, 60, 60]] * 4)
+    save_light(tmp_path, made(random_picture(seed, 100, 160), 4, boxes=boxes, maps=maps))
+    (summary,) = summarise(tmp_path)
+    assert [item.sees_around for item in summary.objects] == [False] * blind + [True] * (4 - blind)
+    statistics = summary.statistics()
+    assert (statistics.measured, statistics.blind) == (4, blind)
+    assert statistics.mean is not None
+    if blind > 2:
+        assert statistics.quartiles is statistics.histogram is statistics.zones is statistics.others is None
+    else:
+        share = summary.objects[-1].spread
+        assert share is not None
+        assert statistics.quartiles == pytest.approx([share.outside] * 5)
+        assert sum(statistics.histogram or []) == 4 - blind

@@ -178,7 +178,7 @@ def test_lists_are_json_on_demand(capsys: pytest.CaptureFixture[str]) -> None:
         answers[command[0]] = json.loads(capsys.readouterr().out)
     assert {"odam", "gradcam", "eigencam"} <= {m["name"] for m in answers["methods"]["methods"]}
     presets = {preset for layer in answers["layers"] for preset in layer["presets"]}
-    assert presets == {"level", "evidence"}
+    assert presets == {"level", "evidence", "stem"}
     sides = {layer["stride"] * layer["height"] for layer in answers["layers"]}
     assert sides == {256}  # the height of the demo model's input for a scene
     assert {layer["gradient"] == 0 for layer in answers["layers"]} == {True, False}

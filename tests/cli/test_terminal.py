@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import cv2
 import pytest
@@ -88,7 +89,7 @@ def test_the_judges_table_keeps_words_and_names_whole(
         [f"{kind} {m}" for kind in ("mark", "beacon", "context") for m in ("mass", "rank")],
     ):
         document = {
-            "objects": 3, "pictures": 2, "unchanged_by_randomised_weights": [],
+            "objects": 3, "pictures": 2, "settings": {"quick": False}, "unchanged_by_randomised_weights": [],
             "measures": [{"name": m, "better": "higher"} for m in measures],
             "contenders": {name: {m: {"mean": 0.123} for m in measures} for name in names},
         }  # fmt: skip
@@ -149,3 +150,15 @@ def test_a_terminal_without_colour_gets_none_and_keeps_its_lines(
     assert f"-> {tmp_path / 'scene'}\r\n" in text
     assert "targets: " in text
     assert text.count("\x1b[?25l") == text.count("\x1b[?25h")  # a cursor that was hidden comes back
+
+
+def test_quick_says_what_it_judged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("detcam.evaluate.report.save", lambda folder, document: [folder, folder / "report.md"])
+    document: dict[str, Any] = {
+        "objects": 3, "pictures": 2, "settings": {"quick": True, "pictures": 2, "of": 64}, "measures": [],
+        "unchanged_by_randomised_weights": [], "contenders": {"odam @ level": {}},
+    }  # fmt: skip
+    evaluate.finish(tmp_path, document, as_json=False)
+    assert "--quick judged 2 of 64 images" in capsys.readouterr().out

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from detcam.engine import Capture, shadow
+from detcam.engine import Capture, Captured, Reached, shadow
 
 Pair = namedtuple("Pair", ["features", "other"])
 
@@ -125,6 +125,35 @@ def test_gradients_are_those_of_the_plain_model(seed: int, batch: Tensor) -> Non
     expected = torch.autograd.grad(model(batch)[:, 1].sum(), [seen["stem"], seen["late"]])
     for ours, plain in zip(found, expected, strict=True):
         torch.testing.assert_close(ours, plain)
+
+
+def test_the_model_continues_with_what_is_given(batch: Tensor) -> None:
+    model = shadow(Backbone())
+    given = torch.randn(2, 4, 6, 7)
+    with Capture(modules(model, "stem"), given={"stem": given}) as capture:
+        output = model(batch)
+    (captured,) = capture.captured
+    assert torch.equal(captured.tensor, given)
+    assert captured.tensor is not given
+    found = torch.autograd.grad(output.sum(), captured.tensor)[0]
+    leaf = given.clone().requires_grad_()
+    plain = model.head(torch.tanh(model.late(model.middle(leaf))).mean(dim=(2, 3)))
+    assert torch.equal(output, plain)
+    torch.testing.assert_close(found, torch.autograd.grad(plain.sum(), leaf)[0])
+    assert torch.equal(captured.acts, given)
+    assert torch.equal(Captured("stem", captured.tensor, given - 1).acts, given - 1)
+
+
+def test_the_forward_ends_where_all_is_captured(batch: Tensor) -> None:
+    model = shadow(Backbone())
+    ran: list[str] = []
+    for name in ("stem", "middle", "late"):
+        model.get_submodule(name).register_forward_hook(lambda m, a, o, name=name: ran.append(name))
+    with Capture(modules(model, "stem", "middle"), until=["middle", "stem"]) as capture, pytest.raises(Reached):
+        model(batch)
+    assert ran == ["stem", "middle"]
+    assert [c.name for c in capture.captured] == ["stem", "middle"]
+    assert model(batch).shape == (2, 2), "no hook is left"
 
 
 def test_cutting_everywhere_gives_local_gradients(batch: Tensor) -> None:

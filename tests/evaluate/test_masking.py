@@ -1,11 +1,9 @@
 """What hides pixels, and in which order."""
 
-import cv2
-import numpy as np
 import pytest
 import torch
 
-from detcam.evaluate.metrics.masking import BLUR, blurred, fill, places, seen, spread
+from detcam.evaluate.metrics.masking import fill, places, seen, spread
 from detcam.geometry import Geometry
 
 
@@ -36,13 +34,6 @@ def test_only_the_picture_takes_part() -> None:
     assert padded.sum(dim=1).tolist() == [0, 0, 8, 8, 8, 8, 0, 0]
     cropped = seen(Geometry((10, 20), (8, 16), (0, -4), (8, 8)), torch.device("cpu"))
     assert bool(cropped.all())
-
-
-def test_the_blur_is_opencvs(seed: int) -> None:
-    picture = torch.rand(3, 40, 64)
-    deviation, side = 64 / BLUR, 2 * int(3 * 64 / BLUR) + 1
-    expected = [cv2.GaussianBlur(c.numpy(), (side, side), deviation, borderType=cv2.BORDER_REPLICATE) for c in picture]
-    np.testing.assert_allclose(blurred(picture).numpy(), np.stack(expected), atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["blur", "black", "inpaint"])

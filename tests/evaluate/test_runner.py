@@ -1,5 +1,6 @@
 """The judge from end to end, on drawn scenes and the demo model: rows, resume, report, and the command."""
 
+import copy
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -105,6 +106,7 @@ def test_rows_hold_what_the_metrics_say(judged: tuple[list[dict[str, Any]], list
 
 def test_the_report(judged: tuple[list[dict[str, Any]], list[str]]) -> None:
     rows, names = judged
+    rows = [{**row, "picture": f"{time} {row['picture']}"} for time in range(5) for row in rows]  # enough for intervals
     document = summarise(rows, SMALL.measures(), {"model": "scenes"})
     assert list(document["contenders"]) == names
     assert document["reference"] == "odam @ level"
@@ -131,6 +133,25 @@ def test_the_report(judged: tuple[list[dict[str, Any]], list[str]]) -> None:
     page = markdown(document)
     assert "| odam @ level |" in page
     assert "Not to be trusted as explanations" in page
+    measured = next(m for m in document["measures"] if m["name"] == "deletion_blur")
+    assert (measured["objects"], measured["pictures"]) == (len(few), len(rows))
+    assert f"| objects, images | {len(few)}, {len(rows)} |" in page
+
+
+def test_few_images_and_baselines_get_no_verdict(judged: tuple[list[dict[str, Any]], list[str]]) -> None:
+    rows = copy.deepcopy(judged[0])
+    for entry in (entry for row in rows for entry in row["objects"]):
+        entry["maps"]["better"] = {name: value + 1 for name, value in entry["maps"]["odam @ level"].items()}
+    document = summarise(rows, SMALL.measures(), {"model": "scenes"})
+    assert all(cell["low"] is None for row in document["contenders"].values() for cell in row.values())
+    many = [{**row, "picture": f"{time} {row['picture']}"} for time in range(5) for row in rows]
+    for page in (markdown(document), markdown(summarise(many, SMALL.measures(), {"model": "scenes"}))):
+        differences = page.partition("## Differences")[2]
+        noise = [line for line in differences.splitlines() if line.startswith(("| noise", "| gaussian"))]
+        assert noise
+        assert not any(cell.endswith((" +", " -")) for line in noise for cell in line.split(" | "))
+    better = "\n".join(line for line in differences.splitlines() if line.startswith("| better"))
+    assert " + |" in better, "the others are marked"
 
 
 def arguments(scenes: Path, out: Path, *more: str) -> list[str]:

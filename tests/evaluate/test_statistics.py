@@ -29,8 +29,18 @@ def test_objects_of_a_picture_are_no_independent_draws(seed: int) -> None:
 
 
 def test_pictures_weigh_by_their_objects() -> None:
-    found = bootstrap(np.array([1.0, 1.0, 1.0, 0.0]), np.array([7, 7, 7, 9]))
-    assert (found.mean, found.low, found.high, found.count) == (0.75, 0.0, 1.0, 4)
+    values, pictures = np.array([1.0] * 6 + [0.0] * 4), np.array([7] * 6 + [1, 2, 3, 4])
+    found = bootstrap(values, pictures)
+    assert (found.mean, found.low, found.count, found.pictures) == (0.6, 0.0, 10, 5)
+    assert found.high == pytest.approx(6 * 3 / (6 * 3 + 2))  # of 5 draws, 3 or more are picture 7 in 6 %, 4 in .7 %
+
+
+@pytest.mark.parametrize(("pictures", "tells"), [(1, False), (4, False), (5, True)])
+def test_few_images_have_no_interval_and_no_verdict(pictures: int, tells: bool) -> None:
+    found = bootstrap(np.ones(20), np.arange(20) % pictures)
+    assert (found.mean, found.count, found.pictures) == (1.0, 20, pictures)
+    assert (not math.isnan(found.low)) == tells
+    assert found.sign == int(tells)
 
 
 def test_undefined_values_are_left_out() -> None:

@@ -76,6 +76,7 @@ ROWS = (
     Row("gcame"),
     Row("finercam", close=True),
     Row("fused", close=True),
+    Row("layerig", close=True),
     Row("eigencam"),
     Row("kpcacam"),
     Row("fem", close=True),

@@ -120,6 +120,7 @@ LAYER_FORMULAS: dict[str, LayerFormula] = {
     "shapleycam": pooled(gradcam_weight),  # its gradients come corrected, see test_shapley
     "finercam": pooled(gradcam_weight),  # its scalar is a contrast, see test_shapley
     "eigengradcam": lambda acts, grads: principal(acts * grads, (acts * grads).sum(dim=0)),
+    "layerig": cell_by_cell(lambda a, g: g * a),  # of differences, see test_path
     "elementwise": cell_by_cell(lambda a, g: max(g * a, 0.0)),
     "ssgradcam": spatial(gradcam_weight),
     "ssgradcam++": spatial(gradcam_plus_plus_weight),

@@ -14,6 +14,7 @@ from torch import nn
 
 from detcam import Explanation
 from detcam.methods import METHODS, SweepMethod, get_method
+from detcam.options import LAYER_PRESETS
 
 READABLE = {
     "activations", "gradients", "second derivatives", "input gradients", "biases", "forwards", "boxes",
@@ -52,7 +53,7 @@ def test_describes_itself(name: str) -> None:
     assert ("B" in method.passes) == ("gradients" in method.reads)
     assert method.object_specific == (method.reads != "activations")
     assert all(set(facts) == {"default", "range"} for facts in method.parameters().values())
-    assert method.layers in ("level", "evidence")
+    assert method.layers in LAYER_PRESETS
     assert method.__doc__
 
 

@@ -297,3 +297,24 @@ def test_pictures_without_objects(seed: int, tmp_path: Path, open_page: Any) -> 
     assert page.locator("#counts").text_content() == "There are none."
     assert page.locator("#by-class").is_hidden()
     assert violations(page) == []
+
+
+@pytest.mark.nightly
+def test_maps_that_cannot_show_it_say_nothing_of_evidence_outside(seed: int, tmp_path: Path, open_page: Any) -> None:
+    """Maps of a few cells inside the boxes, as at the feature level that an object is read from."""
+    maps = [torch.zeros(20, 32) for _ in range(4)]
+    for (x1, y1, x2, y2), raw in zip((BOXES / 5).round().int().tolist(), maps, strict=True):
+        raw[(y1 + y2) // 2, (x1 + x2) // 2] = 1.0
+    for name in "ab":
+        save_light(tmp_path / name, made(random_picture(seed, 100, 160), 4, LABELS, BOXES, maps=maps), f"{name}.jpg")
+    write_report(tmp_path)
+    page = open_page(tmp_path / "looks.html")
+    assert "8 whose maps cannot show heat around the box" in page.inner_text("#counts")
+    assert "more than half" not in page.inner_text("#counts")
+    assert "--view why" in page.inner_text("#refused")
+    assert not page.is_visible("#shares")
+    assert not page.is_visible("#bars")
+    assert page.is_visible("#mean canvas")
+    assert page.inner_text("#cards-said") == "These maps cannot tell."
+    assert "cannot tell" in page.inner_text("#classes")
+    assert not violations(page)

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 DRAWS = 2000
 LEVEL = 0.95
+LEAST = 5  # images, for an interval: fewer say nothing of others
 
 Values = NDArray[np.float64]
 
@@ -19,14 +20,16 @@ class Interval:
 
     Attributes:
         mean: over the `count` objects with a defined value; NaN without any.
-        low, high: ends of 95 % of the resampled means; NaN if all values are of the same image.
+        low, high: ends of 95 % of the resampled means; NaN if the values are of fewer than `LEAST` images.
         count: number of objects.
+        pictures: number of their images.
     """
 
     mean: float
     low: float
     high: float
     count: int
+    pictures: int
 
     @property
     def sign(self) -> int:
@@ -48,16 +51,16 @@ def bootstrap(values: Values, pictures: NDArray[np.int64], seed: int = 0) -> Int
     defined = ~np.isnan(values)
     values, pictures = values[defined], pictures[defined]
     if not len(values):
-        return Interval(np.nan, np.nan, np.nan, 0)
+        return Interval(np.nan, np.nan, np.nan, 0, 0)
     _, place = np.unique(pictures, return_inverse=True)
     sums, counts = np.bincount(place, values), np.bincount(place)
     mean = float(values.mean())
-    if len(sums) < 2:
-        return Interval(mean, np.nan, np.nan, len(values))
+    if len(sums) < LEAST:
+        return Interval(mean, np.nan, np.nan, len(values), len(sums))
     resampled = np.random.default_rng(seed).multinomial(len(sums), np.full(len(sums), 1 / len(sums)), size=DRAWS)
     means = (resampled @ sums) / (resampled @ counts)
     low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return Interval(mean, float(low), float(high), len(values))
+    return Interval(mean, float(low), float(high), len(values), len(sums))
 
 
 def paired(a: Values, b: Values, pictures: NDArray[np.int64], seed: int = 0) -> Interval:

@@ -6,8 +6,9 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch.nn.functional import avg_pool2d, conv2d, interpolate, pad
+from torch.nn.functional import avg_pool2d, interpolate
 
+from detcam.engine.blur import blurred
 from detcam.geometry import Geometry
 
 FILLS = ("blur", "black", "inpaint")
@@ -61,20 +62,8 @@ def fill(name: str, picture: Tensor, black: Tensor) -> Fill:
     """
     if name == "inpaint":
         return lambda hidden: spread(picture, ~hidden)
-    other = blurred(picture) if name == "blur" else black
+    other = blurred(picture, max(picture.shape[1:]) / BLUR, "replicate") if name == "blur" else black
     return lambda hidden: torch.where(hidden[:, None], other, picture)
-
-
-def blurred(picture: Tensor) -> Tensor:
-    """[3, h, w] under a Gaussian blur; its standard deviation is the longest side over `BLUR`."""
-    deviation = max(picture.shape[1:]) / BLUR
-    radius = int(3 * deviation)
-    offsets = torch.arange(-radius, radius + 1, device=picture.device, dtype=torch.float32)
-    kernel = torch.exp(-((offsets / deviation) ** 2) / 2)
-    kernel = (kernel / kernel.sum()).to(picture.dtype)
-    padded = pad(picture[:, None], (radius,) * 4, mode="replicate")
-    along = conv2d(padded, kernel.view(1, 1, -1, 1))
-    return conv2d(along, kernel.view(1, 1, 1, -1))[:, 0]
 
 
 def spread(picture: Tensor, known: Tensor) -> Tensor:

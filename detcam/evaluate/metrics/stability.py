@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from detcam.adapters import Adapter
 from detcam.boxes import box_iou
-from detcam.evaluate.metrics.frozen_topk import frozen_topk
+from detcam.engine.frozen_topk import RecordTopk, ReplayTopk
 from detcam.evaluate.metrics.localisation import Measure
 from detcam.explainer import Explainer
 from detcam.explanation import Explanation
@@ -188,6 +188,16 @@ def cascade(explainer: Explainer, image: Any, plain: Explanation, objects: list[
         pairs = [(plain.maps[i], changed.maps[k]) for k, i in enumerate(objects)]
         rows.append(torch.stack([_where_any(a.flatten(), b.flatten().to(a)) for a, b in pairs]))
     return torch.stack(rows)
+
+
+def frozen_topk(adapter: Adapter, explain: Callable[[], Any]) -> Callable[[], AbstractContextManager[Any]]:
+    """A factory of contexts in which the model selects the same queries as in a call of `explain`, made now."""
+    if adapter.stable:
+        return nullcontext
+    recorded = RecordTopk()
+    with recorded:
+        explain()
+    return lambda: ReplayTopk(recorded.indices)
 
 
 def _where_any(a: Tensor, b: Tensor) -> Tensor:

@@ -50,10 +50,19 @@ function fillWhole() {
   find("counts").textContent = countsText(summary);
   find("whole").hidden = !measured;
   if (!measured) return;
+  for (const id of ["lies", "histogram"]) find(id).hidden = !summary.quartiles;
+  find("refused").hidden = Boolean(summary.quartiles);
+  find("mean").replaceChildren(...meanMap(summary));
+  find("mean-caption").textContent = `Mean of ${counted(measured - (summary.quartiles ? summary.blind : 0), "map")}, stretched so that each box fills the cyan frame`;
+  if (!summary.quartiles) {
+    const { method, layers } = state.way.choices;
+    find("refused").textContent =
+      `Whether the model uses evidence outside the boxes cannot be told from these maps: ${method} at ${layers} has heat only ` +
+      "next to the place that an object was read from, whatever the model looks at. Explain the images with --view why.";
+    return;
+  }
   const { inside, around, sides, farther } = places(summary);
   const most = sides.reduce((a, b) => (b[1] > a[1] ? b : a));
-  find("mean").replaceChildren(...meanMap(summary));
-  find("mean-caption").textContent = `Mean of ${counted(measured, "map")}, stretched so that each box fills the cyan frame`;
   const rows = [
     ["in the box", inside, `for an even spread over the images: ${rounded(1 - summary.even)}`],
     ["around it, up to one box length away", around, `mostly ${most[0]}: ${rounded(most[1])}`],
@@ -70,18 +79,20 @@ function fillWhole() {
   fillBars(summary);
 }
 
-function countsText({ objects, measured, unexplained, mostly, small }) {
+function countsText({ objects, measured, blind, unexplained, mostly, small, quartiles }) {
   if (!objects) return state.kind === "missed" ? "Every label is matched." : "There are none.";
   const parts = [counted(objects, state.kind === "missed" ? "label" : "object")];
   if (unexplained) parts.push(`${unexplained.toLocaleString("en")} without a map, because the model was not asked about them`);
   const dark = objects - measured - unexplained;
   if (dark) parts.push(`${dark.toLocaleString("en")} without heat, left out`);
-  if (measured) parts.push(`${mostly.toLocaleString("en")} with more than half of the heat outside the box`);
+  if (blind) parts.push(`${blind.toLocaleString("en")} whose maps cannot show heat around the box`);
+  if (quartiles) parts.push(`${mostly.toLocaleString("en")} with more than half of the heat outside the box`);
   if (small) parts.push(`${small.toLocaleString("en")} too small for their maps to tell`);
   return parts.join(" · ");
 }
 
-function fillBars({ histogram, quartiles, measured, even }) {
+function fillBars({ histogram, quartiles, even }) {
+  const measured = histogram.reduce((a, b) => a + b);
   const tallest = Math.max(...histogram);
   const bars = histogram.map((count, i) => {
     const bar = make("span", { className: (i + 0.5) / histogram.length > data.mostly ? "bar most" : "bar" });
@@ -116,10 +127,10 @@ function classButton(summary) {
   const { label, objects, measured, mostly, small, quartiles } = summary;
   const quiet = (text) => make("span", { className: "quiet" }, text);
   const lines = [];
-  if (measured) lines.push(boxPlot(quartiles), quiet(`${measured > 1 ? "median " : ""}${rounded(quartiles[2])} outside`));
+  if (quartiles) lines.push(boxPlot(quartiles), quiet(`${measured > 1 ? "median " : ""}${rounded(quartiles[2])} outside`));
   if (mostly) lines.push(quiet(`${mostly.toLocaleString("en")} mostly outside`));
   if (small) lines.push(quiet(`${small.toLocaleString("en")} too small to tell`));
-  if (!measured) lines.push(quiet("no map"));
+  if (!quartiles) lines.push(quiet(measured ? "cannot tell" : "no map"));
   const count = make("span", { className: "count" }, objects.toLocaleString("en"), make("span", { className: "unseen" }, " objects "));
   const head = make("span", { className: "head" }, make("span", { className: "label" }, named(label)), count);
   const seen = measured ? [make("span", { className: "seen" }, ...meanMap(summary))] : [];
@@ -165,14 +176,19 @@ function fillCards() {
   clearCards();
   find("cards").append(...chosen.map((entry) => card(entry, entry.picture.page, cardFacts(entry))));
   find("cards-title").textContent = KINDS[state.kind].title;
-  const { objects, mostly } = shown();
+  const { objects, measured, mostly, quartiles } = shown();
   const mistakes = state.kind === "wrong" || state.kind === "missed";
   const all = mistakes ? objects : mostly;
   const some = chosen.length < all ? `${chosen.length} of ${all.toLocaleString("en")}: the` : "The";
   const hint = mistakes
     ? `${some} largest share outside the box comes first.`
     : `${some} largest share outside the box comes first. A large share hints at a cue beside the object, in its background or on its neighbours: check whether it should count.`;
-  find("cards-said").textContent = chosen.length ? hint : mistakes ? "There are none." : "There are none: the heat of every object lies mostly in its box.";
+  const none = mistakes || !measured
+    ? "There are none."
+    : quartiles
+      ? "There are none: the heat of every object lies mostly in its box."
+      : "These maps cannot tell.";
+  find("cards-said").textContent = chosen.length ? hint : none;
 }
 
 function fillChoices() {
@@ -207,6 +223,7 @@ function fillReading() {
     "Heat is the evidence that the method assigns to each place for the object’s score; negative values count as 0, and the minimum of the map is subtracted.",
     "Before averaging, the heat of each object is divided by its sum over the image, so all objects count the same. A mean map is coloured from its minimum to its maximum.",
     `Boxes smaller than ${data.fine} cells of their map are averaged, but not counted as recognised by their surroundings: the map cannot tell inside from outside.`,
+    "A map that has no heat in most of the surroundings of its box, up to one box length away, cannot show evidence there. Where most maps are such, nothing is said of the share outside.",
     "Maps blur over the edges of a box, the more the smaller it is: compare classes and models with each other, and with an even spread.",
     "No heat is counted beyond the edges of an image.",
   ];

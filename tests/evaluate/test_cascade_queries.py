@@ -11,8 +11,7 @@ from support import random_yolo
 from torch import Tensor, nn
 
 from detcam import Explainer, zoo
-from detcam.evaluate.metrics.frozen_topk import frozen_topk
-from detcam.evaluate.metrics.stability import cascade, held, randomised, run_order
+from detcam.evaluate.metrics.stability import cascade, frozen_topk, held, randomised, run_order
 from detcam.scenes import HELD_OUT_SEED, draw_scene
 
 
@@ -23,22 +22,9 @@ class Fake:
         self.stable = stable
 
 
-def test_topk_gives_the_recorded_places_with_todays_values(seed: int) -> None:
-    ranking = torch.rand(2, 9)
-    changed = torch.rand(2, 9)
-    again = frozen_topk(Fake(stable=False), lambda: (ranking.topk(3, dim=1), torch.topk(ranking[0], 2)))  # type: ignore[arg-type]
-    first, second = ranking.topk(3, dim=1).indices, ranking[0].topk(2).indices
-    for _ in range(2):  # every time from the start
-        with again():
-            one, two = torch.topk(input=changed, k=3, dim=1), changed[0].topk(2)
-            other = changed.topk(5)  # one that was not recorded is what it is
-        assert torch.equal(one.indices, first)
-        assert torch.equal(two.indices, second)
-        assert torch.equal(one.values, changed.gather(1, first))
-        assert torch.equal(other.indices, changed.topk(5).indices)
-    assert torch.equal(changed.topk(3, dim=1).indices, torch.topk(changed, 3, dim=1).indices)
+def test_models_with_fixed_queries_run_as_they_are() -> None:
     with frozen_topk(Fake(stable=True), lambda: pytest.fail("nothing to record"))():  # type: ignore[arg-type]
-        assert torch.equal(changed.topk(3).indices, changed.sort(dim=1, descending=True).indices[:, :3])
+        assert torch.tensor([1.0, 3.0, 2.0]).topk(2).indices.tolist() == [1, 2]
 
 
 @pytest.fixture(scope="module")
