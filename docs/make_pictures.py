@@ -13,6 +13,7 @@ from PIL import Image
 from playwright.sync_api import Page, sync_playwright
 
 from detcam import Explainer
+from detcam.methods import VIEWS
 from detcam.report import write_report
 from detcam.report.write import SUMMARY
 from detcam.scenes import HELD_OUT_SEED, draw_scene
@@ -21,6 +22,7 @@ from detcam.scenes.planted import draw_planted
 HERE = Path(__file__).parent
 SCENE = 4
 OBJECT = "mushroom"
+BEACON = 5
 RUNS = (("odam", "level"), ("odam", "evidence"), ("gradcam", "evidence"))
 
 
@@ -50,6 +52,15 @@ def mask_strip() -> None:
     Image.fromarray(strip & 0xF8 | 4).save(HERE / "mask.png", optimize=True)
 
 
+def why_strip() -> None:
+    """An object whose class a beacon outside its box decides: the scene, the view "where", and the view "why"."""
+    image = draw_planted(HELD_OUT_SEED + BEACON, "beacon").image
+    image = cv2.resize(image, None, fx=3, fy=3, interpolation=cv2.INTER_CUBIC)
+    where, why = (Explainer("planted_beacon", *VIEWS[view], imgsz=192)(image) for view in ("where", "why"))
+    strip = np.concatenate([part[:270, :400] for part in (where.overview(), where.overlay(0), why.overlay(0))], axis=1)
+    Image.fromarray(strip & 0xF8 | 4).save(HERE / "why.png", optimize=True)
+
+
 def explain_context(folder: Path) -> Path:
     """The heat summary of a model that was trained to go by the ground."""
     explainer = Explainer("planted_context", "odam", "evidence")
@@ -69,8 +80,9 @@ def take(page: Page, name: str) -> None:
 
 
 def main() -> None:
-    """Make a strip for a mask, a page in each theme, and the heat summary of a set."""
+    """Make strips for a mask and for both views, a page in each theme, and the heat summary of a set."""
     mask_strip()
+    why_strip()
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
         address = explain_scene(Path(folder)).as_uri()
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])

@@ -98,14 +98,15 @@ def randomised_correlation(method: str, layers: str, scenes: tuple[int, ...], ob
     return float(torch.cat(values).nanmean())
 
 
-def test_guided_backprop_is_flagged_and_odam_is_not() -> None:
+def test_guided_backprop_is_flagged_and_both_views_are_not() -> None:
     assert abs(randomised_correlation("odam", "level", (0,), 2)) < PASSED
+    assert abs(randomised_correlation("layerig", "auto", (0,), 1)) < PASSED
     assert randomised_correlation("guidedbackprop", "auto", (0,), 2) > PASSED
 
 
 @pytest.mark.nightly
 def test_guided_backprop_is_flagged_and_the_defaults_are_not() -> None:
-    for method, layers in (("odam", "level"), ("odam", "evidence"), ("auto", "auto"), ("fused", "auto")):
+    for method, layers in (("odam", "level"), ("odam", "evidence"), ("auto", "auto"), ("fused", "auto"), ("layerig", "auto")):
         assert abs(randomised_correlation(method, layers, (0, 3, 4), 4)) < PASSED, (method, layers)
     assert randomised_correlation("guidedbackprop", "auto", (0, 3, 4), 4) > PASSED
     assert randomised_correlation("box", "auto", (0, 3, 4), 4) == pytest.approx(1.0)
