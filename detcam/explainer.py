@@ -82,7 +82,8 @@ class Explainer:
             DataParallel and DistributedDataParallel, the inner model is explained.
         method: a name from `detcam.methods.METHODS`, "auto", or an instance of a method, e.g. `RISE(masks=4000)`.
         layers: "level" (the feature level that the object was read from), "evidence" (all tensors that enter the
-            neck, cut together), "auto" (the method's choice), names from the module's `named_modules()`, or modules.
+            neck, cut together), "stem" (the first convolution, with its norm and activation), "auto" (the method's
+            choice), names from the module's `named_modules()`, or modules.
         target: the scalar to explain: "class" (logit), "prob", "margin" (logit minus the best other logit),
             "box" (distances to the four sides, combined by element-wise maximum), "left", "top", "right", "bottom",
             "objectness", "mask" (mean mask logit over the object's mask), "mask-margin" ("mask" minus the mean over a

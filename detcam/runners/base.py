@@ -155,7 +155,8 @@ def layer_plan(adapter: Adapter, module: nn.Module, layers: Layers) -> LayerPlan
         return adapter.stem() if layers == "stem" else adapter.layers(layers)
     chosen = [layers] if isinstance(layers, (str, nn.Module)) else list(layers)
     if not chosen:
-        raise LayerError("layers is empty: give 'auto', 'level', 'evidence' or names of modules")
+        presets = ", ".join(map(repr, ("auto", *LAYER_PRESETS)))
+        raise LayerError(f"layers is empty: give {presets} or names of modules")
     named = {name: m for name, m in module.named_modules() if name}
     names = []
     for layer in chosen:
