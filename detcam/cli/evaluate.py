@@ -67,7 +67,8 @@ def evaluate(
     layers: Annotated[
         str | None,
         typer.Option(
-            help="level, evidence or module names, separated by commas. [default: the preset's, or the first two]"
+            help="level, evidence, stem, auto (a method's own) or module names, separated by commas. [default: the "
+            "preset's, or level,evidence,auto]"
         ),
     ] = None,
     out_dir: Annotated[Path, typer.Option("--out", help="Folder for the results.")] = Path("detcam-evaluate"),
@@ -97,7 +98,7 @@ def evaluate(
     flags = preset.model_dump(exclude_unset=True)
     preset = preset_of(config, **flags)
     contenders = methods.split(",") if methods else _listed(preset.method, ["all"])
-    places = layers.split(",") if layers else _listed(preset.layers, ["level", "evidence"])
+    places = layers.split(",") if layers else _listed(preset.layers, ["level", "evidence", "auto"])
     if print_config:
         print(_printed(preset, contenders, places), end="")
         return

@@ -72,7 +72,8 @@ def contenders(
     Args:
         model: see `Explainer`.
         methods: names of methods; "all" for all of them.
-        layers: presets, or module names, with `+` between the names of modules that are read together.
+        layers: presets, "auto" (the method's own), or module names, with `+` between the names of modules that are read
+            together.
         quick: fewer masks, cells, steps and samples in methods that sweep; no methods with a forward per channel.
         options: of `Explainer`.
 
@@ -88,7 +89,8 @@ def contenders(
     for name in dict.fromkeys([*BASELINES, *names]):
         method = get_method(name)
         fixed = name in BASELINES or not reads_layers(method)
-        for layer in ["auto"] if fixed else layers:
+        places = ["auto"] if fixed else dict.fromkeys(method.layers if p == "auto" else p for p in layers)
+        for layer in places:
             title = name if fixed else f"{name} @ {layer}"
             if quick and name in PER_CHANNEL:
                 left_out[title] = "takes a forward for each channel: left out by --quick"

@@ -289,6 +289,12 @@ def test_the_command_needs_pictures_or_scenes(capsys: Any) -> None:
     assert "--scenes 200" in capsys.readouterr().err
 
 
+def test_a_method_is_judged_at_its_own_layers_once() -> None:
+    found, _ = contenders(zoo.load("scenes"), ["odam", "layerig"], ["level", "auto"], **OPTIONS)
+    names = [contender.name for contender in found if " @ " in contender.name]
+    assert names == ["odam @ level", "layerig @ level", "layerig @ stem"]
+
+
 def test_who_takes_part() -> None:
     model = zoo.load("scenes")
     found, left_out = contenders(model, ["odam", "fused", "drise", "scorecam"], ["level", "model.9"], quick=True)

@@ -106,7 +106,13 @@ def test_guided_backprop_is_flagged_and_both_views_are_not() -> None:
 
 @pytest.mark.nightly
 def test_guided_backprop_is_flagged_and_the_defaults_are_not() -> None:
-    for method, layers in (("odam", "level"), ("odam", "evidence"), ("auto", "auto"), ("fused", "auto"), ("layerig", "auto")):
+    for method, layers in (
+        ("odam", "level"),
+        ("odam", "evidence"),
+        ("auto", "auto"),
+        ("fused", "auto"),
+        ("layerig", "auto"),
+    ):
         assert abs(randomised_correlation(method, layers, (0, 3, 4), 4)) < PASSED, (method, layers)
     assert randomised_correlation("guidedbackprop", "auto", (0, 3, 4), 4) > PASSED
     assert randomised_correlation("box", "auto", (0, 3, 4), 4) == pytest.approx(1.0)
