@@ -35,6 +35,7 @@ SMALLER = {
     "--methods odam,layercam": "--methods odam --layers level --pictures 1 --objects 1",
     "--methods all": "--methods odam --layers level --pictures 1 --objects 1",
     "--config configs/blackbox.yaml": "--config configs/blackbox.yaml --imgsz 64",
+    "--view why --out why": "--view why --imgsz 64 --out why",
 }
 
 
