@@ -35,7 +35,6 @@ SMALLER = {
     "--methods odam,layercam": "--methods odam --layers level --pictures 1 --objects 1",
     "--methods all": "--methods odam --layers level --pictures 1 --objects 1",
     "--config configs/blackbox.yaml": "--config configs/blackbox.yaml --imgsz 64",
-    "--view why --out why": "--view why --imgsz 64 --out why",
 }
 
 
