@@ -30,7 +30,9 @@ from detcam.evaluate.planted.interventions import CONF
 from detcam.evaluate.planted.judge import Progress, seeds_of
 from detcam.explainer import Explainer
 from detcam.methods import METHODS, Combination, Method, get_method
+from detcam.methods.path import PathMethod
 from detcam.models.load import load_model
+from detcam.runners.base import layer_plan
 from detcam.scenes.planted import SIZE, draw_planted
 from detcam.scenes.planted_parts import SYMBOLS
 
@@ -120,7 +122,7 @@ def tiled_maps(
 ) -> list[Tiled]:
     """`difull_maps` at a preset of layers; for a combination, the joined maps of its methods at their layers."""
     if isinstance(method, Method):
-        return difull_maps(adapter, method, adapter.layers(layers), tiles, target)
+        return difull_maps(adapter, method, layer_plan(adapter, adapter.module, layers), tiles, target)
     parts = []
     for part in method.parts:
         if not isinstance(part.method, Method) or not isinstance(part.layers, str):
@@ -159,7 +161,7 @@ def difull(
     taking_part: list[tuple[str, Method | Combination, str]] = []
     for name in names:
         method = _built(name)
-        if isinstance(method, Method):
+        if isinstance(method, Method) and not isinstance(method, PathMethod):  # whose maps are of another forward
             taking_part += [(f"{name} @ {layer}", method, layer) for layer in layers]
         elif isinstance(method, Combination):
             taking_part.append((name, method, ""))

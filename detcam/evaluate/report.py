@@ -98,8 +98,8 @@ def summarise(
 
 def judged(results: Results, measure: Measure) -> dict[str, int]:
     """The numbers of objects and images that a measure rests on, of the contender with the most objects."""
-    most = max((results.mean(name, measure.name) for name in results.names), key=lambda interval: interval.count)
-    return {"objects": most.count, "pictures": most.pictures}
+    defined = max((~np.isnan(results.values[name][measure.name]) for name in results.names), key=np.count_nonzero)
+    return {"objects": int(defined.sum()), "pictures": len(np.unique(results.pictures[defined]))}
 
 
 def flagged(results: Results) -> list[str]:

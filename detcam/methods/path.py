@@ -90,12 +90,8 @@ class LayerIG(PathMethod):
 
     def maps(self, acts: Tensor, grads: Tensor | None) -> Tensor:
         """See `Method.maps`; `acts` is the difference from the baseline."""
-        return self.terms(acts, grads).sum(dim=1)
-
-    def terms(self, acts: Tensor, grads: Tensor | None) -> Tensor:
-        """See `Method.terms`."""
         assert grads is not None
-        return acts * grads
+        return (acts * grads).sum(dim=1)
 
     def finished(self, raw: Tensor) -> Tensor:
         """See `PathMethod.finished`."""

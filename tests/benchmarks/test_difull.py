@@ -103,8 +103,10 @@ def test_a_tile_without_objects_has_no_map(explainer: Any, tiles: list[np.ndarra
 
 @pytest.mark.nightly
 def test_rows_of_both_games() -> None:
-    rows = {row["name"]: row for row in difull(["odam", "gradcam", "cam", "rise", "fused"], ["level"], 2, seed=5)}
-    assert set(rows) == {"odam @ level", "gradcam @ level", "fused"}, "cam does not apply here, rise reads no layers"
+    rows = {
+        row["name"]: row for row in difull(["odam", "gradcam", "cam", "rise", "layerig", "fused"], ["level"], 2, seed=5)
+    }
+    assert set(rows) == {"odam @ level", "gradcam @ level", "fused"}, "the others do not apply: cam, rise, layerig"
     assert rows["odam @ level"]["inside"]["mean"] == pytest.approx(1)
     assert rows["gradcam @ level"]["inside"]["mean"] < 0.9
     assert rows["fused"]["inside"]["mean"] > 0.99, (

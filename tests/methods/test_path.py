@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from detcam import Explainer
 from detcam.engine.blur import blurred
 from detcam.errors import MethodError
+from detcam.methods import get_method
 from detcam.methods.path import LayerIG
 
 sys.path.append(str(Path(__file__).parents[1] / "adapters"))
@@ -87,6 +88,8 @@ def test_the_place_moves_within_each_step() -> None:
     assert LayerIG(steps=2, place=0.0).shares() == [0.0, 0.5]
     with pytest.raises(MethodError, match="baseline: did you mean 'blur'"):
         LayerIG(baseline="blurr")
+    with pytest.raises(MethodError, match="not a sum over channels"):  # of activations, which `eigen` would project
+        get_method("eigen:layerig")
 
 
 def test_a_target_that_is_not_a_class_stays(exact: Setting) -> None:
