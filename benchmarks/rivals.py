@@ -12,10 +12,11 @@ from torch.nn.functional import interpolate
 
 from detcam import Explainer, Explanation
 from detcam.engine import Capture
+from detcam.engine.randomised import randomised
 from detcam.evaluate.contenders import Contender
-from detcam.evaluate.metrics.stability import frozen_topk, held, randomised
 from detcam.methods.combination import Combination, Part, blurred
 from detcam.methods.gradient import ODAM
+from detcam.runners.twin import frozen_topk, held
 
 TAIL = 0.05  # heat of a tail, as a share of the sharp map's
 BLUR = 1.5  # deviation in cells of the object's level, as METHODS["fused"] has it

@@ -37,8 +37,10 @@ from detcam.questions.base import Question
 from detcam.questions.dispatch import question
 from detcam.questions.parsing import Pair
 from detcam.runners.base import Layers, Maps, ModelRun, Request, layer_plan, target_name
+from detcam.runners.check import Checker
 from detcam.runners.dispatch import runner_for
-from detcam.types import Objects
+from detcam.runners.twin import twin_of
+from detcam.types import Check, Objects
 
 
 @dataclass(frozen=True)
@@ -151,7 +153,7 @@ class Explainer:
         set_text(self.adapter, text)
         check_target(target, self.adapter)
         set_segments(self.adapter, segments)
-        self._model_run = ModelRun(self.adapter, max_det)
+        self._model_run, self._memory = ModelRun(self.adapter, max_det), memory
         plan_of = partial(layer_plan, self.adapter, module)
         self.runner = runner_for(self.method, layers, Request(self._model_run, target, memory, progress, plan_of))
         self.plan, self.target = self.runner.plan, self.runner.target
@@ -268,6 +270,22 @@ class Explainer:
             maps = self.runner.maps(pixels, outputs, objects, captured)
         return self._explanations(batch, objects, maps)
 
+    def check(self, explanation: Explanation) -> list[Check]:
+        """Check each map of an explanation by intervention, see `Check`.
+
+        Takes the explanation once more, with shuffled weights, and two forwards for each object beside a few that all
+        objects share.
+
+        Raises:
+            MethodError: for a family without candidates, regions or a probability.
+        """
+        with self._lock.lock, hooks_kept(self.adapter.module):
+            image = self.prepare(explanation.image)
+            twin = twin_of(self.adapter, explanation.objects, lambda: self.explain_batch([image])[0])
+            with torch.inference_mode(False), torch.autocast(self.adapter.device.type, enabled=False):
+                checker = Checker(self._model_run, explanation.objects, image.tensor, image.geometry, self._memory)
+                return checker.checks(explanation.maps, twin.maps)
+
     def _explanations(self, batch: list[PreparedImage], objects: list[Objects], maps: Maps) -> list[Explanation]:
         explanations = []
         start = 0
@@ -277,8 +295,9 @@ class Explainer:
             raw = [maps.maps[i] for i in rows]
             levels = detected.level.tolist()
             flags = [maps.zero_gradient[i] for i in rows]
-            notes = [self._note(*facts) for facts in zip(raw, flags, levels, strict=True)]
-            explanations.append(Explanation(image.image, detected, raw, notes, self.settings, image.geometry))
+            notes = [self._note(*each) for each in zip(raw, flags, levels, strict=True)]
+            facts = (image.image, detected, raw, notes, self.settings, image.geometry)
+            explanations.append(Explanation(*facts, self.check))
         return explanations
 
     def _note(self, raw: Tensor, zero_gradient: bool, level: int) -> str | None:

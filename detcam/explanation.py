@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import os
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from detcam import ops, render, saved
 from detcam.conversions import Conversions
 from detcam.errors import InputError
 from detcam.geometry import Geometry
-from detcam.types import Objects
+from detcam.types import Check, Objects
 
 NORMALIZE = ("object", "image", "none")
 
@@ -34,6 +35,7 @@ class Explanation(Conversions):
         notes: for each object None, or why its map is zero, shared or approximate.
         settings: the settings of the maps: model, method, layers, target, conf, iou, max_det.
         geometry: placement of the image in the network's input.
+        checker: `Explainer.check` of the explainer; None after unpickling.
     """
 
     image: np.ndarray = field(repr=False)
@@ -42,6 +44,10 @@ class Explanation(Conversions):
     notes: list[str | None]
     settings: dict[str, Any]
     geometry: Geometry = field(repr=False)
+    checker: Callable[[Explanation], list[Check]] | None = field(default=None, repr=False, compare=False)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "checker": None}  # the model does not travel with its explanations
 
     def __len__(self) -> int:
         return len(self.objects)
@@ -92,6 +98,24 @@ class Explanation(Conversions):
     def heatmaps(self) -> Tensor:
         """[N, H, W] float32 in [0, 1] at source resolution on the model's device, each map normalised separately."""
         return self.render(dtype=torch.float32)
+
+    def check(self, i: int) -> Check:
+        """Check the map of object `i` by intervention: does its score fall when its hottest pixels are hidden?
+
+        The first call checks all objects, which share forwards.
+
+        Raises:
+            InputError: if the explanation was unpickled, and its explainer is not known.
+            MethodError: for a family without candidates, regions or a probability.
+        """
+        return self.checks[i]
+
+    @cached_property
+    def checks(self) -> list[Check]:
+        """The check of each object, see `check`."""
+        if self.checker is None:
+            raise InputError("check: this explanation was unpickled, without its model: explain the image again")
+        return self.checker(self)
 
     def render(
         self,
@@ -207,6 +231,10 @@ class Explanation(Conversions):
             shares.append(float(heat[y1:y2, x1:x2].sum(dtype=torch.float64)) / total if total else None)
         return shares
 
+    def _check_facts(self, i: int) -> dict[str, Any]:
+        facts = {name: fall if fall is None else round(fall, 6) for name, fall in asdict(self.checks[i]).items()}
+        return {**facts, "passed": self.checks[i].passed, "text": self.checks[i].sentence()}
+
     def overview(self) -> np.ndarray:
         """The image with every box: [H, W, 3] uint8 RGB."""
         picture = self.image
@@ -232,6 +260,7 @@ class Explanation(Conversions):
                     "peak": float(self.maps[i].nan_to_num(nan=0.0, posinf=0.0, neginf=0.0).amax()),
                     "note": self.notes[i],
                     **({} if self.words is None else {"words": dict(self.words[i])}),
+                    **({"check": self._check_facts(i)} if "checks" in self.__dict__ else {}),
                 }
                 for i in range(len(self))
             ],

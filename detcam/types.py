@@ -10,6 +10,8 @@ from torch import Tensor
 
 from detcam.errors import InputError
 
+PASSED = 0.1  # least difference of the falls by which a map passes its check
+
 
 @dataclass(frozen=True)
 class Objects:
@@ -109,6 +111,47 @@ class Prompt:
         """The prompt as plain numbers; a mask as the number of its pixels."""
         given = {"point": list(self.box[:2]), "box": list(self.box), "mask": int(self.mask.sum())}[self.kind]
         return {self.kind: given} | ({} if self.class_id is None else {"class_id": self.class_id})
+
+
+@dataclass(frozen=True)
+class Check:
+    """What became of an object's score when the hottest pixels of its map were hidden.
+
+    The score s is the largest IoU with the object's box times the probability of its class, over all predictions for
+    the changed image. A fall is (s0 - s) / s0: 1 where nothing is left, negative where s rises; None if s0 is 0.
+
+    Attributes:
+        share: of the image that was hidden, in [0, 1].
+        score: s0, of the unchanged image.
+        hottest: fall without the hottest pixels of the map.
+        random: mean fall without as many pixels, or up to twice as many, in random blocks.
+        shuffled: fall without the hottest pixels of the map of a model with shuffled weights, for the same object.
+    """
+
+    share: float
+    score: float
+    hottest: float | None
+    random: float | None
+    shuffled: float | None
+
+    @property
+    def passed(self) -> bool:
+        """Whether the score falls by a tenth more than for both others."""
+        others = [fall for fall in (self.random, self.shuffled) if fall is not None]
+        return self.hottest is not None and self.hottest >= max(others, default=0.0) + PASSED
+
+    def sentence(self) -> str:
+        """The check in words: the verdict, the changes of the score, and how much of the image was hidden."""
+        hottest, random, shuffled = map(_change, (self.hottest, self.random, self.shuffled))
+        return (
+            f"check {'passed' if self.passed else 'not passed'}: score {hottest} without the hottest "
+            f"{100 * self.share:.2g} % of the image, {random} without random pixels, "
+            f"{shuffled} by a map of shuffled weights"
+        )
+
+
+def _change(fall: float | None) -> str:
+    return "undefined" if fall is None else f"{round(-100 * fall):+d} %"
 
 
 def image_index(objects: list[Objects], device: torch.device) -> Tensor:

@@ -147,10 +147,10 @@ def _on_photographs(
     preset: Preset, trust: bool, images: Path, labels: Path, methods: Sequence[str], layers: Sequence[str], quick: bool,
     folder: Path, resume: bool, quiet: bool, fills: tuple[str, ...], limit: int | None, objects: int | None, keep: bool,
 ) -> dict[str, Any]:  # fmt: skip
+    from detcam.engine.masking import FILLS
     from detcam.evaluate.contenders import contenders
     from detcam.evaluate.judge import Judge, Protocol, pictures
     from detcam.evaluate.labels.read import read_labels
-    from detcam.evaluate.metrics.masking import FILLS
     from detcam.evaluate.report import summarise
     from detcam.evaluate.store import Store
     from detcam.models.load import load_model

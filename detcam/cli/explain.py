@@ -52,6 +52,10 @@ def explain(
             help="x,y or x1,y1,x2,y2, for segmenters: explain the object at this point or in this box. Repeatable."
         ),
     ] = None,
+    check: Annotated[
+        bool,
+        typer.Option("--check", help="Hide the hottest pixels of each map and report the fall of the object's score."),
+    ] = False,
     report: Annotated[bool, typer.Option("--report", help="Write HTML pages, as detcam report does.")] = False,
     trust_checkpoint: TrustFlag = False,
     as_json: JsonFlag = False,
@@ -73,7 +77,7 @@ def explain(
     require_writable(out_dir)
     folders = folders_of(images, out_dir)
     options = {**preset.options(), "trust_checkpoint": trust_checkpoint}
-    documents = _explain_each(options, questions, list(zip(images, folders, strict=True)), out_dir, as_json)
+    documents = _explain_each(options, questions, list(zip(images, folders, strict=True)), out_dir, check, as_json)
     if report:
         page = _pages(out_dir, folders)
         if not as_json:
@@ -83,7 +87,12 @@ def explain(
 
 
 def _explain_each(
-    options: dict[str, Any], questions: dict[str, Any], places: Sequence[tuple[Path, Path]], out_dir: Path, quiet: bool
+    options: dict[str, Any],
+    questions: dict[str, Any],
+    places: Sequence[tuple[Path, Path]],
+    out_dir: Path,
+    check: bool,
+    quiet: bool,
 ) -> list[dict[str, Any]]:
     """Explain each image into its folder; returns the documents that were written."""
     documents: list[dict[str, Any]] = []
@@ -99,6 +108,7 @@ def _explain_each(
         explainer = Explainer(**options, progress=lambda done, total: swept(done, total, visible=done < total))
         for path, folder in places:
             explanation = explainer(path, **questions)
+            checks = explanation.checks if check else []
             explanation.save(folder, path)
             saved += 1
             documents.append({"source": str(path), "folder": str(folder), **explanation.to_dict()})
@@ -107,6 +117,8 @@ def _explain_each(
                 out.print(plain(f"{path}: {counted_labels(explanation.labels)} -> {folder}"), markup=False)
                 for note in explanation.notes if questions["ask"] else []:
                     out.print(plain(f"  {note}"), markup=False)
+                for number, (label, checked) in enumerate(zip(explanation.labels, checks, strict=check), 1):
+                    out.print(plain(f"  {number} {label}: {checked.sentence()}"), markup=False)
     return documents
 
 

@@ -11,18 +11,19 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import interpolate
 
+from detcam.engine import masking
 from detcam.errors import DetcamError, InputError, MethodError
 from detcam.evaluate.contenders import Contender
 from detcam.evaluate.labels.base import Labels
 from detcam.evaluate.labels.names import by_name
 from detcam.evaluate.matching import match
-from detcam.evaluate.metrics import faithfulness, masking, stability
+from detcam.evaluate.metrics import faithfulness, stability
 from detcam.evaluate.metrics.localisation import LOCALISATION, NEED_MASKS, Measure
 from detcam.explainer import Explainer
 from detcam.explanation import Explanation
 from detcam.images import SUFFIXES, read_image
+from detcam.runners.likeness import Likeness
 
 # Reasons for undefined values.
 BLANK = "the map is blank in the measured region"
@@ -42,7 +43,6 @@ COST = (
     ),
 )
 MAPS = 48  # maps that are masked together: each keeps the rank of every pixel
-PER_PIXEL = 64  # approximate bytes that a forward keeps for each pixel of the input
 
 
 @dataclass(frozen=True)
@@ -220,18 +220,18 @@ class Judge:
         picture, geometry = adapter.prepare(image)
         black = adapter.prepare(np.zeros_like(image))[0]
         inside = masking.seen(geometry, picture.device)
-        score = faithfulness.Likeness(adapter, plain.objects, self._reference.max_det)
+        score = Likeness(adapter, plain.objects, self._reference.max_det)
         objects = torch.tensor(few, device=picture.device)
-        batch = max(self._protocol.memory // (picture[0].numel() * PER_PIXEL), 1)
+        batch = masking.batch_size(picture, self._protocol.memory)
         names = list(explained)
         step = max(MAPS // len(few), 1)
         for fill_name in self._protocol.fills:
             fill = masking.fill(fill_name, picture, black)
             ends = faithfulness.ends(score, fill, inside, objects, batch)
             for chunk in (names[i : i + step] for i in range(0, len(names), step)):
-                heat = torch.cat([network_heat(explained[name], few) for name in chunk])
+                maps = [explained[name].maps[i] for name in chunk for i in few]
+                places = masking.places(masking.network_heat(maps, geometry.network), inside)
                 owner, whole, hidden = (t.repeat(len(chunk)) for t in (objects, *ends))
-                places = masking.places(heat, inside)
                 curves = faithfulness.curves(score, fill, places, owner, whole, hidden, batch, self._protocol.steps)
                 for measure, values in zip(faithfulness.measures(fill_name), curves.values(), strict=True):
                     for name, line in zip(chunk, values.view(len(chunk), -1), strict=True):
@@ -256,20 +256,6 @@ class Judge:
                 row["cascade"][contender.name] = _listed(changes.nanmean(dim=1))
             else:
                 row["undefined"].setdefault("randomised", {})[contender.name] = NO_WEIGHTS
-
-
-def network_heat(explanation: Explanation, objects: list[int]) -> Tensor:
-    """[n, h, w] float32: the maps of these objects at the size of the network's input, after ReLU, bilinear."""
-    size = explanation.geometry.network
-    heat = [
-        interpolate(
-            explanation.maps[i].nan_to_num(nan=0.0, posinf=0.0, neginf=0.0).clamp(min=0)[None, None].float(),
-            size,
-            mode="bilinear",
-        )[0, 0]
-        for i in objects
-    ]
-    return torch.stack(heat)
 
 
 def _timed(contender: Contender, image: np.ndarray) -> tuple[Explanation, float]:

@@ -124,7 +124,8 @@ def _objects(saved: Saved) -> list[tuple[dict[str, Any], Any]]:
 
 
 def _facts(item: dict[str, Any]) -> dict[str, Any]:
-    return {name: item[name] for name in ("label", "score", "box", "note")} | {"energy": item["energy_in_box"]}
+    facts = {name: item[name] for name in ("label", "score", "box", "note")}
+    return facts | {"energy": item["energy_in_box"], "check": item.get("check")}
 
 
 def _index(groups: list[list[Saved]], root: Path, summarised: bool) -> str:

@@ -54,6 +54,27 @@ def test_objects_are_those_of_the_librarys_own_call(case: FamilyCase) -> None:
     assert not others or any(not torch.equal(explanation.maps[0], other) for other in others), "maps are of objects"
 
 
+@every_family
+def test_every_family_is_checked_by_intervention(case: FamilyCase) -> None:
+    """Or the error says what the family lacks; at random weights a check is a number, not a verdict."""
+    explanation = case.explain(conf=0.0, max_det=2)
+    try:
+        checks = explanation.checks
+    except MethodError as error:
+        checks = []
+        refusal = str(error)
+    else:
+        refusal = ""
+    assert len(checks) == (0 if refusal else len(explanation))
+    assert not refusal or "lists no candidates and has no probability" in refusal
+    for check in checks:
+        falls = (check.hottest, check.random, check.shuffled)
+        assert 0 < check.share <= 0.5
+        assert 0 <= check.score <= 1
+        assert all(fall <= 1 for fall in falls if fall is not None)
+        assert check.score == 0 or None not in falls
+
+
 class _Interrupted(Exception):
     pass
 

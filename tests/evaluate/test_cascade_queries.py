@@ -11,7 +11,9 @@ from support import random_yolo
 from torch import Tensor, nn
 
 from detcam import Explainer, zoo
-from detcam.evaluate.metrics.stability import cascade, frozen_topk, held, randomised, run_order
+from detcam.engine.randomised import randomised, run_order
+from detcam.evaluate.metrics.stability import cascade
+from detcam.runners.twin import frozen_topk, held
 from detcam.scenes import HELD_OUT_SEED, draw_scene
 
 

@@ -7,8 +7,9 @@ from torch import Tensor, nn
 
 from detcam import Explainer
 from detcam.boxes import box_iou
-from detcam.evaluate.metrics.faithfulness import Curves, Likeness, curves, ends, measures, shares
-from detcam.evaluate.metrics.masking import fill, places
+from detcam.engine.masking import fill, places
+from detcam.evaluate.metrics.faithfulness import Curves, curves, ends, measures, shares
+from detcam.runners.likeness import Likeness
 
 SIDE = 40
 INSIDE = torch.ones(SIDE, SIDE, dtype=torch.bool)

@@ -20,10 +20,10 @@ from detcam.evaluate.judge import NO_MASKS, NO_WEIGHTS, Judge, Protocol
 from detcam.evaluate.labels.base import Label
 from detcam.evaluate.labels.read import read_labels
 from detcam.evaluate.matching import by_class, match
-from detcam.evaluate.metrics.faithfulness import Likeness
 from detcam.evaluate.report import markdown, summarise
 from detcam.explanation import Explanation
 from detcam.images import read_image
+from detcam.runners.likeness import Likeness
 from detcam.scenes import HELD_OUT_SEED
 
 SMALL = Protocol(objects=2, steps=2, stages=1, stability=1)

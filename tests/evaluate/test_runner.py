@@ -14,15 +14,16 @@ from support import NIGHTLY
 from benchmarks.training.yolo_dataset import write_dataset
 from detcam import Explainer, cli, zoo
 from detcam.boxes import box_iou
+from detcam.engine import masking
 from detcam.errors import InputError, MethodError
 from detcam.evaluate.contenders import BASELINES, Contender, Sweep, contenders
-from detcam.evaluate.judge import Judge, Protocol, network_heat, pictures
+from detcam.evaluate.judge import Judge, Protocol, pictures
 from detcam.evaluate.labels.read import read_labels
-from detcam.evaluate.metrics import faithfulness, masking
 from detcam.evaluate.plots import draw
 from detcam.evaluate.report import collect, markdown, summarise
 from detcam.evaluate.store import Store
 from detcam.images import read_image
+from detcam.runners.likeness import Likeness
 from detcam.scenes import HELD_OUT_SEED
 
 SMALL = Protocol(objects=2, steps=3, stages=1, stability=1)
@@ -92,8 +93,8 @@ def test_rows_hold_what_the_metrics_say(judged: tuple[list[dict[str, Any]], list
     assert entry["maps"]["odam @ level"]["energy_in_mask"] == pytest.approx(heat[own.mask].sum() / heat.sum(), abs=1e-4)
     picture, geometry = explainer.adapter.prepare(image)
     inside = masking.seen(geometry, picture.device)
-    hot = masking.places(network_heat(explanation, [best]), inside)[0]
-    score = faithfulness.Likeness(explainer.adapter, explanation.objects, 300)
+    hot = masking.places(masking.network_heat([explanation.maps[best]], explanation.geometry.network), inside)[0]
+    score = Likeness(explainer.adapter, explanation.objects, 300)
     hide = masking.fill("blur", picture, picture)
     curve = []
     for share in (0, 1 / 9, 4 / 9, 1):

@@ -8,16 +8,16 @@ from support import explanation_of, fingerprint
 from torch import nn
 
 from detcam import Explainer, zoo
+from detcam.engine.randomised import randomised
 from detcam.evaluate.metrics.stability import (
     PASSED,
     agreement,
     cascade,
-    held,
-    randomised,
     rank_correlation,
     rank_correlations,
     sensitivity,
 )
+from detcam.runners.twin import held
 from detcam.scenes import HELD_OUT_SEED, draw_scene
 
 

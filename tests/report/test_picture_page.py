@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from support import random_picture
 from detcam import Explanation
 from detcam.geometry import Geometry
 from detcam.report import write_report
+from detcam.types import Check
 
 HURRY = """for (const key of '12') document.body.dispatchEvent(new KeyboardEvent('keydown', { key, bubbles: true }))"""
 CELLS = """() => {
@@ -251,3 +253,25 @@ def test_methods_layers_and_targets_are_switched(seed: int, tmp_path: Path, open
     check(3, 2, 0)
     page.locator(".stage:nth-child(2)[data-painted='3']").wait_for()
     assert page.locator(".stage .caption").nth(1).text_content().startswith("3 · dog 0.50")
+
+
+def test_a_checked_map_carries_its_verdict(explanation: Explanation, tmp_path: Path, open_page: Any) -> None:
+    checks = [Check(0.021, 0.9, 0.934, 0.03, 0.4), Check(0.01, 0.8, -0.1, 0.0, 0.2), Check(0.01, 0.0, None, None, None)]
+    checked = replace(explanation, checker=lambda _: checks)
+    assert checked.check(1) == checks[1]
+    checked.save(tmp_path / "out", "a/dogs.png")
+    page = open_page(write_report(tmp_path / "out"))
+    assert page.locator("#objects .badge").all_inner_texts() == ["✓ −93 %", "✗ +10 %", "✗ undefined"]
+    assert page.locator("#objects .badge.passed").count() == 1
+    assert page.locator("#checked").is_visible()
+    page.locator("button.object").nth(1).click()
+    text = page.locator("#detail").inner_text()
+    assert text.startswith("Check not passed: score +10 % without the hottest 1 % of the image, +0 % without random")
+    assert f"{explanation.energy_in_box[1]:.0%}".replace("%", " %") + " of the heat lies in the box" in text
+
+
+def test_an_unchecked_map_makes_no_claim(one: Path, open_page: Any) -> None:
+    page = open_page(one)
+    assert page.locator("#objects .badge").count() == 0
+    assert not page.locator("#checked").is_visible()
+    assert "in box" not in page.locator("#objects").inner_text()

@@ -6,18 +6,14 @@ same batches, and the two ends of every curve (the image unmasked, and fully mas
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from detcam.adapters import Adapter
-from detcam.boxes import box_iou
-from detcam.errors import MethodError
+from detcam.engine.masking import Fill
 from detcam.evaluate.metrics.localisation import Better, Measure
-from detcam.evaluate.metrics.masking import Fill
-from detcam.types import Objects
 
 STEPS = 10
 ENOUGH = 0.5  # the share of the initial score at which a subset of pixels counts as sufficient
@@ -140,48 +136,3 @@ def _batched(score: Score, fill: Fill, hidden: Callable[[slice], Tensor], object
     """[len(objects)] scores, a batch at a time."""
     parts = [slice(i, min(i + batch, len(objects))) for i in range(0, len(objects), batch)]
     return torch.cat([score(fill(hidden(part)), objects[part]) for part in parts])
-
-
-class Likeness:
-    """s of objects in masked images: max over predictions of IoU with the object's box * p(object's class).
-
-    For a semantic segmenter, s is the largest IoU * p over the masked image's regions of the object's class, with the
-    IoU of regions on the grid of the last classifier and p the mean softmax of the region: a region that grows beyond
-    its former area loses score, too. For other families without candidates, s is the probability of the object.
-
-    Args:
-        adapter: the model.
-        objects: the N objects of the unmasked image.
-        max_det: see `Explainer`.
-    """
-
-    def __init__(self, adapter: Adapter, objects: Objects, max_det: int) -> None:
-        self._adapter, self._objects, self._max_det = adapter, objects, max_det
-
-    @torch.no_grad()
-    def __call__(self, images: Tensor, asked: Tensor) -> Tensor:
-        """[b] float32 in [0, 1] of the objects `asked` [b] in images [b, 3, h, w].
-
-        Raises:
-            MethodError: for a family without candidates, regions or a probability.
-        """
-        outputs = self._adapter.forward(images.contiguous(memory_format=torch.channels_last), self._max_det)
-        region_scores = self._adapter.segment_similarity(outputs, self._objects.select(asked))
-        if region_scores is not None:
-            return region_scores
-        try:
-            boxes, probabilities, _ = self._adapter.candidates(outputs)
-        except MethodError:
-            if "prob" not in self._adapter.available:
-                raise MethodError(
-                    f"this {self._adapter.family} {self._adapter.task} model lists no candidates and has no "
-                    "probability (target 'prob') to read"
-                ) from None
-            objects = [self._objects.select(i[None]) for i in asked]
-            return self._adapter.score(outputs, objects, "prob").reshape(len(asked), -1).amax(dim=1).float()
-        pairs = zip(boxes, probabilities, self._of(asked), strict=True)
-        return torch.stack([(box_iou(box[None], candidates)[0] * p[:, c]).amax() for candidates, p, (box, c) in pairs])
-
-    def _of(self, asked: Tensor) -> Iterator[tuple[Tensor, int]]:
-        classes = self._objects.class_ids[asked].tolist()
-        return zip(self._objects.network_boxes[asked], classes, strict=True)

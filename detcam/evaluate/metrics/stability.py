@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from detcam.adapters import Adapter
 from detcam.boxes import box_iou
-from detcam.engine.frozen_topk import RecordTopk, ReplayTopk
+from detcam.engine.randomised import randomised, run_order
 from detcam.evaluate.metrics.localisation import Measure
 from detcam.explainer import Explainer
 from detcam.explanation import Explanation
-from detcam.types import Objects
+from detcam.runners.twin import frozen_topk, held
 
 GRID = (40, 40)  # cells at which maps of different sizes are compared
 NOISE = 8.0  # standard deviation of the noise, in 8-bit levels
@@ -91,69 +88,6 @@ def sensitivity(plain: Explanation, changed: Explanation) -> Tensor:
     return values
 
 
-def run_order(module: nn.Module, forward: Callable[[], object]) -> list[nn.Module]:
-    """The layers with weights of a private view, in the order of their first call during `forward`.
-
-    A layer that is never called as a module (another module reads its weights) follows the layer registered before it;
-    layers registered before any called layer come first.
-    """
-    layers = [m for m in module.modules() if any(True for _ in m.parameters(recurse=False))]
-    turns: dict[nn.Module, int] = {}
-
-    def note(layer: nn.Module, args: object) -> None:
-        turns[layer] = len(turns) if layer not in turns else turns[layer]
-
-    handles = [layer.register_forward_pre_hook(note) for layer in layers]
-    try:
-        forward()
-    finally:
-        for handle in handles:
-            handle.remove()
-    places, last = {}, -1
-    for layer in layers:
-        last = places[layer] = turns.get(layer, last)
-    return sorted(layers, key=places.__getitem__)
-
-
-@contextmanager
-def randomised(module: nn.Module, share: float, seed: int, order: Sequence[nn.Module] | None = None) -> Iterator[None]:
-    """Context in which the weights of the last `share` of a private view's layers are shuffled within each tensor.
-
-    Shuffling keeps the distribution of the weights, hence the scale of the activations; running statistics stay.
-
-    Args:
-        module: the private view.
-        share: of the layers, in [0, 1].
-        seed: of the shuffling.
-        order: the layers in call order, see `run_order`; None: in registration order.
-    """
-    layers = [m for m in module.modules() if any(True for _ in m.parameters(recurse=False))]
-    last = set((order or layers)[len(layers) - round(share * len(layers)) :])
-    generator = torch.Generator().manual_seed(seed)
-    kept: list[tuple[nn.Module, str, nn.Parameter]] = []
-    for layer in (layer for layer in layers if layer in last):
-        for name, weight in list(layer.named_parameters(recurse=False)):
-            order_of_values = torch.randperm(weight.numel(), generator=generator).to(weight.device)
-            shuffled = weight.detach().flatten()[order_of_values].view_as(weight)
-            kept.append((layer, name, weight))
-            setattr(layer, name, nn.Parameter(shuffled, requires_grad=weight.requires_grad))
-    try:
-        yield
-    finally:
-        for layer, name, weight in kept:
-            setattr(layer, name, weight)
-
-
-@contextmanager
-def held(adapter: Adapter, objects: Objects) -> Iterator[None]:
-    """Context in which the adapter detects these objects in every image, whatever the model's output."""
-    vars(adapter)["detect"] = lambda *_: [objects]
-    try:
-        yield
-    finally:
-        del vars(adapter)["detect"]
-
-
 def cascade(explainer: Explainer, image: Any, plain: Explanation, objects: list[int], stages: int = STAGES) -> Tensor:
     """Rank correlation of the raw maps with the maps after more and more of the model is randomised.
 
@@ -188,16 +122,6 @@ def cascade(explainer: Explainer, image: Any, plain: Explanation, objects: list[
         pairs = [(plain.maps[i], changed.maps[k]) for k, i in enumerate(objects)]
         rows.append(torch.stack([_where_any(a.flatten(), b.flatten().to(a)) for a, b in pairs]))
     return torch.stack(rows)
-
-
-def frozen_topk(adapter: Adapter, explain: Callable[[], Any]) -> Callable[[], AbstractContextManager[Any]]:
-    """A factory of contexts in which the model selects the same queries as in a call of `explain`, made now."""
-    if adapter.stable:
-        return nullcontext
-    recorded = RecordTopk()
-    with recorded:
-        explain()
-    return lambda: ReplayTopk(recorded.indices)
 
 
 def _where_any(a: Tensor, b: Tensor) -> Tensor:

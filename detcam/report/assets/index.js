@@ -54,7 +54,7 @@ function facts({ picture, object }) {
     { className: "facts" },
     make("span", { className: "label" }, named(object.label)),
     make("span", { className: "score" }, make("span", { className: "unseen" }, "score "), object.score.toFixed(2)),
-    meter(object.energy ?? 0),
+    ...(object.check ? checkOf(object.check) : [meter(object.energy ?? 0)]),
     make("span", { className: "quiet wide" }, energyText(object.energy)),
     name,
   );

@@ -19,12 +19,20 @@ function sentence(variant, number) {
   if (number === null) return "No object: the plain image";
   const object = variant.objects[number];
   const note = object.note ? `. ${object.note}` : "";
-  return `Object ${number + 1}, ${object.label}, score ${scoreText(object)}, ${energyText(object.energy)}${note}`;
+  return `Object ${number + 1}, ${object.label}, score ${scoreText(object)}${note}. ${detail(object)}`;
+}
+
+/** What the check and the box say about an object's map. */
+function detail({ energy, check }) {
+  const verdict = check ? `${check.text[0].toUpperCase()}${check.text.slice(1)}. ` : "";
+  const where = energy === null ? "No heat." : `${percent(energy)} of the heat lies in the box: where the map is hot, not whether it is right.`;
+  return verdict + where;
 }
 
 function listItem(object, number, on) {
   const rest = make("span", { className: "rest" });
-  rest.append(meter(object.energy ?? 0), make("span", { className: "quiet" }, object.energy === null ? "no heat" : `${percent(object.energy)} in box`));
+  if (object.check) rest.append(...checkOf(object.check));
+  else if (object.energy === null) rest.append(make("span", { className: "note" }, "no heat"));
   if (object.note) rest.append(make("span", { className: "note" }, named(object.note)));
   const button = make(
     "button",
@@ -42,6 +50,7 @@ function listItem(object, number, on) {
 
 function fillList(variant, on) {
   const count = variant.objects.length;
+  find("checked").hidden = !variant.objects.some((object) => object.check);
   find("objects-title").textContent = `${count} object${count === 1 ? "" : "s"}`;
   const items = variant.objects.map((object, i) => listItem(object, i, on));
   const empty = make("li", { className: "quiet" }, "The model found nothing in this image above its threshold.");

@@ -23,6 +23,13 @@ function meter(share) {
   return whole;
 }
 
+/** The fall of the score without the map's hottest pixels, and whether the map passed its check. */
+function checkOf({ hottest, passed, text }) {
+  const change = hottest === null ? "undefined" : `${hottest > 0 ? "−" : "+"}${percent(Math.abs(hottest))}`;
+  const badge = make("span", { className: passed ? "badge passed" : "badge", title: text }, `${passed ? "✓" : "✗"} ${change}`);
+  return [meter(clamp(hottest ?? 0, 0, 1)), badge];
+}
+
 function energyText(energy) {
   return energy === null ? "no heat" : `${percent(energy)} of the heat in its box`;
 }

@@ -52,6 +52,7 @@ function refresh() {
   const number = state.preview ?? state.number;
   const style = { colours: find("colours").value, opacity: find("opacity").value / 100, boxes: find("boxes").checked };
   markInList(state.number);
+  find("detail").textContent = number === null ? "" : detail(state.variant.objects[number]);
   const [variant, other] = besideOf(number);
   const shown = [[state.variant, number], [variant, other]];
   stages.forEach((stage, i) => {

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from detcam.evaluate.metrics.masking import fill, places, seen, spread
+from detcam.engine.masking import fill, places, seen, spread
 from detcam.geometry import Geometry
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -11,6 +11,7 @@ from torch.nn.functional import avg_pool2d, interpolate
 from detcam.engine.blur import blurred
 from detcam.geometry import Geometry
 
+PER_PIXEL = 64  # approximate bytes that a forward keeps for each pixel of the input
 FILLS = ("blur", "black", "inpaint")
 BLUR = 40  # longest side of the input over the standard deviation of the blur: 16 pixels at 640
 BLOCKS = 40  # along the longest side of the input: tied pixels are hidden block by block
@@ -24,6 +25,31 @@ def seen(geometry: Geometry, device: torch.device) -> Tensor:
     inside = torch.zeros(height, width, dtype=torch.bool, device=device)
     inside[max(top, 0) : top + rows, max(left, 0) : left + columns] = True
     return inside
+
+
+def batch_size(image: Tensor, memory: int) -> int:
+    """The number of masked versions of an image [3, h, w] in a forward, for about `memory` bytes."""
+    return max(memory // (image[0].numel() * PER_PIXEL), 1)
+
+
+def network_heat(maps: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
+    """[n, *size] float32: raw coarse maps [h, w] at the size of the network's input, after ReLU, bilinear."""
+    positive = (m.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0).clamp(min=0)[None, None].float() for m in maps)
+    return torch.cat([interpolate(heat, size, mode="bilinear")[0] for heat in positive])
+
+
+def random_blocks(count: int, inside: Tensor, seed: int = 0) -> Tensor:
+    """[count, h, w] int32 ranks as of `places`, in random orders of blocks.
+
+    Args:
+        count: number of orders.
+        inside: [h, w] bool, the pixels to rank.
+        seed: of the orders.
+    """
+    side = -(-max(inside.shape) // BLOCKS)
+    noise = torch.rand(count, BLOCKS, BLOCKS, generator=torch.Generator().manual_seed(seed)).to(inside.device)
+    pixels = noise.repeat_interleave(side, dim=1).repeat_interleave(side, dim=2)
+    return places(pixels[:, : inside.shape[0], : inside.shape[1]], inside)
 
 
 def places(heat: Tensor, inside: Tensor) -> Tensor:
