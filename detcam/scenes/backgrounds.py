@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detcam.scenes.palette import Colour, Palette, oklch
-from detcam.scenes.pen import Pen, Points, box, curve, ellipse, moved, points, rotated
+from detcam.scenes.pen import Pen, Points, around, box, curve, ellipse, moved, points, rotated
 
 Image = NDArray[np.uint8]
 Rng = np.random.Generator
@@ -139,9 +139,7 @@ _GROUNDS: tuple[Callable[[Pen, Palette, Rng, float], None], ...] = (_hills, _sea
 
 
 def _blob(rng: Rng, size: float) -> Points:
-    angle = np.linspace(0, 2 * np.pi, 9)[:-1]
-    radius = size * rng.uniform(0.6, 1.1, 8)
-    return curve(np.stack([radius * np.cos(angle), radius * np.sin(angle)], 1), closed=True)
+    return curve(around(size * rng.uniform(0.6, 1.1, 8)), closed=True)
 
 
 def _leaf(size: float) -> tuple[Points, list[Points]]:
@@ -170,79 +168,34 @@ def _clutter(pen: Pen, palette: Palette, rng: Rng, aspect: float) -> None:
 Item = tuple[list[Points], list[Points]]  # filled polygons, strokes
 
 
-def _item_leaf(_: Rng) -> Item:
-    return [_leaf(2.0)[0]], []
-
-
-def _item_sprig(_: Rng) -> Item:
+def _sprig() -> Item:
     leaf = _leaf(0.9)[0]
     leaves = [moved(rotated(leaf, side * 50), 0, -y) for y in (0.0, 0.5, 1.0) for side in (-1, 1)]
     return [*leaves, moved(leaf, 0, -1.2)], [points([(0, 0.6), (0, -1.4)])]
 
 
-def _item_ring(_: Rng) -> Item:
-    return [], [ellipse(0, 0, 0.8)]
-
-
-def _item_star(rng: Rng) -> Item:
+def _star(rng: Rng) -> Points:
     spikes = 2 * int(rng.integers(4, 7))
-    angle = np.linspace(0, 2 * np.pi, spikes + 1)[:-1]
-    radius = np.where(np.arange(spikes) % 2, 0.45, 1.0)
-    return [np.stack([radius * np.cos(angle), radius * np.sin(angle)], 1)], []
+    return around(np.where(np.arange(spikes) % 2, 0.45, 1.0))
 
 
-def _item_bars(_: Rng) -> Item:
-    return [box(-0.9, y, 0.9, y + 0.22) for y in (-0.8, -0.35, 0.1, 0.55)], []
-
-
-def _item_dots(_: Rng) -> Item:
-    return [ellipse(x, y, 0.17) for x in (-0.7, 0, 0.7) for y in (-0.7, 0, 0.7)], []
-
-
-def _item_triangle(_: Rng) -> Item:
-    return [points([(0, -0.9), (0.8, 0.6), (-0.8, 0.6)])], []
-
-
-def _item_zigzag(_: Rng) -> Item:
-    return [], [points([(0.4 * i - 1.2, 0.4 * (i % 2)) for i in range(7)])]
-
-
-def _item_squiggle(rng: Rng) -> Item:
-    return [], [curve([(0.5 * i - 1.5, rng.uniform(-0.6, 0.6)) for i in range(7)])]
-
-
-def _item_half(_: Rng) -> Item:
-    return [ellipse(0, 0, 0.9, start=180, stop=360)], []
-
-
-def _item_pebble(rng: Rng) -> Item:
-    return [_blob(rng, 0.9)], []
-
-
-def _item_cross(_: Rng) -> Item:
-    return [], [points([(-0.7, 0), (0.7, 0)]), points([(0, -0.7), (0, 0.7)])]
-
-
-def _item_scales(_: Rng) -> Item:
-    return [], [
-        ellipse(x + 0.25 * (i % 2), 0.4 * i - 0.6, 0.25, start=0, stop=180)
-        for i in range(4)
-        for x in (-0.75, -0.25, 0.25)
-    ]
+def _scales() -> list[Points]:
+    rows = ((0.25 * (i % 2), 0.4 * i - 0.6) for i in range(4))
+    return [ellipse(x + shift, y, 0.25, start=0, stop=180) for shift, y in rows for x in (-0.75, -0.25, 0.25)]
 
 
 _ITEMS: tuple[Callable[[Rng], Item], ...] = (
-    _item_leaf,
-    _item_sprig,
-    _item_ring,
-    _item_star,
-    _item_bars,
-    _item_dots,
-    _item_triangle,
-    _item_zigzag,
-    _item_squiggle,
-    _item_half,
-    _item_pebble,
-    _item_cross,
-    _item_scales,
+    lambda _: ([_leaf(2.0)[0]], []),
+    lambda _: _sprig(),
+    lambda _: ([], [ellipse(0, 0, 0.8)]),  # ring
+    lambda rng: ([_star(rng)], []),
+    lambda _: ([box(-0.9, y, 0.9, y + 0.22) for y in (-0.8, -0.35, 0.1, 0.55)], []),  # bars
+    lambda _: ([ellipse(x, y, 0.17) for x in (-0.7, 0, 0.7) for y in (-0.7, 0, 0.7)], []),  # dots
+    lambda _: ([points([(0, -0.9), (0.8, 0.6), (-0.8, 0.6)])], []),  # triangle
+    lambda _: ([], [points([(0.4 * i - 1.2, 0.4 * (i % 2)) for i in range(7)])]),  # zigzag
+    lambda rng: ([], [curve([(0.5 * i - 1.5, rng.uniform(-0.6, 0.6)) for i in range(7)])]),  # squiggle
+    lambda _: ([ellipse(0, 0, 0.9, start=180, stop=360)], []),  # half a disc
+    lambda rng: ([_blob(rng, 0.9)], []),  # pebble
+    lambda _: ([], [points([(-0.7, 0), (0.7, 0)]), points([(0, -0.7), (0, 0.7)])]),  # cross
+    lambda _: ([], _scales()),
 )

@@ -125,15 +125,9 @@ def draw_sprite(class_id: int, radius: float, rng: np.random.Generator, palette:
     pen = Pen(matrix, side * _OVERSAMPLE, side * _OVERSAMPLE)
     DRAWINGS[name](pen, palette.ink(rng), rng)
     light = np.linspace(1.06, 0.94, side, dtype=np.float32)  # light from the upper left
-    colour, alpha = _shrunk(pen.rgb, side), _shrunk(pen.ink, side) / np.float32(255)
+    colour, alpha = pen.reduced(side)
     colour = np.minimum(colour * ((light[:, None] + light) / 2)[..., None], 255 * alpha[..., None])
     return Sprite(colour, alpha, class_id)
-
-
-def _shrunk(image: NDArray[np.uint8], side: int) -> NDArray[np.float32]:
-    """Return a square image reduced to `side` pixels by averaging, which antialiases the edges."""
-    small = cv2.resize(image.astype(np.float32), (side, side), interpolation=cv2.INTER_AREA)
-    return np.asarray(small, np.float32)
 
 
 def _place(rng: np.random.Generator, palette: Palette, wanted: int, height: int, width: int) -> tuple[Placed, ...]:
@@ -212,5 +206,5 @@ def _overlap(
 
 
 def _tight_box(mask: NDArray[np.bool_]) -> tuple[int, int, int, int]:
-    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
+    left, top, width, height = cv2.boundingRect(mask.view(np.uint8))
+    return left, top, left + width, top + height

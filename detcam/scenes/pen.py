@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import cv2
 import numpy as np
@@ -13,6 +13,9 @@ from detcam.scenes.palette import Colour
 Points = NDArray[np.float64]  # [K,2], x to the right and y down
 Region = NDArray[np.bool_]  # [H,W] of the pen's canvas
 Pairs = Iterable[tuple[float, float]]
+Canvas = NDArray[np.uint8]  # [H,W] or [H,W,3]
+Corners = NDArray[np.int32]  # [K,2], as cv2 reads them
+Draw = Callable[[Canvas, Colour | int, list[Corners]], None]
 
 _SUBPIXEL = 4  # cv2 reads coordinates as integers in 1/16 pixel
 
@@ -27,14 +30,14 @@ def box(left: float, top: float, right: float, bottom: float) -> Points:
     return points([(left, top), (right, top), (right, bottom), (left, bottom)])
 
 
+def around(radii: NDArray[np.float64], turn: float = 0.0) -> Points:
+    """Return a polygon around the origin: its corners at these distances and equal angles, the first at `turn`."""
+    angle = np.linspace(0, 2 * np.pi, len(radii) + 1)[:-1] + turn
+    return np.stack([radii * np.cos(angle), radii * np.sin(angle)], axis=1)
+
+
 def ellipse(
-    x: float,
-    y: float,
-    rx: float,
-    ry: float | None = None,
-    start: float = 0,
-    stop: float = 360,
-    tilt: float = 0,
+    x: float, y: float, rx: float, ry: float | None = None, start: float = 0, stop: float = 360, tilt: float = 0
 ) -> Points:
     """An ellipse, or its arc from `start` to `stop` (degrees, clockwise on screen), rotated by `tilt`."""
     angle = np.deg2rad(np.linspace(start, stop, 49))
@@ -86,36 +89,31 @@ class Pen:
     def region(self, *shapes: Points) -> Region:
         """Return the union of the polygons, without drawing."""
         mask = np.zeros(self.ink.shape, np.uint8)
-        for shape in shapes:  # in turn: cv2 would cut out their overlaps
-            cv2.fillPoly(mask, [self._pixels(shape)], 1, shift=_SUBPIXEL)
+        _fill(mask, 1, [self._pixels(shape) for shape in shapes])
         return mask.astype(bool)
 
     def fill(self, colour: Colour, *shapes: Points, inside: Region | None = None, opacity: float = 1.0) -> None:
         """Fill polygons, within `inside` if given."""
-        corners = [self._pixels(shape) for shape in shapes]
-        if opacity == 1.0 and inside is None:
-            for corner in corners:
-                cv2.fillPoly(self.rgb, [corner], colour, shift=_SUBPIXEL)
-                cv2.fillPoly(self.ink, [corner], 255, shift=_SUBPIXEL)
-            return
-        mask = np.zeros(self.ink.shape, np.uint8)
-        for corner in corners:
-            cv2.fillPoly(mask, [corner], 1, shift=_SUBPIXEL)
-        self._tint(colour, mask, np.concatenate(corners), 0, inside, opacity)
+        self._draw(_fill, colour, [self._pixels(shape) for shape in shapes], 0, inside, opacity)
 
     def stroke(
         self, colour: Colour, width: float, *paths: Points, inside: Region | None = None, opacity: float = 1.0
     ) -> None:
         """Draw open lines with round ends; `width` is in unit coordinates."""
-        corners = [self._pixels(path) for path in paths]
         thick = max(1, round(width * self.scale))
-        if opacity == 1.0 and inside is None:
-            cv2.polylines(self.rgb, corners, False, colour, thick, shift=_SUBPIXEL)
-            cv2.polylines(self.ink, corners, False, 255, thick, shift=_SUBPIXEL)
-            return
-        mask = np.zeros(self.ink.shape, np.uint8)
-        cv2.polylines(mask, corners, False, 1, thick, shift=_SUBPIXEL)
-        self._tint(colour, mask, np.concatenate(corners), thick, inside, opacity)
+
+        def lines(canvas: Canvas, value: Colour | int, corners: list[Corners]) -> None:
+            cv2.polylines(canvas, corners, False, value, thick, shift=_SUBPIXEL)
+
+        self._draw(lines, colour, [self._pixels(path) for path in paths], thick, inside, opacity)
+
+    def reduced(self, side: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Return a square drawing at `side` pixels: colour [h,w,3], premultiplied by alpha, and alpha [h,w]."""
+        rgb, ink = (
+            cv2.resize(canvas.astype(np.float32), (side, side), interpolation=cv2.INTER_AREA)
+            for canvas in (self.rgb, self.ink)
+        )
+        return np.asarray(rgb, np.float32), np.asarray(ink, np.float32) / np.float32(255)
 
     def shade(self, region: Region, depth: float = 0.2, reach: float = 0.16) -> None:
         """Shade a region as if round: darken its lower right and lighten its upper left edge.
@@ -125,13 +123,16 @@ class Pen:
         if not region.any():
             return
         step, area = max(1, round(reach * self.scale)), region.astype(np.float32)
-        top, left, height, width = _bounds(region, pad=2 * step)
-        area = area[top : top + height, left : left + width]
+        left, top, width, height = cv2.boundingRect(region.view(np.uint8))
+        window = np.s_[
+            max(0, top - 2 * step) : top + height + 2 * step, max(0, left - 2 * step) : left + width + 2 * step
+        ]
+        area = area[window]
         blurred = cv2.blur(cv2.blur(area, (step, step), borderType=cv2.BORDER_CONSTANT), (step, step))
         glow = np.asarray(blurred, np.float32)
         slope = _slid(glow, -step // 2) - _slid(glow, step // 2)  # > 0 at the lit edge
         gain = 1 - depth * np.clip(slope, -1, 1) * np.where(slope > 0, -0.55, -1.0)
-        patch = self.rgb[top : top + height, left : left + width]
+        patch = self.rgb[window]
         lit = np.clip(patch * gain[..., None], 0, 255).astype(np.uint8)
         patch[area > 0] = lit[area > 0]
 
@@ -139,16 +140,17 @@ class Pen:
         pixels = shape @ self.matrix[:, :2].T + self.matrix[:, 2]
         return np.rint(pixels * 2**_SUBPIXEL).astype(np.int32)
 
-    def _tint(
-        self,
-        colour: Colour,
-        mask: NDArray[np.uint8],
-        corners: NDArray[np.int32],
-        pad: int,
-        inside: Region | None,
-        opacity: float,
+    def _draw(
+        self, draw: Draw, colour: Colour, shapes: list[Corners], pad: int, inside: Region | None, opacity: float
     ) -> None:
-        """Blend `colour` into the masked part of the canvas, within the bounds of `corners`."""
+        """Draw shapes, which reach `pad` pixels beyond their corners; blend them in if they are translucent or cut."""
+        if opacity == 1.0 and inside is None:
+            draw(self.rgb, colour, shapes)
+            draw(self.ink, 255, shapes)
+            return
+        mask = np.zeros(self.ink.shape, np.uint8)
+        draw(mask, 1, shapes)
+        corners = np.concatenate(shapes)
         low, high = corners.min(axis=0) / 2**_SUBPIXEL - pad - 1, corners.max(axis=0) / 2**_SUBPIXEL + pad + 2
         (left, top), (right, bottom) = np.maximum(low, 0).astype(int), np.maximum(high, 0).astype(int)
         window = np.s_[top:bottom, left:right]
@@ -160,15 +162,9 @@ class Pen:
         self.ink[window][chosen] = 255
 
 
-def _bounds(region: Region, pad: int) -> tuple[int, int, int, int]:
-    """Return top, left, height, width of the box around a region, padded by `pad` within the canvas."""
-    rows, columns = np.flatnonzero(region.any(axis=1)), np.flatnonzero(region.any(axis=0))
-    top, left = max(0, int(rows[0]) - pad), max(0, int(columns[0]) - pad)
-    bottom, right = (
-        min(region.shape[0], int(rows[-1]) + 1 + pad),
-        min(region.shape[1], int(columns[-1]) + 1 + pad),
-    )
-    return top, left, bottom - top, right - left
+def _fill(canvas: Canvas, value: Colour | int, shapes: list[Corners]) -> None:
+    for corners in shapes:  # in turn: cv2 would cut out their overlaps
+        cv2.fillPoly(canvas, [corners], value, shift=_SUBPIXEL)
 
 
 def _slid(image: NDArray[np.float32], step: int) -> NDArray[np.float32]:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import cv2
 import numpy as np
-from numpy.typing import NDArray
 
 from detcam.scenes.compose import Sprite
 from detcam.scenes.palette import Colour, Palette, oklch
-from detcam.scenes.pen import Pen, Points, box, ellipse, points, rotated
+from detcam.scenes.pen import Pen, around, box, ellipse, points, rotated
 
 Rng = np.random.Generator
 
@@ -54,15 +52,13 @@ def patch(rng: Rng, palette: Palette, symbol: int, radius: float) -> Sprite:
     """Draw a round patch of ground: horizontal furrows for class 0, vertical for class 1."""
     pen = _pen(radius)
     hue, light = palette.hue(rng), rng.uniform(0.45, 0.75)
-    around = np.linspace(0, 2 * np.pi, 25)[:-1]
-    edge = rng.uniform(0.92, 1.0, len(around))
-    shape = np.stack([edge * np.cos(around), edge * np.sin(around)], axis=1)
+    shape = around(rng.uniform(0.92, 1.0, 24))
     pen.fill(oklch(light, 0.06, hue), shape)
     inside = pen.region(shape)
     step = rng.uniform(5.0, 6.5) / radius
     starts = np.arange(-1.0 + rng.uniform(0, step), 1.0, step)
-    furrows = [box(-1.1, y, 1.1, y + step / 2) for y in starts]
-    pen.fill(oklch(light - 0.2, 0.06, hue), *(_across(f, symbol) for f in furrows), inside=inside)
+    furrows = [rotated(box(-1.1, y, 1.1, y + step / 2), 90 * symbol) for y in starts]
+    pen.fill(oklch(light - 0.2, 0.06, hue), *furrows, inside=inside)
     return _sprite(pen)
 
 
@@ -70,36 +66,20 @@ def star(rng: Rng, radius: float) -> Sprite:
     """Draw a vivid star with four to seven points: salient, and without information."""
     pen = _pen(radius)
     spikes = 2 * int(rng.integers(4, 8))
-    angle = np.linspace(0, 2 * np.pi, spikes + 1)[:-1] + rng.uniform(0, np.pi)
-    reach = np.where(np.arange(spikes) % 2, rng.uniform(0.4, 0.65), 1.0)
-    shape = np.stack([reach * np.cos(angle), reach * np.sin(angle)], axis=1)
+    turn = rng.uniform(0, np.pi)
+    shape = around(np.where(np.arange(spikes) % 2, rng.uniform(0.4, 0.65), 1.0), turn)
     colour: Colour = oklch(rng.uniform(0.55, 0.85), rng.uniform(0.14, 0.2), rng.uniform(0, 360))
     pen.fill(colour, shape)
     return _sprite(pen)
 
 
-def _across(shape: Points, symbol: int) -> Points:
-    return shape if symbol == 0 else rotated(shape, 90)
-
-
 def _pen(radius: float) -> Pen:
     """A pen with a unit circle of `radius` pixels of the image, and a margin of a pixel."""
-    side = _side(radius)
+    side = 2 * int(np.ceil(radius)) + 2
     zoom = radius * _OVERSAMPLE
     middle = side * _OVERSAMPLE / 2
     return Pen(np.array([[zoom, 0.0, middle], [0.0, zoom, middle]]), side * _OVERSAMPLE, side * _OVERSAMPLE)
 
 
-def _side(radius: float) -> int:
-    return 2 * int(np.ceil(radius)) + 2
-
-
 def _sprite(pen: Pen) -> Sprite:
-    side = pen.ink.shape[0] // _OVERSAMPLE
-    colour = _shrunk(pen.rgb, side)
-    return Sprite(colour, _shrunk(pen.ink, side) / np.float32(255), _OBJECT)
-
-
-def _shrunk(image: NDArray[np.uint8], side: int) -> NDArray[np.float32]:
-    small = cv2.resize(image.astype(np.float32), (side, side), interpolation=cv2.INTER_AREA)
-    return np.asarray(small, np.float32)
+    return Sprite(*pen.reduced(pen.ink.shape[0] // _OVERSAMPLE), _OBJECT)

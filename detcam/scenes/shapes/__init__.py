@@ -18,15 +18,5 @@ from detcam.scenes.shapes.nature import cactus, fish, flower, ladybird, mushroom
 Drawing = Callable[[Pen, Ink, np.random.Generator], None]
 
 # The order is the class id.
-DRAWINGS: dict[str, Drawing] = {
-    "balloon": balloon,
-    "kite": kite,
-    "fish": fish,
-    "mushroom": mushroom,
-    "cactus": cactus,
-    "house": house,
-    "sailboat": sailboat,
-    "ladybird": ladybird,
-    "flower": flower,
-    "umbrella": umbrella,
-}
+_DRAWINGS: tuple[Drawing, ...] = (balloon, kite, fish, mushroom, cactus, house, sailboat, ladybird, flower, umbrella)
+DRAWINGS = {drawing.__name__: drawing for drawing in _DRAWINGS}

@@ -101,10 +101,8 @@ def house(pen: Pen, ink: Ink, rng: np.random.Generator) -> None:
 def sailboat(pen: Pen, ink: Ink, rng: np.random.Generator) -> None:
     """Draw a sailing boat: planked hull, mast, two seamed sails, a pennant."""
     pen.stroke(ink.dark, 0.045, points([(0.02, 0.5), (0.02, -0.9)]))
-    pen.fill(
-        ink.trim,
-        curve([(0.02, -0.97), (0.16, -0.93), (0.32, -0.87), (0.16, -0.83), (0.02, -0.8)], closed=True),
-    )
+    pennant = curve([(0.02, -0.97), (0.16, -0.93), (0.32, -0.87), (0.16, -0.83), (0.02, -0.8)], closed=True)
+    pen.fill(ink.trim, pennant)
     belly = rng.uniform(0.04, 0.12)
     main = np.concatenate([curve([(0.07, -0.76), (0.5 + belly, -0.25), (0.78, 0.34)]), points([(0.07, 0.34)])])
     jib = np.concatenate([curve([(-0.04, -0.7), (-0.34 - belly, -0.15), (-0.66, 0.34)]), points([(-0.04, 0.34)])])
@@ -119,19 +117,8 @@ def sailboat(pen: Pen, ink: Ink, rng: np.random.Generator) -> None:
     folds = [points([(-0.04, y), (-0.9, y + 0.42)]) for y in np.arange(-0.6, 0.4, 0.16)]
     pen.stroke(ink.dark, 0.015, *folds, inside=region, opacity=0.4)
     pen.shade(region, 0.18, 0.2)
-    hull = curve(
-        [
-            (-0.95, 0.42),
-            (-0.4, 0.48),
-            (0.4, 0.48),
-            (0.95, 0.4),
-            (0.8, 0.7),
-            (0.52, 0.9),
-            (-0.45, 0.9),
-            (-0.78, 0.72),
-        ],
-        True,
-    )
+    deck, keel = [(-0.95, 0.42), (-0.4, 0.48), (0.4, 0.48), (0.95, 0.4)], [(0.8, 0.7), (0.52, 0.9), (-0.45, 0.9)]
+    hull = curve([*deck, *keel, (-0.78, 0.72)], closed=True)
     pen.fill(ink.main, hull)
     region = pen.region(hull)
     pen.stroke(ink.light, 0.07, curve([(-1, 0.47), (-0.4, 0.53), (0.4, 0.53), (1, 0.45)]), inside=region)

@@ -23,12 +23,8 @@ def fish(pen: Pen, ink: Ink, rng: np.random.Generator) -> None:
     pen.stroke(ink.dark, 0.02, *rays, inside=fins, opacity=0.55)
     pen.fill(ink.main, body)
     region = pen.region(body)
-    pen.fill(
-        ink.light,
-        curve([(-1, 0.2), (-0.2, 0.22), (0.6, 0.1), (0.3, 0.6), (-0.8, 0.6)], True),
-        inside=region,
-        opacity=0.35,
-    )
+    shine = curve([(-1, 0.2), (-0.2, 0.22), (0.6, 0.1), (0.3, 0.6), (-0.8, 0.6)], closed=True)
+    pen.fill(ink.light, shine, inside=region, opacity=0.35)
     step = rng.uniform(0.13, 0.16)
     scales = [
         ellipse(x + (row % 2) * step / 2, row * step * 0.8 - 0.45, step * 0.52, start=-80, stop=80)
@@ -47,45 +43,19 @@ def fish(pen: Pen, ink: Ink, rng: np.random.Generator) -> None:
 
 def mushroom(pen: Pen, ink: Ink, rng: np.random.Generator) -> None:
     """Draw a mushroom: a domed cap with round spots, gills, a stem with a ring."""
-    stem = curve(
-        [
-            (-0.2, 0.0),
-            (-0.17, 0.4),
-            (-0.28, 0.82),
-            (-0.1, 0.95),
-            (0.1, 0.95),
-            (0.28, 0.82),
-            (0.17, 0.4),
-            (0.2, 0.0),
-        ],
-        True,
-    )
+    left = [(-0.2, 0.0), (-0.17, 0.4), (-0.28, 0.82), (-0.1, 0.95)]
+    stem = curve([*left, *mirrored(left)[::-1]], closed=True)
     pen.fill(ink.light, stem)
     pen.shade(pen.region(stem), 0.28, 0.2)
-    skirt = curve(
-        [(-0.19, 0.3), (0.19, 0.3), (0.3, 0.48), (0.1, 0.44), (0, 0.5), (-0.1, 0.44), (-0.3, 0.48)],
-        closed=True,
-    )
+    hem = [(0.3, 0.48), (0.1, 0.44), (0, 0.5), (-0.1, 0.44), (-0.3, 0.48)]
+    skirt = curve([(-0.19, 0.3), (0.19, 0.3), *hem], closed=True)
     pen.fill(ink.second, skirt)
     under = ellipse(0, 0.06, 0.86, 0.2)
     pen.fill(ink.second, under)
     gills = [points([(x * 0.3, -0.1), (x, 0.3)]) for x in np.linspace(-0.85, 0.85, 19)]
     pen.stroke(ink.dark, 0.022, *gills, inside=pen.region(under), opacity=0.5)
-    cap = curve(
-        [
-            (-0.93, 0.05),
-            (-0.8, -0.42),
-            (-0.42, -0.8),
-            (0, -0.9),
-            (0.42, -0.8),
-            (0.8, -0.42),
-            (0.93, 0.05),
-            (0.5, 0.0),
-            (0, -0.03),
-            (-0.5, 0.0),
-        ],
-        True,
-    )
+    dome = [(-0.93, 0.05), (-0.8, -0.42), (-0.42, -0.8), (0, -0.9), (0.42, -0.8), (0.8, -0.42), (0.93, 0.05)]
+    cap = curve([*dome, (0.5, 0.0), (0, -0.03), (-0.5, 0.0)], closed=True)
     pen.fill(ink.main, cap)
     region = pen.region(cap)
     spots = [(-0.5, -0.32, 0.16), (0.05, -0.55, 0.19), (0.5, -0.28, 0.15), (-0.1, -0.17, 0.12)]
@@ -162,12 +132,8 @@ def flower(pen: Pen, ink: Ink, rng: np.random.Generator) -> None:
         place = np.array((sway * 0.5, y))
         pen.fill(ink.trim, leaf * (side, 1) + place)
         pen.shade(pen.region(leaf * (side, 1) + place), 0.2, 0.1)
-        veins = [
-            points([(0, 0.02), (0.46, -0.2)]),
-            points([(0.18, -0.06), (0.2, -0.18)]),
-            points([(0.3, -0.12), (0.36, 0)]),
-        ]
-        pen.stroke(ink.dark, 0.018, *(vein * (side, 1) + place for vein in veins), opacity=0.5)
+        veins = [(0, 0.02), (0.46, -0.2)], [(0.18, -0.06), (0.2, -0.18)], [(0.3, -0.12), (0.36, 0)]
+        pen.stroke(ink.dark, 0.018, *(points(vein) * (side, 1) + place for vein in veins), opacity=0.5)
     count = int(rng.integers(7, 11))
     petal = curve([(0, 0), (0.13, -0.26), (0.12, -0.5), (0, -0.6), (-0.12, -0.5), (-0.13, -0.26)], closed=True)
     for colour, offset, size in ((ink.second, 0.5, 1.0), (ink.main, 0.0, 0.92)):
