@@ -131,7 +131,7 @@ class Gathered:
             "pictures": [self.packed[place] for place in order],
             "rows": [_row(order[place], row) for place, row in shown],
         }
-        title, scripts = f"{' / '.join(self._names)} - detcam", ("stage.js", "keys.js", "compare.js")
+        title, scripts = f"{' / '.join(self._names)} - detcam", ("stage.js", "viewer.js", "compare.js")
         return page("compare", title, data, scripts, styles=("report.css",))
 
     def _shown(self) -> list[tuple[int, dict[str, Any]]]:

@@ -36,7 +36,7 @@ def page(name: str, title: str, data: dict[str, Any], scripts: tuple[str, ...], 
         "policy": policy,
         "title": html.escape(title.encode("utf-8", "replace").decode()),
         "style": style,
-        "body": _asset(f"{name}.html"),
+        "body": _asset(f"{name}.html").replace("@@tools@@", _asset("tools.html")),
         "data": json.dumps(data, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c"),
         "script": script,
     }

@@ -99,7 +99,7 @@ def _report(group: list[Saved], root: Path, index: str | None) -> str:
         "facets": _facets(group, root),
         "variants": [_variant(saved, root) for saved in group],
     }
-    return page("report", f"{first.name} - detcam", data, ("stage.js", "list.js", "keys.js", "report.js"))
+    return page("report", f"{first.name} - detcam", data, ("stage.js", "viewer.js", "list.js", "report.js"))
 
 
 def _facets(group: list[Saved], root: Path) -> list[str]:

@@ -1,23 +1,14 @@
 // Cards: an object in a thumbnail of its image; heat is painted when the card comes near the viewport.
 
-/** "1 object", "2,000 objects". */
-const counted = (count, thing) => `${count.toLocaleString("en")} ${thing}${count === 1 ? "" : "s"}`;
-
 function thumb({ picture, object }) {
-  const image = make("img", { alt: "", width: picture.width, height: picture.height });
-  const canvas = make("canvas", {});
-  canvas.setAttribute("aria-hidden", "true");
-  const frame = make("div", { className: "frame" }, image, canvas);
-  const wide = picture.width / picture.height > 4 / 3;
-  frame.style[wide ? "width" : "height"] = "100%";
-  frame.style.aspectRatio = `${picture.width} / ${picture.height}`;
+  const { width, height } = picture;
+  const image = make("img", { alt: "", width, height }), canvas = make("canvas", { ariaHidden: "true" });
+  const style = `${width / height > 4 / 3 ? "width" : "height"}: 100%; aspect-ratio: ${width} / ${height}`;
+  const frame = make("div", { className: "frame", style }, image, canvas);
   if (object) {
     const [x1, y1, x2, y2] = object.box;
-    const mark = make("span", { className: "mark" });
-    mark.style.inset = [y1 / picture.height, 1 - x2 / picture.width, 1 - y2 / picture.height, x1 / picture.width]
-      .map((share) => `${100 * share}%`)
-      .join(" ");
-    frame.append(mark);
+    const inset = [y1 / height, 1 - x2 / width, 1 - y2 / height, x1 / width].map((share) => `${100 * share}%`);
+    frame.append(make("span", { className: "mark", style: `inset: ${inset.join(" ")}` }));
   }
   return make("div", { className: "thumb" }, frame);
 }
@@ -58,6 +49,6 @@ async function paint(item) {
   canvas.width = image.naturalWidth;
   canvas.height = image.naturalHeight;
   object.heat ??= new Heat(object.map, picture.span);
-  (await object.heat.ready()).paint(canvas, find("colours").value);
+  (await object.heat.ready()).paint(canvas);
   item.dataset.painted = "yes";
 }

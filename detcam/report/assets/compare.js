@@ -7,9 +7,7 @@ for (const { sides } of data.pictures) {
   for (const side of sides) side.heats = side.objects.map((object) => new Heat(object.map, side.span));
 }
 
-const look = { zoom: 1, x: 0.5, y: 0.5 };
 const state = { rows: data.rows, at: null, picture: null, swapped: false };
-let stages = [];
 
 const figure = (value) => (value === null ? "–" : value.toFixed(2).replace(/^-(0\.00)$/, "$1"));
 const kindOf = (row) => (row.a === null ? "b" : row.b === null ? "a" : "both");
@@ -24,6 +22,8 @@ const sideAt = (place) => (state.swapped ? 1 - place : place);
 
 const on = {
   count: () => state.rows.length,
+  at: () => state.at,
+  refresh,
   choose(at) {
     state.at = at;
     const row = state.rows[at];
@@ -32,12 +32,6 @@ const on = {
     find("said").textContent = row ? sentence(row) : "No object: the plain image";
     lookClose();
     refresh();
-  },
-  step(by) {
-    const count = on.count();
-    if (!count) return;
-    on.choose(state.at === null ? (by > 0 ? 0 : count - 1) : (state.at + by + count) % count);
-    if (document.activeElement.matches("button.row")) document.querySelectorAll("button.row")[state.at].focus();
   },
   point(stage, { u, v, inside }) {
     if (!inside) return;
@@ -48,10 +42,9 @@ const on = {
   leave() {
     find("value").textContent = HINT;
   },
-  ...moving(look, lookAgain),
-  swap() {
+  beside() {
     state.swapped = !state.swapped;
-    find("swap").setAttribute("aria-pressed", String(state.swapped));
+    find("swap").ariaPressed = String(state.swapped);
     refresh();
   },
   /** A box was clicked: choose its row, even if the filters hide it. */
@@ -72,7 +65,7 @@ function setPicture(number) {
   const { picture, width, height, name } = data.pictures[number];
   Object.assign(data, { picture, width, height });
   Object.assign(look, { zoom: 1, x: 0.5, y: 0.5 });
-  stages = [0, 1].map((place) => new Stage(look, { ...on, choose: (hit) => on.hit(sideAt(place), hit) }));
+  stages = [0, 1].map((place) => new Stage({ ...on, choose: (hit) => on.hit(sideAt(place), hit) }));
   for (const stage of stages) stage.image.alt = name;
   find("stages").replaceChildren(...stages.map((stage) => stage.root));
   lookAgain();
@@ -91,28 +84,21 @@ function lookClose() {
   lookAgain();
 }
 
-function lookAgain() {
-  for (const stage of stages) stage.place();
-  find("whole").textContent = `${Math.round(look.zoom * 100)} %`;
-  find("out").disabled = look.zoom <= 1;
-}
-
 function refresh() {
   const row = state.rows[state.at] ?? null;
-  const style = { colours: find("colours").value, opacity: find("opacity").value / 100, boxes: find("boxes").checked };
   stages.forEach((stage, place) => {
     const side = sideAt(place), shown = data.pictures[state.picture].sides[side];
     const missing = row !== null && row[SIDES[side]] === null;
     const number = row && (missing ? row.instead : row[SIDES[side]]);
-    stage.show(shown, number, style);
+    stage.show(shown, number);
     stage.root.classList.toggle("missing", missing);
     const object = number === null ? null : shown.objects[number];
     const title = object && `${object.label} ${figure(object.score)}`;
     const said = row === null ? "plain image" : missing ? absent(row, object, title) : title;
     stage.caption.replaceChildren(make("span", { className: "mark" }, MARKS[side]), named(said));
-    stage.canvas.setAttribute("aria-label", object ? `Heatmap of ${MARKS[side]}, ${object.label}` : `${MARKS[side]}: no heatmap`);
+    stage.canvas.ariaLabel = object ? `Heatmap of ${MARKS[side]}, ${object.label}` : `${MARKS[side]}: no heatmap`;
   });
-  markInList();
+  markInList(state.at);
   fillMeasures(row);
 }
 
@@ -173,17 +159,6 @@ function listItem(row, at) {
   return make("li", {}, button);
 }
 
-function markInList() {
-  for (const [i, button] of document.querySelectorAll("button.row").entries()) {
-    button.setAttribute("aria-pressed", String(i === state.at));
-    if (i !== state.at) continue;
-    const list = find("rows"), row = button.getBoundingClientRect(), frame = list.getBoundingClientRect();
-    // Scroll the list, not the page.
-    if (row.top < frame.top) list.scrollTop += row.top - frame.top - 6;
-    if (row.bottom > frame.bottom) list.scrollTop += row.bottom - frame.bottom + 6;
-  }
-}
-
 const unmatchedLast = (a, b) => (a.similarity === null) - (b.similarity === null);
 const orders = {
   least: () => 0, // as they come
@@ -198,31 +173,25 @@ function filter(row = state.rows[state.at]) {
   const passes = (item) => (kind === "" || kindOf(item) === kind) && (label === "" || mainOf(item).label === labels[Number(label)][0]);
   state.rows = data.rows.filter(passes).sort(orders[find("order").value]);
   const count = state.rows.length;
-  find("rows-title").textContent = `${count.toLocaleString("en")} object${count === 1 ? "" : "s"}`;
+  find("rows-title").textContent = counted(count, "object");
   const none = make("li", { className: "quiet" }, data.rows.length ? "No object passes the filters." : "Neither side found an object.");
   find("rows").replaceChildren(...(count ? state.rows.map(listItem) : [none]));
   const at = state.rows.indexOf(row);
   on.choose(at >= 0 ? at : count ? 0 : null);
 }
 
-/** Classes with their counts, the most frequent first. */
-const labels = (() => {
-  const counts = new Map();
-  for (const row of data.rows) counts.set(mainOf(row).label, (counts.get(mainOf(row).label) ?? 0) + 1);
-  return [...counts].sort((a, b) => b[1] - a[1] || a[0].localeCompare(b[0]));
-})();
+const labels = countLabels(data.rows.map(mainOf)).sort(byCount);
 
 function fillHead() {
   const side = (i) => [make("span", { className: "mark" }, MARKS[i]), " ", named(data.names[i])];
   find("name").append(...side(0), make("span", { className: "versus" }, " and "), ...side(1));
   const { pictures, both, only_a, only_b, similarity } = data.summary;
-  const counted = (count, thing) => `${count.toLocaleString("en")} ${thing}${count === 1 ? "" : "s"}`;
   const parts = [counted(pictures, "image"), `${counted(both, "object")} in both`, `${only_a} in A only`, `${only_b} in B only`];
   if (similarity !== null) parts.splice(2, 0, `mean similarity ${figure(similarity)}`);
   find("summary").textContent = parts.join(" · ");
-  const layers = (settings) => [settings.layers ?? []].flat().join(", "); // pixel methods have no layers
-  const described = (settings) => [settings.method, layers(settings) && `layers ${layers(settings)}`, settings.target && `target ${settings.target}`];
-  const made = data.settings.map((settings) => described(settings).filter(Boolean).join(" · "));
+  const made = data.settings.map(({ method, layers, target }) => {
+    return described({ method, layers: [layers ?? []].flat().join(", "), target }); // pixel methods have no layers
+  });
   const lines = made[0] === made[1] ? [["A and B", made[0]]] : made.map((line, i) => [MARKS[i], line]);
   find("made").append(...lines.flatMap(([who, line], i) => (line ? [i ? " — " : "", `${who}: `, named(line)] : [])));
   find("more").hidden = !data.left_out;
@@ -230,17 +199,9 @@ function fillHead() {
 }
 
 function fillFilters() {
-  const options = (choices) => choices.map(([value, text]) => make("option", { value }, text));
+  const options = (choices) => choices.map((choice) => option(...choice));
   find("kind").append(...options([["", "all objects"], ["both", "in both"], ["a", "in A only"], ["b", "in B only"]]));
   find("label").append(...options([["", "all classes"], ...labels.map(([label, count], i) => [i, `${label} (${count})`])]));
-  find("colours").append(...options(Object.keys(data.colours).map((name) => [name, name])));
-}
-
-function drawRamp() {
-  const context = find("ramp").getContext("2d");
-  const image = context.createImageData(256, 1);
-  new Uint32Array(image.data.buffer).set(tables[find("colours").value].map((pixel) => pixel | 0xff000000));
-  context.putImageData(image, 0, 0);
 }
 
 function setUp() {
@@ -248,24 +209,10 @@ function setUp() {
   fillFilters();
   find("viewer").hidden = !data.rows.length;
   on.leave();
-  for (const id of ["tools", "filters"]) find(id).addEventListener("submit", (event) => event.preventDefault());
   find("filters").addEventListener("input", () => filter());
-  find("tools").addEventListener("input", () => {
-    drawRamp();
-    refresh();
-  });
-  find("swap").addEventListener("click", on.swap);
-  find("close").addEventListener("change", () => (find("close").checked ? lookClose() : on.whole()));
-  find("in").addEventListener("click", () => on.zoom(1.25));
-  find("out").addEventListener("click", () => on.zoom(0.8));
-  find("whole").addEventListener("click", on.whole);
-  listenToKeys({
-    ...on,
-    pan: (dx, dy) => on.pan((dx * 0.1) / look.zoom, (dy * 0.1) / look.zoom),
-    boxes: () => find("boxes").click(),
-    beside: on.swap,
-  });
-  drawRamp();
+  find("swap").addEventListener("click", on.beside);
+  find("close").addEventListener("change", () => (find("close").checked ? lookClose() : moving.whole()));
+  setUpControls(on);
   filter(data.rows[Number(location.hash.slice(1)) - 1]);
 }
 

@@ -13,6 +13,7 @@ function colourTable(text) {
   return new Uint32Array(pixels.buffer);
 }
 const tables = Object.fromEntries(Object.entries(data.colours).map(([name, text]) => [name, colourTable(text)]));
+find("colours").append(...Object.keys(tables).map((name) => option(name, name)));
 
 class Heat {
   /**
@@ -32,12 +33,11 @@ class Heat {
     return this;
   }
 
-  /** For each of `pixels` along an axis: the two nearest cells, the weight of the second, and whether the network saw it. */
-  static axis(pixels, cells, start, stop) {
-    const first = new Int32Array(pixels), second = new Int32Array(pixels);
-    const weight = new Float32Array(pixels), seen = new Uint8Array(pixels);
-    for (let i = 0; i < pixels; i++) {
-      const share = (i + 0.5) / pixels;
+  /** For each place along an axis: the two nearest cells, the weight of the second, and whether the network saw it. */
+  static axis(places, cells, start, stop) {
+    const first = new Int32Array(places.length), second = new Int32Array(places.length);
+    const weight = new Float32Array(places.length), seen = new Uint8Array(places.length);
+    for (const [i, share] of places.entries()) {
       const at = clamp(((share - start) / (stop - start)) * cells - 0.5, 0, cells - 1);
       first[i] = Math.floor(at);
       second[i] = Math.min(first[i] + 1, cells - 1);
@@ -47,42 +47,37 @@ class Heat {
     return { first, second, weight, seen };
   }
 
-  /** Call `put(pixel, level)` with the grey level, 0 to 255, of each pixel of an image of width x height. */
-  each(width, height, put) {
+  /** Call `put(i, level)` with the grey level, 0 to 255, at each point of the grid of us and vs, as shares of the image. */
+  each(us, vs, put) {
     const [left, top, right, bottom] = this.span;
-    const x = Heat.axis(width, this.columns, left, right), y = Heat.axis(height, this.rows, top, bottom);
+    const x = Heat.axis(us, this.columns, left, right), y = Heat.axis(vs, this.rows, top, bottom);
     const { levels, columns } = this;
-    for (let row = 0, pixel = 0; row < height; row++) {
+    for (let row = 0, i = 0; row < vs.length; row++) {
       const upper = y.first[row] * columns, lower = y.second[row] * columns, down = y.weight[row];
-      for (let column = 0; column < width; column++, pixel++) {
+      for (let column = 0; column < us.length; column++, i++) {
         const a = x.first[column], b = x.second[column], over = x.weight[column];
         const above = levels[upper + a] + (levels[upper + b] - levels[upper + a]) * over;
         const below = levels[lower + a] + (levels[lower + b] - levels[lower + a]) * over;
-        put(pixel, y.seen[row] && x.seen[column] ? above + (below - above) * down : 0);
+        put(i, y.seen[row] && x.seen[column] ? above + (below - above) * down : 0);
       }
     }
   }
 
   /** Heat in [0, 1] at (u, v), given as shares of the image. */
   at(u, v) {
-    const [left, top, right, bottom] = this.span;
-    if (u < left || u >= right || v < top || v >= bottom) return 0;
-    const x = clamp(((u - left) / (right - left)) * this.columns - 0.5, 0, this.columns - 1);
-    const y = clamp(((v - top) / (bottom - top)) * this.rows - 0.5, 0, this.rows - 1);
-    const a = Math.floor(x), c = Math.floor(y);
-    const b = Math.min(a + 1, this.columns - 1), d = Math.min(c + 1, this.rows - 1);
-    const level = (row, column) => this.levels[row * this.columns + column];
-    const above = level(c, a) + (level(c, b) - level(c, a)) * (x - a);
-    const below = level(d, a) + (level(d, b) - level(d, a)) * (x - a);
-    return (above + (below - above) * (y - c)) / 255;
+    let heat;
+    this.each([u], [v], (_, level) => (heat = level / 255));
+    return heat;
   }
 
-  paint(canvas, colours) {
-    const context = canvas.getContext("2d");
-    const image = context.createImageData(canvas.width, canvas.height);
-    const pixels = new Uint32Array(image.data.buffer), table = tables[colours];
-    this.each(canvas.width, canvas.height, (pixel, level) => {
-      pixels[pixel] = table[(level + 0.5) | 0];
+  /** Paint the colours on a canvas; `alpha` 0xff000000 makes them opaque. */
+  paint(canvas, alpha = 0) {
+    const { width, height } = canvas;
+    const context = canvas.getContext("2d"), image = context.createImageData(width, height);
+    const pixels = new Uint32Array(image.data.buffer), table = tables[find("colours").value];
+    const centres = (count) => Array.from({ length: count }, (_, i) => (i + 0.5) / count);
+    this.each(centres(width), centres(height), (i, level) => {
+      pixels[i] = table[(level + 0.5) | 0] | alpha;
     });
     context.putImageData(image, 0, 0);
   }

@@ -39,12 +39,7 @@ const orders = {
   strong: by((entry) => entry.object?.score, -1),
 };
 
-/** Labels with their counts, the most frequent first. */
-const labels = (() => {
-  const counts = new Map();
-  for (const { object } of entries) if (object) counts.set(object.label, (counts.get(object.label) ?? 0) + 1);
-  return [...counts].sort((a, b) => b[1] - a[1] || a[0].localeCompare(b[0]));
-})();
+const labels = countLabels(entries.flatMap(({ object }) => object ?? [])).sort(byCount);
 
 function facts({ picture, object }) {
   const name = make("span", { className: "quiet wide" }, named(picture.name));
@@ -92,10 +87,7 @@ function setUp() {
   find("name").append(named(data.name));
   if (data.summary) Object.assign(find("summary"), { href: data.summary, hidden: false });
   find("all").textContent = `${counted(total, "object")} in ${counted(data.pictures.length, "image")}`;
-  const options = labels.map(([label, count], i) => make("option", { value: i }, `${label} (${count})`));
-  find("label").append(make("option", { value: "" }, "all"), ...options);
-  find("colours").append(...Object.keys(data.colours).map((name) => make("option", { value: name }, name)));
-  find("filters").addEventListener("submit", (event) => event.preventDefault());
+  find("label").append(option("", "all"), ...labels.map(([label, count], i) => option(i, `${label} (${count})`)));
   find("filters").addEventListener("input", (event) => {
     if (event.target.id !== "colours") filter();
     else repaintCards();

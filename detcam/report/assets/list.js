@@ -7,13 +7,6 @@ function scoreText({ score }) {
 /** "person 0.92", for captions and options. */
 const titleOf = (variant, number) => `${number + 1} · ${variant.objects[number].label} ${scoreText(variant.objects[number])}`;
 
-/** "4 person, 1 bus". */
-function countLabels(objects) {
-  const counts = new Map();
-  for (const { label } of objects) counts.set(label, (counts.get(label) ?? 0) + 1);
-  return [...counts].map(([label, count]) => `${count} ${label}`).join(", ");
-}
-
 /** What a screen reader hears when an object is chosen. */
 function sentence(variant, number) {
   if (number === null) return "No object: the plain image";
@@ -51,19 +44,8 @@ function listItem(object, number, on) {
 function fillList(variant, on) {
   const count = variant.objects.length;
   find("checked").hidden = !variant.objects.some((object) => object.check);
-  find("objects-title").textContent = `${count} object${count === 1 ? "" : "s"}`;
+  find("objects-title").textContent = counted(count, "object");
   const items = variant.objects.map((object, i) => listItem(object, i, on));
   const empty = make("li", { className: "quiet" }, "The model found nothing in this image above its threshold.");
   find("objects").replaceChildren(...(count ? items : [empty]));
-}
-
-function markInList(number) {
-  for (const [i, button] of document.querySelectorAll("button.object").entries()) {
-    button.setAttribute("aria-pressed", String(i === number));
-    if (i !== number) continue;
-    const list = find("objects"), row = button.getBoundingClientRect(), frame = list.getBoundingClientRect();
-    // Scroll the list, not the page.
-    if (row.top < frame.top) list.scrollTop += row.top - frame.top - 6;
-    if (row.bottom > frame.bottom) list.scrollTop += row.bottom - frame.bottom + 6;
-  }
 }

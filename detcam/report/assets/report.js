@@ -4,7 +4,6 @@ for (const variant of data.variants) {
   variant.heats = variant.objects.map((object) => new Heat(object.map, variant.span));
 }
 
-const look = { zoom: 1, x: 0.5, y: 0.5 };
 const state = { variant: data.variants[0], number: null, preview: null, beside: "" };
 const PLAIN = "plain";
 
@@ -21,13 +20,10 @@ const on = {
     state.preview = number;
     refresh();
   },
-  step(by) {
-    const count = on.count();
-    if (!count) return;
-    on.choose(state.number === null ? (by > 0 ? 0 : count - 1) : (state.number + by + count) % count);
-    if (document.activeElement.matches("button.object")) document.querySelectorAll("button.object")[state.number].focus();
-  },
   count: () => state.variant.objects.length,
+  at: () => state.number,
+  refresh,
+  beside: () => setBeside(state.beside ? "" : data.variants.length > 1 ? find("beside").options[2].value : PLAIN),
   point(stage, place, hit) {
     on.preview(hit);
     readOut(stage, place);
@@ -36,28 +32,20 @@ const on = {
     on.preview(null);
     find("value").textContent = "Point at the image to read the heat.";
   },
-  ...moving(look, lookAgain),
 };
 
-const stages = [new Stage(look, on), new Stage(look, on)];
-
-function lookAgain() {
-  for (const stage of stages) if (stage.root.isConnected) stage.place();
-  find("whole").textContent = `${Math.round(look.zoom * 100)} %`;
-  find("out").disabled = look.zoom <= 1;
-}
+stages = [new Stage(on), new Stage(on)];
 
 /** Show the object under the pointer, else the chosen object. */
 function refresh() {
   const number = state.preview ?? state.number;
-  const style = { colours: find("colours").value, opacity: find("opacity").value / 100, boxes: find("boxes").checked };
   markInList(state.number);
   find("detail").textContent = number === null ? "" : detail(state.variant.objects[number]);
   const [variant, other] = besideOf(number);
   const shown = [[state.variant, number], [variant, other]];
   stages.forEach((stage, i) => {
     if (i && !state.beside) return;
-    stage.show(...shown[i], style);
+    stage.show(...shown[i]);
     caption(stage, ...shown[i]);
   });
 }
@@ -66,8 +54,8 @@ function caption(stage, variant, number) {
   const title = number === null ? "plain image" : titleOf(variant, number);
   const made = state.beside && number !== null ? data.facets.map((facet) => variant.choices[facet]).join(" · ") : "";
   stage.caption.replaceChildren(named(title), ...(made ? [" · ", named(made)] : []));
-  const heat = number === null ? "No heatmap" : `Heatmap of object ${number + 1}, ${variant.objects[number].label}`;
-  stage.canvas.setAttribute("aria-label", heat);
+  stage.canvas.ariaLabel =
+    number === null ? "No heatmap" : `Heatmap of object ${number + 1}, ${variant.objects[number].label}`;
 }
 
 /** The content of the second stage: [variant, number]. */
@@ -108,7 +96,7 @@ function readOut(stage, { u, v, inside }) {
 function fillFacets() {
   for (const facet of data.facets) {
     const values = [...new Set(data.variants.map((variant) => variant.choices[facet]))];
-    const select = make("select", { id: `facet-${facet}` }, ...values.map((value) => make("option", { value }, value)));
+    const select = make("select", { id: `facet-${facet}` }, ...values.map((value) => option(value, value)));
     select.addEventListener("change", () => chooseVariant(facet, select.value));
     const title = facet[0].toUpperCase() + facet.slice(1);
     find("facets").append(make("label", { className: "field", htmlFor: select.id }, make("span", {}, title), select));
@@ -127,15 +115,14 @@ function chooseVariant(facet, value) {
 function setVariant(variant) {
   state.variant = variant;
   for (const facet of data.facets) find(`facet-${facet}`).value = variant.choices[facet];
-  const { model, method, layers, target } = variant.choices;
-  find("made").textContent = [model, method, layers && `layers ${layers}`, `target ${target}`].filter(Boolean).join(" · ");
-  for (const stage of stages) stage.image.alt = `${data.name}: ${countLabels(variant.objects) || "no objects"}`;
+  find("made").textContent = described(variant.choices);
+  const counts = countLabels(variant.objects).map(([label, count]) => `${count} ${label}`).join(", ");
+  for (const stage of stages) stage.image.alt = `${data.name}: ${counts || "no objects"}`;
   fillList(variant, on);
   fillBeside();
 }
 
 function fillBeside() {
-  const option = (value, text) => make("option", { value }, text);
   const others = data.variants
     .map((variant, i) => [`variant ${i}`, data.facets.map((facet) => variant.choices[facet]).join(" · ")])
     .filter((_, i) => data.variants[i] !== state.variant);
@@ -158,38 +145,14 @@ function setBeside(value) {
 function setUp() {
   find("name").append(named(data.name));
   if (data.index) Object.assign(find("index"), { href: data.index, hidden: false });
-  find("colours").append(...Object.keys(data.colours).map((name) => make("option", { value: name }, name)));
   fillFacets();
   setVariant(state.variant);
   setBeside("");
-  find("tools").addEventListener("submit", (event) => event.preventDefault());
-  find("opacity").addEventListener("input", refresh);
-  find("boxes").addEventListener("change", refresh);
   find("beside").addEventListener("change", (event) => setBeside(event.target.value));
-  find("colours").addEventListener("change", () => {
-    drawRamp();
-    refresh();
-  });
-  find("in").addEventListener("click", () => on.zoom(1.25));
-  find("out").addEventListener("click", () => on.zoom(0.8));
-  find("whole").addEventListener("click", on.whole);
-  listenToKeys({
-    ...on,
-    pan: (dx, dy) => on.pan((dx * 0.1) / look.zoom, (dy * 0.1) / look.zoom),
-    boxes: () => find("boxes").click(),
-    beside: () => setBeside(state.beside ? "" : data.variants.length > 1 ? find("beside").options[2].value : PLAIN),
-  });
-  drawRamp();
+  setUpControls(on);
   lookAgain();
   const wanted = Number(location.hash.slice(1));
   on.choose(on.count() === 0 || location.hash === "#none" ? null : clamp(Number.isInteger(wanted) ? wanted : 1, 1, on.count()) - 1);
-}
-
-function drawRamp() {
-  const context = find("ramp").getContext("2d");
-  const image = context.createImageData(256, 1);
-  new Uint32Array(image.data.buffer).set(tables[find("colours").value].map((pixel) => pixel | 0xff000000));
-  context.putImageData(image, 0, 0);
 }
 
 setUp();

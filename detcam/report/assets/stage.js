@@ -10,59 +10,64 @@ function shape(tag, attributes, ...children) {
   return element;
 }
 
-/** Handlers for zooming and moving: they change `look` and call `again`. */
-function moving(look, again) {
-  return {
-    zoom(by, place = null) {
-      const zoom = clamp(look.zoom * by, 1, 20);
-      if (place) {
-        look.x = place.u + ((look.x - place.u) * look.zoom) / zoom;
-        look.y = place.v + ((look.y - place.v) * look.zoom) / zoom;
-      }
-      look.zoom = zoom;
-      again();
-    },
-    pan(dx, dy) {
-      look.x += dx;
-      look.y += dy;
-      again();
-    },
-    whole() {
-      Object.assign(look, { zoom: 1, x: 0.5, y: 0.5 });
-      again();
-    },
-  };
+/** What all stages show: zoom, and the centre as shares of the image. */
+const look = { zoom: 1, x: 0.5, y: 0.5 };
+let stages = [];
+
+function lookAgain() {
+  for (const stage of stages) stage.place();
+  find("whole").textContent = `${Math.round(look.zoom * 100)} %`;
+  find("out").disabled = look.zoom <= 1;
 }
 
+const moving = {
+  zoom(by, place = null) {
+    const zoom = clamp(look.zoom * by, 1, 20);
+    if (place) {
+      look.x = place.u + ((look.x - place.u) * look.zoom) / zoom;
+      look.y = place.v + ((look.y - place.v) * look.zoom) / zoom;
+    }
+    look.zoom = zoom;
+    lookAgain();
+  },
+  pan(dx, dy) {
+    look.x += dx;
+    look.y += dy;
+    lookAgain();
+  },
+  whole() {
+    Object.assign(look, { zoom: 1, x: 0.5, y: 0.5 });
+    lookAgain();
+  },
+};
+
 class Stage {
-  /** look: { zoom, x, y }, with the centre as shares of the image. on: event handlers of the page. */
-  constructor(look, on) {
-    this.look = look;
+  /** on: what the page does when the pointer chooses a box, points at a place, or leaves. */
+  constructor(on) {
     this.on = on;
     this.shown = null;
     this.pointers = new Map();
     this.image = make("img", { src: data.picture, alt: "", draggable: false });
-    this.canvas = make("canvas", {});
-    this.canvas.setAttribute("role", "img");
+    this.canvas = make("canvas", { role: "img" });
     this.marks = shape("svg", { viewBox: `0 0 ${data.width} ${data.height}`, "aria-hidden": "true" });
     this.scene = make("div", { className: "scene" }, this.image, this.canvas, this.marks);
     this.caption = make("p", { className: "caption" });
-    this.root = make("div", { className: "stage", tabIndex: 0 }, this.scene, this.caption);
-    this.root.setAttribute("role", "group");
-    this.root.setAttribute("aria-label", "Image; plus and minus zoom, shift and arrow keys move it");
-    this.root.style.aspectRatio = `${data.width} / ${data.height}`; // used where the height is free: on a phone
+    const ariaLabel = "Image; plus and minus zoom, shift and arrow keys move it";
+    const style = `aspect-ratio: ${data.width} / ${data.height}`; // used where the height is free: on a phone
+    const facts = { className: "stage", tabIndex: 0, role: "group", ariaLabel, style };
+    this.root = make("div", facts, this.scene, this.caption);
     this.listen();
     new ResizeObserver(() => this.place()).observe(this.root);
   }
 
   /** Show object `number` of `variant`, or for null the plain image. */
-  async show(variant, number, style) {
+  async show(variant, number) {
     const heat = number === null ? null : variant.heats[number];
-    const key = [variant, number, style.colours];
+    const key = [variant, number, find("colours").value];
     this.heat = heat;
-    this.root.classList.toggle("unboxed", !style.boxes);
+    this.root.classList.toggle("unboxed", !find("boxes").checked);
     this.root.classList.toggle("heated", heat !== null);
-    this.canvas.style.opacity = style.opacity;
+    this.canvas.style.opacity = find("opacity").value / 100;
     this.draw(variant, number);
     if (this.shown && key.every((part, i) => part === this.shown[i])) return;
     this.shown = key;
@@ -71,7 +76,7 @@ class Stage {
     if (this.shown !== key) return; // something else was chosen meanwhile
     this.canvas.width = this.image.naturalWidth;
     this.canvas.height = this.image.naturalHeight;
-    heat?.paint(this.canvas, style.colours);
+    heat?.paint(this.canvas);
     this.root.dataset.painted = number === null ? "none" : String(number + 1);
   }
 
@@ -105,7 +110,6 @@ class Stage {
   /** Fit the image into the stage, then apply the shared zoom and position. */
   place() {
     const { clientWidth, clientHeight } = this.root;
-    const { look } = this;
     if (!clientWidth || !clientHeight) return;
     this.scale = Math.min(clientWidth / data.width, clientHeight / data.height) * look.zoom;
     const width = data.width * this.scale, height = data.height * this.scale;
@@ -146,7 +150,7 @@ class Stage {
     const { root, pointers } = this;
     root.addEventListener("wheel", (event) => {
       event.preventDefault();
-      this.on.zoom(Math.exp(-clamp(event.deltaY, -100, 100) / 250), this.where(event));
+      moving.zoom(Math.exp(-clamp(event.deltaY, -100, 100) / 250), this.where(event));
     }, { passive: false });
     root.addEventListener("pointerdown", (event) => {
       if (event.button) return;
@@ -183,9 +187,9 @@ class Stage {
       const [other] = others;
       const apart = (pointer) => Math.hypot(pointer.clientX - other.clientX, pointer.clientY - other.clientY) || 1;
       const middle = { clientX: (event.clientX + other.clientX) / 2, clientY: (event.clientY + other.clientY) / 2 };
-      this.on.zoom(apart(event) / apart(before), this.where(middle));
+      moving.zoom(apart(event) / apart(before), this.where(middle));
     }
     const share = others.length ? 2 : 1; // two fingers move the middle between them
-    this.on.pan(-dx / share / (data.width * this.scale), -dy / share / (data.height * this.scale));
+    moving.pan(-dx / share / (data.width * this.scale), -dy / share / (data.height * this.scale));
   }
 }

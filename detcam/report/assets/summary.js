@@ -16,23 +16,14 @@ const rounded = (share) => (share > 0 && share < 0.005 ? "under 1 %" : percent(s
 
 /** The mean map of a summary, and the box on it. */
 function meanMap(summary) {
-  const canvas = make("canvas", { width: MEAN, height: MEAN });
-  canvas.setAttribute("aria-hidden", "true");
-  const box = make("span", { className: "mark" });
-  box.style.inset = `${(100 * data.margin) / (1 + 2 * data.margin)}%`;
+  const canvas = make("canvas", { width: MEAN, height: MEAN, ariaHidden: "true" });
   paintMean(canvas, summary.mean);
-  return [canvas, box];
+  return [canvas, make("span", { className: "mark", style: `inset: ${(100 * data.margin) / (1 + 2 * data.margin)}%` })];
 }
 
 async function paintMean(canvas, map) {
   const heat = await new Heat(map, [0, 0, 1, 1]).ready();
-  const table = tables[find("colours").value];
-  const context = canvas.getContext("2d"), image = context.createImageData(MEAN, MEAN);
-  const pixels = new Uint32Array(image.data.buffer);
-  heat.each(MEAN, MEAN, (pixel, level) => {
-    pixels[pixel] = table[(level + 0.5) | 0] | 0xff000000; // opaque
-  });
-  context.putImageData(image, 0, 0);
+  heat.paint(canvas, 0xff000000);
   canvas.dataset.painted = "yes";
 }
 
@@ -95,13 +86,10 @@ function fillBars({ histogram, quartiles, even }) {
   const measured = histogram.reduce((a, b) => a + b);
   const tallest = Math.max(...histogram);
   const bars = histogram.map((count, i) => {
-    const bar = make("span", { className: (i + 0.5) / histogram.length > data.mostly ? "bar most" : "bar" });
-    bar.style.height = count ? `max(3px, ${(100 * count) / tallest}%)` : "0";
-    return bar;
+    const className = (i + 0.5) / histogram.length > data.mostly ? "bar most" : "bar";
+    return make("span", { className, style: `height: ${count ? `max(3px, ${(100 * count) / tallest}%)` : "0"}` });
   });
-  const middle = make("span", { className: "median" });
-  middle.style.left = `${100 * quartiles[2]}%`;
-  find("bars").replaceChildren(...bars, middle);
+  find("bars").replaceChildren(...bars, make("span", { className: "median", style: `left: ${100 * quartiles[2]}%` }));
   const [least, lower, median, upper, largest] = quartiles.map(rounded);
   find("spread").textContent =
     measured === 1
@@ -112,15 +100,10 @@ function fillBars({ histogram, quartiles, even }) {
 
 /** Box plot of the shares outside the box. */
 function boxPlot([least, lower, median, upper, largest]) {
-  const part = (className, from, to) => {
-    const span = make("span", { className });
-    span.style.left = `${100 * from}%`;
-    span.style.width = `${100 * (to - from)}%`;
-    return span;
-  };
-  const plot = make("span", { className: "plot" }, part("reach", least, largest), part("half", lower, upper), part("middle", median, median));
-  plot.setAttribute("aria-hidden", "true");
-  return plot;
+  const part = (className, from, to) =>
+    make("span", { className, style: `left: ${100 * from}%; width: ${100 * (to - from)}%` });
+  const parts = [part("reach", least, largest), part("half", lower, upper), part("middle", median, median)];
+  return make("span", { className: "plot", ariaHidden: "true" }, ...parts);
 }
 
 function classButton(summary) {
@@ -134,8 +117,8 @@ function classButton(summary) {
   const count = make("span", { className: "count" }, objects.toLocaleString("en"), make("span", { className: "unseen" }, " objects "));
   const head = make("span", { className: "head" }, make("span", { className: "label" }, named(label)), count);
   const seen = measured ? [make("span", { className: "seen" }, ...meanMap(summary))] : [];
-  const button = make("button", { type: "button", className: "class" }, ...seen, head, ...lines);
-  button.setAttribute("aria-pressed", String(label === state.label));
+  const ariaPressed = String(label === state.label);
+  const button = make("button", { type: "button", className: "class", ariaPressed }, ...seen, head, ...lines);
   button.addEventListener("click", () => choose({ label: label === state.label ? null : label }));
   return make("li", {}, button);
 }
@@ -192,7 +175,6 @@ function fillCards() {
 }
 
 function fillChoices() {
-  const option = (value, ...text) => make("option", { value }, ...text);
   const kinds = Object.keys(state.way.groups);
   find("kind").replaceChildren(...kinds.map((kind) => option(kind, `${KINDS[kind].option} (${state.way.groups[kind].all.objects})`)));
   find("kind").value = state.kind;
@@ -200,9 +182,8 @@ function fillChoices() {
   const { classes } = group();
   find("label").replaceChildren(option("", "all"), ...classes.map(({ label, objects }, i) => option(i, `${label} (${objects})`)));
   find("label").value = state.label === null ? "" : String(classes.findIndex(({ label }) => label === state.label));
-  const { model, method, layers, target } = state.way.choices;
-  const made = [model, method, layers && `layers ${layers}`, `target ${target}`].filter(Boolean).join(" · ");
-  find("made").replaceChildren(named(data.name), ` · ${counted(state.way.pictures, "image")} · `, named(made));
+  const made = [named(data.name), ` · ${counted(state.way.pictures, "image")} · `, named(described(state.way.choices))];
+  find("made").replaceChildren(...made);
 }
 
 /** Choose explanations, a kind of objects or a class; if the kind has no objects of the class, show all classes. */
@@ -214,7 +195,7 @@ function choose(wanted) {
   fillCards();
   if (Object.keys(wanted).join() !== "label") fillClasses();
   for (const button of document.querySelectorAll("button.class")) {
-    button.setAttribute("aria-pressed", String(button.querySelector(".label").textContent === state.label));
+    button.ariaPressed = String(button.querySelector(".label").textContent === state.label);
   }
 }
 
@@ -239,9 +220,7 @@ function setUp() {
   find("back").textContent = data.back.title;
   find("ways").hidden = data.ways.length < 2;
   const title = ({ choices }) => Object.values(choices).filter(Boolean).join(" · ");
-  find("way").append(...data.ways.map((way, i) => make("option", { value: i }, title(way))));
-  find("colours").append(...Object.keys(data.colours).map((name) => make("option", { value: name }, name)));
-  find("choices").addEventListener("submit", (event) => event.preventDefault());
+  find("way").append(...data.ways.map((way, i) => option(i, title(way))));
   find("way").addEventListener("change", ({ target }) => choose({ way: data.ways[target.value] }));
   find("kind").addEventListener("change", ({ target }) => choose({ kind: target.value }));
   find("label").addEventListener("change", ({ target }) => choose({ label: target.value === "" ? null : group().classes[target.value].label }));
