@@ -12,10 +12,11 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from detcam.adapters import NAMED, TARGETS
+from detcam.adapters.shared.segments import Segments
 from detcam.errors import InputError, nearest
 from detcam.files import read_regular
 from detcam.methods import DEFAULT, VIEWS
-from detcam.options import LAYER_PRESETS, Segments
+from detcam.options import LAYER_PRESETS
 
 LIMIT = 16 * 1024  # bytes of a preset
 NESTED = 64  # brackets: the time that YAML takes grows with their square

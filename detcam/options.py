@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from detcam.adapters import TARGETS, Adapter, Target
-from detcam.adapters.shared.segments import SEGMENTS, Segments
+from detcam.adapters.shared.segments import SEGMENTS
 from detcam.errors import InputError, LayerError, TargetError, nearest
 
 LAYER_PRESETS = ("level", "evidence", "stem")
@@ -104,16 +104,3 @@ def checked_device(device: str | torch.device) -> torch.device:
         reason = str(error).splitlines()[0]
         raise InputError(f"device {str(device)!r} cannot be used ({reason}): use device 'cpu'") from None
     return checked
-
-
-__all__ = [
-    "LAYER_PRESETS",
-    "SEGMENTS",
-    "Segments",
-    "check_layers",
-    "check_options",
-    "check_target",
-    "checked_device",
-    "set_segments",
-    "set_text",
-]

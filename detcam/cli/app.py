@@ -26,8 +26,20 @@ app = typer.Typer(
     rich_markup_mode="markdown",
 )
 
-for command in (explain, demo, lists, report, video, evaluate, batch, compare):
-    command.register(app)
+for command, epilog in (
+    (explain.explain, explain.EPILOG),
+    (demo.demo, "Example: `detcam demo --out demo`"),
+    (lists.methods, "Example: `detcam methods --json`"),
+    (lists.families, "Example: `detcam families`"),
+    (lists.layers, "Example: `detcam layers yolov8n.pt --image street.jpg`"),
+    (lists.doctor, "Example: `detcam doctor`"),
+    (report.report, report.EPILOG),
+    (video.video, video.EPILOG),
+    (evaluate.evaluate, evaluate.EPILOG),
+    (batch.batch, batch.EPILOG),
+    (compare.compare, compare.EPILOG),
+):
+    app.command(epilog=epilog)(command)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -36,11 +36,7 @@ The results are Parquet files: objects/ and pictures/ in --out. `detcam.batch.lo
 """
 ENGINES = ("local", "ray")
 LINE_SECONDS = 10.0  # between two lines of progress where there is no terminal
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command to `app`."""
-    app.command(epilog=EPILOG)(batch)
+Shares = tuple[int | None, int | None, str | None]  # workers, threads of each, device
 
 
 @with_preset_options(device="Device, such as cpu, cuda or cuda:1. [default: all GPUs, or the CPU if there is none]")
@@ -109,11 +105,11 @@ def batch(
         raise InputError("SRC: give the images, e.g. detcam batch photos")
     columns = tuple(metrics.split(",")) if metrics else ()
     options = Options(**preset.model_dump(), metrics=columns, trust_checkpoint=trust_checkpoint)
-    device = options.device
-    runs = _engine(engine, out, address, workers, threads, device, timeout)
+    shares = workers, threads, options.device
+    runs = _engine(engine, shares, address, out, timeout)
     opened = open_source(source, root=root, column=column, key=key, web=web)
     if dry_run:
-        _estimate(opened, options, chunk, (workers, threads, device), as_json)
+        _estimate(opened, options, chunk, shares, as_json)
         return
     limits = {
         "chunk": chunk, "resume": resume, "max_errors": max_errors, "retry_errors": retry_errors,
@@ -122,35 +118,21 @@ def batch(
     _run(opened, out, options, runs, limits, report, as_json)
 
 
-def _engine(
-    name: str,
-    out: str,
-    address: str | None,
-    workers: int | None,
-    threads: int | None,
-    device: str | None,
-    timeout: float,
-) -> Engine:
+def _engine(name: str, shares: Shares, address: str | None, out: str, timeout: float) -> Engine:
     if name == "local":
         from detcam.batch.engines.local import LocalEngine
 
         if address is not None:
             raise InputError("--address is the address of a Ray cluster: add --engine ray")
-        return LocalEngine(workers, threads, device, timeout)
+        return LocalEngine(*shares, timeout)
     if name == "ray":
         from detcam.batch.engines.ray import RayEngine
 
-        return RayEngine(workers, threads, device, address, out, timeout)
+        return RayEngine(*shares, address, out, timeout)
     raise InputError(f"engine {name!r} does not exist: {nearest(name, ENGINES)}")
 
 
-def _estimate(
-    source: Source,
-    options: Options,
-    chunk: int | None,
-    shares: tuple[int | None, int | None, str | None],
-    as_json: bool,
-) -> None:
+def _estimate(source: Source, options: Options, chunk: int | None, shares: Shares, as_json: bool) -> None:
     from detcam.batch.engines.local import LocalEngine
     from detcam.batch.estimate import estimate
     from detcam.batch.job import chunk_size

@@ -47,11 +47,6 @@ PICTURE_WIDTH = 18  # of a terminal's 80 columns
 ROOMY = 72  # columns from which there is room for the images' names
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command to `app`."""
-    app.command(epilog=EPILOG)(compare)
-
-
 @with_preset_options()
 def compare(
     images: Annotated[list[Path] | None, typer.Argument(help="Image files.", show_default=False)] = None,

@@ -15,11 +15,6 @@ from detcam.explainer import Explainer
 DEMO_SEEDS = (4, 0, 3)  # offsets of the first scenes from HELD_OUT_SEED
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command to `app`."""
-    app.command(epilog="Example: `detcam demo --out demo`")(demo)
-
-
 def demo(
     out_dir: Annotated[Path, typer.Option("--out", help="Folder for the results.")] = Path("demo"),
     scenes: Annotated[int, typer.Option(min=1, max=100, help="Number of scenes.")] = 3,

@@ -45,11 +45,6 @@ FEW = 3  # objects per image of a quick run: some methods take a backward throug
 HEADLINES = ("energy_in_mask", "odi", "deletion_blur", "insertion_blur", "randomised", "forwards")
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command to `app`."""
-    app.command(epilog=EPILOG)(evaluate)
-
-
 @with_preset_options(without=["method"], model=Preset.model_fields["model"].description or "")
 def evaluate(
     images: Annotated[Path | None, typer.Option(help="Folder of images.")] = None,

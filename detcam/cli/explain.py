@@ -31,11 +31,6 @@ Examples:
 """
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command to `app`."""
-    app.command(epilog=EPILOG)(explain)
-
-
 @with_preset_options()
 def explain(
     images: Annotated[list[Path] | None, typer.Argument(help="Image files.", show_default=False)] = None,

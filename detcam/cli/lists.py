@@ -27,19 +27,11 @@ ModelArgument = Annotated[
 NAME_WIDTH = 26  # columns for the name of a method or a family
 
 
-def register(app: typer.Typer) -> None:
-    """Add the commands to `app`."""
-    app.command(epilog="Example: `detcam methods --json`")(methods)
-    app.command(epilog="Example: `detcam families`")(families)
-    app.command(epilog="Example: `detcam layers yolov8n.pt --image street.jpg`")(layers)
-    app.command(epilog="Example: `detcam doctor`")(doctor)
-
-
 def methods(as_json: JsonFlag = False) -> None:
     """List the methods with their formula, cost and paper."""
-    from detcam.methods import DEFAULT
+    from detcam.methods import DEFAULT, SECTIONS, plugins
 
-    sections = _method_sections()
+    sections = {**SECTIONS, "From other packages": [*plugins().values()]}
     if as_json:
         rows = [_method_row(method) for section in sections.values() for method in section]
         print(json.dumps({"default": DEFAULT, "methods": rows}, indent=2))
@@ -51,12 +43,6 @@ def methods(as_json: JsonFlag = False) -> None:
     out.print(f"The default is {DEFAULT}. Costs are for N objects, unoptimised: F whole forwards,")
     out.print("B backwards and T forwards of what follows the layer. A is the activation at the")
     out.print("layer, g = dS/dA the gradient of the object's scalar S.")
-
-
-def _method_sections() -> dict[str, Sequence[type[AnyMethod]]]:
-    from detcam.methods import SECTIONS, plugins
-
-    return {**SECTIONS, "From other packages": [*plugins().values()]}
 
 
 def _method_row(method: type[AnyMethod]) -> dict[str, Any]:

@@ -21,11 +21,6 @@ Examples:
 """
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command to `app`."""
-    app.command(epilog=EPILOG)(report)
-
-
 def report(
     folder: Annotated[
         Path,

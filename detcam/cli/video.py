@@ -34,11 +34,6 @@ Ctrl-C finishes the file with the frames so far, so that it plays, and exits wit
 """
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command to `app`."""
-    app.command(epilog=EPILOG)(video)
-
-
 @with_preset_options(max_det="Maximum number of objects per frame. [default: 300]")
 def video(
     source: Annotated[
