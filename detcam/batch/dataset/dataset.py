@@ -19,7 +19,6 @@ from __future__ import annotations
 import io
 import json
 import re
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from detcam.batch.dataset.folder import Folder
@@ -34,17 +33,7 @@ FORMAT = 1
 NAMES = ("source.name", "options.model")  # may change: digests of images and weights are compared
 PART, MORE = re.compile(r"part-(\d{6,})\.parquet"), re.compile(r"part-(\d{6,})_(\d+)\.parquet")
 COUNTED = b"detcam.more"  # metadata key of a shard of pictures: number of further shards of objects
-DICTIONARIES = [
-    "label",
-    "method",
-    "layers",
-    "target",
-    "note",
-    "status",
-    "worker",
-    "uri",
-    "key",
-]  # with repeated values
+DICTIONARIES = ["label", "method", "layers", "target", "note", "status", "worker", "uri", "key"]  # with repeated values
 
 
 def part_name(chunk: int, more: int = 0) -> str:
@@ -206,12 +195,7 @@ def encoded(table: pa.Table) -> bytes:
 
 def flat(document: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """`{"a": {"b": 1}}` as `{"a.b": 1}`."""
-    return dict(_flat(document, prefix))
-
-
-def _flat(document: dict[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+    values: dict[str, Any] = {}
     for name, value in document.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value
+        values |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return values

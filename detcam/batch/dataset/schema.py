@@ -11,7 +11,6 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 GEOMETRY = ("resized_height", "resized_width", "pad_top", "pad_left", "network_height", "network_width")
-STATUSES = ("ok", "empty", "error")
 
 
 def require_arrow() -> None:

@@ -21,13 +21,7 @@ if TYPE_CHECKING:
 def serve(connection: Connection, options: Options, device: str | None, name: str, threads: int, limit: float) -> None:
     """Make a worker and send None; then answer each chunk with its Batch, or an exception, until the engine ends.
 
-    Args:
-        connection: to the engine.
-        options: what to explain, and how.
-        device: see `Worker`.
-        name: see `Worker`.
-        threads: that libraries may use on the CPU.
-        limit: seconds for an image, see `Watchdog`.
+    `threads` are those that libraries may use on the CPU, `limit` the seconds for an image, see `Watchdog`.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the engine decides when to end
     threading.Thread(target=_end_with_engine, daemon=True).start()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import posixpath
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from detcam.batch.items import Item
@@ -26,8 +27,8 @@ class Listed:
 
     def __init__(self, name: str, keys: Sequence[str], item: Callable[[int], Item]) -> None:
         self._name, self._keys, self._item = name, keys, item
-        repeated = _first_repeated(keys)
-        if repeated is not None:
+        if len(set(keys)) < len(keys):
+            repeated = next(key for key, count in Counter(keys).items() if count > 1)
             raise InputError(f"{name}: two images are called {repeated!r}: rename one, or leave it out")
 
     @property
@@ -50,13 +51,6 @@ class Listed:
     def items(self, start: int = 0, stop: int | None = None) -> Iterator[Item]:
         """See `Source.items`."""
         return map(self._item, range(len(self._keys))[start:stop])
-
-
-def _first_repeated(keys: Sequence[str]) -> str | None:
-    if len(set(keys)) == len(keys):
-        return None
-    seen: set[str] = set()
-    return next(key for key in keys if key in seen or seen.add(key))  # type: ignore[func-returns-value]
 
 
 def files(name: str, folder: str, paths: Iterable[str], web: bool = False, keys: Sequence[str] | None = None) -> Listed:

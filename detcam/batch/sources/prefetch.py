@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import numpy as np
@@ -23,28 +23,23 @@ PIXELS = 32 * 2**20  # of a batch: larger images come in smaller batches
 
 @dataclass(frozen=True)
 class Picture:
-    """An item that was read and decoded.
+    """An item that was read, and then decoded.
 
     Attributes:
         position: index in the list of items.
         item: the item.
-        image: [H, W, 3] uint8 RGB; None: it could not be read or decoded.
-        error: the reason of that.
+        data: the bytes of the file until they are decoded.
+        size: (height, width) as stored in the file; zeros if it is not an image.
+        image: [H, W, 3] uint8 RGB; None before it is decoded, or if it could not be read or decoded.
+        error: why not.
     """
 
     position: int
     item: Item
-    image: np.ndarray | None
+    data: bytes = b""
+    size: tuple[int, int] = (0, 0)
+    image: np.ndarray | None = None
     error: str = ""
-
-
-@dataclass(frozen=True)
-class _File:
-    position: int
-    item: Item
-    data: bytes
-    error: str
-    size: tuple[int, int]  # (height, width); zeros if it is not an image
 
 
 def batches(items: Sequence[Item], size: int, tick: Callable[[], None] = lambda: None) -> Iterator[list[Picture]]:
@@ -64,7 +59,7 @@ def _batches(
 ) -> Iterator[list[Picture]]:
     for first in range(0, len(items), WINDOW):
         window = range(first, min(first + WINDOW, len(items)))
-        files = list(_ticking(readers.map(_file, window, [items[i] for i in window]), tick))
+        files = list(_ticking(readers.map(_read, window, [items[i] for i in window]), tick))
         for group in _alike(files, size):
             yield list(_ticking(readers.map(_decoded, group), tick))
 
@@ -75,17 +70,17 @@ def _ticking(values: Iterable[T], tick: Callable[[], None]) -> Iterator[T]:
         yield value
 
 
-def _file(position: int, item: Item) -> _File:
+def _read(position: int, item: Item) -> Picture:
     try:
         data = read_bytes(item)
     except ImageError as error:
-        return _File(position, item, b"", str(error), (0, 0))
-    return _File(position, item, data, "", stored_size(data) or (0, 0))
+        return Picture(position, item, error=str(error))
+    return Picture(position, item, data, stored_size(data) or (0, 0))
 
 
-def _alike(files: Sequence[_File], size: int) -> Iterator[list[_File]]:
+def _alike(files: Sequence[Picture], size: int) -> Iterator[list[Picture]]:
     """Groups of up to `size` by aspect ratio: images of equal aspect have equal shapes in the network's input."""
-    group: list[_File] = []
+    group: list[Picture] = []
     for file in sorted(files, key=lambda f: (f.size[0] / max(f.size[1], 1), f.size)):
         pixels = sum(height * width for height, width in (f.size for f in (*group, file)))
         if group and (len(group) == size or pixels > PIXELS):
@@ -96,15 +91,15 @@ def _alike(files: Sequence[_File], size: int) -> Iterator[list[_File]]:
         yield group
 
 
-def _decoded(file: _File) -> Picture:
+def _decoded(file: Picture) -> Picture:
     if file.error:
-        return Picture(file.position, file.item, None, file.error)
+        return file
     try:
-        return Picture(file.position, file.item, decode_image(file.data, file.item.uri))
+        return replace(file, data=b"", image=decode_image(file.data, file.item.uri))
     except ImageError as error:
-        return Picture(file.position, file.item, None, str(error))
+        return replace(file, data=b"", error=str(error))
     except Exception as error:  # out of memory, an error of the decoder, ...: the other images go on
-        return Picture(file.position, file.item, None, f"{file.item.uri} cannot be decoded ({error!r})")
+        return replace(file, data=b"", error=f"{file.item.uri} cannot be decoded ({error!r})")
 
 
 def ahead(values: Iterator[T]) -> Iterator[T]:
