@@ -17,7 +17,8 @@ operators. The command line prints them as a single line and exits with code 2.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 LONGEST = 1000  # characters of a message: names in a hostile file may have no end
 JOINERS = "\u200c\u200d"  # inside words of Persian or Hindi, and inside emoji
@@ -71,6 +72,15 @@ class OutputError(InputError):
 
 class DependencyError(DetcamError, ImportError):
     """A required library is not installed; the message names the extra that installs it."""
+
+
+@contextmanager
+def writing(place: object, advice: str) -> Iterator[None]:
+    """Context that turns an OSError into an OutputError: what cannot be written, why, and what to do."""
+    try:
+        yield
+    except OSError as error:
+        raise OutputError(f"{place} cannot be written ({error.strerror or error}): {advice}") from None
 
 
 def nearest(name: str, choices: Iterable[str]) -> str:

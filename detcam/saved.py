@@ -14,7 +14,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from detcam.errors import InputError, OutputError
+from detcam.errors import InputError, writing
 from detcam.files import whole_folder
 from detcam.geometry import Geometry
 from detcam.render.overlay import contact_sheet
@@ -45,14 +45,10 @@ def save(
     Raises:
         OutputError: if the folder cannot be written.
     """
-    try:
-        with whole_folder(folder) as work:
-            _write_all(work, document, arrays, picture, overview, overlays)
-            for stale in _earlier_overlays(folder):
-                stale.unlink(missing_ok=True)
-    except OSError as error:
-        reason = error.strerror or error
-        raise OutputError(f"{folder} cannot be written ({reason}): choose another --out, or free some space") from None
+    with writing(folder, "choose another --out, or free some space"), whole_folder(folder) as work:
+        _write_all(work, document, arrays, picture, overview, overlays)
+        for stale in _earlier_overlays(folder):
+            stale.unlink(missing_ok=True)
     return folder
 
 

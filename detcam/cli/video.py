@@ -15,7 +15,7 @@ from detcam.cli.console import AddBar, console, progress
 from detcam.cli.interrupt import Interrupted, stop_on_interrupt
 from detcam.cli.options import TrustFlag, with_preset_options
 from detcam.config import Preset
-from detcam.errors import InputError, OutputError, nearest, plain
+from detcam.errors import InputError, nearest, plain, writing
 from detcam.explainer import Explainer
 from detcam.files import write_whole
 
@@ -81,7 +81,8 @@ def video(
                 every=every, budget=budget, cheaper=cheaper, steady=steady,
             )  # fmt: skip
     if stats is not None:
-        _write_stats(stats, done)
+        with writing(stats, "choose another place"):
+            write_whole(stats, (json.dumps(done, indent=2, ensure_ascii=False) + "\n").encode())
     for line in _warnings(done):
         print(f"warning: {plain(line)}", file=sys.stderr)
     if done["choice"]:
@@ -120,13 +121,6 @@ def _counter(bars: AddBar, expected: int | None, limit: int | None) -> Callable[
         tell(written, state=f"{rate:.1f} fps", line=f"{written}{of} frames, {rate:.1f} frames a second")
 
     return advance
-
-
-def _write_stats(path: Path, done: dict[str, Any]) -> None:
-    try:
-        write_whole(path, (json.dumps(done, indent=2, ensure_ascii=False) + "\n").encode())
-    except OSError as error:
-        raise OutputError(f"{path} cannot be written ({error.strerror or error}): choose another place") from None
 
 
 def _warnings(done: dict[str, Any]) -> Iterator[str]:

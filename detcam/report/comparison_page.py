@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import os
 import tempfile
@@ -10,14 +9,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import cv2
-import numpy as np
-
 from detcam.analysis.comparison import MEASURES, Comparison, mean
-from detcam.errors import OutputError
+from detcam.errors import writing
 from detcam.explanation import Explanation
 from detcam.files import whole_folder
-from detcam.report.pack import colour_tables, pack_map, span
+from detcam.report.pack import colour_tables, pack_map, span, webp
 from detcam.report.page import page
 
 DOCUMENT, PAGE = "compare.json", "compare.html"
@@ -90,7 +86,7 @@ class Gathered:
                 "name": _base(source),
                 "width": width,
                 "height": height,
-                "picture": _picture(comparison.a.image),
+                "picture": webp(comparison.a.image[:, :, ::-1], PIXELS, 78),
                 "sides": [_side(e, energies[side]) for side, e in explanations.items()],
             }
         if len(self.packed) > 4 * SHOWN:  # keeps memory from growing with the number of images
@@ -174,34 +170,18 @@ def _side(explanation: Explanation, energies: list[float | None]) -> dict[str, A
     return {"span": span(explanation.geometry), "objects": objects}
 
 
-def _picture(image: np.ndarray) -> str:
-    """[H, W, 3] uint8 RGB as a WebP data URL."""
-    shrink = min(PIXELS / max(image.shape[:2]), 1)
-    size = max(round(image.shape[1] * shrink), 1), max(round(image.shape[0] * shrink), 1)
-    small = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
-    done, data = cv2.imencode(".webp", cv2.cvtColor(small, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_WEBP_QUALITY, 78])
-    if not done:
-        raise OutputError(f"{PAGE} cannot be written (an image of {size} pixels could not be encoded)")
-    return f"data:image/webp;base64,{base64.b64encode(data.tobytes()).decode()}"
-
-
 def _base(source: str) -> str:
     return source.replace("\\", "/").rstrip("/").rpartition("/")[2] or source
 
 
 def _make(folder: Path) -> None:
-    try:
+    with writing(folder, "choose another --out"):
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
-    except OSError as error:
-        raise OutputError(f"{folder} cannot be written ({error.strerror or error}): choose another --out") from None
 
 
 def _write(folder: Path, texts: dict[str, str]) -> None:
-    try:
-        with whole_folder(folder) as work:
-            for name, text in texts.items():  # a file's name may be no Unicode
-                (work / name).write_bytes(f"{text}\n".encode(errors="replace"))
-    except OSError as error:
-        raise OutputError(f"{folder} cannot be written ({error.strerror or error}): free some space") from None
+    with writing(folder, "free some space"), whole_folder(folder) as work:
+        for name, text in texts.items():  # the name of a file may not be valid Unicode
+            (work / name).write_bytes(f"{text}\n".encode(errors="replace"))

@@ -87,10 +87,15 @@ def thumbnail(saved: Saved, view: Sequence[float] = (0, 0, 1, 1)) -> str:
     height, width = image.shape[:2]
     left, top, right, bottom = (round(share * side) for share, side in zip(view, (width, height) * 2, strict=True))
     image = image[top : max(bottom, top + 1), left : max(right, left + 1)]
-    shrink = min(THUMBNAIL / max(image.shape[:2]), 1)
+    return webp(image, THUMBNAIL, 60)
+
+
+def webp(image: np.ndarray, longest: int, quality: int) -> str:
+    """An image [H, W, 3] uint8 BGR as a WebP data URL, no side longer than `longest` pixels."""
+    shrink = min(longest / max(image.shape[:2]), 1)
     size = (max(round(image.shape[1] * shrink), 1), max(round(image.shape[0] * shrink), 1))
     small = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
-    data = cv2.imencode(".webp", small, [cv2.IMWRITE_WEBP_QUALITY, 60])[1]
+    data = cv2.imencode(".webp", small, [cv2.IMWRITE_WEBP_QUALITY, quality])[1]
     return f"data:image/webp;base64,{_text(data.tobytes())}"
 
 

@@ -10,7 +10,7 @@ from urllib.parse import quote
 
 from detcam.analysis.heat_summary import HeatSummary, summarise_groups
 from detcam.analysis.truth import Truth
-from detcam.errors import OutputError
+from detcam.errors import writing
 from detcam.files import write_whole
 from detcam.report.pack import THUMBNAIL_CELLS, colour_tables, jpeg, pack_map, span, thumbnail
 from detcam.report.page import page
@@ -157,8 +157,6 @@ def _link(folder: Path, page: Path) -> str:
 
 
 def _write(path: Path, text: str) -> Path:
-    try:
+    with writing(path, "check the folder"):
         write_whole(path, text.encode())
-    except OSError as error:
-        raise OutputError(f"{path} cannot be written ({error.strerror or error}): check the folder") from None
     return path

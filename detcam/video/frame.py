@@ -10,11 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from detcam import ops
 from detcam.geometry import Geometry
 from detcam.types import Objects
 from detcam.video.paint import Style, heated, labelled
-from detcam.video.tracks import Heat, window_of
+from detcam.video.tracks import Heat, at_boxes, resampled
 
 
 @dataclass(frozen=True)
@@ -58,35 +57,20 @@ class Frame:
         Windows are (left, top, right, bottom) in cells, as `detcam.ops.overlay` takes them.
         """
         heats = [heat for heat in (self.heats[i] for i in chosen) if heat is not None]
-        height, width = self.geometry.network
-        left, top, right, bottom = self.geometry.window((height, width))
-        boxes = self._network_boxes
-        windows = [
-            window_of(heat, boxes[i], (left, top, right, bottom), (height, width))
-            for i, heat in zip(chosen, heats, strict=True)
-        ]
         if not heats:
             return torch.empty(0, 1, 1, device=self.objects.boxes.device), torch.empty(0, 4)
-        maps = torch.stack([heat.map for heat in heats])
+        boxes, network = self.objects.network_boxes.cpu().numpy()[chosen], self.geometry.network
+        maps, windows = at_boxes(heats, boxes, self.geometry.window(network), network)
         scales = maps.new_tensor([heat.scale for heat in heats]).view(-1, 1, 1)
-        return (maps / scales).clamp_(max=1), torch.tensor(windows, dtype=torch.float32, device=maps.device)
-
-    @cached_property
-    def _network_boxes(self) -> np.ndarray:
-        boxes: np.ndarray = self.objects.network_boxes.cpu().numpy()
-        return boxes
+        return (maps / scales).clamp_(max=1), windows
 
     @cached_property
     def heatmaps(self) -> Tensor:
         """[N, H, W] float32 in [0, 1] at source resolution on the model's device; zero for objects without one."""
         height, width = self.geometry.source
-        device = self.objects.boxes.device
-        whole = torch.zeros(len(self), height, width, device=device)
+        whole = torch.zeros(len(self), height, width, device=self.objects.boxes.device)
         if self.warm:
-            maps, windows = self.cells(self.warm)
-            index = torch.arange(len(maps), device=device)
-            ones = maps.new_ones(len(maps), 1)
-            full = ops.cam_maps(maps[:, None], ones, (height, width), index, normalize="none", window=windows)
+            full = resampled(*self.cells(self.warm), (height, width))
             rows, columns = self.geometry.seen((height, width))
             whole[self.warm, rows, columns] = full[:, rows, columns]
         return whole

@@ -93,18 +93,13 @@ def heated(image: np.ndarray, maps: Tensor, windows: Tensor, boxes: Tensor, styl
     """
     lut = _lut(style.colormap).to(maps.device)
     index = torch.zeros(len(maps), dtype=torch.int64, device=maps.device)
-    picture = uploaded(image, maps.device)
+    picture = torch.from_numpy(image)
+    if maps.device.type == "cuda":
+        picture = picture.pin_memory()  # so that the copy is asynchronous
+    picture = picture.to(maps.device, non_blocking=True)
     result = ops.overlay(picture, maps, lut, index, opacity=style.alpha, window=windows, boxes=boxes)
     painted: np.ndarray = result.cpu().numpy()
     return painted
-
-
-def uploaded(image: np.ndarray, device: torch.device) -> Tensor:
-    """[H, W, 3] uint8 on the device; the copy to a GPU is asynchronous."""
-    picture = torch.from_numpy(image)
-    if device.type == "cuda":
-        picture = picture.pin_memory()
-    return picture.to(device, non_blocking=True)
 
 
 @lru_cache(maxsize=8)

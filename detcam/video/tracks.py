@@ -148,7 +148,8 @@ class HeatMemory:
         carried = [i for i, old in enumerate(known) if old is not None]
         if carried:
             before = [old for old in known if old is not None]
-            moved = _moved(before, boxes[carried], network, self._grid)
+            whole = (0.0, 0.0, float(network[1]), float(network[0]))
+            moved = resampled(*at_boxes(before, boxes[carried], whole, network), self._grid)
             share = [1 - np.exp(-max(time - old.time, 0.0) / FOLLOW) for old in before]
             heat[carried] = torch.lerp(moved, heat[carried], heat.new_tensor(share).view(-1, 1, 1))
         tops = heat.flatten(1).amax(dim=1).tolist()
@@ -176,13 +177,13 @@ def _scale(old: Heat | None, top: float, time: float) -> float:
     return top if old is None else max(top, old.scale * 0.5 ** ((time - old.time) / HALF_LIFE))
 
 
-def _moved(heats: list[Heat], boxes: np.ndarray, network: tuple[int, int], grid: tuple[int, int]) -> Tensor:
-    """The maps of heats [K, *grid], each moved and stretched from its box to `boxes` [K, 4]."""
-    height, width = network
-    whole = (0.0, 0.0, float(width), float(height))
-    windows = [window_of(heat, box, whole, network) for heat, box in zip(heats, boxes, strict=True)]
+def at_boxes(
+    heats: list[Heat], boxes: np.ndarray, part: tuple[float, float, float, float], network: tuple[int, int]
+) -> tuple[Tensor, Tensor]:
+    """The maps [K, h, w] of heats whose objects are now at `boxes`, and the `window_of` each [K, 4]."""
+    windows = [window_of(heat, box, part, network) for heat, box in zip(heats, boxes, strict=True)]
     maps = torch.stack([heat.map for heat in heats])
-    return resampled(maps, windows, grid)
+    return maps, torch.tensor(windows, dtype=torch.float32, device=maps.device)
 
 
 def window_of(
@@ -205,9 +206,8 @@ def window_of(
     return float(left), float(top), float(right), float(bottom)
 
 
-def resampled(maps: Tensor, windows: list[tuple[float, float, float, float]], size: tuple[int, int]) -> Tensor:
-    """The windows (in cells) of maps [K, h, w], resampled to [K, *size]: bilinear, border cells repeated."""
-    bounds = torch.tensor(windows, dtype=torch.float32, device=maps.device).view(-1, 4)
+def resampled(maps: Tensor, windows: Tensor, size: tuple[int, int]) -> Tensor:
+    """The windows [K, 4] (in cells) of maps [K, h, w], resampled to [K, *size]: bilinear, border cells repeated."""
     index = torch.arange(len(maps), device=maps.device)
     ones = maps.new_ones(len(maps), 1)
-    return ops.cam_maps(maps[:, None], ones, size, index, normalize="none", relu=False, window=bounds)
+    return ops.cam_maps(maps[:, None], ones, size, index, normalize="none", relu=False, window=windows)

@@ -6,17 +6,16 @@ import json
 import os
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from time import perf_counter
-from typing import Any, TextIO
+from typing import Any
 
 import numpy as np
 
-from detcam.errors import OutputError
+from detcam.errors import OutputError, writing
 from detcam.explainer import Explainer
 from detcam.files import unfinished
-from detcam.video.container import reason
 from detcam.video.frame import Frame
 from detcam.video.open import open_source
 from detcam.video.paint import Style
@@ -69,7 +68,7 @@ def write(
             raise OutputError(f"{path} is the input video: choose another name")
         sink = Sink(path, opened)
         cleanup.callback(sink.discard)
-        lines = cleanup.enter_context(_Rows(rows))
+        write_rows = cleanup.enter_context(_rows(rows))
         frames = explain(opened, explainer, limit=limit, stats=stats, stop=stop, **options)
         clock = stats.clock("paint")
         pictures = _pictures(frames, style, clock)
@@ -80,7 +79,7 @@ def write(
         for frame, picture in timed(ahead, clock, "input"):
             with clock("encode"):
                 sink.write(picture, frame.time, frame.duration)
-                lines.write(frame)
+                write_rows(frame)
             if progress is not None:
                 progress(stats)
         if stop is not None and stop.is_set() and not sink.frames:
@@ -88,7 +87,6 @@ def write(
         whole = not (stop is not None and stop.is_set()) and (limit is None or sink.frames < limit)
         with clock("encode"):
             sink.close(whole)
-            lines.close()
     wall = perf_counter() - began
     return {
         "source": opened.name, "out": str(path), "expected": opened.frames, **stats.to_dict(), "frames": sink.frames,
@@ -107,42 +105,26 @@ def _pictures(frames: Iterator[Frame], style: Style, clock: Clock) -> Iterator[t
         frames.close()  # type: ignore[attr-defined]
 
 
-class _Rows:
-    """A JSON Lines file, written completely or not at all; no file if `path` is None."""
+@contextmanager
+def _rows(path: str | os.PathLike[str] | None) -> Iterator[Callable[[Frame], None]]:
+    """Context with a function that writes a frame's rows to a JSON Lines file, which is complete or does not appear."""
+    if path is None:
+        yield lambda frame: None
+        return
+    hidden = unfinished(Path(path))
+    with writing(path, "choose another place"):
+        file = hidden.open("w", encoding="utf-8")
 
-    def __init__(self, path: str | os.PathLike[str] | None) -> None:
-        self._path = None if path is None else Path(path)
-        self._file: TextIO | None = None
-        if self._path is not None:
-            self._hidden = unfinished(self._path)
-            try:
-                self._file = self._hidden.open("w", encoding="utf-8")
-            except OSError as error:
-                raise OutputError(f"{path} cannot be written ({reason(error)}): choose another place") from None
+    def write(frame: Frame) -> None:
+        with writing(path, "free some space"):
+            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in frame.rows())
 
-    def write(self, frame: Frame) -> None:
-        """Write a line for each object."""
-        if self._file is not None:
-            try:
-                self._file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in frame.rows())
-            except OSError as error:
-                raise OutputError(f"{self._path} cannot be written ({reason(error)}): free some space") from None
-
-    def close(self) -> None:
-        """Finish the file and rename it."""
-        if self._file is not None and self._path is not None:
-            try:
-                self._file.close()
-                os.replace(self._hidden, self._path)
-            except OSError as error:
-                raise OutputError(f"{self._path} cannot be written ({reason(error)}): free some space") from None
-            self._file = None
-
-    def __enter__(self) -> _Rows:
-        return self
-
-    def __exit__(self, *reason: object) -> None:
-        if self._file is not None:
-            with suppress(OSError):  # the disk is full, and the file is deleted anyway
-                self._file.close()
-            self._hidden.unlink(missing_ok=True)
+    try:
+        yield write
+        with writing(path, "free some space"):
+            file.close()
+            os.replace(hidden, path)
+    finally:
+        with suppress(OSError):  # the disk is full, and the file is deleted anyway
+            file.close()
+        hidden.unlink(missing_ok=True)
