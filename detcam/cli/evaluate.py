@@ -13,14 +13,7 @@ import typer
 
 from detcam.cli.console import console, counted, progress
 from detcam.cli.interrupt import NOTHING, interruptible
-from detcam.cli.options import (
-    ConfigFlag,
-    JsonFlag,
-    PrintConfigFlag,
-    TrustFlag,
-    preset_of,
-    with_preset_options,
-)
+from detcam.cli.options import ConfigFlag, JsonFlag, PrintConfigFlag, TrustFlag, preset_of, with_preset_options
 from detcam.config import Preset
 from detcam.errors import InputError, plain
 

@@ -22,10 +22,7 @@ Examples:
 
 
 def report(
-    folder: Annotated[
-        Path,
-        typer.Argument(help="Output of `detcam explain`, or a folder of it.", show_default=False),
-    ],
+    folder: Annotated[Path, typer.Argument(help="Output of `detcam explain`, or a folder of it.", show_default=False)],
     labels: Annotated[
         Path | None,
         typer.Option(

@@ -8,7 +8,7 @@ from typing import Any
 
 from detcam import zoo
 from detcam.errors import DependencyError, ModelError, nearest
-from detcam.models.checkpoint import read_checkpoint
+from detcam.models.checkpoint import read_checkpoint, reason
 from detcam.models.transformers_folder import read_folder
 
 DOWNLOADABLE = ("yolo", "rtdetr")  # bare names that ultralytics downloads
@@ -65,8 +65,7 @@ def _downloaded(path: Path, name: str) -> Path:
         try:
             path = Path(attempt_download_asset(name))
         except Exception as error:
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise ModelError(f"model {name} cannot be downloaded ({reason}): give a local file") from None
+            raise ModelError(f"model {name} cannot be downloaded ({reason(error)}): give a local file") from None
     if not path.is_file():
         raise ModelError(f"model {path} does not exist: check the path")
     return path

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from detcam.errors import DependencyError, ModelError
-from detcam.models.checkpoint import TRUST
+from detcam.models.checkpoint import TRUST, reason
 from detcam.models.size_limits import SIDE, bounded, check_counts
 from detcam.models.versions import require
 
@@ -57,8 +57,7 @@ def read_folder(folder: Path, trust: bool = False) -> Any:
                 use_safetensors=not trust or None,
             )
     except Exception as error:  # configs and file headers are untrusted
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200].rstrip(".:")
-        raise ModelError(f"model {folder} cannot be loaded ({reason}): get a whole copy") from None
+        raise ModelError(f"model {folder} cannot be loaded ({reason(error)}): get a whole copy") from None
     return model.eval()
 
 

@@ -21,7 +21,7 @@ from detcam.explanation import Explanation
 from detcam.geometry import Geometry
 from detcam.questions.answer import Answer, AskedExplanation, Reason, Rival
 from detcam.questions.base import Question
-from detcam.questions.parsing import Pair, checked_pairs, class_number
+from detcam.questions.parsing import checked_pairs, class_number
 from detcam.types import Objects
 
 SAME_PLACE = 0.5  # IoU from which the model's object counts as its answer for the asked box
@@ -36,81 +36,59 @@ class Missed(Question):
         self._conf, self._iou, self._max_det = conf, iou, max_det
         self._answers: list[Answer] = []
 
+    @torch.no_grad()
     def objects(self, adapter: Adapter, outputs: Any, geometry: Geometry) -> Objects:
-        """The best candidates; see `Question.objects`."""
+        """The best candidates; see `Question.objects`.
+
+        Raises:
+            InputError: for an unknown class, a family that lists no candidates, or an image without any.
+        """
         found = adapter.detect(outputs, [geometry], self._conf, self._iou, self._max_det)[0]
-        chosen, self._answers = answers(adapter, outputs, found, self._pairs, geometry, self._conf, self._iou)
-        return chosen
+        boxes, scores = adapter.image_candidates(outputs, geometry)
+        names = adapter.class_names(scores.shape[1])
+        class_ids = [class_number(kind, names, f"ask[{i}]") for i, (_, kind) in enumerate(self._pairs)]
+        places, pairs = geometry.to_source(boxes), list(zip(self._pairs, class_ids, strict=True))
+        best = [_best(places, scores, box, own) for (box, _), own in pairs]
+        rows = []  # for each pair the candidate as the asked class, and who may have won
+        for ((box, _), own), one in zip(pairs, best, strict=True):
+            rows += [(one, own), _other(one, own, scores, found, box, self._conf)]
+        candidates, kinds = torch.tensor(rows, device=boxes.device).T.contiguous()
+        both = adapter.objects_at(outputs, candidates, kinds, geometry)
+        unlimited = adapter.detect(outputs, [geometry], self._conf, self._iou, len(scores) * len(names))[0]
+        self._answers = []
+        kept: list[int] = []
+        for i, ((box, _), own) in enumerate(pairs):
+            asked, other = (both.select(kinds.new_tensor([place])) for place in (2 * i, 2 * i + 1))
+            overlap = float(box_iou(asked.boxes.new_tensor([box]), asked.boxes))
+            reason: Reason = "no overlap"
+            rival = None
+            if overlap > 0:
+                selection = adapter.selection(self._iou)
+                if not adapter.enters(outputs, asked, self._conf):
+                    selection = replace(selection, overlap=None)
+                reason, rival = _verdict(asked, other, found, unlimited, self._conf, selection)
+            mine = [2 * i, 2 * i + 1] if reason == "another class won" else [2 * i]
+            answer = Answer(
+                box=tuple(box),
+                label=names[own],
+                class_id=own,
+                candidate=best[i],
+                candidate_box=tuple(asked.boxes[0].tolist()),
+                iou=overlap,
+                score=float(asked.scores[0]),
+                rank=1 + int((scores[:, own] > scores[best[i], own]).sum()),
+                candidates=len(scores),
+                reason=reason,
+                rival=rival,
+                objects=tuple(range(len(kept), len(kept) + len(mine))),
+            )
+            self._answers.append(answer)
+            kept += mine
+        return both.select(kinds.new_tensor(kept))
 
     def answered(self, explanation: Explanation) -> AskedExplanation:
         """See `Question.answered`."""
         return AskedExplanation.of(explanation, self._answers)
-
-
-@torch.no_grad()
-def answers(
-    adapter: Adapter,
-    outputs: Any,
-    found: Objects,
-    pairs: list[Pair],
-    geometry: Geometry,
-    conf: float,
-    iou: float,
-) -> tuple[Objects, list[Answer]]:
-    """The candidates to explain, and the answer for each pair.
-
-    Args:
-        adapter: the model.
-        outputs: its raw outputs for one image.
-        found: the objects that it returned.
-        pairs: from `checked_pairs`.
-        geometry: how the image lies in the network's input.
-        conf: score threshold.
-        iou: IoU threshold of non-maximum suppression.
-
-    Raises:
-        InputError: for an unknown class, a family that lists no candidates, or an image without any.
-    """
-    boxes, scores = adapter.image_candidates(outputs, geometry)
-    names = adapter.class_names(scores.shape[1])
-    class_ids = [class_number(kind, names, f"ask[{i}]") for i, (_, kind) in enumerate(pairs)]
-    best = [_best(geometry.to_source(boxes), scores, box, own) for (box, _), own in zip(pairs, class_ids, strict=True)]
-    rows = []  # for each pair the candidate as the asked class, and who may have won
-    for (box, _), one, own in zip(pairs, best, class_ids, strict=True):
-        rows += [(one, own), _other(one, own, scores, found, box, conf)]
-    candidates, kinds = torch.tensor(rows, device=boxes.device).T.contiguous()
-    both = adapter.objects_at(outputs, candidates, kinds, geometry)
-    unlimited = adapter.detect(outputs, [geometry], conf, iou, len(scores) * len(names))[0]
-    made: list[Answer] = []
-    kept: list[int] = []
-    for i, (box, _) in enumerate(pairs):
-        asked, other = (both.select(kinds.new_tensor([place])) for place in (2 * i, 2 * i + 1))
-        overlap = float(box_iou(asked.boxes.new_tensor([box]), asked.boxes))
-        reason: Reason = "no overlap"
-        rival = None
-        if overlap > 0:
-            selection = adapter.selection(iou)
-            if not adapter.enters(outputs, asked, conf):
-                selection = replace(selection, overlap=None)
-            reason, rival = _verdict(asked, other, found, unlimited, conf, selection)
-        mine = [2 * i, 2 * i + 1] if reason == "another class won" else [2 * i]
-        answer = Answer(
-            box=tuple(box),
-            label=names[class_ids[i]],
-            class_id=class_ids[i],
-            candidate=best[i],
-            candidate_box=tuple(asked.boxes[0].tolist()),
-            iou=overlap,
-            score=float(asked.scores[0]),
-            rank=1 + int((scores[:, class_ids[i]] > scores[best[i], class_ids[i]]).sum()),
-            candidates=len(scores),
-            reason=reason,
-            rival=rival,
-            objects=tuple(range(len(kept), len(kept) + len(mine))),
-        )
-        made.append(answer)
-        kept += mine
-    return both.select(kinds.new_tensor(kept)), made
 
 
 def _best(boxes: Tensor, scores: Tensor, box: Sequence[float], class_id: int) -> int:
