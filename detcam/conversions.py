@@ -88,9 +88,9 @@ class Conversions:
 
     def to_pil(self: Any, i: int | None = None) -> Image:
         """The heatmap of object `i` over the image, as a PIL image (RGB); for None the image with every box."""
-        from detcam.integrations.matplotlib import pil
+        from PIL import Image
 
-        return pil(self, i)
+        return Image.fromarray(self.overview() if i is None else self.overlay(i))
 
     def to_matplotlib(self: Any, objects: Sequence[int] | None = None) -> Any:
         """Convert to a `matplotlib.figure.Figure`: the image with its boxes, then a panel for each object.

@@ -45,15 +45,9 @@ class Estimate:
 
 
 def estimate(source: Source, options: Options, chunk: int, workers: int, threads: int, device: str | None) -> Estimate:
-    """Explain a sample in this process, and extrapolate.
+    """Explain a sample in this process, and extrapolate to `workers` workers in shards of `chunk` images.
 
-    Args:
-        source: all images.
-        options: as for a job.
-        chunk: images per shard.
-        workers: number of workers.
-        threads: threads of each worker.
-        device: device of the first worker.
+    Each worker has `threads` threads; `device` is that of the first.
     """
     require_arrow()
     items = sample(source)

@@ -1,10 +1,13 @@
-"""Images that are not read yet (Item), chunks of them, and the Source protocol."""
+"""Images that are not read yet (Item), in chunks (Chunk) and in all (Source)."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+
+from detcam.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -43,21 +46,39 @@ class Chunk:
         return len(self.items)
 
 
-class Source(Protocol):
-    """Images in a fixed order. Opening a source reads keys, not images."""
+class Source:
+    """Images in a fixed order. Their keys are in memory; the images are read later.
 
-    @property
-    def name(self) -> str:
-        """SRC as the user gave it."""
+    Args:
+        name: SRC as the user gave it.
+        keys: key of each image, in order.
+        item: gives the image at a place.
+
+    Raises:
+        InputError: for two images with the same key.
+    """
+
+    def __init__(self, name: str, keys: Sequence[str], item: Callable[[int], Item]) -> None:
+        self.name, self._keys, self._item = name, keys, item
+        if len(set(keys)) < len(keys):
+            repeated = next(key for key, count in Counter(keys).items() if count > 1)
+            raise InputError(f"{name}: two images are called {repeated!r}: rename one, or leave it out")
 
     def count(self) -> int:
         """The number of images."""
+        return len(self._keys)
 
     def fingerprint(self) -> str:
         """A digest of all keys in order: the same for the same images, also after the source was moved."""
+        digest = hashlib.sha256()
+        for key in self._keys:
+            data = key.encode()
+            digest.update(b"%d:%s" % (len(data), data))
+        return digest.hexdigest()
 
     def items(self, start: int = 0, stop: int | None = None) -> Iterator[Item]:
         """The images from place `start` up to `stop`, lazily; earlier images are not read."""
+        return map(self._item, range(len(self._keys))[start:stop])
 
 
 def chunks(

@@ -1,11 +1,9 @@
-"""matplotlib and PIL: figures and images."""
+"""matplotlib: figures."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
-
-from PIL import Image
 
 from detcam.errors import DependencyError
 from detcam.render.overlay import BOX_COLOUR
@@ -16,11 +14,6 @@ if TYPE_CHECKING:
 PANEL = 3.2  # width of a panel in inches
 COLUMNS = 4  # panels in a row, at most
 OPACITY = 0.75  # of the hottest pixel, the default of Explanation.overlay
-
-
-def pil(explanation: Explanation, i: int | None) -> Image.Image:
-    """See `Explanation.to_pil`."""
-    return Image.fromarray(explanation.overview() if i is None else explanation.overlay(i))
 
 
 def figure(explanation: Explanation, objects: Sequence[int] | None) -> Any:

@@ -60,9 +60,11 @@ def pack_map(raw: np.ndarray, cells: int) -> dict[str, Any]:
 
 
 def colour_tables() -> dict[str, str]:
-    """Each of `detcam.render.COLORMAPS` as 256 x RGB bytes in base64, in the same order."""
-    ramp = np.arange(256, dtype=np.uint8)[None]
-    return {name: _text(cv2.applyColorMap(ramp, code)[0, :, ::-1].tobytes()) for name, code in COLORMAPS.items()}
+    """Each of `detcam.render.COLORMAPS` as 256 x RGBA bytes in base64, in the same order; opacity as in overlays."""
+    ramp = np.arange(256, dtype=np.uint8)
+    opacity = np.rint(255 * np.sqrt(ramp / 255)).astype(np.uint8)
+    colours = {name: cv2.applyColorMap(ramp[None], code)[0, :, ::-1] for name, code in COLORMAPS.items()}
+    return {name: _text(np.column_stack([table, opacity]).tobytes()) for name, table in colours.items()}
 
 
 def jpeg(data: bytes) -> str:

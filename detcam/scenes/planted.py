@@ -13,7 +13,8 @@ classes.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
@@ -64,22 +65,6 @@ class PlantedScene:
     variant: str
 
 
-@dataclass
-class _Layout:
-    """The sprites of a scene in painting order, each with its object and part, except the parts `without`."""
-
-    without: tuple[tuple[int, str], ...]
-    placed: list[Placed] = field(default_factory=list)
-    parts: list[tuple[int, str]] = field(default_factory=list)
-
-    def add(self, owner: int, part: str, sprite: Sprite, x: float, y: float) -> None:
-        if (owner, part) in self.without:
-            return
-        side = sprite.alpha.shape[0]
-        self.placed.append(Placed(sprite, round(x - side / 2), round(y - side / 2)))
-        self.parts.append((owner, part))
-
-
 def draw_planted(seed: int, variant: str, change: str | None = None, only: int | None = None) -> PlantedScene:
     """Draw a scene of one to three objects, 192 x 192 pixels; the same arguments give the same bits.
 
@@ -105,16 +90,19 @@ def draw_planted(seed: int, variant: str, change: str | None = None, only: int |
     if only is not None and not 0 <= only < len(cells):
         raise InputError(f"draw_planted: object {only} of {len(cells)}")
     class_ids = rng.integers(0, 2, len(cells))
-    removed = change[3:] if change is not None and change.startswith("no ") else ""
-    layout = _Layout(tuple((i, removed) for i in range(len(cells)) if only in (None, i)))
+    placed, owners = [], []
     for i, cell in enumerate(cells):
         applied = change if only in (None, i) else None
-        _object(layout, i, int(class_ids[i]), (seed, variant, int(cell)), palette, applied)
+        for part, sprite, (x, y) in _object(int(class_ids[i]), (seed, variant, int(cell)), palette, applied):
+            if applied != f"no {part}":
+                side = sprite.alpha.shape[0]
+                placed.append(Placed(sprite, round(x - side / 2), round(y - side / 2)))
+                owners.append((i, part))
         class_ids[i] ^= applied == "swap"
     ground = _ground(seed, variant)
     if change == "no background":
         ground = np.broadcast_to(np.rint(ground.mean(axis=(0, 1))).astype(np.uint8), ground.shape)
-    return _painted(layout, ground, class_ids.astype(np.int64), variant)
+    return _painted(Plan(ground, tuple(placed)), owners, class_ids.astype(np.int64), variant)
 
 
 def changes(variant: str) -> tuple[str, ...]:
@@ -138,9 +126,9 @@ def _ground(seed: int, variant: str) -> NDArray[np.uint8]:
 
 
 def _object(
-    layout: _Layout, i: int, class_id: int, place: tuple[int, str, int], palette: Palette, change: str | None
-) -> None:
-    """Add an object and its parts, except the removed part."""
+    class_id: int, place: tuple[int, str, int], palette: Palette, change: str | None
+) -> Iterator[tuple[str, Sprite, NDArray[np.float64]]]:
+    """The parts of an object from bottom to top: name, sprite and centre."""
     seed, variant, cell = place
     rng = _rng(seed, variant, cell, 1)
     shown = 1 - class_id if change == "swap" else class_id
@@ -152,23 +140,23 @@ def _object(
     if variant == "context":
         which = 3 if change == "move" else 2
         ground = patch(_rng(seed, variant, cell, which), palette, shown, min(radius + 14, reach))
-        layout.add(i, "context", ground, *centre)
-    layout.add(i, "body", body(rng, palette, radius), *centre)
+        yield "context", ground, centre
+    yield "body", body(rng, palette, radius), centre
 
     moved = _rng(seed, variant, cell, 3 if change == "move" else 2)
     if variant == "mark":
-        layout.add(i, "mark", badge(shown), *(centre + _within(moved, radius - BADGE - 2)))
+        yield "mark", badge(shown), centre + _within(moved, radius - BADGE - 2)
     if variant == "beacon":
         side = int(rng.integers(4))
-        layout.add(i, "beacon", badge(shown), *_beside(moved, corner, centre, radius, BADGE, side))
+        yield "beacon", badge(shown), _beside(moved, corner, centre, radius, BADGE, side)
     if variant == "context":
         faint = 1 - class_id if change == "swap mark" else class_id
-        layout.add(i, "mark", badge(faint, FAINT_BADGE), *(centre + _within(rng, radius - FAINT_BADGE - 2)))
+        yield "mark", badge(faint, FAINT_BADGE), centre + _within(rng, radius - FAINT_BADGE - 2)
 
     other = _rng(seed, variant, cell, 5 if change == "distractor" else 4)
     sides = [side + 1, side + 2, side + 3] if variant == "beacon" else [0, 1, 2, 3]
     where = int(other.choice(sides)) % 4
-    layout.add(i, "distractor", star(other, _STAR), *_beside(other, corner, centre, radius, _STAR, where))
+    yield "distractor", star(other, _STAR), _beside(other, corner, centre, radius, _STAR, where)
 
 
 def _within(rng: np.random.Generator, radius: float) -> NDArray[np.float64]:
@@ -195,11 +183,12 @@ def _beside(
     return np.clip(spot, corner + size + 1, corner + _CELL - size - 1)
 
 
-def _painted(layout: _Layout, ground: NDArray[np.uint8], class_ids: NDArray[np.int64], variant: str) -> PlantedScene:
-    scene = paint(Plan(ground, tuple(layout.placed)))
-    parts = {name: np.zeros((len(class_ids), *ground.shape[:2]), bool) for name in PARTS[variant]}
+def _painted(plan: Plan, owners: list[tuple[int, str]], class_ids: NDArray[np.int64], variant: str) -> PlantedScene:
+    """The scene; `owners` are the object and part of each sprite."""
+    scene = paint(plan)
+    parts = {name: np.zeros((len(class_ids), *scene.image.shape[:2]), bool) for name in PARTS[variant]}
     boxes = np.zeros((len(class_ids), 4), np.float32)
-    for (owner, name), mask, box in zip(layout.parts, scene.masks, scene.boxes, strict=True):
+    for (owner, name), mask, box in zip(owners, scene.masks, scene.boxes, strict=True):
         parts[name][owner] = mask
         if name == "body":
             boxes[owner] = box

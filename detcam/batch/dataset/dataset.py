@@ -42,11 +42,7 @@ def part_name(chunk: int, more: int = 0) -> str:
 
 
 class Dataset:
-    """Writes and reads the dataset of a job.
-
-    Args:
-        folder: folder of the dataset.
-    """
+    """Writes and reads the dataset of a job in a folder."""
 
     def __init__(self, folder: Folder) -> None:
         self.folder = folder

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import cached_property, lru_cache
 from typing import Any, overload
 
@@ -114,9 +113,6 @@ class Loaded(Sequence[LoadedExplanation]):
         picture = pictures[row]
         return self._explanation(picture, objects.get(picture["key"], []))
 
-    def __iter__(self) -> Iterator[LoadedExplanation]:
-        return (self[i] for i in range(len(self)))
-
     @cached_property
     def _numbers(self) -> dict[str, int]:
         return {key: i for i, key in enumerate(self.keys)}
@@ -127,9 +123,8 @@ class Loaded(Sequence[LoadedExplanation]):
         objects: dict[str, list[dict[str, Any]]] = {}
         for row in self._dataset.objects(chunk, table).to_pylist():
             objects.setdefault(row["key"], []).append(row)
-        counts = Counter({key: len(rows) for key, rows in objects.items()})
         for picture in pictures:
-            if picture["objects"] != counts[picture["key"]]:
+            if picture["objects"] != len(objects.get(picture["key"], ())):
                 raise InputError(f"{self._dataset.folder.name}: chunk {chunk} is incomplete: run the job again")
         return pictures, objects
 

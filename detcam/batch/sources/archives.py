@@ -13,9 +13,9 @@ from contextlib import contextmanager
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
-from detcam.batch.items import Item
+from detcam.batch.items import Item, Source
 from detcam.batch.sources import storage
-from detcam.batch.sources.listed import Listed, files, normal, text
+from detcam.batch.sources.listed import files, normal, text
 from detcam.errors import DependencyError, InputError, nearest
 from detcam.images import SUFFIXES
 
@@ -29,7 +29,7 @@ NAME = re.compile(r"^((?:.*/|)[^.]+)[.]([^/]*)$")  # WebDataset's key and suffix
 USUAL = ("image", "img", "picture", "jpg", "png", "path", "image_path", "file_name", "uri", "url")  # column names
 
 
-def tar_source(name: str, folder: str, tars: Sequence[str], suffix: str | None = None) -> Listed:
+def tar_source(name: str, folder: str, tars: Sequence[str], suffix: str | None = None) -> Source:
     """The images in WebDataset tar files, each read by its byte range; only headers are read here.
 
     Args:
@@ -52,7 +52,7 @@ def tar_source(name: str, folder: str, tars: Sequence[str], suffix: str | None =
         place = 2 * (i - firsts[tar])
         return Item(keys[i], f"{storage.join(folder, tars[tar])}#bytes={spans[place]}+{spans[place + 1]}")
 
-    return Listed(name, keys, item)
+    return Source(name, keys, item)
 
 
 def _members(place: str, suffix: str | None) -> tuple[list[str], array[int]]:
@@ -95,7 +95,7 @@ def parquet_source(
     column: str | None = None,
     key: str | None = None,
     web: bool = False,
-) -> Listed:
+) -> Source:
     """The images in the rows of Parquet files: bytes, paths, or the struct of both that `datasets` writes.
 
     Args:
@@ -130,7 +130,7 @@ def parquet_source(
     return _Rows(name, keys, [storage.join(folder, table) for table in tables], counts, column, root or folder, web)
 
 
-class _Rows(Listed):
+class _Rows(Source):
     """Images stored in rows. Consecutive rows are read in one pass."""
 
     def __init__(

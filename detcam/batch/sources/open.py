@@ -11,7 +11,7 @@ from typing import Any
 from detcam.batch.items import Source
 from detcam.batch.sources import storage
 from detcam.batch.sources.archives import parquet_source, tar_source
-from detcam.batch.sources.listed import Listed, files, normal
+from detcam.batch.sources.listed import files, normal
 from detcam.errors import InputError
 from detcam.images import SUFFIXES
 
@@ -95,7 +95,7 @@ def _lines(place: str) -> Iterator[str]:
             yield normal(line)
 
 
-def _coco(place: str, root: str | None) -> Listed:
+def _coco(place: str, root: str | None) -> Source:
     try:
         document: Any = json.loads(_read_text(place))
     except (ValueError, RecursionError) as error:

@@ -3,10 +3,6 @@
 const SIDES = ["a", "b"], MARKS = ["A", "B"];
 const HINT = "Point at an image to read the heat of both sides.";
 
-for (const { sides } of data.pictures) {
-  for (const side of sides) side.heats = side.objects.map((object) => new Heat(object.map, side.span));
-}
-
 const state = { rows: data.rows, at: null, picture: null, swapped: false };
 
 const figure = (value) => (value === null ? "–" : value.toFixed(2).replace(/^-(0\.00)$/, "$1"));

@@ -2,17 +2,10 @@
 
 const decode = (text) => Uint8Array.from(atob(text), (character) => character.charCodeAt(0));
 
-/** 256 packed pixels: the colour of each grey level; opacity is the square root of the heat, as in overlays. */
-function colourTable(text) {
-  const colours = decode(text);
-  const pixels = new Uint8ClampedArray(1024);
-  for (let level = 0; level < 256; level++) {
-    pixels.set(colours.subarray(3 * level, 3 * level + 3), 4 * level);
-    pixels[4 * level + 3] = Math.round(255 * Math.sqrt(level / 255));
-  }
-  return new Uint32Array(pixels.buffer);
-}
-const tables = Object.fromEntries(Object.entries(data.colours).map(([name, text]) => [name, colourTable(text)]));
+/** Name of a colour map -> 256 packed pixels, one for each grey level. */
+const tables = Object.fromEntries(
+  Object.entries(data.colours).map(([name, text]) => [name, new Uint32Array(decode(text).buffer)]),
+);
 find("colours").append(...Object.keys(tables).map((name) => option(name, name)));
 
 class Heat {

@@ -1,18 +1,14 @@
 // The list of objects, and texts about them.
 
-function scoreText({ score }) {
-  return score.toFixed(2);
-}
-
 /** "person 0.92", for captions and options. */
-const titleOf = (variant, number) => `${number + 1} · ${variant.objects[number].label} ${scoreText(variant.objects[number])}`;
+const titleOf = (variant, number) => `${number + 1} · ${variant.objects[number].label} ${variant.objects[number].score.toFixed(2)}`;
 
 /** What a screen reader hears when an object is chosen. */
 function sentence(variant, number) {
   if (number === null) return "No object: the plain image";
   const object = variant.objects[number];
   const note = object.note ? `. ${object.note}` : "";
-  return `Object ${number + 1}, ${object.label}, score ${scoreText(object)}${note}. ${detail(object)}`;
+  return `Object ${number + 1}, ${object.label}, score ${object.score.toFixed(2)}${note}. ${detail(object)}`;
 }
 
 /** What the check and the box say about an object's map. */
@@ -32,7 +28,7 @@ function listItem(object, number, on) {
     { className: "object", type: "button" },
     make("span", { className: "number" }, String(number + 1)),
     make("span", { className: "label" }, named(object.label)),
-    make("span", { className: "score" }, make("span", { className: "unseen" }, "score "), scoreText(object)),
+    make("span", { className: "score" }, make("span", { className: "unseen" }, "score "), object.score.toFixed(2)),
     rest,
   );
   button.addEventListener("click", () => on.choose(number));

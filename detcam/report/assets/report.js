@@ -1,9 +1,5 @@
 // Image page: the chosen object, and the controls.
 
-for (const variant of data.variants) {
-  variant.heats = variant.objects.map((object) => new Heat(object.map, variant.span));
-}
-
 const state = { variant: data.variants[0], number: null, preview: null, beside: "" };
 const PLAIN = "plain";
 
