@@ -17,7 +17,7 @@ import numpy as np
 from detcam.errors import InputError, writing
 from detcam.files import whole_folder
 from detcam.geometry import Geometry
-from detcam.render.overlay import contact_sheet
+from detcam.render.overlay import contact_sheet, shrunk
 
 NAME, PICTURE, MAPS = "explanation.json", "picture.jpg", "heatmaps.npz"
 CONTACT_LIMIT = 24  # overlays on a contact sheet, at most; the objects with the highest scores come first
@@ -46,7 +46,14 @@ def save(
         OutputError: if the folder cannot be written.
     """
     with writing(folder, "choose another --out, or free some space"), whole_folder(folder) as work:
-        _write_all(work, document, arrays, picture, overview, overlays)
+        for i, (overlay, item) in enumerate(zip(overlays, document["objects"], strict=True)):
+            item["overlay"] = f"overlay_{i:03d}_{_slug(item['label'])}.png"
+            _write_png(work / item["overlay"], overlay)
+        _write_png(work / "contact.png", contact_sheet([overview, *overlays[:CONTACT_LIMIT]]))
+        (work / PICTURE).write_bytes(preview(picture))
+        np.savez_compressed(work / MAPS, **arrays)  # type: ignore[arg-type]  # the stub takes the arrays for flags
+        text = json.dumps(document, indent=2, ensure_ascii=False) + "\n"
+        (work / NAME).write_text(text, encoding="utf-8", errors="replace")  # a file name may not be valid Unicode
         for stale in _earlier_overlays(folder):
             stale.unlink(missing_ok=True)
     return folder
@@ -64,23 +71,6 @@ def _earlier_overlays(folder: Path) -> list[Path]:
     ]
 
 
-def _write_all(
-    folder: Path,
-    document: dict[str, Any],
-    arrays: dict[str, np.ndarray],
-    picture: np.ndarray,
-    overview: np.ndarray,
-    overlays: list[np.ndarray],
-) -> None:
-    for i, (overlay, item) in enumerate(zip(overlays, document["objects"], strict=True)):
-        item["overlay"] = f"overlay_{i:03d}_{_slug(item['label'])}.png"
-        _write_png(folder / item["overlay"], overlay)
-    _write_png(folder / "contact.png", contact_sheet([overview, *overlays[:CONTACT_LIMIT]]))
-    (folder / PICTURE).write_bytes(preview(picture))
-    np.savez_compressed(folder / MAPS, **arrays)  # type: ignore[arg-type]  # the stub takes the arrays for flags
-    _write_json(folder / NAME, document)
-
-
 def _slug(label: str) -> str:
     """A label as part of a file name: letters, digits and dashes."""
     return re.sub(r"[^a-z0-9]+", "-", label.lower()).strip("-")[:60] or "object"
@@ -95,20 +85,11 @@ def _write_png(path: Path, picture: np.ndarray) -> None:
 
 def preview(picture: np.ndarray) -> bytes:
     """The image as JPEG for report pages, no side longer than PREVIEW pixels."""
-    height, width = picture.shape[:2]
-    shrink = PREVIEW / max(height, width)
-    if shrink < 1:
-        size = max(round(width * shrink), 1), max(round(height * shrink), 1)
-        picture = cv2.resize(picture, size, interpolation=cv2.INTER_AREA)
-    done, data = cv2.imencode(".jpg", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 88])
+    small = cv2.cvtColor(shrunk(picture, PREVIEW), cv2.COLOR_RGB2BGR)
+    done, data = cv2.imencode(".jpg", small, [cv2.IMWRITE_JPEG_QUALITY, 88])
     if not done:
         raise OSError(f"{PICTURE} could not be encoded")
     return data.tobytes()
-
-
-def _write_json(path: Path, document: dict[str, Any]) -> None:
-    text = json.dumps(document, indent=2, ensure_ascii=False) + "\n"
-    path.write_text(text, encoding="utf-8", errors="replace")  # a file name may not be valid Unicode
 
 
 @dataclass(frozen=True)

@@ -168,9 +168,10 @@ def run(
     again: dict[int, list[int]] = {}
     for number in sorted(done):
         pictures = dataset.pictures(number)
-        if retry_errors and (failed := _failed(pictures)):
-            again[number] = [number * chunk + row for row in failed]
-            pictures = pictures.filter([status != "error" for status in pictures["status"].to_pylist()])
+        failed = [status == "error" for status in pictures["status"].to_pylist()]
+        if retry_errors and any(failed):
+            again[number] = [number * chunk + row for row, has_failed in enumerate(failed) if has_failed]
+            pictures = pictures.filter([not has_failed for has_failed in failed])
         tally.add(pictures)
     tally.before = tally.done
     report = progress or (lambda tally: None)
@@ -190,11 +191,6 @@ def run(
     if tally.done != tally.total:
         raise DetcamError(f"{tally.total - tally.done} images are missing in {out}: go on with --resume")
     return tally
-
-
-def _failed(pictures: pa.Table) -> list[int]:
-    """The row numbers of images that failed."""
-    return [row for row, status in enumerate(pictures["status"].to_pylist()) if status == "error"]
 
 
 def _saving(options: Options, folder: Folder, source: str) -> Options:

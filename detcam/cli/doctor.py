@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import platform
 from typing import Any
 
 import torch
 
 from detcam import ops, zoo
+from detcam.cli.families import installed
 
 PACKAGES = ("torch", "torchvision", "ultralytics", "transformers", "numpy", "opencv-python")
 
@@ -18,20 +18,13 @@ def examine() -> dict[str, Any]:
     return {
         "python": platform.python_version(),
         "platform": platform.platform(terse=True),
-        "packages": {name: _version(name) for name in ("detcam", *PACKAGES)},
+        "packages": {name: installed(name) for name in ("detcam", *PACKAGES)},
         "threads": torch.get_num_threads(),
         "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "compiled": {device: ops.is_compiled(device) for device in ("cpu", "cuda")},
         "build": ops.build_info(),
         "demo_models": list(zoo.names()),
     }
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 def summary(facts: dict[str, Any]) -> list[str]:

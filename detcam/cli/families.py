@@ -35,7 +35,7 @@ def family_rows() -> list[dict[str, Any]]:
             "install": adapter.install,
             "oldest": _named(adapter.family, OLDEST.get(_library(adapter.family).replace("-", "_"))),
             "tested": _named(adapter.family, TESTED.get(_library(adapter.family))),
-            "installed": _installed(adapter.family),
+            "installed": installed(_library(adapter.family)),
         }
         for adapter in adapters
     ]
@@ -49,8 +49,9 @@ def _named(family: str, version: str | None) -> str | None:
     return f"{_library(family)} {version}" if version else None
 
 
-def _installed(family: str) -> str | None:
+def installed(package: str) -> str | None:
+    """The version of a package on this machine, or None."""
     try:
-        return importlib.metadata.version(_library(family))
+        return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return None

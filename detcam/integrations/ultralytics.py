@@ -205,7 +205,7 @@ class _Callback:
     def __call__(self, predictor: Any) -> None:
         settings = _settings(predictor)
         network = predictor.model.model  # fused, on predict's device and in its precision
-        if self._explainer is None or self._key[0] is not network or self._key[1] != settings:
+        if self._explainer is None or self._key != (network, settings):
             with torch.inference_mode(False):
                 self._explainer = ResultsExplainer(network, **settings, **self._options)
             self._key = (network, settings)

@@ -68,6 +68,16 @@ def draw_box_on(
     cv2.putText(picture, _printable(title), origin, FONT, scale, (0, 0, 0), thickness, cv2.LINE_AA)
 
 
+def shrunk(image: np.ndarray, longest: int) -> np.ndarray:
+    """An array [H, W] or [H, W, C] averaged down until no side is longer than `longest`; a smaller one as it is."""
+    height, width = image.shape[:2]
+    shrink = longest / max(height, width)
+    if shrink >= 1:
+        return image
+    size = max(round(width * shrink), 1), max(round(height * shrink), 1)
+    return np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA))
+
+
 def contact_sheet(pictures: Sequence[np.ndarray], width: int = 1600) -> np.ndarray:
     """Images ([H, W, 3] uint8 RGB, all of one size) on one sheet of about `width` pixels, in reading order."""
     columns = min(len(pictures), 2 if len(pictures) <= 2 else 3 if len(pictures) <= 9 else 5)

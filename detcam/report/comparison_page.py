@@ -42,12 +42,17 @@ def write_comparison(
         OutputError: if the folder cannot be written.
     """
     folder = Path(folder)
-    _make(folder)  # fail before the long work
+    with writing(folder, "choose another --out"):  # fail before the long work
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
     gathered = Gathered(names)
     for source, comparison in compared:
         gathered.add(str(source), comparison)
     document = gathered.document()
-    _write(folder, {DOCUMENT: json.dumps(document, indent=2, ensure_ascii=False), PAGE: gathered.page(document)})
+    texts = {DOCUMENT: json.dumps(document, indent=2, ensure_ascii=False), PAGE: gathered.page(document)}
+    with writing(folder, "free some space"), whole_folder(folder) as work:
+        for name, text in texts.items():  # the name of a file may not be valid Unicode
+            (work / name).write_bytes(f"{text}\n".encode(errors="replace"))
     return document
 
 
@@ -172,16 +177,3 @@ def _side(explanation: Explanation, energies: list[float | None]) -> dict[str, A
 
 def _base(source: str) -> str:
     return source.replace("\\", "/").rstrip("/").rpartition("/")[2] or source
-
-
-def _make(folder: Path) -> None:
-    with writing(folder, "choose another --out"):
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-
-
-def _write(folder: Path, texts: dict[str, str]) -> None:
-    with writing(folder, "free some space"), whole_folder(folder) as work:
-        for name, text in texts.items():  # the name of a file may not be valid Unicode
-            (work / name).write_bytes(f"{text}\n".encode(errors="replace"))

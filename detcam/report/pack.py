@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 
 from detcam.geometry import Geometry
-from detcam.render import COLORMAPS
+from detcam.render import COLORMAPS, shrunk
 from detcam.saved import PICTURE, Saved, broken
 
 THUMBNAIL = 256  # pixels
@@ -45,11 +45,7 @@ def pack_map(raw: np.ndarray, cells: int) -> dict[str, Any]:
     positive = np.where(np.isfinite(raw), raw, 0).clip(min=0).astype(np.float32)
     low, high = float(positive.min()), float(positive.max())
     heat: np.ndarray = (positive - low) / (high - low) if high > low else np.zeros_like(positive)
-    shrink = cells / max(heat.shape)
-    if shrink < 1:
-        rows, columns = (max(round(side * shrink), 1) for side in heat.shape)
-        heat = np.asarray(cv2.resize(heat, (columns, rows), interpolation=cv2.INTER_AREA))
-    levels = np.rint(heat * 255).astype(np.uint8)
+    levels = np.rint(shrunk(heat, cells) * 255).astype(np.uint8)
     return {
         "rows": levels.shape[0],
         "columns": levels.shape[1],
@@ -94,10 +90,7 @@ def thumbnail(saved: Saved, view: Sequence[float] = (0, 0, 1, 1)) -> str:
 
 def webp(image: np.ndarray, longest: int, quality: int) -> str:
     """An image [H, W, 3] uint8 BGR as a WebP data URL, no side longer than `longest` pixels."""
-    shrink = min(longest / max(image.shape[:2]), 1)
-    size = (max(round(image.shape[1] * shrink), 1), max(round(image.shape[0] * shrink), 1))
-    small = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
-    data = cv2.imencode(".webp", small, [cv2.IMWRITE_WEBP_QUALITY, quality])[1]
+    data = cv2.imencode(".webp", shrunk(image, longest), [cv2.IMWRITE_WEBP_QUALITY, quality])[1]
     return f"data:image/webp;base64,{_text(data.tobytes())}"
 
 

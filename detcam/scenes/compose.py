@@ -108,7 +108,8 @@ def paint(scene_plan: Plan) -> Scene:
         solid = _solid_pixels(placed, height, width)
         masks[:i] &= ~solid
         masks[i] = solid
-    boxes = np.array([_tight_box(mask) for mask in masks], np.float32).reshape(-1, 4)
+    tight = [cv2.boundingRect(mask.view(np.uint8)) for mask in masks]
+    boxes = np.array([(x, y, x + w, y + h) for x, y, w, h in tight], np.float32).reshape(-1, 4)
     class_ids = np.array([placed.sprite.class_id for placed in scene_plan.objects], np.int64)
     return Scene(np.clip(np.rint(canvas), 0, 255).astype(np.uint8), boxes, class_ids, masks)
 
@@ -203,8 +204,3 @@ def _overlap(
     columns = slice(min(max(left, 0), width), max(0, min(left + shape[1], width)))
     part = slice(rows.start - top, rows.stop - top), slice(columns.start - left, columns.stop - left)
     return (rows, columns), part
-
-
-def _tight_box(mask: NDArray[np.bool_]) -> tuple[int, int, int, int]:
-    left, top, width, height = cv2.boundingRect(mask.view(np.uint8))
-    return left, top, left + width, top + height

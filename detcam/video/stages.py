@@ -6,7 +6,7 @@ import queue
 import threading
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from time import perf_counter
 from typing import Generic, TypeVar
 
@@ -117,15 +117,10 @@ class Ahead(Generic[T]):
                 return True
             except queue.Full:
                 if self._newest:
-                    self._drop_oldest()
+                    with suppress(queue.Empty):  # another thread took it just now
+                        self._queue.get_nowait()
+                        self.dropped += 1
         return False
-
-    def _drop_oldest(self) -> None:
-        try:
-            self._queue.get_nowait()
-            self.dropped += 1
-        except queue.Empty:
-            pass  # another thread took it just now
 
     def __iter__(self) -> Iterator[T]:
         while not (self._closed.is_set() or self._stop.is_set()):

@@ -154,7 +154,8 @@ class HeatMemory:
             heat[carried] = torch.lerp(moved, heat[carried], heat.new_tensor(share).view(-1, 1, 1))
         tops = heat.flatten(1).amax(dim=1).tolist()
         for i, track in enumerate(tracks):
-            scale = _scale(known[i], tops[i], time)
+            old = known[i]  # the scale is the larger of the new maximum and the decayed old scale
+            scale = max(tops[i], 0.0 if old is None else old.scale * 0.5 ** ((time - old.time) / HALF_LIFE))
             self._heats[track] = Heat(heat[i], boxes[i], scale, peaks[i], energies[i], notes[i], time)
 
     def get(self, tracks: list[int], time: float) -> list[Heat | None]:
@@ -170,11 +171,6 @@ class HeatMemory:
 def _on_grid(heat: Tensor, grid: tuple[int, int]) -> Tensor:
     """A map [h, w], resized to [1, *grid]."""
     return heat[None] if tuple(heat.shape) == grid else interpolate(heat[None, None], grid, mode="bilinear")[0]
-
-
-def _scale(old: Heat | None, top: float, time: float) -> float:
-    """The recent maximum: the larger of the new map's maximum and the decayed old scale."""
-    return top if old is None else max(top, old.scale * 0.5 ** ((time - old.time) / HALF_LIFE))
 
 
 def at_boxes(

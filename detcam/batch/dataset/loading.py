@@ -130,7 +130,10 @@ class Loaded(Sequence[LoadedExplanation]):
 
     def _explanation(self, picture: dict[str, Any], rows: list[dict[str, Any]]) -> LoadedExplanation:
         source = picture["height"], picture["width"]
-        geometry = _geometry(source, rows[0]) if rows else Geometry(source, source, (0, 0), source)
+        geometry = Geometry(source, source, (0, 0), source)
+        if rows:
+            rh, rw, top, left, height, width = (rows[0][name] for name in GEOMETRY)
+            geometry = Geometry(source, (rh, rw), (top, left), (height, width))
         return LoadedExplanation(
             key=picture["key"],
             uri=picture["uri"],
@@ -150,11 +153,6 @@ class Loaded(Sequence[LoadedExplanation]):
             **{name: rows[0][name] for name in ("method", "target")},
             "layers": rows[0]["layers"].split(","),
         }
-
-
-def _geometry(source: tuple[int, int], row: dict[str, Any]) -> Geometry:
-    rh, rw, top, left, height, width = (row[name] for name in GEOMETRY)
-    return Geometry(source, (rh, rw), (top, left), (height, width))
 
 
 def _map(row: dict[str, Any]) -> np.ndarray:

@@ -195,9 +195,9 @@ function fillHead() {
 }
 
 function fillFilters() {
-  const options = (choices) => choices.map((choice) => option(...choice));
-  find("kind").append(...options([["", "all objects"], ["both", "in both"], ["a", "in A only"], ["b", "in B only"]]));
-  find("label").append(...options([["", "all classes"], ...labels.map(([label, count], i) => [i, `${label} (${count})`])]));
+  const kinds = [["", "all objects"], ["both", "in both"], ["a", "in A only"], ["b", "in B only"]];
+  find("kind").append(...kinds.map((kind) => option(...kind)));
+  find("label").append(...labelOptions("all classes", labels));
 }
 
 function setUp() {

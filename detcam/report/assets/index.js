@@ -87,7 +87,7 @@ function setUp() {
   find("name").append(named(data.name));
   if (data.summary) Object.assign(find("summary"), { href: data.summary, hidden: false });
   find("all").textContent = `${counted(total, "object")} in ${counted(data.pictures.length, "image")}`;
-  find("label").append(option("", "all"), ...labels.map(([label, count], i) => option(i, `${label} (${count})`)));
+  find("label").append(...labelOptions("all", labels));
   find("filters").addEventListener("input", (event) => {
     if (event.target.id !== "colours") filter();
     else repaintCards();

@@ -43,6 +43,9 @@ function countLabels(objects) {
   for (const { label } of objects) counts.set(label, (counts.get(label) ?? 0) + 1);
   return [...counts];
 }
+/** Options for all labels, and for each of [label, count] by its position. */
+const labelOptions = (all, labels) =>
+  [option("", all), ...labels.map(([label, count], i) => option(i, `${label} (${count})`))];
 const byCount = (a, b) => b[1] - a[1] || a[0].localeCompare(b[0]); // the most frequent first
 
 function setUpTheme() {

@@ -180,7 +180,7 @@ function fillChoices() {
   find("kind").value = state.kind;
   find("kinds").hidden = kinds.length < 2;
   const { classes } = group();
-  find("label").replaceChildren(option("", "all"), ...classes.map(({ label, objects }, i) => option(i, `${label} (${objects})`)));
+  find("label").replaceChildren(...labelOptions("all", classes.map(({ label, objects }) => [label, objects])));
   find("label").value = state.label === null ? "" : String(classes.findIndex(({ label }) => label === state.label));
   const made = [named(data.name), ` · ${counted(state.way.pictures, "image")} · `, named(described(state.way.choices))];
   find("made").replaceChildren(...made);
