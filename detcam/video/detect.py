@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import islice
+from itertools import count, islice
 from statistics import median
 from time import perf_counter
 
@@ -71,7 +71,7 @@ class Pace:
         self.every = every
         self._budget = budget
         self._since = LONGEST + every  # frames since the last explained frame
-        self._plain = self._explained = 0.0  # seconds for a frame without and with an explanation
+        self._seconds = {True: 0.0, False: 0.0}  # for a frame with and without an explanation
 
     def due(self) -> bool:
         """Whether the next frame is to be explained."""
@@ -85,13 +85,10 @@ class Pace:
         """Record that `frames` frames took `seconds` in the model."""
         if self._budget is None or not frames:
             return
-        each = seconds / frames
-        if explained:
-            self._explained = each if not self._explained else 0.8 * self._explained + 0.2 * each
-        else:
-            self._plain = each if not self._plain else 0.8 * self._plain + 0.2 * each
-        if self._plain and self._explained:
-            self.every = period(self._budget, self._plain, self._explained)
+        before, each = self._seconds[explained], seconds / frames
+        self._seconds[explained] = 0.8 * before + 0.2 * each if before else each
+        if all(self._seconds.values()):
+            self.every = period(self._budget, self._seconds[False], self._seconds[True])
 
 
 def period(budget: float, plain: float, explained: float) -> int:
@@ -139,9 +136,8 @@ def choose(images: list[np.ndarray], explainer: Explainer, budget: float, cheape
     return Choice(explainer, every, f"budget of {budget:g} frames a second: {choice} ({cost}{short})")
 
 
-def _seconds(run: object, images: list[np.ndarray]) -> float:
+def _seconds(run: Callable[[np.ndarray], object], images: list[np.ndarray]) -> float:
     """Median duration of a call; the first call is a warm-up."""
-    assert callable(run)
     run(images[0])
     durations = []
     for image in images:
@@ -160,31 +156,26 @@ def detected_frames(
     pictures: Iterator[Picture], explainer: Explainer, pace: Pace, batch: int, clock: Clock
 ) -> Iterator[DetectedFrame]:
     """Frames with their objects, in order; up to `batch` frames go through the model together."""
-    index = 0
+
+    def explained(images: list[np.ndarray]) -> list[tuple[Objects, Geometry, Explanation | None]]:
+        return [(explanation.objects, explanation.geometry, explanation) for explanation in explainer(images)]
+
+    def plain(images: list[np.ndarray]) -> list[tuple[Objects, Geometry, Explanation | None]]:
+        return [(objects, geometry, None) for objects, geometry in detect(explainer, images)]
+
+    index = count()
     while frames := list(islice(pictures, batch * min(max(pace.every, 1), TOGETHER if batch > 1 else 1))):
         due = [pace.due() for _ in frames]
-        to_explain, rest = ([p for p, flag in zip(frames, due, strict=True) if flag is part] for part in (True, False))
-        explained: list[Explanation] = []
-        plain: list[tuple[Objects, Geometry]] = []
-        begin = perf_counter()
-        with clock("explain"):
-            for some in _batches(to_explain, batch):
-                explained += explainer([p.image for p in some])
-        middle = perf_counter()
-        with clock("detect"):
-            for some in _batches(rest, batch):
-                plain += detect(explainer, [p.image for p in some])
-        pace.note(len(to_explain), True, middle - begin)
-        pace.note(len(rest), False, perf_counter() - middle)
-        explanations, detections = iter(explained), iter(plain)
-        for picture, flag in zip(frames, due, strict=True):
-            if flag:
-                explanation = next(explanations)
-                yield DetectedFrame(index, picture, explanation.objects, explanation.geometry, explanation)
-            else:
-                objects, geometry = next(detections)
-                yield DetectedFrame(index, picture, objects, geometry, None)
-            index += 1
+        results = {}
+        for flag, part, run in ((True, "explain", explained), (False, "detect", plain)):
+            chosen = [picture for picture, is_due in zip(frames, due, strict=True) if is_due is flag]
+            begin = perf_counter()
+            with clock(part):
+                found = [result for some in _batches(chosen, batch) for result in run([p.image for p in some])]
+            pace.note(len(chosen), flag, perf_counter() - begin)
+            results[flag] = iter(found)
+        for picture, is_due in zip(frames, due, strict=True):
+            yield DetectedFrame(next(index), picture, *next(results[is_due]))
 
 
 def _batches(pictures: list[Picture], size: int) -> Iterator[list[Picture]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ FORMATS = {".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".mkv": "matroska"}
 SCALER_MATRIX = {1: 1, 5: 5, 6: 5, 7: 7, 9: 9}  # FFmpeg's number of a colour matrix -> that of its scaler
 
 
-class Sink:
+class Sink(AbstractContextManager["Sink"]):
     """Writer of a video file: H.264, yuv420p, index in front, sound copied from the source.
 
     A context manager. Frames are written to a hidden file beside `path`, which is renamed at the end: an error leaves
@@ -173,9 +173,6 @@ class Sink:
             f"{self.path} cannot be written ({reason(error)}): free some space or choose another place; nothing is "
             "left under that name"
         )
-
-    def __enter__(self) -> Sink:
-        return self
 
     def __exit__(self, kind: object, *reason: object) -> None:
         if kind is None:

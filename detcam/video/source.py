@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from fractions import Fraction
 
@@ -34,7 +35,7 @@ class Colours:
     transfer: int = 2
 
 
-class Source(ABC):
+class Source(AbstractContextManager["Source"]):
     """A source of frames: an iterable for a single iteration, and a context manager.
 
     Attributes:
@@ -69,11 +70,8 @@ class Source(ABC):
         """Number of announced frames that were not found; meaningful after the last frame."""
         return max((self.frames or 0) - self.decoded, 0)
 
-    def close(self) -> None:  # noqa: B027
+    def close(self) -> None:
         """Release files and devices."""
-
-    def __enter__(self) -> Source:
-        return self
 
     def __exit__(self, *reason: object) -> None:
         self.close()
