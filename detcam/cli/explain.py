@@ -74,7 +74,10 @@ def explain(
     options = {**preset.options(), "trust_checkpoint": trust_checkpoint}
     documents = _explain_each(options, questions, list(zip(images, folders, strict=True)), out_dir, check, as_json)
     if report:
-        page = _pages(out_dir, folders)
+        from detcam.report import write_report
+
+        with interruptible(lambda: f"all images are explained in {out_dir}: detcam report {out_dir} writes the pages"):
+            page = write_report(out_dir, folders)
         if not as_json:
             console().print(plain(f"Open {page}"), markup=False)
     if as_json:
@@ -91,11 +94,10 @@ def _explain_each(
 ) -> list[dict[str, Any]]:
     """Explain each image into its folder; returns the documents that were written."""
     documents: list[dict[str, Any]] = []
-    saved = 0
 
     def written() -> str:
-        some = f"{saved} of {len(places)} images are explained in {out_dir}: the same command starts over"
-        return some if saved else NOTHING
+        some = f"{len(documents)} of {len(places)} images are explained in {out_dir}: the same command starts over"
+        return some if documents else NOTHING
 
     out = console()
     with interruptible(written), progress(out, quiet) as bars:
@@ -105,9 +107,8 @@ def _explain_each(
             explanation = explainer(path, **questions)
             checks = explanation.checks if check else []
             explanation.save(folder, path)
-            saved += 1
             documents.append({"source": str(path), "folder": str(folder), **explanation.to_dict()})
-            explained(saved)
+            explained(len(documents))
             if not quiet:
                 out.print(plain(f"{path}: {counted_labels(explanation.labels)} -> {folder}"), markup=False)
                 for note in explanation.notes if questions["ask"] else []:
@@ -115,13 +116,6 @@ def _explain_each(
                 for number, (label, checked) in enumerate(zip(explanation.labels, checks, strict=check), 1):
                     out.print(plain(f"  {number} {label}: {checked.sentence()}"), markup=False)
     return documents
-
-
-def _pages(out_dir: Path, folders: list[Path]) -> Path:
-    from detcam.report import write_report
-
-    with interruptible(lambda: f"all images are explained in {out_dir}: detcam report {out_dir} writes the pages"):
-        return write_report(out_dir, folders)
 
 
 def folders_of(images: Sequence[Path], folder: Path) -> list[Path]:

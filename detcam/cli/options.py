@@ -43,7 +43,10 @@ def with_preset_options(without: Collection[str] = (), **helps: str) -> Callable
     def decorate(command: Command) -> Command:
         hints = get_type_hints(command, include_extras=True)
         fields = [name for name in Preset.model_fields if name not in hints and name not in without]
-        options = [_flag(name, helps.get(name) or help_of(name)) for name in fields]
+        options = [
+            _parameter(name, Annotated[_kind(name) | None, typer.Option(help=helps.get(name) or help_of(name))], None)
+            for name in fields
+        ]
         if "config" not in hints:
             options.append(_parameter("config", ConfigFlag, None))
         if "print_config" not in hints:
@@ -72,10 +75,6 @@ def _parameter(name: str, hint: Any, default: Any) -> Parameter:
     return Parameter(name, Parameter.KEYWORD_ONLY, annotation=hint, default=default)
 
 
-def _flag(name: str, text: str) -> Parameter:
-    return _parameter(name, Annotated[_kind(name) | None, typer.Option(help=text)], None)
-
-
 def _kind(name: str) -> Any:
     """The type of a flag, from that of the field: a list is a repeated flag, or text with commas where text will do."""
     hint = Preset.model_fields[name].annotation
@@ -98,14 +97,9 @@ def preset_of(config: str | Path | None = None, **flags: Any) -> Preset:
         InputError: if the file is not a preset, or a value is out of range.
     """
     preset = read_preset(config, _elsewhere) if config else Preset()
-    if flags.get("layers"):
-        flags["layers"] = split(flags["layers"])
+    if "," in (flags.get("layers") or ""):
+        flags["layers"] = flags["layers"].split(",")
     return preset.updated(**flags | {"text": flags.get("text") or None})
-
-
-def split(layers: str) -> str | list[str]:
-    """A single name or preset as it is; several names as a list."""
-    return layers.split(",") if "," in layers else layers
 
 
 def _elsewhere(key: str) -> str:
