@@ -88,7 +88,7 @@ class Gathered:
             self._rows.append((place, {"picture": source, **row}))
         if comparison.pairs:
             self.packed[place] = {
-                "name": _base(source),
+                "name": source.replace("\\", "/").rstrip("/").rpartition("/")[2] or source,
                 "width": width,
                 "height": height,
                 "picture": webp(comparison.a.image[:, :, ::-1], PIXELS, 78),
@@ -173,7 +173,3 @@ def _side(explanation: Explanation, energies: list[float | None]) -> dict[str, A
         for i, energy in enumerate(energies)
     ]
     return {"span": span(explanation.geometry), "objects": objects}
-
-
-def _base(source: str) -> str:
-    return source.replace("\\", "/").rstrip("/").rpartition("/")[2] or source

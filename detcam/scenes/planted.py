@@ -39,6 +39,7 @@ _CELL = SIZE // 2  # px: each object and its parts have a quarter of the image
 _STAR = 7.0
 
 Mask = NDArray[np.bool_]
+Spot = NDArray[np.float64]  # x, y
 
 
 @dataclass(frozen=True)
@@ -127,7 +128,7 @@ def _ground(seed: int, variant: str) -> NDArray[np.uint8]:
 
 def _object(
     class_id: int, place: tuple[int, str, int], palette: Palette, change: str | None
-) -> Iterator[tuple[str, Sprite, NDArray[np.float64]]]:
+) -> Iterator[tuple[str, Sprite, Spot]]:
     """The parts of an object from bottom to top: name, sprite and centre."""
     seed, variant, cell = place
     rng = _rng(seed, variant, cell, 1)
@@ -159,20 +160,13 @@ def _object(
     yield "distractor", star(other, _STAR), _beside(other, corner, centre, radius, _STAR, where)
 
 
-def _within(rng: np.random.Generator, radius: float) -> NDArray[np.float64]:
+def _within(rng: np.random.Generator, radius: float) -> Spot:
     """A random position in a disc around the origin."""
     angle, distance = rng.uniform(0, 2 * np.pi), radius * np.sqrt(rng.uniform(0, 1))
     return distance * 0.8 * np.array((np.cos(angle), np.sin(angle)))
 
 
-def _beside(
-    rng: np.random.Generator,
-    corner: NDArray[np.float64],
-    centre: NDArray[np.float64],
-    radius: float,
-    size: float,
-    side: int,
-) -> NDArray[np.float64]:
+def _beside(rng: np.random.Generator, corner: Spot, centre: Spot, radius: float, size: float, side: int) -> Spot:
     """The centre of a sprite of radius `size` beside the box: right, below, left or above, inside the cell."""
     away = radius + size + rng.uniform(4, 12)
     along = rng.uniform(-radius, radius)

@@ -31,7 +31,13 @@ def open_source(source: Any) -> Source:
     if isinstance(source, int) or (str(source).isdecimal() and not Path(source).exists()):
         return Camera(int(source))
     if "://" not in str(source):
-        path = _existing(Path(source))
+        path = Path(source)
+        try:
+            path.stat()
+        except FileNotFoundError:
+            raise InputError(f"{path} does not exist: check the path") from None
+        except (OSError, ValueError) as error:  # a loop of links, no permission, a NUL character
+            raise InputError(f"{path} cannot be read ({getattr(error, 'strerror', error)}): check the path") from None
         if path.is_dir():
             images = [p for p in path.iterdir() if p.suffix.lower() in SUFFIXES and not p.name.startswith(".")]
             return Folder(sorted(images, key=_natural), str(path))
@@ -40,16 +46,6 @@ def open_source(source: Any) -> Source:
         if not path.stat().st_size:
             raise InputError(f"{path} is empty (0 bytes): give a video file")
     return Video(str(source))
-
-
-def _existing(path: Path) -> Path:
-    try:
-        path.stat()
-    except FileNotFoundError:
-        raise InputError(f"{path} does not exist: check the path") from None
-    except (OSError, ValueError) as error:  # a loop of links, no permission, a NUL character
-        raise InputError(f"{path} cannot be read ({getattr(error, 'strerror', error)}): check the path") from None
-    return path
 
 
 def _natural(path: Path) -> list[Any]:

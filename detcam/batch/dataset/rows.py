@@ -69,24 +69,19 @@ def explained(item: Item, explanation: Explanation, seconds: float, worker: str,
     """The rows of an image that was explained."""
     height, width = explanation.geometry.source
     count = len(explanation)
-    picture = _picture(item, "ok" if count else "empty", None, worker, (height, width), count, seconds)
+    facts = {"width": width, "height": height, "objects": count, "seconds": seconds}
+    picture = _picture(item, worker, "ok" if count else "empty", **facts)
     return Outcome(picture, list(_objects(item, explanation, metrics)))
 
 
 def failed(item: Item, reason: str, worker: str) -> Outcome:
     """The row of an image that could not be read or explained."""
-    return Outcome(_picture(item, "error", text(" ".join(reason.split())), worker))
+    return Outcome(_picture(item, worker, "error", error=text(" ".join(reason.split()))))
 
 
-def _picture(
-    item: Item, status: str, error: str | None, worker: str,
-    size: tuple[int, int] | None = None, objects: int = 0, seconds: float = 0.0,
-) -> dict[str, Any]:  # fmt: skip
-    height, width = size or (None, None)
-    return {
-        "key": item.key, "uri": text(item.uri), "status": status, "error": error, "width": width, "height": height,
-        "objects": objects, "seconds": seconds, "worker": worker,
-    }  # fmt: skip
+def _picture(item: Item, worker: str, status: str, **facts: Any) -> dict[str, Any]:
+    known = {"key": item.key, "uri": text(item.uri), "status": status, "worker": worker}
+    return {"error": None, "width": None, "height": None, "objects": 0, "seconds": 0.0, **known, **facts}
 
 
 def _objects(item: Item, explanation: Explanation, metrics: Sequence[str]) -> Iterable[dict[str, Any]]:

@@ -28,21 +28,18 @@ def serve(connection: Connection, options: Options, device: str | None, name: st
     watchdog = Watchdog(limit)
     watchdog.pause_on_ctrl_z()
     try:
-        _serve(connection, make_worker(options, device, name, threads), watchdog)
+        worker = make_worker(options, device, name, threads)
+        connection.send(None)
+        while True:
+            chunk = connection.recv()
+            watchdog()
+            batch = worker.run(chunk.items, chunk.number, chunk.places, watchdog)
+            watchdog.stop()
+            connection.send(batch)
     except (EOFError, OSError):  # the engine ended
         return
     except Exception as error:
         connection.send(portable(error))
-
-
-def _serve(connection: Connection, worker: Worker, watchdog: Watchdog) -> None:
-    connection.send(None)
-    while True:
-        chunk = connection.recv()
-        watchdog()
-        batch = worker.run(chunk.items, chunk.number, chunk.places, watchdog)
-        watchdog.stop()
-        connection.send(batch)
 
 
 def _end_with_engine() -> None:

@@ -12,10 +12,7 @@ const total = entries.filter((entry) => entry.object).length;
 let chosen = entries, made = 0;
 
 /** The number in a filter; `otherwise` while the field has no valid number. */
-function limit(id, otherwise) {
-  const value = find(id).valueAsNumber;
-  return Number.isNaN(value) ? otherwise : value;
-}
+const limit = (id, otherwise) => (Number.isNaN(find(id).valueAsNumber) ? otherwise : find(id).valueAsNumber);
 
 function passes() {
   const label = find("label").value;
