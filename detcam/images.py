@@ -89,7 +89,7 @@ def decode_image(data: bytes, name: str | Path) -> np.ndarray:
     if decoded is None:
         raise ImageError(f"{name} is of a format that cannot be decoded: convert it to JPEG or PNG")
     if decoded.shape[:2] not in (size, size[::-1]):
-        raise ImageError(f"{name} is damaged (its size is ambiguous): save it again or get a whole copy")
+        raise ImageError(f"{name} is damaged (its size is ambiguous): save it again or get a complete copy")
     return cv2.cvtColor(decoded, cv2.COLOR_BGR2RGB)
 
 
@@ -131,7 +131,7 @@ def verify_image(data: bytes, path: str | Path) -> tuple[int, int]:
     except Image.DecompressionBombError:
         raise ImageError(f"{path} has more pixels than the limit of {MAX_PIXELS:,}: shrink it first") from None
     except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, struct.error, ...
-        raise ImageError(f"{path} is damaged ({error}): save it again or get a whole copy") from None
+        raise ImageError(f"{path} is damaged ({error}): save it again or get a complete copy") from None
 
 
 def _ends(png: bytes) -> bool:
@@ -153,7 +153,7 @@ def _from_pil(image: Image.Image) -> np.ndarray:
     try:
         converted = image.convert("RGB")  # decodes a lazily opened file
     except Exception as error:
-        raise ImageError(f"PIL image is damaged ({error}): open the whole file again") from None
+        raise ImageError(f"PIL image is damaged ({error}): load the complete file again") from None
     return _from_array(np.asarray(converted))
 
 

@@ -96,9 +96,9 @@ class Truth:
             InputError: if no explanation was of detections, or no image had a label.
         """
         if not used:
-            raise InputError("labels: all explanations answer questions: run detcam explain without --ask, too")
+            raise InputError("labels: every explanation answers a question: run detcam explain without --ask, too")
         if not self.labelled:
-            raise InputError("--labels name none of the explained images: labels are found by the image's file name")
+            raise InputError("--labels: no explained image has a label: labels are found by the name of the image file")
 
     def _miss(self, saved: Saved, label: Label) -> Miss:
         name = label.kind if isinstance(label.kind, str) else self.names.get(label.kind, f"class {label.kind}")

@@ -1,4 +1,4 @@
-"""Images that are not read yet (Item), in chunks (Chunk) and in all (Source)."""
+"""Images that are not read yet: one (Item), those of a shard (Chunk), and all of a job (Source)."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ def summary(tally: Tally, out: str, page: Path | None) -> Iterator[str]:
         f"{f', {tally.empty} without any' if tally.empty else ''} -> {out}"
     )
     if tally.before:
-        yield f"{counted(tally.before, 'image')} were there, {new} are new"
+        yield f"{counted(tally.before, 'image')} were done before, {new} are new"
     if new:
         yield f"{duration(tally.seconds)}, {tally.rate:.3g} images a second, {size(tally.written)} written"
     if tally.errors:

@@ -222,7 +222,7 @@ def finish(folder: Path, document: dict[str, Any], as_json: bool) -> None:
 
     if not document["objects"]:
         raise InputError(
-            "no object matches a label (same class, box IoU over .5): check --labels and the class numbers"
+            "no object matches a label (same class, box IoU over 0.5): check --labels and the class numbers"
         )
     paths = save(folder, document)
     if as_json:

@@ -93,7 +93,7 @@ def video(
         markup=False,
     )
     if stop.is_set():
-        raise Interrupted(f"{out_file} holds the {done['frames']} frames so far, and plays")
+        raise Interrupted(f"{out_file} holds the first {done['frames']} frames and can be played")
 
 
 def _names(classes: str | None) -> tuple[str, ...] | None:

@@ -189,7 +189,7 @@ def ultralytics_callback(out: str | os.PathLike[str] | None = None, **options: A
     """
     misplaced = sorted({"model", "conf", "iou", "max_det", "imgsz", "device"} & options.keys())
     if misplaced:
-        raise InputError(f"{misplaced[0]}: the callback uses that of predict: give {misplaced[0]} to predict")
+        raise InputError(f"{misplaced[0]}: predict sets this option: give {misplaced[0]} to predict instead")
     return _Callback(None if out is None else Path(out), options)
 
 

@@ -68,7 +68,7 @@ def _unpickled(path: Path) -> Any:
     except ModuleNotFoundError as error:
         raise ModelError(f"model {path} needs the module {error.name!r}, which is not installed: install it") from None
     except Exception as error:
-        raise ModelError(f"model {path} cannot be loaded ({reason(error)}): get a whole copy") from None
+        raise ModelError(f"model {path} cannot be loaded ({reason(error)}): get a complete copy") from None
 
 
 def _check_archive(path: Path) -> None:
@@ -81,12 +81,12 @@ def _check_archive(path: Path) -> None:
             pickled = file.read(1) == pickle.PROTO
         if pickled:
             raise ModelError(f"model {path} cannot be loaded safely: it is a pickle from before PyTorch 1.6: {TRUST}")
-        raise ModelError(f"model {path} cannot be loaded (not an archive of torch.save): get a whole copy")
+        raise ModelError(f"model {path} cannot be loaded (not an archive of torch.save): get a complete copy")
     try:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
-        raise ModelError(f"model {path} cannot be loaded ({reason(error)}): get a whole copy") from None
+        raise ModelError(f"model {path} cannot be loaded ({reason(error)}): get a complete copy") from None
     if any(entry.filename.endswith("/constants.pkl") for entry in entries):
         raise ModelError(f"model {path} is a TorchScript archive: give the checkpoint that it was exported from")
     packed = any(entry.compress_type != zipfile.ZIP_STORED for entry in entries)
@@ -127,7 +127,7 @@ def _model(loaded: Any, path: Path) -> nn.Module:
             raise ValueError("its tensors are larger than the file")
         model = model.float().eval()
     except Exception as error:  # attributes are missing without the constructor
-        raise ModelError(f"model {path} cannot be loaded ({reason(error)}): get a whole copy") from None
+        raise ModelError(f"model {path} cannot be loaded ({reason(error)}): get a complete copy") from None
     if isinstance(loaded, dict):
         model.args = wrapper.get("train_args") or getattr(model, "args", {})
     return model
@@ -191,7 +191,7 @@ def _refusal(path: Path, names: list[str]) -> ModelError:
 
 def _unknown(path: Path, names: list[str], error: Exception) -> ModelError:
     if not isinstance(error, pickle.UnpicklingError):
-        return ModelError(f"model {path} cannot be loaded ({reason(error)}): get a whole copy")
+        return ModelError(f"model {path} cannot be loaded ({reason(error)}): get a complete copy")
     if names:
         return _refusal(path, names)
     return ModelError(f"model {path} cannot be loaded safely ({reason(error)}): {TRUST}")

@@ -32,7 +32,7 @@ def check_counts(part: dict[str, Any], where: str, most: int = COUNT) -> None:
     for key, value in part.items():
         limit = 2 * SIDE if key.endswith("image_size") else most  # of both sides: tables have their product
         if (count := _sum(value)) > limit:
-            raise ModelError(f"{where} has {count:,} for {key!r}, the limit is {limit:,}: get a whole copy")
+            raise ModelError(f"{where} has {count:,} for {key!r}, the limit is {limit:,}: get a complete copy")
 
 
 def _sum(value: Any) -> int:

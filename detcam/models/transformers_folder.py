@@ -57,7 +57,7 @@ def read_folder(folder: Path, trust: bool = False) -> Any:
                 use_safetensors=not trust or None,
             )
     except Exception as error:  # configs and file headers are untrusted
-        raise ModelError(f"model {folder} cannot be loaded ({reason(error)}): get a whole copy") from None
+        raise ModelError(f"model {folder} cannot be loaded ({reason(error)}): get a complete copy") from None
     return model.eval()
 
 
@@ -86,7 +86,7 @@ def _config(folder: Path, name: str = CONFIG) -> dict[str, Any]:
         if not isinstance(document, dict):
             raise ValueError(f"expected keys and values, got a {type(document).__name__}")
     except (OSError, ValueError, RecursionError) as error:
-        raise ModelError(f"model {folder}: {name} cannot be read ({error}): get a whole copy") from None
+        raise ModelError(f"model {folder}: {name} cannot be read ({error}): get a complete copy") from None
     return document
 
 

@@ -100,7 +100,7 @@ def _mask_prompt(mask: Tensor, where: str, size: tuple[int, int], class_id: int 
     if tuple(mask.shape) != size:
         raise InputError(f"{where}: expected a mask of the picture's size {size}, got {tuple(mask.shape)}")
     if not bool(mask.any()):
-        raise InputError(f"{where}: the mask is empty: give one with a pixel")
+        raise InputError(f"{where}: the mask is empty: give one with at least one pixel")
     rows, columns = (mask.any(dim=axis).nonzero().flatten() for axis in (1, 0))
     box = (float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1))
     return Prompt("mask", box, mask.cpu(), class_id)

@@ -74,7 +74,7 @@ def draw_scene(seed: int, size: tuple[int, int] = (480, 640)) -> Scene:
     """Draw a scene of 3 to 8 overlapping objects of `CLASSES`; the same seed gives the same bits.
 
     `size` is (height, width) in pixels. At least 40 % of every object's silhouette is visible. Seeds below
-    `HELD_OUT_SEED` are for training, seeds from there on for tests only. Raises ValueError for a
+    `HELD_OUT_SEED` are for training, seeds from there on for tests only. Raises InputError for a
     negative seed or a side below `MIN_SIDE`.
     """
     return paint(plan(seed, size))

@@ -87,7 +87,7 @@ def explain(
         ImportError: if the libraries of the extra "video" are not installed.
     """
     if every < 0 or (budget is not None and not budget > 0):
-        raise InputError(f"every, budget: expected at least 0 and a number above 0, got {every}, {budget}")
+        raise InputError(f"every, budget: expected every >= 0 and budget > 0, got every={every}, budget={budget}")
     stats = stats or Stats()
     opened = open_source(source)
     owned = opened is not source

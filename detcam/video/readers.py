@@ -71,7 +71,7 @@ class Video(Source):
                 self.decoded += 1
                 yield picture
             if not self.decoded:
-                raise InputError(f"{self.name}: not a single frame can be decoded: get a whole copy")
+                raise InputError(f"{self.name}: not a single frame can be decoded: get a complete copy")
         finally:
             self._reading = False
             if self._closed:

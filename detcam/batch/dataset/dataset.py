@@ -106,7 +106,7 @@ class Dataset:
         ]
         if changed:
             raise InputError(
-                f"{self.folder.name} was made with something else ({'; '.join(changed)}): repeat that, or choose "
+                f"{self.folder.name} was made with other settings ({'; '.join(changed)}): use those, or choose "
                 "another --out"
             )
 

@@ -96,7 +96,7 @@ class Folder:
                 system, path = opened_store(self.name)
                 system.rm_file(f"{path}/{name}")
         except OSError as error:
-            raise OutputError(f"{self.name}/{name} cannot be removed ({error.strerror or error}): remove it") from None
+            raise OutputError(f"{self.name}/{name} cannot be removed ({error.strerror or error}): delete it") from None
 
     def tidy(self) -> None:
         """Remove unfinished files of writers that were killed."""

@@ -49,7 +49,7 @@ class LoadedExplanation(Explanation):
         image = decode_image(read_uri(self.uri), self.uri)
         if image.shape[:2] != self.geometry.source:
             height, width = self.geometry.source
-            raise ImageError(f"{self.uri} was {width} x {height} pixels and is no longer: restore it")
+            raise ImageError(f"{self.uri} was {width} x {height} pixels when it was explained: restore that image")
         return image
 
 

@@ -214,18 +214,18 @@ class _Run:
             return
         items = task.chunk.items
         log.warning(
-            "%s %s (%s) at chunk %d, images %s to %s: they are done again", slot.name, "hung" if has_hung else "died",
+            "%s %s (%s) at chunk %d, images %s to %s: trying them again", slot.name, "hung" if has_hung else "died",
             how, task.chunk.number, plain(items[0].key), plain(items[-1].key),
         )  # fmt: skip
         task.deaths += slot.is_ready
         if task.deaths < TRIES and not (has_hung and len(items) > 1):
             self._again.append(task)
         elif len(items) > 1:
-            log.warning("chunk %d: its images are done one by one", task.chunk.number)
+            log.warning("chunk %d: explaining its images one by one", task.chunk.number)
             for place, item in zip(task.chunk.places, items, strict=True):
                 self._again.append(_Task(replace(task.chunk, places=(place,), items=(item,)), whole=task))
         else:
-            log.warning("%s is given up", plain(items[0].uri))
+            log.warning("giving up on %s", plain(items[0].uri))
             reason = hung(items[0], limit) if has_hung else fatal(items[0], how)
             outcome = failed(items[0], reason, slot.name)
             self._finish(task, Batch.of(task.chunk.number, [outcome], self._options.metrics))
@@ -233,13 +233,13 @@ class _Run:
 
 def fatal(item: Item, how: str = "") -> str:
     """The reason in the row of an image that killed its workers."""
-    return f"{item.uri}: the process that explained it died {TRIES} times{how and f' ({how})'}: look at it by itself"
+    return f"{item.uri}: the process that explained it died {TRIES} times{how and f' ({how})'}: explain it on its own"
 
 
 def hung(item: Item, limit: float) -> str:
     """The reason in the row of an image that held up its workers."""
     return (
-        f"{item.uri} took longer than {limit:g} s {TRIES} times: look at it by itself, or try --retry-errors with a "
+        f"{item.uri} took longer than {limit:g} s {TRIES} times: explain it on its own, or try --retry-errors with a "
         "longer --timeout"
     )
 

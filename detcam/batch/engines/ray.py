@@ -209,7 +209,7 @@ class _Run:
             raise receipt.batch
         if receipt.deaths:
             log.warning(
-                "chunk %d, images %s to %s: %d workers died or hung, it was done again",
+                "chunk %d, images %s to %s: %d workers died or hung, then it was explained",
                 chunk.number, chunk.items[0].key, chunk.items[-1].key, receipt.deaths,
             )  # fmt: skip
         self._queue.done.remote(receipt.place)

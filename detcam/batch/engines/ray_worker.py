@@ -103,7 +103,7 @@ class ChunkWorker:
             if os.path.isdir(settings.folder):
                 os.chdir(settings.folder)
             if settings.out is not None and Dataset(Folder(settings.out)).manifest() is None:
-                raise InputError(f"{settings.out} is not seen by all machines: choose a shared folder or a URL")
+                raise InputError(f"{settings.out} is not visible on every machine: choose a shared folder or a URL")
             self._worker = make_worker(settings.options, settings.device, _name(), settings.threads)
             self._end(start)
         return self._worker

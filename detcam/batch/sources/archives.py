@@ -77,7 +77,7 @@ def _members(place: str, suffix: str | None) -> tuple[list[str], array[int]]:
                     spans.extend((member.offset_data, member.size))
                     last = parts[2]
         except (tarfile.TarError, UnicodeError) as error:
-            raise InputError(f"{place} is not a tar file, or is damaged ({error}): get a whole copy") from None
+            raise InputError(f"{place} is not a tar file, or is damaged ({error}): get a complete copy") from None
     return keys, spans
 
 
@@ -184,7 +184,7 @@ def _table(place: str) -> Iterator[pq.ParquetFile]:
         try:
             yield pq.ParquetFile(file, buffer_size=1 << 20)  # reads columns in pieces instead of whole row groups
         except pa.ArrowException as error:
-            raise InputError(f"{place} is not a Parquet file, or is damaged ({error}): get a whole copy") from None
+            raise InputError(f"{place} is not a Parquet file, or is damaged ({error}): get a complete copy") from None
 
 
 def _head(place: str) -> tuple[int, pa.Schema]:

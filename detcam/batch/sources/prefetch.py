@@ -31,7 +31,7 @@ class Picture:
         data: the bytes of the file until they are decoded.
         size: (height, width) as stored in the file; zeros if it is not an image.
         image: [H, W, 3] uint8 RGB; None before it is decoded, or if it could not be read or decoded.
-        error: why not.
+        error: the reason if it could not be read or decoded.
     """
 
     position: int

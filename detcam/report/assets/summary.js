@@ -48,8 +48,8 @@ function fillWhole() {
   if (!summary.quartiles) {
     const { method, layers } = state.way.choices;
     find("refused").textContent =
-      `Whether the model uses evidence outside the boxes cannot be told from these maps: ${method} at ${layers} has heat only ` +
-      "next to the place that an object was read from, whatever the model looks at. Explain the images with --view why.";
+      `These maps cannot tell whether the model uses evidence outside the boxes: ${method} at ${layers} has heat only next ` +
+      "to the place that an object was read from, whatever the model looks at. Explain the images with --view why.";
     return;
   }
   const { inside, around, sides, farther } = places(summary);
@@ -204,9 +204,9 @@ function fillReading() {
     "Heat is the evidence that the method assigns to each place for the object’s score; negative values count as 0, and the minimum of the map is subtracted.",
     "Before averaging, the heat of each object is divided by its sum over the image, so all objects count the same. A mean map is coloured from its minimum to its maximum.",
     `Boxes smaller than ${data.fine} cells of their map are averaged, but not counted as recognised by their surroundings: the map cannot tell inside from outside.`,
-    "A map that has no heat in most of the surroundings of its box, up to one box length away, cannot show evidence there. Where most maps are such, nothing is said of the share outside.",
+    "A map that has no heat in most of the surroundings of its box, up to one box length away, cannot show evidence there. If most maps are like that, the share outside is not reported.",
     "Maps blur over the edges of a box, the more the smaller it is: compare classes and models with each other, and with an even spread.",
-    "No heat is counted beyond the edges of an image.",
+    "Heat beyond the edges of an image is not counted.",
   ];
   if (state.way.groups.missed) {
     lines.push("An object is right if it has the class of a label and overlaps its box by more than half (IoU), in the order of decreasing scores; each label matches one object.");
