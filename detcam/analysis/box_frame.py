@@ -118,8 +118,22 @@ class _Axis:
         return pixels * self._resized / self._pixels * self._scale
 
     def weights(self, edges: Sequence[float] | Values) -> Values:
-        """[len(edges) - 1, cells] weight of each cell between edges in source pixels, inside the network's view."""
-        return _integrals(self.cells_at(edges), self._cells)
+        """[len(edges) - 1, cells] weights of the cells' values in the integrals from each edge to the next.
+
+        Between cell centres a map is linear: each value is the height of a hat function that reaches one cell to both
+        sides. Beyond the outermost centres the map is constant, as if the border cells were repeated.
+
+        Args:
+            edges: ascending, in source pixels.
+        """
+        centres = np.arange(-1, self._cells + 1) + 0.5
+        offset = np.clip(self.cells_at(edges)[:, None] - centres, -1, 1)
+        # The integral of each hat up to an edge.
+        hats = np.where(offset < 0, (1 + offset) ** 2 / 2, 1 - (1 - offset) ** 2 / 2)
+        weights: Values = np.diff(hats, axis=0)
+        weights[:, 1] += weights[:, 0]
+        weights[:, -2] += weights[:, -1]
+        return weights[:, 1:-1]
 
     def cells_at(self, edges: Sequence[float] | Values) -> Values:
         """Edges in source pixels, moved into the image and the network's view, in cells."""
@@ -130,22 +144,3 @@ class _Axis:
     def length(self, start: float, stop: float) -> float:
         """The length in cells of the part of the image between two edges that the network saw."""
         return float(self.weights([start, stop]).sum())
-
-
-def _integrals(edges: Values, cells: int) -> Values:
-    """[len(edges) - 1, cells] weights of the cells' values in the integrals from each edge to the next.
-
-    Between cell centres a map is linear: each value is the height of a hat function that reaches one cell to both
-    sides. Beyond the outermost centres the map is constant, as if the border cells were repeated.
-
-    Args:
-        edges: ascending, in cells from 0 to `cells`.
-        cells: number of cells along the axis.
-    """
-    centres = np.arange(-1, cells + 1) + 0.5
-    offset = np.clip(edges[:, None] - centres, -1, 1)
-    hats = np.where(offset < 0, (1 + offset) ** 2 / 2, 1 - (1 - offset) ** 2 / 2)  # each hat's integral up to an edge
-    weights: Values = np.diff(hats, axis=0)
-    weights[:, 1] += weights[:, 0]
-    weights[:, -2] += weights[:, -1]
-    return weights[:, 1:-1]

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
-from detcam.cli.console import Tell, console, counted, progress
+from detcam.cli.console import Bar, console, counted, progress
 from detcam.cli.interrupt import NOTHING, interruptible
 from detcam.cli.options import (
     JsonFlag,
@@ -100,7 +100,7 @@ def compare(
 
 
 def _compared(
-    explainers: Sequence[Explainer], images: Sequence[Path], tell: Tell, match: float
+    explainers: Sequence[Explainer], images: Sequence[Path], tell: Bar, match: float
 ) -> Iterator[tuple[Path, Any]]:
     from detcam.analysis.comparison import compare
     from detcam.images import read_image

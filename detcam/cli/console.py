@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from math import inf
 from time import monotonic
-from typing import Protocol
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 LINE_SECONDS = 5.0  # between two lines of progress where there is no terminal
 
@@ -20,19 +19,21 @@ def console(stderr: bool = False, quiet: bool = False) -> Console:
     return Console(stderr=stderr, quiet=quiet, highlight=False, soft_wrap=True)
 
 
-class Tell(Protocol):
-    """Reports that `done` steps are done; `state` stands beside the bar, `line` in place of a bar."""
+class Bar:
+    """A progress bar, added by `progress`; without a terminal the lines in its place."""
 
-    def __call__(  # noqa: D102
+    def __init__(self, bars: Progress, task: TaskID, say: Callable[[str], None]) -> None:
+        self._bars, self._task, self._say = bars, task, say
+
+    def __call__(
         self, done: int, total: int | None = None, state: str = "", line: str = "", visible: bool | None = None
-    ) -> None: ...
+    ) -> None:
+        """Report that `done` steps are done; `state` stands beside the bar, `line` in place of a bar."""
+        self._bars.update(self._task, completed=done, total=total, state=state, visible=visible)
+        self._say(line)
 
 
-class AddBar(Protocol):
-    """Adds a progress bar named after what is being done."""
-
-    def __call__(self, doing: str, total: int | None = None, done: int = 0, visible: bool = True) -> Tell:  # noqa: D102
-        ...
+AddBar = Callable[..., Bar]  # name of the work, total=None, done=0, visible=True
 
 
 @contextmanager
@@ -55,19 +56,14 @@ def progress(
     bars = Progress(*columns, console=console, transient=True, disable=quiet or not console.is_terminal)
     last = -inf if at_once else monotonic()
 
-    def add(doing: str, total: int | None = None, done: int = 0, visible: bool = True) -> Tell:
-        task = bars.add_task(doing, total=total, completed=done, visible=visible, state="")
+    def say(line: str) -> None:
+        nonlocal last
+        if line and not (quiet or console.is_terminal) and monotonic() - last >= pause:
+            last = monotonic()
+            console.print(line, markup=False)
 
-        def tell(
-            done: int, total: int | None = None, state: str = "", line: str = "", visible: bool | None = None
-        ) -> None:
-            nonlocal last
-            bars.update(task, completed=done, total=total, state=state, visible=visible)
-            if line and not (quiet or console.is_terminal) and monotonic() - last >= pause:
-                last = monotonic()
-                console.print(line, markup=False)
-
-        return tell
+    def add(doing: str, total: int | None = None, done: int = 0, visible: bool = True) -> Bar:
+        return Bar(bars, bars.add_task(doing, total=total, completed=done, visible=visible, state=""), say)
 
     with bars:
         yield add

@@ -40,18 +40,15 @@ class Folder:
         """
         try:
             with _as_os_errors():
-                return sorted(name for name in self._listed() if not name.startswith("."))
+                system, path = opened_store(self.name)
+                system.invalidate_cache()  # else an earlier listing would come back
+                paths = [entry.rstrip("/") for entry in system.ls(path, detail=False)]
+        except FileNotFoundError:
+            return []
         except OSError as error:
             raise OutputError(f"{self.name} cannot be listed ({error.strerror or error}): choose another") from None
-
-    def _listed(self) -> set[str]:
-        system, path = opened_store(self.name)
-        system.invalidate_cache()  # else an earlier listing would come back
-        try:
-            paths = [entry.rstrip("/") for entry in system.ls(path, detail=False)]
-        except FileNotFoundError:
-            return set()
-        return {entry.rpartition("/")[2] for entry in paths if entry != path.rstrip("/")}
+        names = {entry.rpartition("/")[2] for entry in paths if entry != path.rstrip("/")}
+        return sorted(name for name in names if not name.startswith("."))
 
     def read(self, name: str) -> bytes:
         """The bytes of a file in it.

@@ -69,7 +69,10 @@ class LocalEngine:
         device: str | None = None,
         timeout: float = TIMEOUT,
     ) -> None:
-        devices = [device] if device is not None else _gpus()
+        import torch
+
+        gpus: list[str | None] = [f"cuda:{i}" for i in range(torch.cuda.device_count())]
+        devices = gpus if device is None else [device]
         self.workers = workers or (len(devices) if devices and device != "cpu" else cores())
         self.threads = threads or max(cores() // self.workers, 1)
         self.timeout = timeout
@@ -99,12 +102,6 @@ def fork_context() -> Any:
 def cores() -> int:
     """The number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _gpus() -> list[str | None]:
-    import torch
-
-    return [f"cuda:{i}" for i in range(torch.cuda.device_count())]
 
 
 class _Run:
