@@ -21,6 +21,18 @@ BOX_COLOUR = (64, 224, 255)  # RGB; cyan contrasts with the warm tones of the de
 FONT = cv2.FONT_HERSHEY_SIMPLEX
 
 
+def colour_table(colormap: str) -> np.ndarray:
+    """The colours [256, 3] uint8 RGB of a key of COLORMAPS, by grey level.
+
+    Raises:
+        InputError: for a colour map that does not exist.
+    """
+    if colormap not in COLORMAPS:
+        raise InputError(f"colormap {colormap!r} does not exist: {nearest(colormap, COLORMAPS)}")
+    ramp = np.arange(256, dtype=np.uint8)[None]
+    return np.ascontiguousarray(cv2.applyColorMap(ramp, COLORMAPS[colormap])[0, :, ::-1])
+
+
 def blend(image: np.ndarray, heatmap: np.ndarray, alpha: float, colormap: str = "inferno") -> np.ndarray:
     """Blend a heatmap over an image; opacity grows with the heat, so cold regions stay clear.
 
@@ -33,10 +45,7 @@ def blend(image: np.ndarray, heatmap: np.ndarray, alpha: float, colormap: str = 
     Returns:
         [H, W, 3] uint8 RGB.
     """
-    if colormap not in COLORMAPS:
-        raise InputError(f"colormap {colormap!r} does not exist: {nearest(colormap, COLORMAPS)}")
-    levels = np.rint(heatmap * 255).astype(np.uint8)
-    colours = cv2.cvtColor(cv2.applyColorMap(levels, COLORMAPS[colormap]), cv2.COLOR_BGR2RGB)
+    colours = colour_table(colormap)[np.rint(heatmap * 255).astype(np.uint8)]
     # The square root keeps weak evidence visible.
     opacity = (alpha * np.sqrt(heatmap))[:, :, None].astype(np.float32)
     mixed = image.astype(np.float32) * (1 - opacity) + colours.astype(np.float32) * opacity

@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 
 from detcam.geometry import Geometry
-from detcam.render import COLORMAPS, shrunk
+from detcam.render import COLORMAPS, colour_table, shrunk
 from detcam.saved import PICTURE, Saved, broken
 
 THUMBNAIL = 256  # pixels
@@ -57,10 +57,8 @@ def pack_map(raw: np.ndarray, cells: int) -> dict[str, Any]:
 
 def colour_tables() -> dict[str, str]:
     """Each of `detcam.render.COLORMAPS` as 256 x RGBA bytes in base64, in the same order; opacity as in overlays."""
-    ramp = np.arange(256, dtype=np.uint8)
-    opacity = np.rint(255 * np.sqrt(ramp / 255)).astype(np.uint8)
-    colours = {name: cv2.applyColorMap(ramp[None], code)[0, :, ::-1] for name, code in COLORMAPS.items()}
-    return {name: _text(np.column_stack([table, opacity]).tobytes()) for name, table in colours.items()}
+    opacity = np.rint(255 * np.sqrt(np.arange(256) / 255)).astype(np.uint8)
+    return {name: _text(np.column_stack([colour_table(name), opacity]).tobytes()) for name in COLORMAPS}
 
 
 def jpeg(data: bytes) -> str:

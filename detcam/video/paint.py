@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
 
-import cv2
 import numpy as np
 import torch
 from torch import Tensor
@@ -54,8 +52,7 @@ class Style:
     def __post_init__(self) -> None:
         if self.view not in VIEWS:
             raise InputError(f"view {self.view!r} does not exist: {nearest(self.view, VIEWS)}")
-        if self.colormap not in render.COLORMAPS:
-            raise InputError(f"colormap {self.colormap!r} does not exist: {nearest(self.colormap, render.COLORMAPS)}")
+        render.colour_table(self.colormap)  # raises for one that does not exist
         if self.strongest is not None and self.strongest < 1:
             raise InputError(f"strongest: expected a whole number of at least 1, got {self.strongest}")
         if not 0 <= self.alpha <= 1:
@@ -91,7 +88,7 @@ def heated(image: np.ndarray, maps: Tensor, windows: Tensor, boxes: Tensor, styl
         boxes: [K, 4], the region in which each is drawn, in source pixels.
         style: gives opacity and colour map.
     """
-    lut = _lut(style.colormap).to(maps.device)
+    lut = torch.from_numpy(render.colour_table(style.colormap)).to(maps.device)
     index = torch.zeros(len(maps), dtype=torch.int64, device=maps.device)
     picture = torch.from_numpy(image)
     if maps.device.type == "cuda":
@@ -100,11 +97,3 @@ def heated(image: np.ndarray, maps: Tensor, windows: Tensor, boxes: Tensor, styl
     result = ops.overlay(picture, maps, lut, index, opacity=style.alpha, window=windows, boxes=boxes)
     painted: np.ndarray = result.cpu().numpy()
     return painted
-
-
-@lru_cache(maxsize=8)
-def _lut(colormap: str) -> Tensor:
-    """[256, 3] uint8 RGB."""
-    levels = np.arange(256, dtype=np.uint8)[:, None]
-    table = cv2.applyColorMap(levels, render.COLORMAPS[colormap])[:, 0, ::-1]
-    return torch.from_numpy(np.ascontiguousarray(table))
