@@ -6,6 +6,7 @@ It returns the windows at each of the node's inputs, or raises NoRule for a node
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -50,10 +51,19 @@ def _convolution(node: Node, windows: Windows, images: np.ndarray) -> Windows:
             raise NoRule
         aligned = _aligned(window, stride, _size(node))
         return [Window(conv2d(aligned.values, weight, stride=stride), aligned.start // stride), None, None]
-    grown = conv_transpose2d(
-        values, weight, stride=stride, groups=node._saved_groups, dilation=tuple(node._saved_dilation)
-    )
-    return [fitted(grown, window.start * stride - tuple(node._saved_padding), _size(node)), None, None]
+    size, padding, dilation = _size(node), tuple(node._saved_padding), tuple(node._saved_dilation)
+    kernel = tuple(weight.shape[2:])
+    if kernel == stride == (1, 1) and padding == (0, 0) and node._saved_groups == 1:
+        # The transposed convolution of PyTorch has no fast path for it.
+        return [Window(conv2d(values, weight.transpose(0, 1)), window.start), None, None]
+    options = {"stride": stride, "groups": node._saved_groups, "dilation": dilation}
+    if window.extent == shape_of((node, 0))[2:]:  # whole maps: nothing to cut off afterwards
+        sides = zip(size, window.extent, stride, padding, dilation, kernel, strict=True)
+        left_over = [n - ((m - 1) * s - 2 * p + d * (k - 1) + 1) for n, m, s, p, d, k in sides]
+        whole = conv_transpose2d(values, weight, padding=padding, output_padding=left_over, **options)
+        return [Window(whole, window.start), None, None]
+    grown = conv_transpose2d(values, weight, **options)
+    return [fitted(grown, window.start * stride - padding, size), None, None]
 
 
 def _aligned(window: Window, factor: tuple[int, ...], size: tuple[int, int]) -> Window:
@@ -161,12 +171,22 @@ def _same(node: Node, windows: Windows, images: np.ndarray) -> Windows:
 
 
 def _elementwise(saved: str, backward: Callable[[Tensor, Tensor], Tensor]) -> Rule:
-    """The rule of an activation function, whose derivative depends on a value that the node saved for each cell."""
+    """The rule of an activation function, whose derivative depends on a value that the node saved for each cell.
+
+    Where the windows together are as large as the map, the derivative is computed once and kept with the graph, for the
+    objects that follow.
+    """
 
     def rule(node: Node, windows: Windows, images: np.ndarray) -> Windows:
         window = _only(windows)
-        there = cut(getattr(node, saved), images, window.start, window.extent)
-        return [Window(backward(window.values, there), window.start)]
+        value, kept = getattr(node, saved), node.metadata
+        if "slope" not in kept and len(images) * math.prod(window.extent) < value[:, 0].numel():
+            there = cut(value, images, window.start, window.extent)
+            return [Window(backward(window.values, there), window.start)]
+        if "slope" not in kept:
+            kept["slope"] = backward(torch.ones_like(value), value)
+        slope = cut(kept["slope"], images, window.start, window.extent)
+        return [Window(slope * window.values, window.start)]  # in this order the product lies in memory as slopes do
 
     return rule
 

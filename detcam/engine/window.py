@@ -51,12 +51,18 @@ class Window:
 
 
 def gather(maps: Tensor, rows: np.ndarray, start: np.ndarray, extent: tuple[int, int]) -> Tensor:
-    """[n, C, *extent] pieces of maps [m, C, h, w], piece i from row `rows[i]` at `start[i]`; zero beyond the map."""
+    """[n, C, *extent] pieces of maps [m, C, h, w], piece i from row `rows[i]` at `start[i]`; zero beyond the map.
+
+    May be a view: do not write into it.
+    """
     size = maps.shape[2], maps.shape[3]
     n = len(rows)
     stop = start + extent
     within = bool((start >= 0).all() and (stop <= size).all())
     by_cell = maps.permute(0, 2, 3, 1)  # [m, h, w, C]: a row of a channels-last map is contiguous
+    if within and n == 1:  # no copy
+        row, (y, x) = int(rows[0]), start[0].tolist()
+        return maps[row : row + 1, :, y : y + extent[0], x : x + extent[1]]
     if within:
         places = zip(rows.tolist(), start.tolist(), stop.tolist(), strict=True)
         return torch.stack([by_cell[row, y:v, x:u] for row, (y, x), (v, u) in places]).permute(0, 3, 1, 2)

@@ -17,6 +17,7 @@ from detcam.methods import Method
 from detcam.runners.base import Maps, add_maps, by_name
 from detcam.types import Objects, image_index
 
+LARGE = 8 * 2**20  # bytes of the windows of one object from which on it is cheaper alone: cut out without a copy
 CHECKED_PLACES = ((0.0, 0.0), (1.0, 1.0), (0.0, 0.5), (0.3, 0.7))  # as shares of the map's height and width
 
 
@@ -64,7 +65,8 @@ class WindowedMaps:
                     stacklevel=2,
                 )
                 return None
-            step = max(self._memory // self._bytes[readout.level], 1)
+            each = self._bytes[readout.level]
+            step = 1 if each > LARGE and not images.is_cuda else max(self._memory // each, 1)
             for chunk in torch.arange(len(readout.objects), device=images.device).split(step):
                 members = readout.objects[chunk]
                 fused, zero = self._chunk_maps(readout, chunk, at, images[members], reached)
@@ -122,6 +124,7 @@ class WindowedMaps:
 
 def _seed(source: Source, chunk: Tensor, column: int) -> Seed:
     values = source.gradients[chunk, column] * upscaling(source.tensor)
+    values = values.contiguous(memory_format=torch.channels_last)  # convolutions keep the order, and run faster in it
     return Seed(source.tensor, Window(values, source.start[chunk].cpu().numpy()))
 
 

@@ -23,4 +23,4 @@ def limit(tmp_path_factory: pytest.TempPathFactory) -> float:
     source = Given(items_of(write_photos(tmp_path_factory.mktemp("limit"), 0, 4)))
     began = monotonic()
     plain_work(source, 2)
-    return max(3.0, 3 * (monotonic() - began))
+    return max(5.0, 5 * (monotonic() - began))

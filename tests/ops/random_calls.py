@@ -149,7 +149,9 @@ def windows_of(given: Any, count: int) -> Tensor | None:
 
 def check_cam_maps(call: Arguments, result: Tensor) -> None:
     common = torch.promote_types(call["acts"].dtype, call["weights"].dtype)
-    acts, weights, count = call["acts"].to(common), call["weights"].to(common), len(call["weights"])
+    weights, count = call["weights"].to(common), len(call["weights"])
+    acts = call["acts"].to(common)
+    acts = acts[None] if acts.ndim == 3 else acts  # a single image needs no axis for images
     options = (call["normalize"], call["relu"])
     window = windows_of(call["window"], count)
     expected = reference.cam_maps(acts, weights, call["index"], window, *call["size"], *options, call["dtype"])
