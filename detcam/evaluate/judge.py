@@ -20,6 +20,7 @@ from detcam.evaluate.labels.names import by_name
 from detcam.evaluate.matching import match
 from detcam.evaluate.metrics import faithfulness, masking, stability
 from detcam.evaluate.metrics.localisation import LOCALISATION, NEED_MASKS, Measure
+from detcam.evaluate.published import PROTOCOLS, PublishedCurves, measures
 from detcam.explainer import Explainer
 from detcam.explanation import Explanation
 from detcam.images import SUFFIXES, read_image
@@ -42,7 +43,6 @@ COST = (
     ),
 )
 MAPS = 48  # maps that are masked together: each keeps the rank of every pixel
-PER_PIXEL = 64  # approximate bytes that a forward keeps for each pixel of the input
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,8 @@ class Protocol:
         expensive: contenders with more forwards and backwards per image are not judged for stability, which repeats
             every explanation several times.
         memory: approximate bytes for a batch of masked forwards.
+        published: name of a published protocol for deletion and insertion, see `detcam.evaluate.published`; `fills` and
+            `steps` have no effect then.
     """
 
     pictures: int | None = None
@@ -70,6 +72,7 @@ class Protocol:
     stability: int = 8
     expensive: int = 60
     memory: int = 256 * 2**20
+    published: str | None = None
 
     @classmethod
     def quick(cls) -> Protocol:
@@ -78,8 +81,13 @@ class Protocol:
 
     def measures(self) -> list[Measure]:
         """All columns of the rows."""
-        fills = [measure for fill in self.fills for measure in faithfulness.measures(fill)]
-        return [*(m for m, _ in LOCALISATION), *fills, *stability.STABILITY, *COST]
+        return [*(m for m, _ in LOCALISATION), *self.curves(), *stability.STABILITY, *COST]
+
+    def curves(self) -> list[Measure]:
+        """The columns of deletion and insertion."""
+        if self.published:
+            return measures()
+        return [measure for fill in self.fills for measure in faithfulness.measures(fill)]
 
 
 def pictures(folder: Path, protocol: Protocol) -> list[Path]:
@@ -164,9 +172,18 @@ class Judge:
                 _note(row, name, measure.name, function(case), why)
         few = matched.objects[: self._protocol.objects]
         try:
-            self._faithfulness(image, plain, explained, few, row)
+            if name := self._protocol.published:
+                objects = plain.objects.select(torch.tensor(few, device=plain.boxes.device))
+                curves = PublishedCurves(
+                    PROTOCOLS[name], self._reference, image, objects, matched.boxes[: len(few)], self._protocol.memory
+                )
+                for name, explanation in explained.items():
+                    for measure, line in curves.values(network_heat(explanation, few)).items():
+                        _note(row, name, measure, line)
+            else:
+                self._faithfulness(image, plain, explained, few, row)
         except MethodError as error:  # the family has no score for masked images
-            for measure in (m for fill in self._protocol.fills for m in faithfulness.measures(fill)):
+            for measure in self._protocol.curves():
                 row["undefined"][measure.name] = dict.fromkeys(explained, str(error))
         row["agreement"] = {
             "names": list(explained),
@@ -222,7 +239,7 @@ class Judge:
         inside = masking.seen(geometry, picture.device)
         score = faithfulness.Likeness(adapter, plain.objects, self._reference.max_det)
         objects = torch.tensor(few, device=picture.device)
-        batch = max(self._protocol.memory // (picture[0].numel() * PER_PIXEL), 1)
+        batch = faithfulness.images_of(picture, self._protocol.memory)
         names = list(explained)
         step = max(MAPS // len(few), 1)
         for fill_name in self._protocol.fills:

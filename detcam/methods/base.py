@@ -145,9 +145,12 @@ class SweepMethod(AnyMethod):
     `scalar` is the score that a forward returns for each object: "target" (the user's target at the object's anchor),
     "prob" (the same with the class score as a probability rather than a logit, for sums of scores over masks) or
     "similarity" (of the most similar prediction to the object, see `detcam.methods.similarity`).
+
+    `starts_from` is another method, whose maps the sweep starts from (`Probe.starts`), where the model has gradients.
     """
 
     scalar: ClassVar[Scalar] = "target"
+    starts_from: ClassVar[AnyMethod | None] = None
 
     @abstractmethod
     def sweep(self, probe: Probe, layer: str) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import Any
 
 import torch
@@ -12,10 +12,10 @@ from torch import Tensor
 from detcam.adapters import Adapter, LayerPlan, Target
 from detcam.engine import Captured
 from detcam.engine.sweeps import Probe
-from detcam.errors import TargetError
+from detcam.errors import LayerError, TargetError
 from detcam.methods import SweepMethod
 from detcam.methods.similarity import class_distributions, similarity
-from detcam.runners.base import Maps, Request, add_maps, scalars_of
+from detcam.runners.base import Maps, Request, Runner, add_maps, scalars_of
 from detcam.types import Objects
 
 
@@ -47,22 +47,34 @@ class PerturbationRunner:
         method: how maps are made of forwards.
         plan: the layers, for methods that read activations.
         request: the model, the target, and the memory and progress of the forwards.
+        start: makes the maps that the sweep starts from; the forward is then as it needs it.
     """
 
-    def __init__(self, method: SweepMethod, plan: LayerPlan, request: Request) -> None:
-        self._reads_layers = "activations" in method.reads
+    def __init__(self, method: SweepMethod, plan: LayerPlan, request: Request, start: Runner | None = None) -> None:
+        self._reads_layers, self._start = "activations" in method.reads, start
         self.plan = plan if self._reads_layers else LayerPlan((), plan.cut_all, plan.fuse)
-        self.cut, self.differentiable = plan.cut_all, False
+        self.cut: bool | frozenset[str] = plan.cut_all
+        self.differentiable = False
+        if start is not None:
+            self.plan, self.cut, self.differentiable = start.plan, start.cut, start.differentiable
         self.target = perturbation_target(method, request.target, request.adapter)
         self._method, self._request, self._adapter = method, request, request.adapter
 
     def watching(self) -> AbstractContextManager[Any]:
         """See `Runner.watching`."""
-        return nullcontext()
+        return nullcontext() if self._start is None else self._start.watching()
 
-    @torch.no_grad()
     def maps(self, pixels: Tensor, outputs: Any, objects: list[Objects], captured: list[Captured]) -> Maps:
         """See `Runner.maps`."""
+        starts: list[Tensor] = []
+        with suppress(LayerError, TargetError):  # the scores have no gradients
+            starts = [] if self._start is None else self._start.maps(pixels, outputs, objects, captured).maps
+        with torch.no_grad():
+            return self._swept(pixels, outputs, objects, captured, starts)
+
+    def _swept(
+        self, pixels: Tensor, outputs: Any, objects: list[Objects], captured: list[Captured], starts: list[Tensor]
+    ) -> Maps:
         size = (pixels.shape[2], pixels.shape[3])
         maps: list[Tensor] = []
         for image, of_image in enumerate(objects):
@@ -79,6 +91,7 @@ class PerturbationRunner:
                 grids=lambda tokens: self._adapter.grids(tokens, size),
                 memory=self._request.memory,
                 progress=self._request.progress,
+                starts=starts[len(maps) : len(maps) + len(of_image)],
             )
             maps += self._image_maps(probe)
         return Maps(maps, [False] * len(maps))

@@ -21,6 +21,7 @@ from detcam.types import Objects
 
 STEPS = 10
 ENOUGH = 0.5  # the share of the initial score at which a subset of pixels counts as sufficient
+PER_PIXEL = 64  # approximate bytes that a forward keeps for each pixel of the input
 # From images [b, 3, h, w] and the index [b] of the object to score in each image, to [b].
 Score = Callable[[Tensor, Tensor], Tensor]
 
@@ -85,6 +86,11 @@ class Curves:
         return torch.where(first > 0, at[1] + part * (at[0] - at[1]), after * 0)[:, 0]
 
 
+def images_of(picture: Tensor, memory: int) -> int:
+    """The number of images like `picture` [3, h, w] in a forward of about `memory` bytes."""
+    return max(memory // (picture[0].numel() * PER_PIXEL), 1)
+
+
 def ends(score: Score, fill: Fill, inside: Tensor, objects: Tensor, batch: int) -> tuple[Tensor, Tensor]:
     """The two ends of every curve: [m] scores of `objects` [m] in the unmasked and in the fully masked image.
 
@@ -121,19 +127,23 @@ def curves(
     """
     inside, fractions = places[:1] >= 0, shares(steps)
     limits = (fractions[1:-1] * int(inside.sum())).round().to(places.device)
-    # Each map has `rows` images: all steps of its deletion, then all steps of its insertion.
-    limit, inserts = limits.repeat(2), torch.arange(2 * (steps - 1), device=places.device) >= steps - 1
-    n, rows = len(places), len(limit)
+    hides, shows = (course(score, fill, places, owner, limits, shown, batch) for shown in (False, True))
+    deletion = torch.cat([whole[:, None], hides, hidden[:, None]], dim=1)
+    insertion = torch.cat([hidden[:, None], shows, whole[:, None]], dim=1)
+    return Curves(fractions, deletion, insertion)
+
+
+def course(score: Score, fill: Fill, places: Tensor, owner: Tensor, limits: Tensor, shown: bool, batch: int) -> Tensor:
+    """[n, k] scores with the `limits` [k] hottest pixels of n maps hidden, or with only these shown; see `curves`."""
+    inside, rows = places[:1] >= 0, len(limits)
 
     def masks(part: slice) -> Tensor:
-        row = torch.arange(n * rows, device=places.device)[part]
-        hottest = places[row // rows] < limit[row % rows, None, None]
-        return (hottest ^ inserts[row % rows, None, None]) & inside
+        row = torch.arange(len(places) * rows, device=places.device)[part]
+        hottest = places[row // rows] < limits[row % rows, None, None]
+        return (hottest ^ shown) & inside
 
-    scores = _batched(score, fill, masks, owner.repeat_interleave(rows), batch).view(n, 2, steps - 1)
-    deletion = torch.cat([whole[:, None], scores[:, 0], hidden[:, None]], dim=1)
-    insertion = torch.cat([hidden[:, None], scores[:, 1], whole[:, None]], dim=1)
-    return Curves(fractions, deletion, insertion)
+    scores = _batched(score, fill, masks, owner.repeat_interleave(rows), batch)
+    return scores.unflatten(0, (len(places), rows))
 
 
 def _batched(score: Score, fill: Fill, hidden: Callable[[slice], Tensor], objects: Tensor, batch: int) -> Tensor:

@@ -1,0 +1,204 @@
+"""Published protocols: deletion and insertion with the settings of papers and their code, so that figures compare.
+
+Where the code of a paper has a slip, the protocol corrects it and says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import cosine_similarity
+
+from detcam.boxes import box_iou
+from detcam.evaluate.metrics.faithfulness import course, ends, images_of
+from detcam.evaluate.metrics.localisation import Better, Measure
+from detcam.evaluate.metrics.masking import fill, places, seen
+from detcam.explainer import Explainer
+from detcam.methods.similarity import class_distributions
+from detcam.types import Objects
+
+KERNEL = 0.25  # width of ODExAI's kernel over cosine distances
+BLUR = 8.0  # pixels: the deviation of ODExAI's blur, OpenCV's Gaussian of 51 pixels
+CONF, NMS = 0.25, 0.45  # thresholds of ODExAI's predictions for a masked image
+MOST = 300  # predictions for a masked image, however few objects are explained
+
+
+@dataclass(frozen=True)
+class Published:
+    """A paper's deletion and insertion.
+
+    Attributes:
+        source: the paper.
+        conf: lowest score of an object, unless the user gives another.
+        likeness: s of a masked image: the largest IoU * p(class) over predictions ("probability"), the largest IoU *
+            cosine of the class probabilities ("cosine"), or IoU * kernel(cosine) of the detection of the object's class
+            with the largest IoU ("kernel").
+        steps: of equal shares of the pixels; with `pixels`, that many pixels in each step instead.
+        labelled: whether IoU is with the labelled box rather than the predicted box.
+        blurs: whether insertion starts from the blurred image rather than a black one.
+        settings: what else the protocol says.
+        corrections: slips in the public code that are not repeated.
+    """
+
+    source: str
+    conf: float
+    likeness: Literal["probability", "cosine", "kernel"]
+    steps: int = 0
+    pixels: int = 0
+    labelled: bool = False
+    blurs: bool = False
+    settings: tuple[str, ...] = ()
+    corrections: tuple[str, ...] = ()
+
+    def limits(self, pixels: int) -> Tensor:
+        """[K + 1] numbers of hidden or shown pixels, from 0 to all `pixels`."""
+        if self.pixels:
+            return torch.arange(-(-pixels // self.pixels) + 1).mul(self.pixels).clamp(max=pixels)
+        return torch.arange(self.steps + 1) * pixels // self.steps
+
+
+PROTOCOLS = {
+    "vps": Published(
+        "Chen et al. 2025, Visual Precision Search, CVPR, arXiv:2411.16198", 0.35, "probability", 49, labelled=True,
+        settings=("49 equal steps, black fill, areas of s itself", "s: largest IoU with the labelled box * p(class)"),
+        corrections=(
+            '"@0.75" tests IoU > .75: the public code tests > .5 in both columns',
+            "all maps are masked in black: for Grounding DINO the public code masks its method after normalisation, "
+            "which gives the mean colour",
+        ),
+    ),
+    "vxcode": Published(
+        "Yamauchi et al. 2026, VX-CODE, CVPR, arXiv:2412.00666", 0.7, "cosine", 50,
+        settings=(
+            "objects with scores over .7, black fill, areas of s itself; overall = insertion - deletion",
+            "s: largest IoU * cosine of the class probabilities",
+            "50 equal steps, our choice: the public code has no evaluation",
+            "the cosine is over the foreground classes; the public code's also holds the softmax's background",
+        ),
+    ),
+    "odexai": Published(
+        "Nguyen et al. 2025, ODExAI, arXiv:2504.19249", 0.25, "kernel", pixels=2000, blurs=True,
+        settings=(
+            "2000 pixels a step; deletion paints black, insertion starts from a Gaussian blur of 8 pixels",
+            "s: IoU * sqrt(exp(-(1 - cosine)^2 / .25^2)) of the detection (score over .25, NMS .45) of the same class "
+            "with the largest IoU; its confidence does not count",
+        ),
+        corrections=(
+            "every step has its own score: the public Faster R-CNN loop reuses its index for the boxes",
+            "the cosine is over class probabilities: of two numbers, as in the public code for Faster R-CNN, it is 1",
+            "each label pairs with one object: the public code compares where it should assign",
+            "the padding of the letterbox is neither hidden nor counted; means are over objects, not over classes",
+            "the pointing game reads (x, y): the code of G-CAME, which it builds on, swaps them",
+        ),
+    ),
+}  # fmt: skip
+
+
+def measures() -> list[Measure]:
+    """The columns of a protocol, in the order of `values`."""
+    columns: tuple[tuple[str, Better, str], ...] = (
+        ("insertion", "higher", "area under s while the hottest pixels are shown"),
+        ("deletion", "lower", "area under s while the hottest pixels are hidden"),
+        ("overall", "higher", "insertion - deletion"),
+        ("insertion_iou", "higher", "the same area under the IoU of the prediction that s is of"),
+        ("deletion_iou", "lower", "the same area under the IoU of the prediction that s is of"),
+        ("insertion_class", "higher", "the same area under its class similarity: s over IoU"),
+        ("deletion_class", "lower", "the same area under its class similarity: s over IoU"),
+        ("highest_50", "higher", "largest class similarity with IoU > .5 while pixels are shown"),
+        ("highest_75", "higher", "largest class similarity with IoU > .75 while pixels are shown"),
+    )
+    return [Measure(f"{name}_protocol", better, text, "protocol") for name, better, text in columns]
+
+
+class PublishedCurves:
+    """Deletion and insertion of the maps of an image's objects, as a protocol defines them.
+
+    Args:
+        protocol: the settings.
+        explainer: any of the model.
+        image: [H, W, 3] uint8 RGB.
+        objects: the N objects to score.
+        labelled: [N, 4] xyxy, their labelled boxes in source pixels.
+        memory: bytes for a batch of masked forwards, roughly.
+
+    Raises:
+        MethodError: for a family without candidates.
+    """
+
+    @torch.no_grad()
+    def __init__(
+        self,
+        protocol: Published,
+        explainer: Explainer,
+        image: np.ndarray,
+        objects: Objects,
+        labelled: Tensor,
+        memory: int,
+    ) -> None:
+        self._protocol, self._adapter, self._max_det = protocol, explainer.adapter, max(explainer.max_det, MOST)
+        picture, self._geometry = self._adapter.prepare(image)
+        self._inside, self._batch = seen(self._geometry, picture.device), images_of(picture, memory)
+        black = fill("black", picture, self._adapter.prepare(np.zeros_like(image))[0])
+        self._fills = (fill("blur", picture, picture, BLUR) if protocol.blurs else black, black)
+        boxes, probabilities, _ = self._adapter.candidates(self._adapter.forward(picture[None], self._max_det))
+        self._classes, own = objects.class_ids, objects.network_boxes
+        self._distributions = class_distributions(own, self._classes, boxes[0], probabilities[0])
+        self._boxes = self._geometry.to_network(labelled) if protocol.labelled else own
+
+    def values(self, heat: Tensor) -> dict[str, Tensor]:
+        """The columns of `measures`, [N] each, from one map per object at the size of the network's input [N, h, w]."""
+        ranks, objects = places(heat, self._inside), torch.arange(len(heat), device=heat.device)
+        limits = self._protocol.limits(int(self._inside.sum())).to(heat.device)
+        curves = []
+        for shown, hides in zip((True, False), self._fills, strict=True):
+            whole, hidden = ends(self, hides, self._inside, objects, self._batch)
+            middle = course(self, hides, ranks, objects, limits[1:-1], shown, self._batch)
+            first, last = (hidden, whole) if shown else (whole, hidden)
+            curves.append(torch.cat([first[:, None], middle, last[:, None]], dim=1))  # [N, K + 1, 3]
+        shares = (limits / limits[-1])[:, None]
+        insertion, deletion = (torch.trapezoid(curve, shares, dim=1).unbind(1) for curve in curves)
+        _, iou, kind = curves[0].unbind(2)
+        highest = [(kind * (iou > least)).amax(dim=1) for least in (0.5, 0.75)]
+        pairs = [area for both in zip(insertion[1:], deletion[1:], strict=True) for area in both]
+        lines = [insertion[0], deletion[0], insertion[0] - deletion[0], *pairs, *highest]
+        return {measure.name: line for measure, line in zip(measures(), lines, strict=True)}
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor, asked: Tensor) -> Tensor:
+        """[b, 3] float32 in [0, 1]: s, IoU and class similarity of the objects `asked` [b] in images [b, 3, h, w]."""
+        images = images.contiguous(memory_format=torch.channels_last)
+        rows = self._detections(images) if self._protocol.likeness == "kernel" else self._candidates(images)
+        return torch.stack([self._best(i, *row) for i, row in zip(asked.tolist(), rows, strict=True)])
+
+    def _candidates(self, images: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Boxes [A, 4] and class probabilities [A, K] of each image."""
+        boxes, probabilities, _ = self._adapter.candidates(self._adapter.forward(images, self._max_det))
+        return zip(boxes, probabilities, strict=True)
+
+    def _detections(self, images: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """The same, and the classes [A], of the detections that are left after suppression."""
+        for image in images:
+            outputs: Any = self._adapter.forward(image[None], self._max_det)
+            found = self._adapter.detect(outputs, [self._geometry], CONF, NMS, self._max_det)[0]
+            _, probabilities = self._adapter.image_candidates(outputs, self._geometry)
+            yield found.network_boxes, probabilities[found.index], found.class_ids
+
+    def _best(self, i: int, boxes: Tensor, probabilities: Tensor, classes: Tensor | None = None) -> Tensor:
+        iou = box_iou(self._boxes[i : i + 1], boxes)[0]
+        if self._protocol.likeness == "probability":
+            kind = probabilities[:, self._classes[i]]
+        else:
+            kind = cosine_similarity(probabilities, self._distributions[i : i + 1], dim=1)
+        rank = iou * kind
+        if classes is not None:
+            kind = torch.exp(-(((1 - kind) / KERNEL) ** 2)).sqrt()
+            rank = iou = iou * (classes == self._classes[i])
+        if not len(rank):
+            return iou.new_zeros(3)
+        best = rank.argmax()
+        return torch.stack([iou[best] * kind[best], iou[best], kind[best]]).float()
