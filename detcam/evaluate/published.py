@@ -126,6 +126,9 @@ class PublishedCurves:
         labelled: [N, 4] xyxy, their labelled boxes in source pixels.
         memory: bytes for a batch of masked forwards, roughly.
 
+    Attributes:
+        shares: [K + 1] of the image's pixels, at which the curves are sampled.
+
     Raises:
         MethodError: for a family without candidates.
     """
@@ -143,6 +146,8 @@ class PublishedCurves:
         self._protocol, self._adapter, self._max_det = protocol, explainer.adapter, max(explainer.max_det, MOST)
         picture, self._geometry = self._adapter.prepare(image)
         self._inside, self._batch = seen(self._geometry, picture.device), images_of(picture, memory)
+        self._limits = protocol.limits(int(self._inside.sum()))
+        self.shares = self._limits / self._limits[-1]
         black = fill("black", picture, self._adapter.prepare(np.zeros_like(image))[0])
         self._fills = (fill("blur", picture, picture, BLUR) if protocol.blurs else black, black)
         boxes, probabilities, _ = self._adapter.candidates(self._adapter.forward(picture[None], self._max_det))
@@ -152,20 +157,26 @@ class PublishedCurves:
 
     def values(self, heat: Tensor) -> dict[str, Tensor]:
         """The columns of `measures`, [N] each, from one map per object at the size of the network's input [N, h, w]."""
+        return self.columns(*self.curves(heat))
+
+    def curves(self, heat: Tensor) -> tuple[Tensor, Tensor]:
+        """Insertion and deletion, [N, K + 1, 3] each: s, IoU and class similarity at `shares`."""
         ranks, objects = places(heat, self._inside), torch.arange(len(heat), device=heat.device)
-        limits = self._protocol.limits(int(self._inside.sum())).to(heat.device)
-        curves = []
+        limits, curves = self._limits[1:-1].to(heat.device), []
         for shown, hides in zip((True, False), self._fills, strict=True):
             whole, hidden = ends(self, hides, self._inside, objects, self._batch)
-            middle = course(self, hides, ranks, objects, limits[1:-1], shown, self._batch)
+            middle = course(self, hides, ranks, objects, limits, shown, self._batch)
             first, last = (hidden, whole) if shown else (whole, hidden)
-            curves.append(torch.cat([first[:, None], middle, last[:, None]], dim=1))  # [N, K + 1, 3]
-        shares = (limits / limits[-1])[:, None]
-        insertion, deletion = (torch.trapezoid(curve, shares, dim=1).unbind(1) for curve in curves)
-        _, iou, kind = curves[0].unbind(2)
-        highest = [(kind * (iou > least)).amax(dim=1) for least in (0.5, 0.75)]
-        pairs = [area for both in zip(insertion[1:], deletion[1:], strict=True) for area in both]
-        lines = [insertion[0], deletion[0], insertion[0] - deletion[0], *pairs, *highest]
+            curves.append(torch.cat([first[:, None], middle, last[:, None]], dim=1))
+        return curves[0], curves[1]
+
+    def columns(self, insertion: Tensor, deletion: Tensor) -> dict[str, Tensor]:
+        """The columns of `measures`, [N] each, from the curves."""
+        shares = self.shares.to(insertion)[:, None]
+        shown, hidden = (torch.trapezoid(curve, shares, dim=1).unbind(1) for curve in (insertion, deletion))
+        highest = [(insertion[:, :, 2] * (insertion[:, :, 1] > least)).amax(dim=1) for least in (0.5, 0.75)]
+        pairs = [area for both in zip(shown[1:], hidden[1:], strict=True) for area in both]
+        lines = [shown[0], hidden[0], shown[0] - hidden[0], *pairs, *highest]
         return {measure.name: line for measure, line in zip(measures(), lines, strict=True)}
 
     @torch.no_grad()

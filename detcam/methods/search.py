@@ -44,8 +44,8 @@ class Search(SweepMethod):
     formula = "1 - s(S) / max s, S the superpixels before; next: argmax_r s(S + r shown alone) - s(S + r hidden)"
     source = "Chen et al. 2025, CVPR, arXiv:2411.16198, alg. 1; Gu et al. 2026, CVPR, arXiv:2511.10914"
     reads = "gradients, forwards"
-    passes = "(4 + regions + 2 steps window N) F + N B"
-    scalar: ClassVar[Scalar] = "similarity"
+    passes = "(5 + regions + 2 steps window N) F + N B"
+    scalar: ClassVar[Scalar] = "match"
     starts_from: ClassVar[AnyMethod | None] = LayerIG()
 
     def sweep(self, probe: Probe, layer: str) -> Tensor:
@@ -59,11 +59,11 @@ class Search(SweepMethod):
         def scores(shown: Tensor, start: int) -> Tensor:
             """[b, N] scores of the image with only some superpixels [b, R] shown."""
             parts = probe.batches(total, start, start + len(shown))
-            return torch.cat([
-                probe.scores(probe.image * shown[p.start - start : p.stop - start, labels][:, None]) for p in parts
-            ])  # fmt: skip
+            masks = (shown[part.start - start : part.stop - start, labels][:, None] for part in parts)
+            return torch.cat([probe.scores(probe.image * m) for m in masks]).unflatten(1, (n, -1)).mean(dim=2)
 
-        fall = (probe.unchanged - scores(~everything, 0)).T.clamp(min=0)  # [N, R]
+        whole = probe.unchanged.view(n, -1).mean(dim=1)  # [N]
+        fall = (whole - scores(~everything, 0)).T.clamp(min=0)  # [N, R]
         maps = _scaled(BoxGaussian().sweep(probe, ""))
         if probe.starts:
             maps = maps + _scaled(
@@ -88,15 +88,15 @@ class Search(SweepMethod):
             reached = torch.cat([reached, s[:, 0].T.gather(1, best)], dim=1)
             taken.scatter_(1, order[:, -1:], value=True)
 
-        peak = torch.maximum(reached.amax(dim=1), probe.unchanged).clamp(min=1e-6)[:, None]
+        peak = torch.maximum(reached.amax(dim=1), whole).clamp(min=1e-6)[:, None]
         missing = 1 - reached.cummax(dim=1).values / peak  # [N, steps + 1]
         heat = missing[:, -1:] * _scaled(ranking.masked_fill(taken, 0))
         heat = heat.scatter(1, order, missing[:, :-1])
         ranks = ranking.masked_fill(taken, -1).argsort(dim=1, descending=True)[:, : count - steps]
         places = torch.cat([order, ranks], dim=1).argsort(dim=1)  # [N, R] from 0 for the first
         heat = heat + FINE * (1 - places / count)
-        whole = heat[:, labels] + FINE / count * _scaled(fine).view(n, *probe.size)
-        return adaptive_avg_pool2d(whole, map_size(probe.size))
+        heat = heat[:, labels] + FINE / count * _scaled(fine).view(n, *probe.size)
+        return adaptive_avg_pool2d(heat, map_size(probe.size))
 
 
 def _scaled(values: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -28,7 +28,8 @@ def perturbation_target(method: SweepMethod, target: Target, adapter: Adapter) -
     Raises:
         TargetError: for a scalar of the kept query alone, where that query cannot be found again.
     """
-    if method.scalar == "similarity":
+    listed = type(adapter).candidates is not Adapter.candidates
+    if method.scalar == "similarity" or (method.scalar == "match" and listed):
         return "similarity"
     if not adapter.stable and isinstance(target, str) and "forwards" in method.reads:
         if target not in ("class", "prob"):
@@ -37,7 +38,9 @@ def perturbation_target(method: SweepMethod, target: Target, adapter: Adapter) -
                 "changed image: use target 'class', or a method that reads gradients, e.g. 'odam'"
             )
         return "similarity"
-    return "prob" if (method.scalar, target) == ("prob", "class") and "prob" in adapter.available else target
+    return (
+        "prob" if method.scalar in ("prob", "match") and target == "class" and "prob" in adapter.available else target
+    )
 
 
 class PerturbationRunner:
@@ -47,30 +50,35 @@ class PerturbationRunner:
         method: how maps are made of forwards.
         plan: the layers, for methods that read activations.
         request: the model, the target, and the memory and progress of the forwards.
-        start: makes the maps that the sweep starts from; the forward is then as it needs it.
+        start: makes the maps that the sweep starts from, after a forward of its own.
     """
 
     def __init__(self, method: SweepMethod, plan: LayerPlan, request: Request, start: Runner | None = None) -> None:
         self._reads_layers, self._start = "activations" in method.reads, start
         self.plan = plan if self._reads_layers else LayerPlan((), plan.cut_all, plan.fuse)
-        self.cut: bool | frozenset[str] = plan.cut_all
-        self.differentiable = False
-        if start is not None:
-            self.plan, self.cut, self.differentiable = start.plan, start.cut, start.differentiable
+        self.cut, self.differentiable = plan.cut_all, False
         self.target = perturbation_target(method, request.target, request.adapter)
         self._method, self._request, self._adapter = method, request, request.adapter
 
     def watching(self) -> AbstractContextManager[Any]:
         """See `Runner.watching`."""
-        return nullcontext() if self._start is None else self._start.watching()
+        return nullcontext()
 
     def maps(self, pixels: Tensor, outputs: Any, objects: list[Objects], captured: list[Captured]) -> Maps:
         """See `Runner.maps`."""
-        starts: list[Tensor] = []
-        with suppress(LayerError, TargetError):  # the scores have no gradients
-            starts = [] if self._start is None else self._start.maps(pixels, outputs, objects, captured).maps
+        starts = self._starts(pixels, objects)
         with torch.no_grad():
             return self._swept(pixels, outputs, objects, captured, starts)
+
+    def _starts(self, pixels: Tensor, objects: list[Objects]) -> list[Tensor]:
+        """The maps that the sweep starts from, of all objects; none for a model without gradients at the layers."""
+        if self._start is None or not any(map(len, objects)):
+            return []
+        try:
+            outputs, captured = self._request.model_run(pixels, self._start)
+            return self._start.maps(pixels, outputs, objects, captured).maps
+        except (LayerError, TargetError):
+            return []
 
     def _swept(
         self, pixels: Tensor, outputs: Any, objects: list[Objects], captured: list[Captured], starts: list[Tensor]
