@@ -35,7 +35,7 @@ from detcam.models.load import load_model
 REPOSITORY = Path(__file__).parents[1]
 VPS = PROTOCOLS["vps"]
 COLUMNS = [m.name for m in measures()]
-TWINS = ("search", "layerig")  # contenders that run on shuffled weights, too
+FEW = 0.01  # a score that leaves as many objects as are wanted, to count forwards
 
 
 class Counted:
@@ -58,10 +58,8 @@ def contenders(model: Any, masks: int, options: dict[str, Any]) -> dict[str, Cou
     methods: dict[str, Any] = {name: name for name in ("search", "layerig", "odam", "gaussian")}
     methods[f"drise, {masks} masks"] = DRISE(masks=masks)
     counted = {name: Counted(Explainer(model, method, **options)) for name, method in methods.items()}
-    for name in TWINS:
-        explainer = Explainer(model, methods[name], **options)
-        counted[f"shuffled {name}"] = Counted(explainer, Shuffled(explainer))
-    return counted
+    explainer = Explainer(model, "search", **options)
+    return {**counted, "shuffled search": Counted(explainer, Shuffled(explainer))}
 
 
 def report(values: dict[str, list[list[float]]], of: Sequence[int]) -> dict[str, Any]:
@@ -97,7 +95,6 @@ def main() -> None:
     model, labels, console = load_model(args.weights), read_labels(args.labels), Console(width=120)
     counted = contenders(model, args.masks, {"conf": VPS.conf, "max_det": args.share})
     reference = Explainer(model, "box", conf=VPS.conf, max_det=args.share)
-    alone = Counted(Explainer(model, "search", conf=VPS.conf, max_det=1))
     said = {name: getattr(args, name) for name in ("pictures", "objects", "share", "masks", "threads")}
     command = f"python benchmarks/search.py --weights {Path(args.weights).name} --images DIR --labels DIR " + " ".join(
         f"--{name} {value}" for name, value in said.items() if value is not None
@@ -105,6 +102,12 @@ def main() -> None:
     facts = {"benchmark": "search", **surroundings(torch.device("cpu")), "command": command, "protocol": asdict(VPS)}
     values: dict[str, list[list[float]]] = {name: [] for name in counted}
     curves: dict[str, list[torch.Tensor]] = {name: [] for name in counted}
+    shared = {}
+    for count in (1, args.share):
+        search = Counted(Explainer(model, "search", conf=FEW, max_det=count))
+        found = len(search(pictures(args.images, Protocol())[0]))
+        shared[found] = search.forwards / found
+    console.print(f"forwards per object, by the number of objects: {shared}", markup=False)
     of: list[int] = []
     costs: list[dict[str, Any]] = []
     for place, path in enumerate(pictures(args.images, Protocol(pictures=args.pictures))):
@@ -121,9 +124,7 @@ def main() -> None:
             columns = judge.columns(insertion, deletion)
             values[name] += torch.stack([columns[c] for c in COLUMNS], dim=1).tolist()
             curves[name] += list(torch.stack([insertion[:, :, 0], deletion[:, :, 0]], dim=1))  # [2, K + 1] each
-        alone(image)
-        forwards = {name: c.forwards for name, c in counted.items() if not name.startswith("shuffled")}
-        costs.append({"picture": path.name, "objects": len(plain), "search, one object": alone.forwards, **forwards})
+        costs.append({"picture": path.name, "objects": len(plain), **{n: c.forwards for n, c in counted.items()}})
         of += [place] * len(few)
         console.print(f"{len(of)} objects: {costs[-1]}", markup=False)
         mean = {n: torch.stack(c).mean(dim=0) for n, c in curves.items()}
@@ -132,7 +133,8 @@ def main() -> None:
             for n, both in mean.items()
         }
         shares = [round(v, 4) for v in judge.shares.tolist()]
-        document = {**facts, **report(values, of), "images_through_the_model": costs, "shares": shares, "curves": drawn}
+        counts = {"forwards_per_object_of_search": shared, "images_through_the_model": costs}
+        document = {**facts, **report(values, of), **counts, "shares": shares, "curves": drawn}
         write(args.out, document)
     show(document, console)
 

@@ -45,6 +45,7 @@ Examples:
 MAPS = "maps"  # folder of the maps that --report keeps
 FEW = 3  # objects per image of a quick run: some methods take a backward through the whole model for each
 HEADLINES = ("energy_in_mask", "odi", "deletion_blur", "insertion_blur", "randomised", "forwards")
+PUBLISHED = ("deletion_protocol", "insertion_protocol")  # headlines in place of deletion and insertion
 
 
 def register(app: typer.Typer) -> None:
@@ -80,7 +81,7 @@ def evaluate(
     objects: Annotated[
         int | None, typer.Option(min=1, help="Objects per image for deletion, insertion and stability. [default: 3]")
     ] = None,
-    fills: Annotated[str | None, typer.Option(help="What hides pixels: blur, black, inpaint. [default: blur]")] = None,
+    fills: Annotated[str, typer.Option(help="What hides pixels: blur, black, inpaint.")] = "blur",
     protocol: Annotated[
         str | None, typer.Option(help="Deletion and insertion as a paper has them: vps, vxcode, odexai.")
     ] = None,
@@ -121,7 +122,7 @@ def evaluate(
         else:
             document = _on_photographs(
                 preset, trust_checkpoint, images, labels, contenders, places, quick, out_dir, resume, as_json,
-                fills, protocol, pictures, objects, report,
+                tuple(fills.split(",")), protocol, pictures, objects, report,
             )  # fmt: skip
         finish(out_dir, document, as_json)
         if report:
@@ -151,7 +152,7 @@ def _written(folder: Path) -> str:
 
 def _on_photographs(
     preset: Preset, trust: bool, images: Path, labels: Path, methods: Sequence[str], layers: Sequence[str], quick: bool,
-    folder: Path, resume: bool, quiet: bool, fills: str | None, published: str | None, limit: int | None,
+    folder: Path, resume: bool, quiet: bool, fills: tuple[str, ...], published: str | None, limit: int | None,
     objects: int | None, keep: bool,
 ) -> dict[str, Any]:  # fmt: skip
     from detcam.evaluate.contenders import contenders
@@ -163,16 +164,15 @@ def _on_photographs(
     from detcam.evaluate.store import Store
     from detcam.models.load import load_model
 
-    hidden_by = tuple((fills or "blur").split(","))
-    if wrong := [fill for fill in hidden_by if fill not in FILLS]:
+    if wrong := [fill for fill in fills if fill not in FILLS]:
         raise InputError(f"fill {wrong[0]!r} does not exist: choose from {', '.join(FILLS)}")
     if published is not None and published not in PROTOCOLS:
         raise InputError(f"--protocol {published!r} does not exist: choose from {', '.join(PROTOCOLS)}")
-    if published and fills:
+    if published and fills != ("blur",):
         raise InputError("--protocol says what hides pixels: leave --fills out")
     protocol = Protocol.quick() if quick else Protocol()
     given = {"pictures": limit, "objects": objects, "published": published}
-    protocol = replace(protocol, fills=hidden_by, **{k: v for k, v in given.items() if v is not None})
+    protocol = replace(protocol, fills=fills, **{k: v for k, v in given.items() if v is not None})
     if published and "conf" not in preset.model_fields_set:
         preset = preset.updated(conf=PROTOCOLS[published].conf)
     paths, truth = pictures(images, protocol), read_labels(labels)
@@ -256,11 +256,8 @@ def finish(folder: Path, document: dict[str, Any], as_json: bool) -> None:
     if as_json:
         print(json.dumps(document, indent=2, ensure_ascii=False))
         return
-    shown = [
-        m
-        for m in document["measures"]
-        if m["name"] in HEADLINES or m["name"].endswith((" mass", " rank", "n_protocol"))
-    ]
+    headlines, parts = {*HEADLINES, *PUBLISHED}, (" mass", " rank")
+    shown = [m for m in document["measures"] if m["name"] in headlines or m["name"].endswith(parts)]
     heads = [f"{m['name'].replace('_', ' ')} {'↑' if m['better'] == 'higher' else '↓'}" for m in shown]
     # Words of headings stay whole; a name that is too long for the rest of the line is folded.
     columns = [Column(head, min_width=max(map(len, head.split()))) for head in heads]

@@ -5,7 +5,6 @@ Where the code of a paper has a slip, the protocol corrects it and says so.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -100,17 +99,17 @@ PROTOCOLS = {
 
 
 def measures() -> list[Measure]:
-    """The columns of a protocol, in the order of `values`."""
+    """The columns of a protocol, see `PublishedCurves.columns`."""
     columns: tuple[tuple[str, Better, str], ...] = (
         ("insertion", "higher", "area under s while the hottest pixels are shown"),
         ("deletion", "lower", "area under s while the hottest pixels are hidden"),
+        ("insertion_iou", "higher", "area under the IoU of the prediction that s is of"),
+        ("deletion_iou", "lower", "area under the IoU of the prediction that s is of"),
+        ("insertion_class", "higher", "area under the class similarity of the prediction that s is of"),
+        ("deletion_class", "lower", "area under the class similarity of the prediction that s is of"),
         ("overall", "higher", "insertion - deletion"),
-        ("insertion_iou", "higher", "the same area under the IoU of the prediction that s is of"),
-        ("deletion_iou", "lower", "the same area under the IoU of the prediction that s is of"),
-        ("insertion_class", "higher", "the same area under its class similarity: s over IoU"),
-        ("deletion_class", "lower", "the same area under its class similarity: s over IoU"),
-        ("highest_50", "higher", "largest class similarity with IoU > .5 while pixels are shown"),
-        ("highest_75", "higher", "largest class similarity with IoU > .75 while pixels are shown"),
+        ("highest_50", "higher", "largest class similarity at IoU > .5 while pixels are shown"),
+        ("highest_75", "higher", "largest class similarity at IoU > .75 while pixels are shown"),
     )
     return [Measure(f"{name}_protocol", better, text, "protocol") for name, better, text in columns]
 
@@ -173,43 +172,37 @@ class PublishedCurves:
     def columns(self, insertion: Tensor, deletion: Tensor) -> dict[str, Tensor]:
         """The columns of `measures`, [N] each, from the curves."""
         shares = self.shares.to(insertion)[:, None]
-        shown, hidden = (torch.trapezoid(curve, shares, dim=1).unbind(1) for curve in (insertion, deletion))
-        highest = [(insertion[:, :, 2] * (insertion[:, :, 1] > least)).amax(dim=1) for least in (0.5, 0.75)]
-        pairs = [area for both in zip(shown[1:], hidden[1:], strict=True) for area in both]
-        lines = [shown[0], hidden[0], shown[0] - hidden[0], *pairs, *highest]
+        areas = torch.cat([torch.trapezoid(curve, shares, dim=1) for curve in (insertion, deletion)], dim=1)
+        lines = list(areas[:, [0, 3, 1, 4, 2, 5]].T)
+        lines += [lines[0] - lines[1]]
+        lines += [(insertion[:, :, 2] * (insertion[:, :, 1] > least)).amax(dim=1) for least in (0.5, 0.75)]
         return {measure.name: line for measure, line in zip(measures(), lines, strict=True)}
 
     @torch.no_grad()
     def __call__(self, images: Tensor, asked: Tensor) -> Tensor:
         """[b, 3] float32 in [0, 1]: s, IoU and class similarity of the objects `asked` [b] in images [b, 3, h, w]."""
         images = images.contiguous(memory_format=torch.channels_last)
-        rows = self._detections(images) if self._protocol.likeness == "kernel" else self._candidates(images)
-        return torch.stack([self._best(i, *row) for i, row in zip(asked.tolist(), rows, strict=True)])
-
-    def _candidates(self, images: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """Boxes [A, 4] and class probabilities [A, K] of each image."""
+        if self._protocol.likeness == "kernel":
+            return torch.stack([self._detected(i, image) for i, image in zip(asked.tolist(), images, strict=True)])
         boxes, probabilities, _ = self._adapter.candidates(self._adapter.forward(images, self._max_det))
-        return zip(boxes, probabilities, strict=True)
+        rows = []
+        for i, of_image, p in zip(asked.tolist(), boxes, probabilities, strict=True):
+            iou = box_iou(self._boxes[i : i + 1], of_image)[0]
+            own = self._distributions[i : i + 1]
+            kind = cosine_similarity(p, own) if self._protocol.likeness == "cosine" else p[:, self._classes[i]]
+            best = (iou * kind).argmax()
+            rows.append(torch.stack([iou[best] * kind[best], iou[best], kind[best]]))
+        return torch.stack(rows).float()
 
-    def _detections(self, images: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """The same, and the classes [A], of the detections that are left after suppression."""
-        for image in images:
-            outputs: Any = self._adapter.forward(image[None], self._max_det)
-            found = self._adapter.detect(outputs, [self._geometry], CONF, NMS, self._max_det)[0]
-            _, probabilities = self._adapter.image_candidates(outputs, self._geometry)
-            yield found.network_boxes, probabilities[found.index], found.class_ids
-
-    def _best(self, i: int, boxes: Tensor, probabilities: Tensor, classes: Tensor | None = None) -> Tensor:
-        iou = box_iou(self._boxes[i : i + 1], boxes)[0]
-        if self._protocol.likeness == "probability":
-            kind = probabilities[:, self._classes[i]]
-        else:
-            kind = cosine_similarity(probabilities, self._distributions[i : i + 1], dim=1)
-        rank = iou * kind
-        if classes is not None:
-            kind = torch.exp(-(((1 - kind) / KERNEL) ** 2)).sqrt()
-            rank = iou = iou * (classes == self._classes[i])
-        if not len(rank):
-            return iou.new_zeros(3)
-        best = rank.argmax()
-        return torch.stack([iou[best] * kind[best], iou[best], kind[best]]).float()
+    def _detected(self, i: int, image: Tensor) -> Tensor:
+        """[3]: the same for one image, of the detection of the object's class with the largest IoU."""
+        outputs: Any = self._adapter.forward(image[None], self._max_det)
+        found = self._adapter.detect(outputs, [self._geometry], CONF, NMS, self._max_det)[0]
+        if not len(found):
+            return image.new_zeros(3, dtype=torch.float32)
+        iou = box_iou(self._boxes[i : i + 1], found.network_boxes)[0] * (found.class_ids == self._classes[i])
+        best = iou.argmax()
+        distribution = self._adapter.image_candidates(outputs, self._geometry)[1][found.index[best]]
+        distance = 1 - cosine_similarity(distribution, self._distributions[i], dim=0)
+        kind = torch.exp(-((distance / KERNEL) ** 2)).sqrt()
+        return torch.stack([iou[best] * kind, iou[best], kind]).float()

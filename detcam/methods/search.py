@@ -18,6 +18,7 @@ from detcam.methods.superpixels import segments
 
 CLEAR = 1e-3  # by how much a superpixel must beat the first of the ranking: rounding shall not decide
 FINE = 1e-2  # the part of the heat that follows the order alone
+LEAST = 1e-6  # of s, which may be 0 throughout
 
 
 @dataclass(frozen=True)
@@ -52,51 +53,77 @@ class Search(SweepMethod):
         """See `SweepMethod.sweep`."""
         labels = segments(probe.image, self.regions, adaptive=True)
         n, count = len(probe.objects), int(labels.max()) + 1
-        steps, window = min(self.steps, count - 1), min(self.window, count)
-        total = count + 2 * steps * window * n
-        everything = torch.eye(count, dtype=torch.bool, device=labels.device)
-
-        def scores(shown: Tensor, start: int) -> Tensor:
-            """[b, N] scores of the image with only some superpixels [b, R] shown."""
-            parts = probe.batches(total, start, start + len(shown))
-            masks = (shown[part.start - start : part.stop - start, labels][:, None] for part in parts)
-            return torch.cat([probe.scores(probe.image * m) for m in masks]).unflatten(1, (n, -1)).mean(dim=2)
-
+        trials = Trials(probe, labels, count + 2 * self.steps * self.window * n)
         whole = probe.unchanged.view(n, -1).mean(dim=1)  # [N]
-        fall = (whole - scores(~everything, 0)).T.clamp(min=0)  # [N, R]
+        alone = torch.eye(count, dtype=torch.bool, device=labels.device)
+        fall = (whole - trials(~alone)).T.clamp(min=0)  # [N, R]
+
         maps = _scaled(BoxGaussian().sweep(probe, ""))
         if probe.starts:
-            maps = maps + _scaled(
-                torch.stack([_resized(m.clamp(min=0)[None], maps.shape[1:])[0] for m in probe.starts])
-            )
-        fine = _resized(maps, probe.size).flatten(1)
-        sizes = torch.bincount(labels.flatten(), minlength=count)
-        means = torch.zeros(n, count, device=labels.device).index_add_(1, labels.flatten(), fine) / sizes
-        ranking = _scaled(means) + _scaled(fall)
+            starts = [_resized(start.clamp(min=0)[None], maps.shape[1:]) for start in probe.starts]
+            maps = maps + _scaled(torch.cat(starts))
+        fine = _resized(maps, probe.size)  # [N, H, W]
+        sums = torch.zeros(n, count, device=labels.device).index_add_(1, labels.flatten(), fine.flatten(1))
+        means = sums / torch.bincount(labels.flatten(), minlength=count)
+        order, missing = self._searched(trials, _scaled(means) + _scaled(fall), whole)
 
-        taken = torch.zeros(n, count, dtype=torch.bool, device=labels.device)
-        order = ranking.new_zeros(n, 0, dtype=torch.int64)
-        reached = ranking.new_zeros(n, 1)  # [N, steps + 1] s with the superpixels taken so far shown alone
-        late = CLEAR * (torch.arange(window, device=labels.device) > 0)
-        for step in range(steps):
+        places = order.argsort(dim=1)  # [N, R] from 0 for the superpixel that was taken first
+        heat = missing.gather(1, places) + FINE * (1 - places / count)
+        heat = heat[:, labels] + FINE / count * _scaled(fine)
+        return adaptive_avg_pool2d(heat, map_size(probe.size))
+
+    def _searched(self, trials: Trials, ranking: Tensor, whole: Tensor) -> tuple[Tensor, Tensor]:
+        """The order of the superpixels [N, R], and the part of s that is missing [N, R] before each of them.
+
+        Args:
+            trials: scores of the image of which some superpixels are shown.
+            ranking: [N, R] where the search looks first, at least 0.
+            whole: [N] s of the whole image.
+        """
+        n, count = ranking.shape
+        steps, window = min(self.steps, count - 1), min(self.window, count)
+        alone = torch.eye(count, dtype=torch.bool, device=ranking.device)
+        taken = torch.zeros_like(ranking, dtype=torch.bool)
+        order = torch.zeros(n, 0, dtype=torch.int64, device=ranking.device)
+        reached = ranking.new_zeros(n, 1)  # [N, steps + 1] s with those taken so far shown alone
+        late = CLEAR * (torch.arange(window, device=ranking.device) > 0)[:, None]
+        for _ in range(steps):
             first = ranking.masked_fill(taken, -1).topk(window, dim=1).indices  # [N, w]
-            shown = taken[:, None] | everything[first]  # [N, w, R]
-            both = torch.stack([shown, ~shown], dim=2).flatten(0, 2)
-            s = scores(both, count + 2 * step * window * n).view(n, window, 2, n).diagonal(dim1=0, dim2=3)  # [w, 2, N]
-            best = (s[:, 0] - s[:, 1] - late[:, None]).argmax(dim=0)[:, None]  # [N, 1]
+            shown = taken[:, None] | alone[first]  # [N, w, R]
+            s = trials(torch.stack([shown, ~shown], dim=2).flatten(0, 2))
+            s = s.view(n, window, 2, n).diagonal(dim1=0, dim2=3)  # [w, 2, N], each object's own
+            best = (s[:, 0] - s[:, 1] - late).argmax(dim=0)[:, None]  # [N, 1]
             order = torch.cat([order, first.gather(1, best)], dim=1)
             reached = torch.cat([reached, s[:, 0].T.gather(1, best)], dim=1)
             taken.scatter_(1, order[:, -1:], value=True)
+        left = ranking.masked_fill(taken, -1).sort(dim=1, descending=True)
+        highest = torch.maximum(reached.amax(dim=1), whole).clamp(min=LEAST)[:, None]
+        missing = 1 - reached.cummax(dim=1).values / highest
+        rest = missing[:, -1:] * _scaled(left.values[:, : count - steps])
+        return torch.cat([order, left.indices[:, : count - steps]], 1), torch.cat([missing[:, :-1], rest], 1)
 
-        peak = torch.maximum(reached.amax(dim=1), whole).clamp(min=1e-6)[:, None]
-        missing = 1 - reached.cummax(dim=1).values / peak  # [N, steps + 1]
-        heat = missing[:, -1:] * _scaled(ranking.masked_fill(taken, 0))
-        heat = heat.scatter(1, order, missing[:, :-1])
-        ranks = ranking.masked_fill(taken, -1).argsort(dim=1, descending=True)[:, : count - steps]
-        places = torch.cat([order, ranks], dim=1).argsort(dim=1)  # [N, R] from 0 for the first
-        heat = heat + FINE * (1 - places / count)
-        heat = heat[:, labels] + FINE / count * _scaled(fine).view(n, *probe.size)
-        return adaptive_avg_pool2d(heat, map_size(probe.size))
+
+class Trials:
+    """Scores of an image of which only some superpixels are shown; the others are zero.
+
+    Args:
+        probe: the image, its N objects, and the model.
+        labels: [H, W] int64, the superpixels.
+        total: forwards of the whole sweep, for its progress.
+    """
+
+    def __init__(self, probe: Probe, labels: Tensor, total: int) -> None:
+        self._probe, self._labels, self._total, self._done = probe, labels, total, 0
+
+    def __call__(self, shown: Tensor) -> Tensor:
+        """[b, N] scores for `shown` [b, R] bool."""
+        start, n = self._done, len(self._probe.objects)
+        self._done += len(shown)
+        scores = []
+        for part in self._probe.batches(self._total, start, self._done):
+            masks = shown[part.start - start : part.stop - start, self._labels]
+            scores.append(self._probe.scores(self._probe.image * masks[:, None]))
+        return torch.cat(scores).unflatten(1, (n, -1)).mean(dim=2)
 
 
 def _scaled(values: Tensor) -> Tensor:

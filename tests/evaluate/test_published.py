@@ -94,7 +94,7 @@ def test_areas_over_all_candidates(name: str, seed: int, detector: nn.Module, pi
     insertion, deletion = (loop.curve(i, limits, black, shown, score) for shown in (True, False))
     a, b = areas(insertion, limits), areas(deletion, limits)
     highest = [(insertion[:, 2] * (insertion[:, 1] > least)).max() for least in (0.5, 0.75)]
-    expected = [a[0], b[0], a[0] - b[0], a[1], b[1], a[2], b[2], *highest]
+    expected = [a[0], b[0], a[1], b[1], a[2], b[2], a[0] - b[0], *highest]
     assert list(made) == [m.name for m in measures()]
     assert [float(made[m.name][i]) for m in measures()] == pytest.approx(expected, abs=2e-3)
 
@@ -152,7 +152,7 @@ def test_the_command_names_the_protocol_and_its_corrections(
     assert "Corrected: every step has its own score" in page
     for wrong, said in (
         (["--protocol", "rise"], "choose from vps"),
-        (["--protocol", "vps", "--fills", "blur"], "leave"),
+        (["--protocol", "vps", "--fills", "black"], "leave"),
     ):
         capsys.readouterr()
         assert cli.run([*given, *wrong, "--out", str(tmp_path / "other")]) == 2
