@@ -18,7 +18,6 @@ import torch
 from objects import surroundings
 from rich.console import Console
 from rich.table import Table
-from rivals import Shuffled
 from summaries import INTERVAL, interval, write
 from torch import nn
 
@@ -27,6 +26,7 @@ from detcam.evaluate.judge import Protocol, network_heat, pictures
 from detcam.evaluate.labels.read import read_labels
 from detcam.evaluate.matching import match
 from detcam.evaluate.metrics.bootstrap import bootstrap, paired
+from detcam.evaluate.metrics.stability import held, randomised
 from detcam.evaluate.published import PROTOCOLS, PublishedCurves, measures
 from detcam.images import read_image
 from detcam.methods.perturbation import DRISE
@@ -58,8 +58,20 @@ def contenders(model: Any, masks: int, options: dict[str, Any]) -> dict[str, Cou
     methods: dict[str, Any] = {name: name for name in ("search", "layerig", "odam", "gaussian")}
     methods[f"drise, {masks} masks"] = DRISE(masks=masks)
     counted = {name: Counted(Explainer(model, method, **options)) for name, method in methods.items()}
-    explainer = Explainer(model, "search", **options)
-    return {**counted, "shuffled search": Counted(explainer, Shuffled(explainer))}
+    twin = Explainer(model, "search", **options)
+    return {**counted, "shuffled search": Counted(twin, shuffled(model, twin, options))}
+
+
+def shuffled(model: Any, explainer: Explainer, options: dict[str, Any]) -> Callable[[Any], Explanation]:
+    """Explains the objects of the real model with shuffled weights, for families whose anchors stay where they are."""
+    reference = Explainer(model, "box", **options)
+
+    def explain(image: Any) -> Explanation:
+        objects = reference(image).objects
+        with held(explainer.adapter, objects), randomised(explainer.adapter.module, 1.0, 1):
+            return explainer(image)
+
+    return explain
 
 
 def report(values: dict[str, list[list[float]]], of: Sequence[int]) -> dict[str, Any]:
@@ -88,14 +100,16 @@ def main() -> None:
     parser.add_argument("--objects", type=int, default=2, help="of a picture to judge")
     parser.add_argument("--share", type=int, default=10, help="objects of a picture that are explained together")
     parser.add_argument("--masks", type=int, default=1000, help="of D-RISE")
+    parser.add_argument("--imgsz", type=int, default=640)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, default=REPOSITORY / "benchmarks" / "results" / "search.json")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     model, labels, console = load_model(args.weights), read_labels(args.labels), Console(width=120)
-    counted = contenders(model, args.masks, {"conf": VPS.conf, "max_det": args.share})
-    reference = Explainer(model, "box", conf=VPS.conf, max_det=args.share)
-    said = {name: getattr(args, name) for name in ("pictures", "objects", "share", "masks", "threads")}
+    options = {"conf": VPS.conf, "max_det": args.share, "imgsz": args.imgsz}
+    counted = contenders(model, args.masks, options)
+    reference = Explainer(model, "box", **options)
+    said = {name: getattr(args, name) for name in ("pictures", "objects", "share", "masks", "imgsz", "threads")}
     command = f"python benchmarks/search.py --weights {Path(args.weights).name} --images DIR --labels DIR " + " ".join(
         f"--{name} {value}" for name, value in said.items() if value is not None
     )
@@ -104,7 +118,7 @@ def main() -> None:
     curves: dict[str, list[torch.Tensor]] = {name: [] for name in counted}
     shared = {}
     for count in (1, args.share):
-        search = Counted(Explainer(model, "search", conf=FEW, max_det=count))
+        search = Counted(Explainer(model, "search", conf=FEW, max_det=count, imgsz=args.imgsz))
         found = len(search(pictures(args.images, Protocol())[0]))
         shared[found] = search.forwards / found
     console.print(f"forwards per object, by the number of objects: {shared}", markup=False)
