@@ -171,8 +171,8 @@ def _on_photographs(
     if published and fills != ("blur",):
         raise InputError("--protocol says what hides pixels: leave --fills out")
     protocol = Protocol.quick() if quick else Protocol()
-    given = {"pictures": limit, "objects": objects, "published": published}
-    protocol = replace(protocol, fills=fills, **{k: v for k, v in given.items() if v is not None})
+    given = {"pictures": limit, "objects": objects}
+    protocol = replace(protocol, fills=fills, published=published, **{k: v for k, v in given.items() if v is not None})
     if published and "conf" not in preset.model_fields_set:
         preset = preset.updated(conf=PROTOCOLS[published].conf)
     paths, truth = pictures(images, protocol), read_labels(labels)

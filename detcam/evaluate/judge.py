@@ -172,14 +172,19 @@ class Judge:
                 _note(row, name, measure.name, function(case), why)
         few = matched.objects[: self._protocol.objects]
         try:
-            if name := self._protocol.published:
+            if self._protocol.published:
                 objects = plain.objects.select(torch.tensor(few, device=plain.boxes.device))
                 curves = PublishedCurves(
-                    PROTOCOLS[name], self._reference, image, objects, matched.boxes[: len(few)], self._protocol.memory
+                    PROTOCOLS[self._protocol.published],
+                    self._reference,
+                    image,
+                    objects,
+                    matched.boxes[: len(few)],
+                    self._protocol.memory,
                 )
                 for name, explanation in explained.items():
-                    for measure, line in curves.values(network_heat(explanation, few)).items():
-                        _note(row, name, measure, line)
+                    for column, line in curves.values(network_heat(explanation, few)).items():
+                        _note(row, name, column, line)
             else:
                 self._faithfulness(image, plain, explained, few, row)
         except MethodError as error:  # the family has no score for masked images
