@@ -31,11 +31,14 @@ Examples:
 
 `detcam evaluate --config mine.yaml --images photos --labels labels`
 
+`detcam evaluate --model yolov8n.pt --images photos --labels labels --methods search,odam --protocol vps`
+
 `detcam evaluate --scenes 200 --out judged`
 """
 MAPS = "maps"  # folder of the maps that --report keeps
 FEW = 3  # objects per image of a quick run: some methods take a backward through the whole model for each
 HEADLINES = ("energy_in_mask", "odi", "deletion_blur", "insertion_blur", "randomised", "forwards")
+PUBLISHED = ("deletion_protocol", "insertion_protocol")  # headlines in place of deletion and insertion
 
 
 @with_preset_options(without=["method"], model=Preset.model_fields["model"].description or "")
@@ -67,6 +70,9 @@ def evaluate(
         int | None, typer.Option(min=1, help="Objects per image for deletion, insertion and stability. [default: 3]")
     ] = None,
     fills: Annotated[str, typer.Option(help="What hides pixels: blur, black, inpaint.")] = "blur",
+    protocol: Annotated[
+        str | None, typer.Option(help="Deletion and insertion as a paper has them: vps, vxcode, odexai.")
+    ] = None,
     *,
     preset: Preset,
     config: ConfigFlag = None,
@@ -95,15 +101,16 @@ def evaluate(
             given = {"images": images, "labels": labels, **({"config": config} if config else flags)}
             if needless := [f"--{name.replace('_', '-')}" for name, value in given.items() if value is not None]:
                 raise InputError(f"--scenes brings its models, labels and options: leave out {', '.join(needless)}")
-            if report:
-                raise InputError("--report shows the maps of images: give --model, --images and --labels")
+            if report or protocol:
+                name = "--report" if report else "--protocol"
+                raise InputError(f"{name} is for images: give --model, --images and --labels")
             document = _on_scenes(20 if quick else scenes, contenders, places, quick, out_dir, resume, as_json)
         elif "model" not in preset.model_fields_set or images is None or labels is None:
             raise InputError("evaluate: give --model, --images and --labels, or --scenes 200")
         else:
             document = _on_photographs(
                 preset, trust_checkpoint, images, labels, contenders, places, quick, out_dir, resume, as_json,
-                tuple(fills.split(",")), pictures, objects, report,
+                tuple(fills.split(",")), protocol, pictures, objects, report,
             )  # fmt: skip
         finish(out_dir, document, as_json)
         if report:
@@ -133,21 +140,29 @@ def _written(folder: Path) -> str:
 
 def _on_photographs(
     preset: Preset, trust: bool, images: Path, labels: Path, methods: Sequence[str], layers: Sequence[str], quick: bool,
-    folder: Path, resume: bool, quiet: bool, fills: tuple[str, ...], limit: int | None, objects: int | None, keep: bool,
+    folder: Path, resume: bool, quiet: bool, fills: tuple[str, ...], published: str | None, limit: int | None,
+    objects: int | None, keep: bool,
 ) -> dict[str, Any]:  # fmt: skip
     from detcam.engine.masking import FILLS
     from detcam.evaluate.contenders import contenders
     from detcam.evaluate.judge import Judge, Protocol, pictures
     from detcam.evaluate.labels.read import read_labels
+    from detcam.evaluate.published import PROTOCOLS
     from detcam.evaluate.report import summarise
     from detcam.evaluate.store import Store
     from detcam.models.load import load_model
 
     if wrong := [fill for fill in fills if fill not in FILLS]:
         raise InputError(f"fill {wrong[0]!r} does not exist: choose from {', '.join(FILLS)}")
+    if published is not None and published not in PROTOCOLS:
+        raise InputError(f"--protocol {published!r} does not exist: choose from {', '.join(PROTOCOLS)}")
+    if published and fills != ("blur",):
+        raise InputError("--protocol says what hides pixels: leave --fills out")
     protocol = Protocol.quick() if quick else Protocol()
     given = {"pictures": limit, "objects": objects}
-    protocol = replace(protocol, fills=fills, **{k: v for k, v in given.items() if v is not None})
+    protocol = replace(protocol, fills=fills, published=published, **{k: v for k, v in given.items() if v is not None})
+    if published and "conf" not in preset.model_fields_set:
+        preset = preset.updated(conf=PROTOCOLS[published].conf)
     paths, truth = pictures(images, protocol), read_labels(labels)
     if quick:
         preset = preset.updated(max_det=min(preset.max_det, FEW))
@@ -167,7 +182,8 @@ def _on_photographs(
     for row in _shown(judge.rows(paths, done), len(paths), len(done), quiet):
         store.add(row)
     document = summarise(list(store.rows()), protocol.measures(), settings)
-    return {**document, "left_out": left_out}
+    said = {"published": {"name": published, **asdict(PROTOCOLS[published])}} if published else {}
+    return {**document, "left_out": left_out, **said}
 
 
 def _on_scenes(
@@ -228,7 +244,8 @@ def finish(folder: Path, document: dict[str, Any], as_json: bool) -> None:
     if as_json:
         print(json.dumps(document, indent=2, ensure_ascii=False))
         return
-    shown = [m for m in document["measures"] if m["name"] in HEADLINES or m["name"].endswith((" mass", " rank"))]
+    headlines, parts = {*HEADLINES, *PUBLISHED}, (" mass", " rank")
+    shown = [m for m in document["measures"] if m["name"] in headlines or m["name"].endswith(parts)]
     heads = [f"{m['name'].replace('_', ' ')} {'↑' if m['better'] == 'higher' else '↓'}" for m in shown]
     # Words of headings stay whole; a name that is too long for the rest of the line is folded.
     columns = [Column(head, min_width=max(map(len, head.split()))) for head in heads]

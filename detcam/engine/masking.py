@@ -77,7 +77,7 @@ def places(heat: Tensor, inside: Tensor) -> Tensor:
     return ranks.scatter_(1, pixels[order], numbers).view_as(heat)
 
 
-def fill(name: str, picture: Tensor, black: Tensor) -> Fill:
+def fill(name: str, picture: Tensor, black: Tensor, deviation: float | None = None) -> Fill:
     """The fill of hidden pixels: a function from [b, h, w] masks to [b, 3, h, w] images.
 
     Args:
@@ -85,10 +85,12 @@ def fill(name: str, picture: Tensor, black: Tensor) -> Fill:
             that stay visible, see `spread`).
         picture: [3, h, w], the network's input.
         black: [3, h, w], the network's input for a black image.
+        deviation: of the blur in pixels; None: a share of the input's size.
     """
     if name == "inpaint":
         return lambda hidden: spread(picture, ~hidden)
-    other = blurred(picture, max(picture.shape[1:]) / BLUR, "replicate") if name == "blur" else black
+    deviation = max(picture.shape[1:]) / BLUR if deviation is None else deviation
+    other = blurred(picture, deviation, "replicate") if name == "blur" else black
     return lambda hidden: torch.where(hidden[:, None], other, picture)
 
 

@@ -7,7 +7,7 @@ activations change, the modules before them do not run again; their recorded out
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -41,6 +41,7 @@ class Probe:
         grids: see `Capture`.
         memory: bytes that a batch of forwards may take, roughly.
         progress: called after every batch.
+        starts: a map [h, w] for each object, for methods that start from one; empty: none.
     """
 
     module: nn.Module
@@ -53,6 +54,7 @@ class Probe:
     grids: Callable[[int], list[tuple[int, int, int]]] = lambda tokens: []
     memory: int = 256 * 2**20
     progress: Progress | None = None
+    starts: Sequence[Tensor] = ()
 
     @property
     def size(self) -> tuple[int, int]:
@@ -69,14 +71,18 @@ class Probe:
         images = images.to(self.image.dtype, memory_format=torch.channels_last)  # convolutions are faster in this order
         return self.score(self.forward(images), len(images)).float()
 
-    def batches(self, total: int) -> Iterator[slice]:
-        """The numbers 0 to `total` - 1 in slices as long as memory allows; progress is reported after each."""
+    def batches(self, total: int, start: int = 0, stop: int | None = None) -> Iterator[slice]:
+        """The numbers `start` to `stop` - 1 of `total`, by default all, in slices as long as memory allows.
+
+        Progress is reported after each.
+        """
         step = max(self.memory // max(self._plain_run[0].largest * ALIVE, 1), 1)
-        for start in range(0, total, step):
-            stop = min(start + step, total)
-            yield slice(start, stop)
+        stop = total if stop is None else stop
+        for first in range(start, stop, step):
+            last = min(first + step, stop)
+            yield slice(first, last)
             if self.progress is not None:
-                self.progress(stop, total)
+                self.progress(last, total)
 
     def tail(self, layer: str) -> Callable[[Tensor], Tensor]:
         """The scores [b, M] as a function of other activations [b, C, h, w] at one of `layers`.

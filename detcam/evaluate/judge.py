@@ -20,6 +20,7 @@ from detcam.evaluate.labels.names import by_name
 from detcam.evaluate.matching import match
 from detcam.evaluate.metrics import faithfulness, stability
 from detcam.evaluate.metrics.localisation import LOCALISATION, NEED_MASKS, Measure
+from detcam.evaluate.published import PROTOCOLS, PublishedCurves, measures
 from detcam.explainer import Explainer
 from detcam.explanation import Explanation
 from detcam.images import SUFFIXES, read_image
@@ -60,6 +61,8 @@ class Protocol:
         expensive: contenders with more forwards and backwards per image are not judged for stability, which repeats
             every explanation several times.
         memory: approximate bytes for a batch of masked forwards.
+        published: name of a published protocol for deletion and insertion, see `detcam.evaluate.published`; `fills` and
+            `steps` have no effect then.
     """
 
     pictures: int | None = None
@@ -70,6 +73,7 @@ class Protocol:
     stability: int = 8
     expensive: int = 60
     memory: int = 256 * 2**20
+    published: str | None = None
 
     @classmethod
     def quick(cls) -> Protocol:
@@ -78,8 +82,13 @@ class Protocol:
 
     def measures(self) -> list[Measure]:
         """All columns of the rows."""
-        fills = [measure for fill in self.fills for measure in faithfulness.measures(fill)]
-        return [*(m for m, _ in LOCALISATION), *fills, *stability.STABILITY, *COST]
+        return [*(m for m, _ in LOCALISATION), *self.curves(), *stability.STABILITY, *COST]
+
+    def curves(self) -> list[Measure]:
+        """The columns of deletion and insertion."""
+        if self.published:
+            return measures()
+        return [measure for fill in self.fills for measure in faithfulness.measures(fill)]
 
 
 def pictures(folder: Path, protocol: Protocol) -> list[Path]:
@@ -164,9 +173,25 @@ class Judge:
                 _note(row, name, measure.name, function(case), why)
         few = matched.objects[: self._protocol.objects]
         try:
-            self._faithfulness(image, plain, explained, few, row)
+            if self._protocol.published:
+                objects = plain.objects.select(torch.tensor(few, device=plain.boxes.device))
+                curves = PublishedCurves(
+                    PROTOCOLS[self._protocol.published],
+                    self._reference,
+                    image,
+                    objects,
+                    matched.boxes[: len(few)],
+                    self._protocol.memory,
+                )
+                for name, explanation in explained.items():
+                    maps = [explanation.maps[i] for i in few]
+                    heat = masking.network_heat(maps, explanation.geometry.network)
+                    for column, line in curves.values(heat).items():
+                        _note(row, name, column, line)
+            else:
+                self._faithfulness(image, plain, explained, few, row)
         except MethodError as error:  # the family has no score for masked images
-            for measure in (m for fill in self._protocol.fills for m in faithfulness.measures(fill)):
+            for measure in self._protocol.curves():
                 row["undefined"][measure.name] = dict.fromkeys(explained, str(error))
         row["agreement"] = {
             "names": list(explained),

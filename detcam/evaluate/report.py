@@ -183,6 +183,10 @@ def markdown(document: dict[str, Any]) -> str:
         + ", ".join(f"{k} {v}" for k, v in document["versions"].items())
         + ".",
     ]
+    if said := document.get("published"):
+        lines += ["", f"## Protocol {said['name']}", "", f"{said['source']}.", ""]
+        lines += [f"- {setting}." for setting in said["settings"]]
+        lines += [f"- Corrected: {correction}." for correction in said["corrections"]]
     groups: dict[str, list[dict[str, str]]] = {}
     for measure in document["measures"]:
         groups.setdefault(measure["group"], []).append(measure)

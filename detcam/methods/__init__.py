@@ -27,6 +27,7 @@ from detcam.methods.layered import FullGrad, GuidedGradCAM, SmoothGradCAMPlusPlu
 from detcam.methods.path import LayerIG
 from detcam.methods.perturbation import DRISE, ISCAM, RISE, SSCAM, Occlusion, ScoreCAM
 from detcam.methods.pixel import Gradient, GradientXInput, GuidedBackprop, IntegratedGradients, SmoothGrad
+from detcam.methods.search import Search
 from detcam.methods.shapley import ShapleyCAM
 from detcam.methods.smoothing import WRAPPERS, Augmented, NoiseTunnel, PrincipalComponent
 from detcam.methods.spatial import GCAME, ElementWiseGradCAM, SSGradCAM, SSGradCAMPlusPlus
@@ -37,7 +38,9 @@ GRADIENT = (
     SSGradCAM, SSGradCAMPlusPlus, GCAME, FinerCAM, Fused, LayerIG,
 )  # fmt: skip
 ACTIVATION = (EigenCAM, KPCACAM, FEM, DeepFeatureFactorization)
-SWEEPS = (RISE, DRISE, DCLOSE, Occlusion, ScoreCAM, SSCAM, ISCAM, AblationCAM, ReciproCAM, SmoothGradCAMPlusPlus)
+SWEEPS = (
+    RISE, DRISE, DCLOSE, Search, Occlusion, ScoreCAM, SSCAM, ISCAM, AblationCAM, ReciproCAM, SmoothGradCAMPlusPlus,
+)  # fmt: skip
 PIXEL = (
     Gradient, GradientXInput, SmoothGrad, IntegratedGradients, FullGrad, GuidedBackprop, GuidedGradCAM, Captum,
 )  # fmt: skip

@@ -17,7 +17,7 @@ from detcam.errors import MethodError, nearest
 if TYPE_CHECKING:
     from detcam.adapters import Adapter, Target
 
-Scalar = Literal["target", "prob", "similarity"]
+Scalar = Literal["target", "prob", "similarity", "match"]
 
 
 class AnyMethod(ABC):
@@ -143,11 +143,15 @@ class SweepMethod(AnyMethod):
     Gradients are off while it runs; the methods of `detcam.methods.pixel` turn them on for their own forwards.
 
     `scalar` is the score that a forward returns for each object: "target" (the user's target at the object's anchor),
-    "prob" (the same with the class score as a probability rather than a logit, for sums of scores over masks) or
-    "similarity" (of the most similar prediction to the object, see `detcam.methods.similarity`).
+    "prob" (the same with the class score as a probability rather than a logit, for sums of scores over masks),
+    "similarity" (of the most similar prediction to the object, see `detcam.methods.similarity`) or "match" (similarity
+    for models that list candidates, prob for others).
+
+    `starts_from` is another method, whose maps the sweep starts from (`Probe.starts`), where the model has gradients.
     """
 
     scalar: ClassVar[Scalar] = "target"
+    starts_from: ClassVar[AnyMethod | None] = None
 
     @abstractmethod
     def sweep(self, probe: Probe, layer: str) -> Tensor:

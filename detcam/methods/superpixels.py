@@ -16,8 +16,13 @@ from detcam.methods.base import Scalar, SweepMethod, parameter
 from detcam.methods.perturbation import MOST, map_size
 
 
-def segments(image: Tensor, count: int) -> Tensor:
+def segments(image: Tensor, count: int, adaptive: bool = False) -> Tensor:
     """[H, W] int64 from 0: about `count` superpixels of an image [3, H, W], by SLIC (Achanta et al. 2012).
+
+    Args:
+        image: the network's input.
+        count: of superpixels.
+        adaptive: each superpixel finds its own compactness (SLICO).
 
     Raises:
         MethodError: if scikit-image is not installed.
@@ -25,12 +30,12 @@ def segments(image: Tensor, count: int) -> Tensor:
     try:
         from skimage.segmentation import slic
     except ImportError:
-        raise MethodError('method dclose: scikit-image is not installed: pip install "detcam[pixels]"') from None
+        raise MethodError('superpixels: scikit-image is not installed: pip install "detcam[pixels]"') from None
     pixels = image.permute(1, 2, 0).float().cpu().numpy()
     low, high = float(pixels.min()), float(pixels.max())
     stretched = (pixels - low) / max(high - low, 1e-6)
     # Smoothed and compact: on noisy images scikit-image's defaults join everything into a single segment.
-    labels = slic(stretched, n_segments=count, compactness=30, sigma=1, start_label=0)
+    labels = slic(stretched, n_segments=count, compactness=30, sigma=1, start_label=0, slic_zero=adaptive)
     return torch.from_numpy(np.ascontiguousarray(labels, dtype=np.int64)).to(image.device)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from detcam.errors import LayerError, MethodError
+from detcam.errors import InputError, LayerError, MethodError
 from detcam.methods import AnyMethod, Method, SweepMethod
 from detcam.methods.attention import AttentionMethod
 from detcam.methods.combination import Combination
@@ -44,9 +44,17 @@ def runner_for(method: AnyMethod, layers: Layers, request: Request) -> Runner:
     chosen = method.layers if layers == "auto" else layers
     plan = request.plan_of(chosen)
     if isinstance(method, SweepMethod):
-        return PerturbationRunner(method, plan, request)
+        return PerturbationRunner(method, plan, request, start_runner(method.starts_from, layers, request))
     if isinstance(method, PathMethod):
         return PathRunner(method, plan, request, complete=chosen == "stem")
     if isinstance(method, Method):
         return GradientRunner(method, plan, request)
     raise MethodError(f"method {method.name!r} is of no kind that an explainer knows: derive it from Method")
+
+
+def start_runner(method: AnyMethod | None, layers: Layers, request: Request) -> Runner | None:
+    """The runner of the maps that a sweep starts from; None without such a method, or if the model cannot have it."""
+    try:
+        return None if method is None else runner_for(method, layers, request)
+    except InputError:
+        return None

@@ -12,10 +12,10 @@ from torch import Tensor
 from detcam.adapters import Adapter, LayerPlan, Target
 from detcam.engine import Captured
 from detcam.engine.sweeps import Probe
-from detcam.errors import TargetError
+from detcam.errors import LayerError, TargetError
 from detcam.methods import SweepMethod
 from detcam.methods.similarity import class_distributions, similarity
-from detcam.runners.base import Maps, Request, add_maps, scalars_of
+from detcam.runners.base import Maps, Request, Runner, add_maps, scalars_of
 from detcam.types import Objects
 
 
@@ -28,7 +28,8 @@ def perturbation_target(method: SweepMethod, target: Target, adapter: Adapter) -
     Raises:
         TargetError: for a scalar of the kept query alone, where that query cannot be found again.
     """
-    if method.scalar == "similarity":
+    listed = type(adapter).candidates is not Adapter.candidates
+    if method.scalar == "similarity" or (method.scalar == "match" and listed):
         return "similarity"
     if not adapter.stable and isinstance(target, str) and "forwards" in method.reads:
         if target not in ("class", "prob"):
@@ -37,7 +38,9 @@ def perturbation_target(method: SweepMethod, target: Target, adapter: Adapter) -
                 "changed image: use target 'class', or a method that reads gradients, e.g. 'odam'"
             )
         return "similarity"
-    return "prob" if (method.scalar, target) == ("prob", "class") and "prob" in adapter.available else target
+    return (
+        "prob" if method.scalar in ("prob", "match") and target == "class" and "prob" in adapter.available else target
+    )
 
 
 class PerturbationRunner:
@@ -47,10 +50,11 @@ class PerturbationRunner:
         method: how maps are made of forwards.
         plan: the layers, for methods that read activations.
         request: the model, the target, and the memory and progress of the forwards.
+        start: makes the maps that the sweep starts from, after a forward of its own.
     """
 
-    def __init__(self, method: SweepMethod, plan: LayerPlan, request: Request) -> None:
-        self._reads_layers = "activations" in method.reads
+    def __init__(self, method: SweepMethod, plan: LayerPlan, request: Request, start: Runner | None = None) -> None:
+        self._reads_layers, self._start = "activations" in method.reads, start
         self.plan = plan if self._reads_layers else LayerPlan((), plan.cut_all, plan.fuse)
         self.cut, self.differentiable = plan.cut_all, False
         self.target = perturbation_target(method, request.target, request.adapter)
@@ -60,9 +64,25 @@ class PerturbationRunner:
         """See `Runner.watching`."""
         return nullcontext()
 
-    @torch.no_grad()
     def maps(self, pixels: Tensor, outputs: Any, objects: list[Objects], captured: list[Captured]) -> Maps:
         """See `Runner.maps`."""
+        starts = self._starts(pixels, objects)
+        with torch.no_grad():
+            return self._swept(pixels, outputs, objects, captured, starts)
+
+    def _starts(self, pixels: Tensor, objects: list[Objects]) -> list[Tensor]:
+        """The maps that the sweep starts from, of all objects; none for a model without gradients at the layers."""
+        if self._start is None or not any(map(len, objects)):
+            return []
+        try:
+            outputs, captured = self._request.model_run(pixels, self._start)
+            return self._start.maps(pixels, outputs, objects, captured).maps
+        except (LayerError, TargetError):
+            return []
+
+    def _swept(
+        self, pixels: Tensor, outputs: Any, objects: list[Objects], captured: list[Captured], starts: list[Tensor]
+    ) -> Maps:
         size = (pixels.shape[2], pixels.shape[3])
         maps: list[Tensor] = []
         for image, of_image in enumerate(objects):
@@ -79,6 +99,7 @@ class PerturbationRunner:
                 grids=lambda tokens: self._adapter.grids(tokens, size),
                 memory=self._request.memory,
                 progress=self._request.progress,
+                starts=starts[len(maps) : len(maps) + len(of_image)],
             )
             maps += self._image_maps(probe)
         return Maps(maps, [False] * len(maps))

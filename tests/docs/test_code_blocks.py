@@ -33,6 +33,7 @@ SMALLER = {
     "detcam batch photos": "detcam batch photos --workers 1",
     "--methods odam,fused,layercam": "--methods odam --layers level --pictures 1 --objects 1 --quick",
     "--methods odam,layercam": "--methods odam --layers level --pictures 1 --objects 1",
+    "--methods search,odam": "--methods odam --layers level --pictures 1 --objects 1 --quick --conf 0.25",
     "--methods all": "--methods odam --layers level --pictures 1 --objects 1",
     "--config configs/blackbox.yaml": "--config configs/blackbox.yaml --imgsz 64",
 }

@@ -25,6 +25,7 @@ from detcam.methods.channels import ReciproCAM
 from detcam.methods.layered import SmoothGradCAMPlusPlus
 from detcam.methods.perturbation import DRISE, ISCAM, RISE, SSCAM, Occlusion
 from detcam.methods.pixel import IntegratedGradients, SmoothGrad
+from detcam.methods.search import Search
 from detcam.methods.superpixels import DCLOSE
 
 sys.path.append(str(Path(__file__).parents[1] / "adapters"))
@@ -84,6 +85,7 @@ ROWS = (
     Row(RISE(masks=6)),
     Row(DRISE(masks=6)),
     Row(DCLOSE(masks=2, levels=2, coarsest=6)),
+    Row(Search(regions=6, steps=2, window=2)),
     Row(Occlusion(cells=3), close=True),
     Row("scorecam"),
     Row(SSCAM(samples=1, deviation=0.1)),  # with more noise the softmax leaves one channel, which objects share
@@ -152,11 +154,11 @@ class Subject:
             return ["layer4"]
         if self._sweeps or not method.object_specific:
             return [LAYER]
-        return "level" if isinstance(method, Method) else "auto"
+        return "level" if isinstance(method, (Method, SweepMethod)) else "auto"
 
     @property
     def _sweeps(self) -> bool:
-        return isinstance(self.row.made, SweepMethod)
+        return isinstance(self.row.made, SweepMethod) and self.row.made.starts_from is None
 
     def plain(self, found: int) -> Explainer:
         """The same with the class logit as a user's function, whose gradient takes a backward for each object."""

@@ -93,6 +93,45 @@ def dclose(setting: Setting, explanation: Explanation, method: Any) -> Any:
     return fused
 
 
+def search(setting: Setting, explanation: Explanation, method: Any) -> Any:
+    """One object and one superpixel at a time: hidden alone, then shown and hidden with those taken before."""
+    pixels = setting.pixels.permute(1, 2, 0).float().numpy()
+    stretched = (pixels - pixels.min()) / (pixels.max() - pixels.min())
+    labels = slic(stretched, method.regions, compactness=30, sigma=1, start_label=0, slic_zero=True)
+    count = int(labels.max()) + 1
+
+    def scores(chosen: set[int]) -> np.ndarray:
+        return similarities(setting, explanation, np.isin(labels, list(chosen))[None].astype(np.float64))[0]
+
+    everything = set(range(count))
+    whole = scores(everything)
+    falls = np.stack([np.maximum(whole - scores(everything - {r}), 0) for r in range(count)], axis=1)
+    starts = setting.explain("layerig", layers=[LAYER]).maps
+    maps = []
+    for n, box in enumerate(gaussian(setting, explanation, method)):
+        start = interpolate(starts[n].clamp(min=0)[None, None], box.shape, mode="bilinear")[0, 0]
+        fine = interpolate((box / box.max() + start / start.max())[None, None], labels.shape, mode="bilinear")[0, 0]
+        means = np.array([fine.numpy()[labels == r].mean() for r in range(count)])
+        ranking = means / means.max() + falls[n] / max(falls[n].max(), 1e-30)
+        taken: list[int] = []
+        alone = [0.0]
+        for _ in range(method.steps):
+            left = sorted(everything - set(taken), key=lambda r: -ranking[r])[: method.window]
+            shown = [scores({*taken, r})[n] for r in left]
+            gains = [s - scores(everything - {*taken, r})[n] for s, r in zip(shown, left, strict=True)]
+            best = max(range(len(left)), key=lambda k: gains[k] - (k > 0) * 1e-3)
+            taken.append(left[best])
+            alone.append(max(alone[-1], shown[best]))
+        missing = 1 - np.array(alone) / max(alone[-1], whole[n], 1e-6)
+        order = taken + sorted(everything - set(taken), key=lambda r: -ranking[r])
+        heat, rest = np.zeros(count), max(ranking[r] for r in order[len(taken) :])
+        for place, r in enumerate(order):
+            own = missing[place] if place < len(taken) else missing[-1] * ranking[r] / rest
+            heat[r] = own + 0.01 * (1 - place / count)
+        maps.append(blocks((heat[labels] + 0.01 / count * (fine / fine.max()).numpy())[None])[0])
+    return maps
+
+
 def occlusion(setting: Setting, explanation: Explanation, method: Any) -> Any:
     cells, patch, before = method.cells, method.patch, setting.logits(setting.pixels, explanation)
     rows, columns = ([round(i * side / cells) for i in range(cells + 1)] for side in (64, SIZE))
@@ -284,6 +323,7 @@ SWEEP_FORMULAS: dict[str, Callable[[Setting, Explanation, Any], Any]] = {
     "rise": rise,
     "drise": drise,
     "dclose": dclose,
+    "search": search,
     "occlusion": occlusion,
     "scorecam": through_channels(lambda masks, method: [masks]),
     "sscam": through_channels(noisy_masks),

@@ -16,6 +16,7 @@ from detcam.methods import METHODS, get_method
 from detcam.methods.layered import SmoothGradCAMPlusPlus
 from detcam.methods.perturbation import DRISE, ISCAM, RISE, SSCAM, Occlusion
 from detcam.methods.pixel import IntegratedGradients, SmoothGrad
+from detcam.methods.search import Search
 from detcam.methods.superpixels import DCLOSE
 
 ELSEWHERE = {
@@ -34,6 +35,7 @@ MORE: dict[str, Any] = {
     "rise": lambda seed: RISE(masks=23, cells=4, kept=0.4, seed=seed),
     "drise": lambda seed: DRISE(masks=17, cells=5, seed=seed),
     "dclose": lambda seed: DCLOSE(masks=7, levels=2, coarsest=6, seed=seed),
+    "search": lambda seed: Search(regions=8, steps=2, window=2),
     "occlusion": lambda seed: Occlusion(cells=5, patch=2),
     "sscam": lambda seed: SSCAM(samples=2 if NIGHTLY else 1, deviation=0.5, seed=seed),
     "iscam": lambda seed: ISCAM(samples=2),
@@ -42,7 +44,7 @@ MORE: dict[str, Any] = {
     "smoothgrad": lambda seed: SmoothGrad(samples=3, deviation=0.2, seed=seed),
     "integratedgradients": lambda seed: IntegratedGradients(steps=3),
 }  # with more passes than the contract takes
-SCALARS = {"rise": "prob", "drise": "similarity", "dclose": "similarity"}
+SCALARS = {"rise": "prob", "drise": "similarity", "dclose": "similarity", "search": "similarity"}
 POLES = ("gradcam++", "ssgradcam++", "xgradcam")  # quotients with an epsilon
 TIES = ("eigengradcam", "eigencam", "kpcacam")  # defined where one direction leads
 
@@ -76,7 +78,7 @@ def test_sweep_formulas(name: str, exact: Setting, seed: int) -> None:
     method = MORE[name](seed) if name in MORE else TABLE[name].made
     explanation = exact.explain(method, layers=[LAYER])
     expected = SWEEP_FORMULAS[name](exact, explanation, method)
-    tolerance = 1e-3 if name == "dclose" else 1e-4
+    tolerance = 1e-3 if name in ("dclose", "search") else 1e-4
     if name == "smoothgradcam++":
         span = expected.amax(dim=(1, 2)) - expected.amin(dim=(1, 2))
         tolerance += float((rounding_near_poles(exact, explanation, method).amax(dim=(1, 2)) / span).max())

@@ -117,19 +117,23 @@ def curves(
     """
     inside, fractions = places[:1] >= 0, shares(steps)
     limits = (fractions[1:-1] * int(inside.sum())).round().to(places.device)
-    # Each map has `rows` images: all steps of its deletion, then all steps of its insertion.
-    limit, inserts = limits.repeat(2), torch.arange(2 * (steps - 1), device=places.device) >= steps - 1
-    n, rows = len(places), len(limit)
+    hides, shows = (course(score, fill, places, owner, limits, shown, batch) for shown in (False, True))
+    deletion = torch.cat([whole[:, None], hides, hidden[:, None]], dim=1)
+    insertion = torch.cat([hidden[:, None], shows, whole[:, None]], dim=1)
+    return Curves(fractions, deletion, insertion)
+
+
+def course(score: Score, fill: Fill, places: Tensor, owner: Tensor, limits: Tensor, shown: bool, batch: int) -> Tensor:
+    """[n, k] scores with the `limits` [k] hottest pixels of n maps hidden, or with only these shown; see `curves`."""
+    inside, rows = places[:1] >= 0, len(limits)
 
     def masks(part: slice) -> Tensor:
-        row = torch.arange(n * rows, device=places.device)[part]
-        hottest = places[row // rows] < limit[row % rows, None, None]
-        return (hottest ^ inserts[row % rows, None, None]) & inside
+        row = torch.arange(len(places) * rows, device=places.device)[part]
+        hottest = places[row // rows] < limits[row % rows, None, None]
+        return (hottest ^ shown) & inside
 
-    scores = _batched(score, fill, masks, owner.repeat_interleave(rows), batch).view(n, 2, steps - 1)
-    deletion = torch.cat([whole[:, None], scores[:, 0], hidden[:, None]], dim=1)
-    insertion = torch.cat([hidden[:, None], scores[:, 1], whole[:, None]], dim=1)
-    return Curves(fractions, deletion, insertion)
+    scores = _batched(score, fill, masks, owner.repeat_interleave(rows), batch)
+    return scores.unflatten(0, (len(places), rows))
 
 
 def _batched(score: Score, fill: Fill, hidden: Callable[[slice], Tensor], objects: Tensor, batch: int) -> Tensor:
