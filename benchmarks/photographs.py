@@ -31,7 +31,7 @@ from detcam.evaluate.labels.base import Labels
 from detcam.evaluate.labels.read import read_labels
 from detcam.evaluate.matching import Matched, match
 from detcam.evaluate.metrics import faithfulness, masking
-from detcam.evaluate.metrics.bootstrap import bootstrap, paired
+from detcam.evaluate.metrics.bootstrap import Interval, bootstrap, paired
 from detcam.evaluate.metrics.localisation import energy, energy_in_mask, pointing
 from detcam.evaluate.planted.interventions import CONF, Witness
 from detcam.evaluate.planted.judge import seeds_of
@@ -80,16 +80,18 @@ class Judge:
         self._inside = masking.seen(geometry, self._picture.device)
         self._score = faithfulness.Likeness(self._adapter, case.explanation.objects, reference.max_det)
         self._objects = torch.arange(len(case.explanation))
-        self._ends: dict[str | float, tuple[Tensor, Tensor]] = {}
+        self._known: dict[str | float, tuple[masking.Fill, Tensor, Tensor]] = {}
 
     def __call__(self, explanation: Explanation, steps: int, fill: str | float = "blur") -> faithfulness.Curves:
         """Curves of the n maps; `fill` may be the deviation of the blur in pixels."""
-        filled = self._filled(fill)
         with torch.autocast(self._picture.device.type, torch.bfloat16, enabled=self._half):
-            if fill not in self._ends:
-                self._ends[fill] = faithfulness.ends(self._score, filled, self._inside, self._objects, BATCH)
+            if fill not in self._known:
+                filled = self._filled(fill)
+                ends = faithfulness.ends(self._score, filled, self._inside, self._objects, BATCH)
+                self._known[fill] = (filled, *ends)
+            filled, whole, hidden = self._known[fill]
             places = masking.places(network_heat(explanation, self._objects.tolist()), self._inside)
-            return faithfulness.curves(self._score, filled, places, self._objects, *self._ends[fill], BATCH, steps)
+            return faithfulness.curves(self._score, filled, places, self._objects, whole, hidden, BATCH, steps)
 
     def _filled(self, fill: str | float) -> masking.Fill:
         if isinstance(fill, str):
@@ -145,13 +147,18 @@ def summarised(rows: list[dict[str, Values]]) -> dict[str, Any]:
     for name in rows[0]:
         if name.startswith("twin "):
             continue
-        table[name] = {m: interval(asdict(bootstrap(column(rows, name, m), images))) for m in rows[0][name]}
+        table[name] = {m: listed(bootstrap(column(rows, name, m), images)) for m in rows[0][name]}
         twin = f"twin {name}"
         for measure in ("insertion", "deletion", "in mask") if twin in rows[0] else ():
             ours, theirs = (column(rows, key, measure) for key in (name, twin))
-            table[name][f"twin {measure}"] = interval(asdict(bootstrap(theirs, images)))
-            table[name][f"{measure} - twin"] = interval(asdict(paired(ours, theirs, images)))
+            table[name][f"twin {measure}"] = listed(bootstrap(theirs, images))
+            table[name][f"{measure} - twin"] = listed(paired(ours, theirs, images))
     return table
+
+
+def listed(found: Interval) -> list[float | int | None]:
+    """[mean, low, high, count], None where undefined."""
+    return [None if value != value else value for value in interval(asdict(found))]
 
 
 def column(rows: list[dict[str, Values]], name: str, measure: str) -> np.ndarray:
@@ -182,7 +189,7 @@ def planted(recipes: dict[str, Recipe], scenes: int) -> dict[str, dict[str, list
     return table
 
 
-def settings_of_judge(case: Case, bases: BaseMaps, judge: Judge) -> dict[str, Values]:
+def settings_of_judge(case: Case, bases: BaseMaps, judge: Judge, precise: Judge) -> dict[str, Values]:
     """ "map, setting" -> measure -> a value for each object, under several settings of the judge."""
     explained = bases(case.explanation.image, case.explanation.objects)
     values: dict[str, Values] = {}
@@ -202,6 +209,7 @@ def settings_of_judge(case: Case, bases: BaseMaps, judge: Judge) -> dict[str, Va
         for fill in ("black", 8.0, 32.0):
             label = fill if isinstance(fill, str) else f"blur of {fill:g} px"
             values[f"{name}, 10 steps, {label}"] = areas(judge(map_, 10, fill))
+        values[f"{name}, 10 steps, float32"] = areas(precise(map_, 10))
     return values
 
 
@@ -250,7 +258,7 @@ def main() -> None:
     model = load_model(args.weights)
     reference, bases = Explainer(model, "box"), BaseMaps(model, list(recipes.values()), args.masks)
     run: dict[str, Any] = {
-        "command": f"python benchmarks/photographs.py {' '.join(_shown(a) for a in sys.argv[1:])}",
+        "command": command(args),
         "date": date.today().isoformat(),
         "versions": versions(),
         "settings": {"set": args.set, "steps": args.steps, "objects": args.objects, "fill": "blur",
@@ -265,7 +273,7 @@ def main() -> None:
     for case in cases(reference, args):
         judge = Judge(reference, case, args.half)
         if args.set == "judge":
-            rows.append(settings_of_judge(case, bases, judge))
+            rows.append(settings_of_judge(case, bases, judge, Judge(reference, case, half=False)))
         else:
             rows.append(row(case, bases, judge, recipes, args.steps))
         scores.append(case.explanation.scores.tolist())
@@ -284,10 +292,15 @@ def keep(path: Path, name: str, run: dict[str, Any]) -> None:
     write(path, document)
 
 
-def _shown(argument: str) -> str:
-    """An argument as it is quoted: a path by its last part."""
-    name = Path(argument).name if "/" in argument else argument
-    return f"'{name}'" if " " in name else name
+def command(args: argparse.Namespace) -> str:
+    """The command line of a run."""
+    options = {"set": args.set, "only": args.only and " ".join(f"'{name}'" for name in args.only),
+               "pictures": args.pictures, "objects": args.objects, "steps": args.steps,
+               "masks": args.set == "swept" and args.masks, "planted": args.planted}  # fmt: skip
+    chosen = " ".join(f"--{name} {value}" for name, value in options.items() if value)
+    half = " --half" if args.half else ""
+    weights = Path(args.weights).name
+    return f"python benchmarks/photographs.py --weights {weights} --images IMAGES --labels LABELS {chosen}{half}"
 
 
 if __name__ == "__main__":
