@@ -42,6 +42,7 @@ GREY = 127
 SHARES: dict[str, Recipe] = {
     "layerig": MAIN["layerig"],
     "layerig, ReLU first": MAIN["layerig, ReLU first"],
+    "layerig gated, 4 steps": MAIN["layerig gated, 4 steps"],
     "layerig @ neck": Recipe((NECK,), partial(signed, smooth=0.0125)),
     "odam @ level": MAIN["odam @ level"],
     "odam @ evidence": MAIN["odam @ evidence"],
@@ -50,13 +51,19 @@ SHARES: dict[str, Recipe] = {
     "gaussian": MAIN["gaussian"],
     "noise": MAIN["noise"],
 }
-TWINS = ("layerig", "odam @ evidence")
+TWINS = ("layerig", "layerig gated, 4 steps", "odam @ evidence")
 NET = {"layerig": Recipe((STEM,)), "layerig @ neck": Recipe((NECK,))}  # signed evidence on the replaced pixels
 GIVEN = ("low score", "small box")
 KINDS = {"all": ("photograph", "grey", "noise"), "photograph": ("photograph",), "grey": ("grey",), "noise": ("noise",),
          "own": ("own",)}  # fmt: skip
 REGIONS = ("mask", "box", "background")  # heat outside the object's mask, its box, or all labelled masks
-PAIRS = (("layerig", "gaussian"), ("layerig", "odam @ level"), ("layerig", "twin layerig"), ("layerig", "box"))
+PAIRS = (
+    ("layerig", "gaussian"),
+    ("layerig", "odam @ level"),
+    ("layerig", "twin layerig"),
+    ("layerig", "box"),
+    ("layerig gated, 4 steps", "gaussian"),
+)
 
 
 @dataclass(frozen=True)

@@ -42,7 +42,13 @@ from detcam.scenes.planted import VARIANTS
 
 OUT = Path(__file__).parents[1] / "benchmarks" / "results" / "photographs.json"
 SETS: dict[str, dict[str, Recipe]] = {"main": MAIN, "frontier": FRONTIER, "swept": SWEPT}
-JUDGED = ("layerig", "layerig, ReLU first", "odam @ level", "gaussian")  # under several settings of the judge
+JUDGED = (
+    "layerig",
+    "layerig, ReLU first",
+    "layerig gated, 4 steps",
+    "odam @ level",
+    "gaussian",
+)  # under several settings of the judge
 FINE = 20  # steps of the judge's finest curve: that of 4, 5 and 10 steps is a part of it
 BATCH = 4  # images in a masked forward
 PASSED = 0.4  # score above which an object counts as certain

@@ -30,12 +30,12 @@ WITHOUT_WEIGHTS = ("gaussian", "box", "noise")
 BASES: dict[str, tuple[AnyMethod, Any]] = {
     STEM: (RAW(), "stem"),
     "layerig stem, 4 steps": (RAW(steps=4), "stem"),
+    "layerig stem, 8 steps": (RAW(steps=8), "stem"),
     "layerig stem, sigma .0125": (RAW(sigma=0.0125), "stem"),
     "layerig stem, sigma .05": (RAW(sigma=0.05), "stem"),
     "layerig stem, logit": (RAW(contrast="none"), "stem"),
     "layerig stride 4": (RAW(), ["model.2"]),
     "layerig stride 4, 4 steps": (RAW(steps=4), ["model.2"]),
-    "layerig stride 4, 8 steps": (RAW(steps=8), ["model.2"]),
     "layerig stride 8": (RAW(), ["model.4"]),
     "layerig stride 8, 4 steps": (RAW(steps=4), ["model.4"]),
     NECK: (RAW(), "evidence"),
@@ -72,9 +72,9 @@ def rectified(raw: Tensor, smooth: float) -> Tensor:
     return blurred(raw.clamp(min=0), smooth * max(raw.shape))
 
 
-def scales(raw: Tensor, smooths: Sequence[float]) -> Tensor:
-    """The mean of `signed` at several deviations, each after its ReLU and over its maximum."""
-    return torch.stack([over_maximum(signed(raw, smooth)) for smooth in smooths]).mean(dim=0)
+def gated(raw: Tensor, fine: float, around: float) -> Tensor:
+    """`rectified` evidence times the `signed` evidence of its neighbourhood: contours where the net evidence agrees."""
+    return product(rectified(raw, fine), signed(raw, around))
 
 
 def over_maximum(raw: Tensor) -> Tensor:
@@ -112,13 +112,15 @@ STAGES = (STEM, "layerig stride 4", "layerig stride 8", NECK)
 MAIN = {
     "layerig": Recipe((STEM,), partial(signed, smooth=0.0125)),
     "layerig, ReLU first": Recipe((STEM,), partial(rectified, smooth=0.0125)),
-    "layerig @ stride 4, 4 steps": Recipe(("layerig stride 4, 4 steps",), partial(signed, smooth=0.0125)),
+    "layerig gated, 4 steps": Recipe(("layerig stem, 4 steps",), partial(gated, fine=0.00625, around=0.05)),
+    "layerig gated @ stride 4, 4 steps": Recipe(
+        ("layerig stride 4, 4 steps",), partial(gated, fine=0.00625, around=0.1)),
     "layerig @ evidence, 4 steps": Recipe((f"{NECK}, 4 steps",), partial(signed, smooth=0.025)),
     "odam @ level": Recipe((LEVEL,)),
     "odam @ evidence": Recipe(("odam evidence",)),
     "layercam @ head inputs": Recipe(("layercam head inputs",)),
     **{name: Recipe((name,)) for name in WITHOUT_WEIGHTS},
-}
+}  # fmt: skip
 
 
 def variants(base: str, signs: Sequence[float], rectifieds: Sequence[float] = ()) -> dict[str, Recipe]:
@@ -131,32 +133,41 @@ def variants(base: str, signs: Sequence[float], rectifieds: Sequence[float] = ()
     }
 
 
+def gates(base: str, *scales: tuple[float, float]) -> dict[str, Recipe]:
+    """Gates of a base map, by their two blurs."""
+    name = base.removeprefix("layerig ")
+    return {f"{name}, gated {fine:g} {around:g}": Recipe((base,), partial(gated, fine=fine, around=around))
+            for fine, around in scales}  # fmt: skip
+
+
 FRONTIER = {
     **variants(STEM, SMOOTH, (0.00625, 0.0125, 0.05)),
-    **variants("layerig stem, 4 steps", (0.0125, 0.025), (0.0125,)),
+    **variants("layerig stem, 4 steps", (0.0125, 0.05), (0.0125,)),
     "stem, 3 sigmas, signed 0.0125": Recipe(SIGMAS, lambda *raws: signed(torch.stack(raws).mean(dim=0), 0.0125)),
     **variants("layerig stem, logit", (0.0125,)),
-    **variants("layerig stride 4", (0.0125, 0.05)),
-    **variants("layerig stride 4, 4 steps", (0.00625, 0.0125, 0.025), (0.0125,)),
-    **variants("layerig stride 4, 8 steps", (0.0125,)),
-    **variants("layerig stride 8", (0.0125,)),
+    **variants("layerig stride 4", (0.0125,)),
+    **variants("layerig stride 4, 4 steps", (0.0125,)),
     **variants("layerig stride 8, 4 steps", (0.0125,)),
-    **variants(NECK, (0.0125, 0.05), (0.0125,)),
+    **variants(NECK, (0.0125, 0.05)),
     **variants("layerig neck, 4 steps", (0.0125, 0.05)),
-    "neck, scales": Recipe((NECK,), partial(scales, smooths=SMOOTH[1:])),
     "all stages, signed 0.0125": Recipe(STAGES, partial(summed, smooth=0.0125)),
     "stem signed x level": Recipe((STEM, LEVEL), partial(narrowed, smooth=0.0125, around=0.05)),
     "stem rectified x level": Recipe(
         (STEM, LEVEL), lambda raw, level: product(rectified(raw, 0.0125), rectified(level, 0.05))),
-    "stride 4, 4 steps x level": Recipe(
-        ("layerig stride 4, 4 steps", LEVEL), partial(narrowed, smooth=0.0125, around=0.05)),
-    "neck, 4 steps x level": Recipe((f"{NECK}, 4 steps", LEVEL), partial(narrowed, smooth=0.05, around=0.05)),
+    "stem rectified x neck": Recipe(
+        (STEM, NECK), lambda raw, neck: product(rectified(raw, 0.0125), signed(neck, 0.05))),
+    **gates(STEM, (0.00625, 0.05)),
+    **gates("layerig stem, 4 steps", (0.00625, 0.025), (0.00625, 0.05), (0.0125, 0.05), (0.00625, 0.1)),
+    **gates("layerig stem, 8 steps", (0.00625, 0.05)),
+    **gates("layerig stride 4", (0.00625, 0.05)),
+    **gates("layerig stride 4, 4 steps", (0.00625, 0.05), (0.00625, 0.1), (0.0125, 0.1)),
+    **gates("layerig stride 8, 4 steps", (0.00625, 0.05)),
     "level, rectified 0.05": Recipe((LEVEL,), partial(rectified, smooth=0.05)),
     "level": Recipe((LEVEL,)),
     "gaussian": Recipe(("gaussian",)),
 }  # fmt: skip
 SWEPT = {
-    "layerig": MAIN["layerig"],
+    "layerig gated, 4 steps": MAIN["layerig gated, 4 steps"],
     "drise": Recipe(("drise",)),
     "occlusion": Recipe(("occlusion",)),
     "gaussian": Recipe(("gaussian",)),

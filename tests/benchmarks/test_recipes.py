@@ -11,12 +11,12 @@ from benchmarks.recipes import (
     MAIN,
     BaseMaps,
     alike,
+    gated,
     made,
     net_evidence,
     over_maximum,
     product,
     rectified,
-    scales,
     signed,
     summed,
 )
@@ -76,7 +76,7 @@ def test_joins_by_hand() -> None:
     assert torch.equal(over_maximum(a), torch.tensor([[1.0, 0.0], [0.5, 0.0]]))
     assert torch.equal(product(a, b), torch.tensor([[1.0, 0.0], [0.0, 0.0]]))
     assert torch.equal(summed(a, b, smooth=0.0), torch.tensor([[2.0, 0.5], [0.5, -0.5]]))
-    assert torch.equal(scales(a, (0.0, 0.0)), over_maximum(a))
+    assert torch.equal(gated(a, 0.0, 0.0), over_maximum(a) ** 2)
     assert not over_maximum(-a.abs()).any()
 
 
