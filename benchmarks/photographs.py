@@ -1,6 +1,6 @@
 """Deletion and insertion on labelled photographs, each map beside its own twin from a model with shuffled weights.
 
---set main: the methods; frontier: variants of layerig, with the share of their heat on the planted causes; swept:
+--set main: the methods; frontier: variants of layerig; planted: the share of their heat on planted causes; swept:
 methods that take hundreds of forwards; judge: how the figures depend on the settings of the judge. The objects of an
 image are the best-scored ones that match a label. Every image has its own shuffled weights. The summary is written
 after every image: a stopped run leaves the figures of the images it has judged, with their number.
@@ -172,9 +172,10 @@ def column(rows: list[dict[str, Values]], name: str, measure: str) -> np.ndarray
     return np.array([value for r in rows for value in r[name][measure]], np.float64)
 
 
-def planted(recipes: dict[str, Recipe], scenes: int) -> dict[str, dict[str, list[float]]]:
-    """recipe -> variant -> [share of the heat on the cause, share of objects with their hottest pixel on it]."""
+def planted(recipes: dict[str, Recipe], scenes: int) -> dict[str, Any]:
+    """Objects of each variant, and recipe -> variant -> [share of the heat on the cause, share of objects hit]."""
     table: dict[str, dict[str, list[float]]] = {name: {} for name in recipes}
+    objects = {}
     for variant in VARIANTS:
         witness = Witness(variant)
         bases = BaseMaps(witness.model, list(recipes.values()), conf=CONF)
@@ -190,9 +191,11 @@ def planted(recipes: dict[str, Recipe], scenes: int) -> dict[str, dict[str, list
                 heat = made(recipe, explained).heatmaps
                 rows[name].append(torch.stack([energy(heat, causes), pointing(heat, causes)], dim=1))
         for name, parts in rows.items():
-            table[name][variant] = [round(v, 3) for v in torch.cat(parts).mean(dim=0).tolist()]
-        print(f"planted {variant}: {sum(map(len, rows[next(iter(rows))]))} objects", file=sys.stderr, flush=True)
-    return table
+            values = torch.cat(parts)
+            table[name][variant] = [round(v, 3) for v in values.mean(dim=0).tolist()]
+            objects[variant] = len(values)
+        print(f"planted {variant}: {objects[variant]} objects", file=sys.stderr, flush=True)
+    return {"objects": objects, "maps": table}
 
 
 def settings_of_judge(case: Case, bases: BaseMaps, judge: Judge, precise: Judge) -> dict[str, Values]:
@@ -246,33 +249,33 @@ def show(table: dict[str, Any]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--weights", required=True)
-    parser.add_argument("--images", type=Path, required=True)
-    parser.add_argument("--labels", type=Path, required=True)
-    parser.add_argument("--set", choices=[*SETS, "judge"], default="main")
+    parser.add_argument("--weights")
+    parser.add_argument("--images", type=Path)
+    parser.add_argument("--labels", type=Path)
+    parser.add_argument("--set", choices=[*SETS, "planted", "judge"], default="main")
     parser.add_argument("--only", nargs="+", help="maps of the set to judge")
     parser.add_argument("--pictures", type=int, help="the first of the images; default all")
     parser.add_argument("--objects", type=int, default=2, help="of each image, at most")
     parser.add_argument("--steps", type=int, default=faithfulness.STEPS)
     parser.add_argument("--masks", type=int, default=300, help="of D-RISE")
-    parser.add_argument("--planted", type=int, default=0, help="planted scenes of each kind for the share on the cause")
+    parser.add_argument("--scenes", type=int, default=20, help="planted scenes of each kind")
     parser.add_argument("--half", action="store_true", help="masked forwards in bfloat16")
     parser.add_argument("--out", type=Path, default=OUT)
     args = parser.parse_args()
+    facts = {"command": command(args), "date": date.today().isoformat(), "versions": versions()}
+    if args.set == "planted":
+        keep(args.out, "planted", {**facts, "scenes": args.scenes, **planted(FRONTIER | MAIN, args.scenes)})
+        return
     recipes = {n: MAIN[n] for n in JUDGED} if args.set == "judge" else SETS[args.set]
     recipes = {n: r for n, r in recipes.items() if not args.only or n in args.only}
     model = load_model(args.weights)
     reference, bases = Explainer(model, "box"), BaseMaps(model, list(recipes.values()), args.masks)
     run: dict[str, Any] = {
-        "command": command(args),
-        "date": date.today().isoformat(),
-        "versions": versions(),
+        **facts,
         "settings": {"set": args.set, "steps": args.steps, "objects": args.objects, "fill": "blur",
                      "masked forwards": "bfloat16" if args.half else "float32"},
         "intervals": "mean over objects, 95 % bootstrap over images, number of objects",
     }  # fmt: skip
-    if args.planted:
-        run["planted"] = planted(recipes, args.planted)
     rows: list[dict[str, Values]] = []
     scores: list[list[float]] = []
     start = time.perf_counter()
@@ -300,13 +303,13 @@ def keep(path: Path, name: str, run: dict[str, Any]) -> None:
 
 def command(args: argparse.Namespace) -> str:
     """The command line of a run."""
-    options = {"set": args.set, "only": args.only and " ".join(f"'{name}'" for name in args.only),
-               "pictures": args.pictures, "objects": args.objects, "steps": args.steps,
-               "masks": args.set == "swept" and args.masks, "planted": args.planted}  # fmt: skip
+    if args.set == "planted":
+        return f"python benchmarks/photographs.py --set planted --scenes {args.scenes}"
+    options = {"only": args.only and " ".join(f"'{name}'" for name in args.only), "pictures": args.pictures,
+               "objects": args.objects, "steps": args.steps, "masks": args.set == "swept" and args.masks}  # fmt: skip
     chosen = " ".join(f"--{name} {value}" for name, value in options.items() if value)
-    half = " --half" if args.half else ""
-    weights = Path(args.weights).name
-    return f"python benchmarks/photographs.py --weights {weights} --images IMAGES --labels LABELS {chosen}{half}"
+    data = f"--weights {Path(args.weights).name} --images IMAGES --labels LABELS"
+    return f"python benchmarks/photographs.py {data} --set {args.set} {chosen}{' --half' if args.half else ''}"
 
 
 if __name__ == "__main__":
