@@ -154,8 +154,9 @@ FRONTIER = {
     "stem signed x level": Recipe((STEM, LEVEL), partial(narrowed, smooth=0.0125, around=0.05)),
     "stem rectified x level": Recipe(
         (STEM, LEVEL), lambda raw, level: product(rectified(raw, 0.0125), rectified(level, 0.05))),
-    "stem rectified x neck": Recipe(
-        (STEM, NECK), lambda raw, neck: product(rectified(raw, 0.0125), signed(neck, 0.05))),
+    "stem, 4 steps, rectified x neck, 4 steps": Recipe(
+        ("layerig stem, 4 steps", f"{NECK}, 4 steps"),
+        lambda raw, neck: product(rectified(raw, 0.00625), signed(neck, 0.05))),
     **gates(STEM, (0.00625, 0.05)),
     **gates("layerig stem, 4 steps", (0.00625, 0.025), (0.00625, 0.05), (0.0125, 0.05), (0.00625, 0.1)),
     **gates("layerig stem, 8 steps", (0.00625, 0.05)),
