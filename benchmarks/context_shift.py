@@ -43,6 +43,7 @@ SHARES: dict[str, Recipe] = {
     "layerig": MAIN["layerig"],
     "layerig, ReLU first": MAIN["layerig, ReLU first"],
     "layerig gated, 4 steps": MAIN["layerig gated, 4 steps"],
+    "layerig gated @ stride 4, 4 steps": MAIN["layerig gated @ stride 4, 4 steps"],
     "layerig @ neck": Recipe((NECK,), partial(signed, smooth=0.0125)),
     "odam @ level": MAIN["odam @ level"],
     "odam @ evidence": MAIN["odam @ evidence"],
@@ -113,11 +114,11 @@ def shifts(photos: list[Photograph], number: int, count: int) -> Iterator[tuple[
         yield kind, shifted(photo.image, photo.foreground, background)
 
 
-def predictors(photo: Photograph, bases: BaseMaps, seed: int) -> dict[str, Tensor]:
+def predictors(photo: Photograph, bases: BaseMaps, of_twin: BaseMaps, seed: int) -> dict[str, Tensor]:
     """ "map, region" -> [n] share of the heat outside; "net map" -> [n] signed evidence on the replaced pixels."""
     order = photo.matched.objects
     objects = photo.plain.objects.select(torch.tensor(order))
-    real, twin = bases(photo.image, objects), bases(photo.image, objects, seed)
+    real, twin = bases(photo.image, objects), of_twin(photo.image, objects, seed)
     assert photo.matched.masks is not None
     replaced = torch.from_numpy(~photo.foreground)
     values: dict[str, Tensor] = {
@@ -158,11 +159,12 @@ def rows_of(args: argparse.Namespace) -> list[dict[str, Any]]:
     model = load_model(args.weights)
     reference = Explainer(model, "box")
     bases = BaseMaps(model, [*SHARES.values(), *NET.values()])
+    of_twin = BaseMaps(model, [SHARES[name] for name in TWINS])
     photos, rows = photographs(reference, args), []
     for number, photo in enumerate(photos):
         if not photo.matched.objects:
             continue
-        told = {name: v.tolist() for name, v in predictors(photo, bases, number + 1).items()}
+        told = {name: v.tolist() for name, v in predictors(photo, bases, of_twin, number + 1).items()}
         objects = photo.plain.objects.select(torch.tensor(photo.matched.objects))
         first = scores_in(reference, objects, photo.image)
         for kind, changed in shifts(photos, number, args.backgrounds):
