@@ -43,7 +43,6 @@ SHARES: dict[str, Recipe] = {
     "layerig": MAIN["layerig"],
     "layerig, ReLU first": MAIN["layerig, ReLU first"],
     "layerig gated, 4 steps": MAIN["layerig gated, 4 steps"],
-    "layerig gated @ stride 4, 4 steps": MAIN["layerig gated @ stride 4, 4 steps"],
     "layerig @ neck": Recipe((NECK,), partial(signed, smooth=0.0125)),
     "odam @ level": MAIN["odam @ level"],
     "odam @ evidence": MAIN["odam @ evidence"],
@@ -52,7 +51,7 @@ SHARES: dict[str, Recipe] = {
     "gaussian": MAIN["gaussian"],
     "noise": MAIN["noise"],
 }
-TWINS = ("layerig", "layerig gated, 4 steps", "odam @ evidence")
+TWINS = ("layerig", "odam @ evidence")
 NET = {"layerig": Recipe((STEM,)), "layerig @ neck": Recipe((NECK,))}  # signed evidence on the replaced pixels
 GIVEN = ("low score", "small box")
 KINDS = {"all": ("photograph", "grey", "noise"), "photograph": ("photograph",), "grey": ("grey",), "noise": ("noise",),
