@@ -54,7 +54,7 @@ class LayerIG(PathMethod):
         baseline: "blur", "mean" (each channel's mean over the image) or "zero" (zeros as the network's input).
         sigma: standard deviation of the baseline's blur, as a share of the longest side of the network's input.
         smooth: standard deviation of the blur of the map, as a share of its longest side; 0.0: none.
-        contrast: "margin": the target "class" stands for "margin", the logit minus the best other logit, where the
+        contrast: "margin": the target "class" stands for "margin", the logit minus the best other class's, where the
             model has several classes; "none": for the logit.
     """
 
