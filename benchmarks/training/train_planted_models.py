@@ -47,7 +47,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Train and export the models of detcam's planted scenes.")
     parser.add_argument("variants", nargs="+", choices=VARIANTS)
     parser.add_argument("--family", required=True, choices=FAMILIES)
-    parser.add_argument("--work", type=Path, required=True, help="folder for scenes and checkpoints; those there are used")
+    parser.add_argument("--work", type=Path, required=True, help="folder of scenes and checkpoints; finished ones stay")
     parser.add_argument("--scenes", type=int, default=1000, help="training scenes, seeds 0, 1, ...")
     parser.add_argument("--held-out", type=int, default=60, help="scenes to intervene on, never trained on")
     args = parser.parse_args()

@@ -1,8 +1,8 @@
 """Demo models of the package: small, trained on `detcam.scenes`, free to use.
 
 A model NAME is NAME.yaml (description and training) and its weights, with kernels in half precision: for Ultralytics
-NAME.safetensors, with the architecture, class names and image size in NAME.yaml; for torchvision too, see
-`detcam.zoo.faster_rcnn`; for transformers the library's files in the folder NAME. Nothing is downloaded and nothing is unpickled.
+and torchvision NAME.safetensors, with the architecture, class names and image size in NAME.yaml; for transformers the
+library's files in the folder NAME. Nothing is downloaded and nothing is unpickled.
 """
 
 from __future__ import annotations

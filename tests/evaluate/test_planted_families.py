@@ -21,7 +21,9 @@ SCENES = 16 if NIGHTLY else 3
 NAMES = [measure.name for measure in MEASURES]
 
 
-@pytest.fixture(scope="module", params=[(family, variant) for family in LIBRARIES for variant in VARIANTS], ids="-".join)
+@pytest.fixture(
+    scope="module", params=[(family, variant) for family in LIBRARIES for variant in VARIANTS], ids="-".join
+)
 def witness(request: pytest.FixtureRequest) -> Witness:
     family, variant = request.param
     pytest.importorskip(LIBRARIES[family])
@@ -67,7 +69,9 @@ def test_layerig_finds_a_mark(family: str) -> None:
     pytest.importorskip(LIBRARIES[family])
     table = judge("mark", seeds_of(3, 7), ["layerig"], ["stem"], family=family)
     assert table.found >= 0.9
-    heat, noise = (dict(zip(NAMES, table.values[name].mean(axis=0), strict=True)) for name in ("layerig @ stem", "noise"))
+    heat, noise = (
+        dict(zip(NAMES, table.values[name].mean(axis=0), strict=True)) for name in ("layerig @ stem", "noise")
+    )
     assert heat["mass"] > 0.4 > 20 * noise["mass"]
     assert heat["hit"] > 0.8
 

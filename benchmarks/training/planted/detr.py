@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from safetensors.torch import save
@@ -59,7 +59,7 @@ class Detr(Family):
     """RT-DETR: a sigmoid for each class; queries are the encoder's best cells."""
 
     name, library = "detr", "transformers"
-    steps = {"mark": 500, "beacon": 400, "context": 400}
+    steps: ClassVar[dict[str, int]] = {"mark": 500, "beacon": 400, "context": 400}
     rate = 2e-3
     channels = WIDTH
 
@@ -88,7 +88,8 @@ class Detr(Family):
         last = {"logits": outputs.logits[:, -queries:], "pred_boxes": outputs.pred_boxes[:, -queries:]}  # no denoising
         matched = [query[owner.argsort()] for query, owner in RTDetrHungarianMatcher(model.config)(last, targets)]
         image = torch.cat([torch.full((len(query),), i) for i, query in enumerate(matched)])
-        return Losses(outputs.loss, last["logits"][image, torch.cat(matched)], image, outputs.encoder_last_hidden_state[0])
+        logits, features = last["logits"][image, torch.cat(matched)], outputs.encoder_last_hidden_state[0]
+        return Losses(outputs.loss, logits, image, features)
 
     def save(self, name: str, weights: dict[str, Tensor]) -> dict[str, Any]:
         """See `Family.save`."""

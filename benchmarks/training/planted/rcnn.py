@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from safetensors.torch import save
@@ -35,7 +35,7 @@ class Rcnn(Family):
     """Faster R-CNN: a softmax over the background and the classes."""
 
     name, library = "rcnn", "torchvision"
-    steps = {"mark": 1200, "beacon": 600, "context": 1000}
+    steps: ClassVar[dict[str, int]] = {"mark": 1200, "beacon": 600, "context": 1000}
     rate = 3e-3
     channels = DESCRIPTION["pyramid"]
 

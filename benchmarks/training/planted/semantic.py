@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from safetensors.torch import save
@@ -40,7 +40,7 @@ class Semantic(Family):
     """UPerNet: a softmax over the background and the classes in each cell of 4 x 4 pixels; objects are the bodies."""
 
     name, library = "semantic", "transformers"
-    steps = {"mark": 500, "beacon": 300, "context": 400}
+    steps: ClassVar[dict[str, int]] = {"mark": 500, "beacon": 300, "context": 400}
     rate = 3e-3
     channels = 24
 

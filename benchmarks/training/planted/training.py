@@ -1,4 +1,4 @@
-"""Training of a planted scene's model, whatever its family: the losses that make it go by the cause, and the schedule."""
+"""Training of a planted scene's model of any family: the losses that make it go by the cause, and the schedule."""
 
 from __future__ import annotations
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from safetensors.torch import save
@@ -54,7 +54,7 @@ class Yolo(Family):
     """YOLOv8: a sigmoid for each class."""
 
     name, library = "yolo", "ultralytics"
-    steps = {"mark": 800, "beacon": 240, "context": 800}
+    steps: ClassVar[dict[str, int]] = {"mark": 800, "beacon": 240, "context": 800}
     rate = 3e-3
     without = 0  # the models that ship were trained before scenes without causes were
 
