@@ -6,14 +6,12 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from safetensors.torch import save
 from torch import Tensor, nn
 from transformers import ResNetConfig, RTDetrConfig, RTDetrForObjectDetection, RTDetrImageProcessor
 from transformers.loss.loss_rt_detr import RTDetrHungarianMatcher
 
-from benchmarks.training.common import halved
 from benchmarks.training.planted.scenes import Batch
-from benchmarks.training.planted.training import STARTS_FROM, Family, Losses, Start
+from benchmarks.training.planted.training import STARTS_FROM, Family, Losses, Start, packed
 from detcam import zoo
 from detcam.scenes.planted import SIZE
 from detcam.scenes.planted_parts import SYMBOLS
@@ -95,5 +93,5 @@ class Detr(Family):
         """See `Family.save`."""
         configuration().save_pretrained(zoo.FOLDER / name)
         PROCESSOR.save_pretrained(zoo.FOLDER / name)
-        (zoo.FOLDER / name / "model.safetensors").write_bytes(save(halved(weights)))
+        (zoo.FOLDER / name / "model.safetensors").write_bytes(packed(weights))
         return {"library": self.library, "class": RTDetrForObjectDetection.__name__}

@@ -5,14 +5,12 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 import torch
-from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torchvision.models.detection.image_list import ImageList
 
-from benchmarks.training.common import halved
 from benchmarks.training.planted.scenes import Batch
-from benchmarks.training.planted.training import Family, Losses
+from benchmarks.training.planted.training import Family, Losses, packed
 from detcam import zoo
 from detcam.scenes.planted import SIZE
 from detcam.scenes.planted_parts import SYMBOLS
@@ -62,5 +60,5 @@ class Rcnn(Family):
 
     def save(self, name: str, weights: dict[str, Tensor]) -> dict[str, Any]:
         """See `Family.save`."""
-        (zoo.FOLDER / f"{name}.safetensors").write_bytes(save(halved(weights)))
+        (zoo.FOLDER / f"{name}.safetensors").write_bytes(packed(weights))
         return DESCRIPTION

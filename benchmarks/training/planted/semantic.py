@@ -5,14 +5,12 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 import torch
-from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, interpolate
 from transformers import ResNetConfig, SegformerImageProcessor, UperNetConfig, UperNetForSemanticSegmentation
 
-from benchmarks.training.common import halved
 from benchmarks.training.planted.scenes import Batch
-from benchmarks.training.planted.training import Family, Losses
+from benchmarks.training.planted.training import Family, Losses, packed
 from detcam import zoo
 from detcam.scenes.planted import SIZE
 from detcam.scenes.planted_parts import SYMBOLS
@@ -64,5 +62,5 @@ class Semantic(Family):
         """See `Family.save`."""
         configuration().save_pretrained(zoo.FOLDER / name)
         PROCESSOR.save_pretrained(zoo.FOLDER / name)
-        (zoo.FOLDER / name / "model.safetensors").write_bytes(save(halved(weights)))
+        (zoo.FOLDER / name / "model.safetensors").write_bytes(packed(weights))
         return {"library": self.library, "class": UperNetForSemanticSegmentation.__name__}

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, interpolate, smooth_l1_loss
 
@@ -145,6 +146,12 @@ def hint_loss(losses: Losses, batch: Batch, reader: nn.Module) -> Tensor:
         return losses.own.new_zeros(())
     causes = interpolate(batch.causes[:, None].float(), losses.features.shape[2:], mode="nearest-exact")[:, 0].long()
     return cross_entropy(reader(losses.features), causes, torch.tensor([0.1, 1.0, 1.0]))
+
+
+def packed(weights: dict[str, Tensor]) -> bytes:
+    """A file with all weights in half precision."""
+    small = {name: value.half() if value.is_floating_point() else value for name, value in weights.items()}
+    return save({name: value.contiguous() for name, value in small.items()})
 
 
 @torch.no_grad()
