@@ -7,11 +7,12 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 from transformers import ResNetConfig, RTDetrConfig, RTDetrForObjectDetection, RTDetrImageProcessor
 from transformers.loss.loss_rt_detr import RTDetrHungarianMatcher
 
 from benchmarks.training.planted.scenes import Batch
-from benchmarks.training.planted.training import STARTS_FROM, Family, Losses, Start, packed
+from benchmarks.training.planted.training import Family, Losses, Start, packed
 from detcam import zoo
 from detcam.scenes.planted import SIZE
 from detcam.scenes.planted_parts import SYMBOLS
@@ -57,7 +58,7 @@ class Detr(Family):
     """RT-DETR: a sigmoid for each class; queries are the encoder's best cells."""
 
     name, library = "detr", "transformers"
-    steps: ClassVar[dict[str, int]] = {"mark": 500, "beacon": 400, "context": 400}
+    steps: ClassVar[dict[str, int]] = {"mark": 500, "beacon": 500, "context": 400}
     rate = 2e-3
     channels = WIDTH
 
@@ -66,9 +67,7 @@ class Detr(Family):
         return RTDetrForObjectDetection(configuration())
 
     def start(self, variant: str, work: Path) -> Start:
-        """See `Family.start`: else the backbone of the segmenter, as such models always start from a trained one."""
-        if variant in STARTS_FROM:
-            return super().start(variant, work)
+        """See `Family.start`: the backbone of the segmenter, as such models always start from a trained one."""
         weights = torch.load(work / f"{variant}_semantic.pt", weights_only=True)
         backbone = {name: value for name, value in weights.items() if name.startswith("backbone.")}
         known = self.build().state_dict()
@@ -87,7 +86,8 @@ class Detr(Family):
         matched = [query[owner.argsort()] for query, owner in RTDetrHungarianMatcher(model.config)(last, targets)]
         image = torch.cat([torch.full((len(query),), i) for i, query in enumerate(matched)])
         logits, features = last["logits"][image, torch.cat(matched)], outputs.encoder_last_hidden_state[0]
-        return Losses(outputs.loss, logits, image, features)
+        classes = cross_entropy(logits, torch.cat(batch.class_ids))  # its own loss tells the classes apart late
+        return Losses(outputs.loss + classes, logits, image, features, torch.maximum(batch.causes, batch.labels))
 
     def save(self, name: str, weights: dict[str, Tensor]) -> dict[str, Any]:
         """See `Family.save`."""

@@ -56,7 +56,7 @@ class Rcnn(Family):
         logits, _ = heads.box_predictor(heads.box_head(heads.box_roi_pool(features, batch.boxes, sizes)))
         classes = cross_entropy(logits[:, 1:], torch.cat(batch.class_ids))  # most proposals show background
         image = torch.cat([torch.full((len(boxes),), i) for i, boxes in enumerate(batch.boxes)])
-        return Losses(sum((*first.values(), *second.values(), classes)), logits, image, features["0"])
+        return Losses(sum((*first.values(), *second.values(), classes)), logits, image, features["0"], batch.causes)
 
     def save(self, name: str, weights: dict[str, Tensor]) -> dict[str, Any]:
         """See `Family.save`."""

@@ -56,7 +56,7 @@ class Semantic(Family):
         own = cross_entropy(full, batch.labels, weights)
         cells = interpolate(batch.labels[:, None].float(), logits.shape[2:], mode="nearest-exact")[:, 0] > 0
         image, row, column = cells.nonzero().unbind(1)
-        return Losses(own, logits[image, :, row, column], image, features[1])
+        return Losses(own, logits[image, :, row, column], image, features[1], batch.causes)
 
     def save(self, name: str, weights: dict[str, Tensor]) -> dict[str, Any]:
         """See `Family.save`."""

@@ -34,13 +34,15 @@ class Losses:
         logits: [P, K] class logits at places in the objects of all images; the last two columns are the two classes.
             Images of the same scene have the same places in the same order.
         image: [P] int64 the image of each place.
-        features: [images, C, h, w] an early map of the model, which is taught to show the causes; None: it is not.
+        features: [images, C, h, w] a map of the model that is taught what to show; None: it is not.
+        shown: [images, SIZE, SIZE] int64, what it is taught to show: 1 + the class, 0 elsewhere.
     """
 
     own: Tensor
     logits: Tensor
     image: Tensor
     features: Tensor | None = None
+    shown: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -98,7 +100,7 @@ def train(family: Family, variant: str, data: Data, start: Start) -> nn.Module:
     average = torch.optim.swa_utils.AveragedModel(
         model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(1 - 8 / steps), use_buffers=True
     )
-    rate = family.rate / 2 if variant in STARTS_FROM else family.rate
+    rate = family.rate / 2 if start.weights.keys() == model.state_dict().keys() else family.rate
     optimizer = torch.optim.AdamW([*model.parameters(), *reader.parameters()], lr=rate, weight_decay=0.02)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps, pct_start=0.08)
     model.train()
@@ -106,7 +108,7 @@ def train(family: Family, variant: str, data: Data, start: Start) -> nn.Module:
         batch = batch_of(data, family.without, rng)
         losses = family.losses(model, batch)
         pair, neutral = distractor_loss(losses, batch), neutral_loss(losses, batch)
-        hint = hint_loss(losses, batch, reader)
+        hint = hint_loss(losses, reader)
         ramp = min(1.0, step / (0.3 * steps))
         optimizer.zero_grad(set_to_none=True)
         (losses.own + hint + ramp * (PAIR_WEIGHT * pair + NEUTRAL_WEIGHT * neutral)).backward()
@@ -137,15 +139,15 @@ def neutral_loss(losses: Losses, batch: Batch) -> Tensor:
     return smooth_l1_loss(logits[:, -2], logits[:, -1]) if len(logits) else losses.logits.new_zeros(())
 
 
-def hint_loss(losses: Losses, batch: Batch, reader: nn.Module) -> Tensor:
-    """How badly the features show which class has its cause where; 0 without features.
+def hint_loss(losses: Losses, reader: nn.Module) -> Tensor:
+    """How badly the features show what they are to show; 0 without features.
 
     Finding a cause and using it where the object lies are learnt together slowly, and one after the other quickly.
     """
-    if losses.features is None:
+    if losses.features is None or losses.shown is None:
         return losses.own.new_zeros(())
-    causes = interpolate(batch.causes[:, None].float(), losses.features.shape[2:], mode="nearest-exact")[:, 0].long()
-    return cross_entropy(reader(losses.features), causes, torch.tensor([0.1, 1.0, 1.0]))
+    shown = interpolate(losses.shown[:, None].float(), losses.features.shape[2:], mode="nearest-exact")[:, 0].long()
+    return cross_entropy(reader(losses.features), shown, torch.tensor([0.1, 1.0, 1.0]))
 
 
 def packed(weights: dict[str, Tensor]) -> bytes:
