@@ -12,12 +12,13 @@ from transformers import ResNetConfig, RTDetrConfig, RTDetrForObjectDetection, R
 from transformers.loss.loss_rt_detr import RTDetrHungarianMatcher
 
 from benchmarks.training.planted.scenes import Batch
-from benchmarks.training.planted.training import Family, Losses, Start, packed
+from benchmarks.training.planted.training import STARTS_FROM, Family, Losses, Start, packed
 from detcam import zoo
 from detcam.scenes.planted import SIZE
 from detcam.scenes.planted_parts import SYMBOLS
 
 WIDTH = 32  # channels of encoder and decoder
+OWN_WEIGHT = 0.2  # of RT-DETR's loss, which is a sum over layers and denoising groups, mostly about boxes
 PROCESSOR = RTDetrImageProcessor(size={"height": SIZE, "width": SIZE})
 
 
@@ -72,7 +73,11 @@ class Detr(Family):
         backbone = {name: value for name, value in weights.items() if name.startswith("backbone.")}
         known = self.build().state_dict()
         renamed = {f"model.backbone.model{name.removeprefix('backbone')}": value for name, value in backbone.items()}
-        return Start("backbone of semantic", {name: value for name, value in renamed.items() if name in known})
+        weights = {name: value for name, value in renamed.items() if name in known}
+        if variant not in STARTS_FROM:
+            return Start("backbone of semantic", weights)
+        first = super().start(variant, work)
+        return Start(f"backbone of semantic, rest of {first.name}", first.weights | weights)
 
     def losses(self, model: Any, batch: Batch) -> Losses:
         """See `Family.losses`; the places are the queries that are matched to the objects."""
@@ -86,8 +91,8 @@ class Detr(Family):
         matched = [query[owner.argsort()] for query, owner in RTDetrHungarianMatcher(model.config)(last, targets)]
         image = torch.cat([torch.full((len(query),), i) for i, query in enumerate(matched)])
         logits, features = last["logits"][image, torch.cat(matched)], outputs.encoder_last_hidden_state[0]
-        classes = cross_entropy(logits, torch.cat(batch.class_ids))  # its own loss tells the classes apart late
-        return Losses(outputs.loss + classes, logits, image, features, torch.maximum(batch.causes, batch.labels))
+        classes = cross_entropy(logits, torch.cat(batch.class_ids))
+        return Losses(OWN_WEIGHT * outputs.loss + classes, logits, image, features, torch.maximum(batch.causes, batch.labels))
 
     def save(self, name: str, weights: dict[str, Tensor]) -> dict[str, Any]:
         """See `Family.save`."""

@@ -16,6 +16,7 @@ from torch.nn.functional import cross_entropy, interpolate, smooth_l1_loss
 
 from benchmarks.training.common import SEED
 from benchmarks.training.planted.scenes import Batch, Data, batch_of
+from detcam.scenes.planted import VARIANTS
 from detcam.scenes.planted_parts import SYMBOLS
 
 PAIR_WEIGHT = 0.3  # of the squared change of a logit, beside the family's own loss
@@ -100,7 +101,7 @@ def train(family: Family, variant: str, data: Data, start: Start) -> nn.Module:
     average = torch.optim.swa_utils.AveragedModel(
         model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(1 - 8 / steps), use_buffers=True
     )
-    rate = family.rate / 2 if start.weights.keys() == model.state_dict().keys() else family.rate
+    rate = family.rate / 2 if start.name in VARIANTS else family.rate
     optimizer = torch.optim.AdamW([*model.parameters(), *reader.parameters()], lr=rate, weight_decay=0.02)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps, pct_start=0.08)
     model.train()
