@@ -47,7 +47,9 @@ def test_the_cause_decides_the_class(shown: Causality) -> None:
 
 
 def test_nothing_else_does(witness: Witness, shown: Causality) -> None:
-    assert abs(shown.removal) < 0.1  # the share of the margin that is left without the cause
+    assert (
+        abs(shown.removal) < 0.25
+    )  # the share of the margin that is left without the cause: the median of few objects
     assert shown.distractor < 0.02
     assert shown.no_distractor < 0.02
     if witness.variant == "context":
@@ -65,9 +67,10 @@ def test_scores_are_read_where_the_object_was_found(witness: Witness) -> None:
 
 
 @pytest.mark.parametrize("family", LIBRARIES)
-def test_layerig_finds_a_mark(family: str) -> None:
+@pytest.mark.parametrize("variant", ["mark", "beacon"])
+def test_layerig_finds_the_cause(variant: str, family: str) -> None:
     pytest.importorskip(LIBRARIES[family])
-    table = judge("mark", seeds_of(3, 7), ["layerig"], ["stem"], family=family)
+    table = judge(variant, seeds_of(3, 7), ["layerig"], ["stem"], family=family)
     assert table.found >= 0.9
     heat, noise = (
         dict(zip(NAMES, table.values[name].mean(axis=0), strict=True)) for name in ("layerig @ stem", "noise")
