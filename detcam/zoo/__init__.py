@@ -19,8 +19,9 @@ FOLDER = Path(__file__).parent
 
 
 def names() -> tuple[str, ...]:
-    """Return the names for `load`."""
-    return tuple(sorted(path.stem for path in FOLDER.glob("*.yaml")))
+    """Return the names for `load`; those of models for planted scenes come last."""
+    found = sorted(path.stem for path in FOLDER.glob("*.yaml"))
+    return tuple(sorted(found, key=lambda name: name.startswith("planted_")))
 
 
 def load(name: str = "scenes") -> Any:
