@@ -38,7 +38,7 @@ class Semantic(Family):
     """UPerNet: a softmax over the background and the classes in each cell of 4 x 4 pixels; objects are the bodies."""
 
     name, library = "semantic", "transformers"
-    steps: ClassVar[dict[str, int]] = {"mark": 500, "beacon": 600, "context": 1400}
+    steps: ClassVar[dict[str, int]] = {"mark": 500, "beacon": 600, "context": 800}
     rate = 3e-3
     channels = 24
 
