@@ -92,7 +92,8 @@ class Detr(Family):
         image = torch.cat([torch.full((len(query),), i) for i, query in enumerate(matched)])
         logits, features = last["logits"][image, torch.cat(matched)], outputs.encoder_last_hidden_state[0]
         classes = cross_entropy(logits, torch.cat(batch.class_ids))
-        return Losses(OWN_WEIGHT * outputs.loss + classes, logits, image, features, torch.maximum(batch.causes, batch.labels))
+        shown = torch.maximum(batch.causes, batch.labels)
+        return Losses(OWN_WEIGHT * outputs.loss + classes, logits, image, features, shown)
 
     def save(self, name: str, weights: dict[str, Tensor]) -> dict[str, Any]:
         """See `Family.save`."""
