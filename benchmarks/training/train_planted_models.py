@@ -2,9 +2,9 @@
 
     python -m benchmarks.training.train_planted_models --work /tmp/planted --family rcnn mark beacon context
 
-A few minutes a model on one core; "semantic" before "detr", which starts from its backbones. Every scene is shown twice in
-a batch, with two different distractors, and some a third time without their causes; the change that other distractors make
-to the class logits, and the distance between the logits of the two classes without a cause, are part of the loss.
+A few minutes a model on one core; "semantic" before "detr", which starts from its backbones. Every scene is shown twice
+in a batch, with two different distractors, and some a third time without their causes. Part of the loss are the change
+that other distractors make to the class logits, and the distance between the logits of the classes without a cause.
 """
 
 from __future__ import annotations
