@@ -24,7 +24,7 @@ from summaries import interval, write
 
 from detcam.evaluate.contenders import BASELINES, NEEDS_AN_ARGUMENT
 from detcam.evaluate.metrics.bootstrap import bootstrap
-from detcam.evaluate.planted.interventions import Witness
+from detcam.evaluate.planted.interventions import FAMILIES, Witness
 from detcam.evaluate.planted.judge import MEASURES, judge, seeds_of
 from detcam.evaluate.report import versions
 from detcam.methods import METHODS, SweepMethod
@@ -57,7 +57,8 @@ def judged(
     summary: dict[str, Any] = {}
     for start in range(0, len(seeds), CHUNK):
         here = [name for name in args.methods if start < args.expensive or not expensive(name)]
-        table = judge(variant, seeds[start : start + CHUNK], here, args.layers, target=target)
+        chunk = seeds[start : start + CHUNK]
+        table = judge(variant, chunk, here, args.layers, target=target, family=args.family)
         scene_of.append(table.scenes + start)
         left_out |= table.left_out
         for name, rows in table.values.items():
@@ -92,7 +93,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Judge methods on planted scenes.")
     parser.add_argument("--scenes", type=int, default=200)
     parser.add_argument("--expensive", type=int, default=20, help="scenes for methods that sweep forwards")
-    parser.add_argument("--grids", type=int, default=25, help="pictures of four tiles")
+    parser.add_argument("--grids", type=int, default=25, help="pictures of four tiles, for YOLO only")
+    parser.add_argument("--family", default="yolo", choices=FAMILIES, help="of the models")
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=VARIANTS)
     parser.add_argument("--targets", nargs="+", default=["class"], choices=("class", "margin"))
     parser.add_argument("--methods", nargs="+", default=all_methods())
@@ -111,7 +113,7 @@ def main() -> None:
 
     seeds = seeds_of(args.scenes, 0)
     for variant in args.variants:
-        shown = causality(Witness(variant), range(HELD_OUT_SEED, HELD_OUT_SEED + args.scenes))
+        shown = causality(Witness(variant, family=args.family), range(HELD_OUT_SEED, HELD_OUT_SEED + args.scenes))
         document["causality"][variant] = {k: round(v, 4) for k, v in asdict(shown).items() if v is not None}
         print(variant, document["causality"][variant], file=sys.stderr, flush=True)
     console = Console(width=150)
@@ -124,7 +126,7 @@ def main() -> None:
 
             table = judged(variant, seeds, args, target, keep)
             show(f"{variant}, target {target}", table["rows"], console)
-    if args.grids:
+    if args.grids and args.family == "yolo":
         refused = {name.split(" @ ")[0] for part in document["judged"].values() for name in part["left_out"]}
         cheap = [name for name in args.methods if not expensive(name) and name not in refused]
         for title, game in (("difull", difull), ("same_class_grid", same_class_grid)):

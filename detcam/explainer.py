@@ -86,7 +86,7 @@ class Explainer:
         layers: "level" (the feature level that the object was read from), "evidence" (all tensors that enter the
             neck, cut together), "stem" (the first convolution, with its norm and activation), "auto" (the method's
             choice), names from the module's `named_modules()`, or modules.
-        target: the scalar to explain: "class" (logit), "prob", "margin" (logit minus the best other logit),
+        target: the scalar to explain: "class" (logit), "prob", "margin" (logit minus the best other class's),
             "box" (distances to the four sides, combined by element-wise maximum), "left", "top", "right", "bottom",
             "objectness", "mask" (mean mask logit over the object's mask), "mask-margin" ("mask" minus the mean over a
             ring around it), "mask-coefficients" and "mask-prototypes" (the two factors of a YOLO mask, with the other

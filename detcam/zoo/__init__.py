@@ -1,8 +1,8 @@
 """Demo models of the package: small, trained on `detcam.scenes`, free to use.
 
 A model NAME is NAME.yaml (description and training) and its weights, with kernels in half precision: for Ultralytics
-NAME.safetensors, with the architecture, class names and image size in NAME.yaml; for transformers the library's files
-in the folder NAME. Nothing is downloaded and nothing is unpickled.
+and torchvision NAME.safetensors, with the architecture, class names and image size in NAME.yaml; for transformers the
+library's files in the folder NAME. Nothing is downloaded and nothing is unpickled.
 """
 
 from __future__ import annotations
@@ -13,13 +13,15 @@ from typing import Any
 import yaml
 
 from detcam.errors import DependencyError, ModelError, nearest
+from detcam.zoo.faster_rcnn import faster_rcnn
 
 FOLDER = Path(__file__).parent
 
 
 def names() -> tuple[str, ...]:
-    """Return the names for `load`."""
-    return tuple(sorted(path.stem for path in FOLDER.glob("*.yaml")))
+    """Return the names for `load`; those of models for planted scenes come last."""
+    found = sorted(path.stem for path in FOLDER.glob("*.yaml"))
+    return tuple(sorted(found, key=lambda name: name.startswith("planted_")))
 
 
 def load(name: str = "scenes") -> Any:
@@ -27,7 +29,8 @@ def load(name: str = "scenes") -> Any:
 
     A model of Ultralytics is a `ultralytics.YOLO` or `ultralytics.RTDETR`; `predict(image)` uses the image size of
     training unless `imgsz` is given, and its results have the class names. A model of transformers has the class names
-    in its configuration and the settings of its image processor in the folder `model.config._name_or_path`.
+    in its configuration and the settings of its image processor in the folder `model.config._name_or_path`. A model of
+    torchvision is a `FasterRCNN`, whose class 0 is the background.
 
     Raises:
         ModelError: for an unknown name.
@@ -69,4 +72,12 @@ def _transformers(name: str, description: dict[str, Any]) -> Any:
     return network.requires_grad_(False).eval()
 
 
-_BUILDERS = {"ultralytics": _ultralytics, "transformers": _transformers}
+def _torchvision(name: str, description: dict[str, Any]) -> Any:
+    from safetensors.torch import load_file
+
+    network = faster_rcnn(description)
+    network.load_state_dict(load_file(FOLDER / f"{name}.safetensors"), strict=True)  # copies into float32
+    return network.requires_grad_(False).eval()
+
+
+_BUILDERS = {"ultralytics": _ultralytics, "transformers": _transformers, "torchvision": _torchvision}

@@ -79,7 +79,7 @@ def test_scalars_by_hand(kind: str, seed: int) -> None:
         expected = {
             "class": logits[label],
             "prob": logits.softmax(0)[label] if shared else logits[label].sigmoid(),
-            "margin": logits[label] - torch.cat([logits[:label], logits[label + 1 :]]).max(),
+            "margin": logits[label] - torch.cat([logits[:label], logits[label + 1 : model.config.num_labels]]).max(),
             "box": torch.tensor([w / 2 - cx, h / 2 - cy, cx + w / 2, cy + h / 2]),
             "left": torch.tensor(w / 2 - cx),
             "right": torch.tensor(cx + w / 2),

@@ -218,7 +218,7 @@ def test_scalars_by_hand(kind: str, seed: int, tmp_path: Path) -> None:
         expected = {
             "class": own[label],
             "prob": own.softmax(0)[label],
-            "margin": own[label] - torch.cat([own[:label], own[label + 1 :]]).max(),
+            "margin": own[label] - torch.cat([own[:label], own[label + 1 : -1]]).max(),  # without "no object"
             "mask": region[region > 0].mean() if bool((region > 0).any()) else region.max(),
         }
         for target, value in expected.items():

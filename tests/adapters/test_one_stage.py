@@ -147,7 +147,9 @@ def test_scores_are_those_of_the_kept_anchor(kind: str, seed: int) -> None:
             torch.testing.assert_close(scores["objectness"], centre, rtol=1e-4, atol=1e-4)
             share = (share * centre.sigmoid()).sqrt()
         torch.testing.assert_close(scores["prob"], share, rtol=1e-4, atol=1e-4)
-        rest = torch.stack([torch.cat([r[:k], r[k + 1 :]]).max() for r, k in zip(logits, found.class_ids, strict=True)])
+        first = int(softmax)  # after the background
+        pairs = zip(logits, found.class_ids, strict=True)
+        rest = torch.stack([torch.cat([r[first:k], r[k + 1 :]]).max() for r, k in pairs])
         torch.testing.assert_close(scores["margin"], own - rest, rtol=1e-4, atol=1e-4)
         # Sides lead from the anchor's centre to the decoded box, which is clipped to the picture only afterwards.
         left, top, right, bottom = (scores[side] for side in SCALARS[4:])

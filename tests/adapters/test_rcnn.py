@@ -158,8 +158,8 @@ def test_scores_are_those_of_the_kept_proposal(seed: int) -> None:
         torch.testing.assert_close(scores["class"], own, rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(scores["prob"], found.scores, rtol=1e-4, atol=1e-4)
         rest = torch.stack(
-            [torch.cat([row[:k], row[k + 1 :]]).max() for row, k in zip(logits, found.class_ids, strict=True)]
-        )
+            [torch.cat([row[1:k], row[k + 1 :]]).max() for row, k in zip(logits, found.class_ids, strict=True)]
+        )  # without the background
         torch.testing.assert_close(scores["margin"], own - rest, rtol=1e-4, atol=1e-4)
         # Sides lead from the proposal's centre to the decoded box, which is clipped to the picture only afterwards.
         region = seen["proposals"][found.index]

@@ -25,21 +25,27 @@ def class_score(
     classes: Tensor,  # [N] int64
     target: str,
     softmax: bool = False,
+    background: int | None = None,
 ) -> Tensor:
     """[N] one scalar per candidate, from the logits of its classes.
 
     Args:
-        logits: class logits; a column for the background or for "no object" is a class like the others.
+        logits: class logits; for "prob", a column for the background or "no object" is a class like the others.
         classes: the class of each candidate.
-        target: "class": the logit; "prob": its sigmoid or softmax; "margin": the logit minus the best other logit.
+        target: "class": the logit; "prob": its sigmoid or softmax; "margin": the logit minus the best other class's.
         softmax: whether the classes share a softmax.
+        background: the column of the background or "no object", which is no other class for a margin unless it is the
+            only one: "why this class" is another question than "why an object".
     """
     logit = at_class(logits, classes)
     if target == "class":
         return logit
     if target == "prob":
         return (logit - logits.logsumexp(dim=1)).exp() if softmax else logit.sigmoid()
-    return logit - logits.scatter(1, classes[:, None], float("-inf")).amax(dim=1)
+    others = logits.scatter(1, classes[:, None], float("-inf"))
+    if background is not None and logits.shape[1] > 2:
+        others = others.index_fill(1, classes.new_tensor([background % logits.shape[1]]), float("-inf"))
+    return logit - others.amax(dim=1)
 
 
 def side_score(

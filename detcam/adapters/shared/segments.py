@@ -153,19 +153,22 @@ def _overlaps(geometry: Geometry, axis: int, cells: int) -> Tensor:
     return (lengths.clamp(min=0) / (edges[1] - edges[0])).float()
 
 
-def segment_score(logits: Tensor, share: Tensor, label: int, target: str) -> Tensor:
-    """Mean over a segment of the class logit, its softmax, or its margin over the best other logit: a scalar.
+def segment_score(logits: Tensor, share: Tensor, label: int, target: str, left_out: set[int]) -> Tensor:
+    """Mean over a segment of the class logit, its softmax, or its margin over the best other class's: a scalar.
 
     Args:
         logits: [C, kh, kw] in a window around the segment.
         share: [kh, kw] the share of each cell that is in the segment.
         label: the class.
         target: "class", "prob" or "margin".
+        left_out: classes that are not objects: no other classes for a margin, unless they are the only ones.
     """
     if target == "prob":
         cells = logits.softmax(dim=0)[label]
     elif target == "margin":
-        cells = logits[label] - torch.cat([logits[:label], logits[label + 1 :]]).amax(dim=0)
+        others = [i for i in range(len(logits)) if i != label]
+        rivals = [i for i in others if i not in left_out] or others
+        cells = logits[label] - logits[rivals].amax(dim=0)
     else:
         cells = logits[label]
     return (cells * share).sum() / share.sum()

@@ -45,7 +45,8 @@ class SemanticAdapter(Adapter):
 
     The scalar is the mean of the class logit over the segment (Seg-Grad-CAM: Vinogradova et al. 2020, arXiv:2002.11434,
     section 3) at the output of the last classifier, before the final resize; each cell is weighted by the share that
-    the segment covers. "prob" is the mean softmax, "margin" the mean of the logit minus the best other logit.
+    the segment covers. "prob" is the mean softmax, "margin" the mean of the logit minus the best other class's,
+    where the background is no other class.
 
     An object's score is the mean softmax of its class over its pixels; `conf` is the threshold. There is no
     suppression, so `iou` has no effect. Of more than `max_det` segments the largest are kept. A class named
@@ -201,7 +202,7 @@ class SemanticAdapter(Adapter):
             values = []
             for i, start in zip(members.tolist(), starts.tolist(), strict=True):
                 logits, share = (_cut(maps, start, extent) for maps in (outputs.logits[image[i]], shares[i]))
-                values.append(segment_score(logits, share, int(labels[i]), target))
+                values.append(segment_score(logits, share, int(labels[i]), target, self._left_out))
             scores = scores.index_put((members,), torch.stack(values))
         return scores
 
@@ -215,7 +216,8 @@ class SemanticAdapter(Adapter):
             for i, start in zip(members.tolist(), starts.tolist(), strict=True):
                 with torch.enable_grad():
                     leaf = _cut(outputs.logits.detach()[image[i]], start, extent).requires_grad_()
-                    scalar = segment_score(leaf, _cut(shares[i], start, extent), int(labels[i]), target)
+                    share = _cut(shares[i], start, extent)
+                    scalar = segment_score(leaf, share, int(labels[i]), target, self._left_out)
                     gradients.append(torch.autograd.grad(scalar, leaf)[0])
             readouts.append(Readout(members, 0, (Source(outputs.logits, torch.stack(gradients)[:, None], starts),)))
         return readouts

@@ -69,6 +69,7 @@ class OneStageAdapter(TorchvisionAdapter):
     """
 
     targets: ClassVar[tuple[str, ...]] = (*CLASS_TARGETS, *BOX_TARGETS)
+    background: ClassVar[int | None] = None  # its column, if the classes share a softmax with it
 
     def __init__(self, module: nn.Module, model: Any, imgsz: int | None = None, processor: Any = None) -> None:
         super().__init__(module, model, imgsz, processor)
@@ -167,7 +168,7 @@ class OneStageAdapter(TorchvisionAdapter):
         if target == "prob":
             return as_columns(at_class(self._scores(rows.logits, rows.centreness), labels))
         if target in CLASS_TARGETS:
-            return as_columns(class_score(rows.logits, labels, target))
+            return as_columns(class_score(rows.logits, labels, target, background=self.background))
         if target in BOX_TARGETS:
             sides = sides_from_centre(self._decode(rows.deltas, anchors), anchors)
             return as_columns(side_score(sides, target))

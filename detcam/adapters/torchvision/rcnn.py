@@ -52,8 +52,9 @@ class RcnnOutputs:
 class RcnnAdapter(TorchvisionAdapter):
     """Faster, Mask and Keypoint R-CNN.
 
-    The scalar is read at the proposal of the kept box. Class logits share a softmax, so "prob" and "margin" compare the
-    class with the others, including the background. Sides are measured from the proposal's centre, in network pixels.
+    The scalar is read at the proposal of the kept box. Class logits share a softmax, so "prob" compares the class with
+    the others, including the background; "margin" with the others alone. Sides are measured from the proposal's centre,
+    in network pixels.
     The mask scalar is read at the final box, like the mask: the mean logit over the cells of the 28 x 28 mask that are
     predicted to belong to the object.
 
@@ -204,7 +205,7 @@ class RcnnAdapter(TorchvisionAdapter):
         if target == "prob":
             return as_columns(at_class(logits.softmax(dim=1), labels))
         if target in CLASS_TARGETS:
-            return as_columns(class_score(logits, labels, target))
+            return as_columns(class_score(logits, labels, target, background=0))
         boxes = self.heads.box_coder.decode_single(deltas, origins).view(len(labels), -1, 4)
         boxes = boxes[torch.arange(len(labels), device=labels.device), labels]
         return as_columns(side_score(sides_from_centre(boxes, origins), target))

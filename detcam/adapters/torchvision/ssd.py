@@ -11,9 +11,10 @@ from detcam.adapters.torchvision.one_stage import OneStageAdapter, OneStageOutpu
 
 
 class SsdAdapter(OneStageAdapter):
-    """SSD and SSDlite: a softmax over the classes and the background, so "prob" and "margin" contrast with the rest."""
+    """SSD and SSDlite: a softmax over the classes and the background, so "prob" contrasts with the rest."""
 
     models = "SSD300 (VGG-16), SSDlite320 (MobileNetV3)"
+    background = 0
     origin = "torchvision.models.detection.ssd"
 
     def _last_layers(self) -> dict[str, list[Any]]:

@@ -199,7 +199,8 @@ class DetrAdapter(Adapter):
             sizes = outputs.sizes[image].flip(1).repeat(1, 2)  # (width, height, width, height)
             return side_score(sides_from_corner(outputs.boxes[image, query] * sizes), target)
         classes = torch.cat([o.class_ids for o in objects])
-        return class_score(outputs.logits[image, query], classes, target, self.kind.softmax)
+        softmax = self.kind.softmax
+        return class_score(outputs.logits[image, query], classes, target, softmax, background=-1 if softmax else None)
 
     @torch.no_grad()
     def candidates(self, outputs: DetrOutputs) -> tuple[Tensor, Tensor, Tensor]:

@@ -200,7 +200,7 @@ class MaskQueryAdapter(Adapter):
             scalars = side_score(sides_from_corner(outputs.boxes[image, query] * outputs.sizes()[image]), target)
         else:
             classes = torch.cat([o.class_ids for o in objects])
-            scalars = class_score(outputs.logits[image, query], classes, target, softmax=True)
+            scalars = class_score(outputs.logits[image, query], classes, target, softmax=True, background=-1)
         return _joined(scalars, outputs.maps, image)
 
     @torch.no_grad()

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from detcam.boxes import box_iou
+from detcam.engine.frozen_topk import RecordTopk, ReplayTopk
 from detcam.explainer import Explainer
 from detcam.models.load import load_model
 from detcam.scenes.planted import CAUSES, PARTS, PlantedScene, draw_planted
@@ -19,6 +21,33 @@ from detcam.types import Objects
 CONF = 0.25  # confidence threshold
 IOU = 0.5  # least IoU of a detection with the drawn object
 BATCH = 32  # images in a forward
+
+
+@dataclass(frozen=True)
+class Family:
+    """How the models of a family are explained on planted scenes.
+
+    Attributes:
+        suffix: of the names of the family's own models.
+        first: the number of the first of `detcam.scenes.planted_parts.SYMBOLS` among the family's classes.
+        options: of `Explainer`.
+    """
+
+    suffix: str
+    first: int = 0
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def model(self, variant: str) -> str:
+        """The name of the model that was trained on a variant of the scenes."""
+        return f"planted_{variant}{self.suffix}"
+
+
+FAMILIES = {
+    "yolo": Family(""),
+    "detr": Family("_detr"),
+    "rcnn": Family("_rcnn", first=1),  # class 0 is the background
+    "semantic": Family("_semantic", first=1, options={"segments": "component"}),
+}
 
 
 @dataclass(frozen=True)
@@ -55,14 +84,22 @@ class Witness:
 
     Args:
         variant: one of `detcam.scenes.planted.VARIANTS`.
-        model: see `Explainer`; None: the model that was trained on the variant and ships with detcam.
+        model: see `Explainer`; None: the model of the family that was trained on the variant and ships with detcam.
         device: see `Explainer`.
+        family: one of `FAMILIES`.
     """
 
-    def __init__(self, variant: str, model: Any = None, device: str | torch.device | None = None) -> None:
-        self.variant = variant
-        self.model = load_model(f"planted_{variant}") if model is None else model  # loaded once, for many explainers
-        self.explainer = Explainer(self.model, "noise", conf=CONF, device=device)
+    def __init__(
+        self,
+        variant: str,
+        model: Any = None,
+        device: str | torch.device | None = None,
+        family: str = "yolo",
+    ) -> None:
+        self.variant, self.family = variant, FAMILIES[family]
+        self.model = load_model(self.family.model(variant)) if model is None else model  # once, for many explainers
+        self.options = {"conf": CONF, **self.family.options}
+        self.explainer = Explainer(self.model, "noise", device=device, **self.options)
         self._adapter = self.explainer.adapter
 
     def find(self, seed: int) -> Found:
@@ -71,7 +108,8 @@ class Witness:
         explained = self.explainer(scene.image)
         boxes = torch.from_numpy(scene.boxes).to(explained.boxes)
         iou = box_iou(boxes, explained.boxes)
-        iou = iou * (torch.from_numpy(scene.class_ids).to(iou.device)[:, None] == explained.class_ids)
+        class_ids = torch.from_numpy(scene.class_ids).to(iou.device) + self.family.first
+        iou = iou * (class_ids[:, None] == explained.class_ids)
         pairs = [(int(row.argmax()), owner) for owner, row in enumerate(iou) if row.numel() and float(row.max()) > IOU]
         positions = torch.tensor([position for position, _ in pairs], dtype=torch.int64, device=iou.device)
         return Found(seed, scene, explained.objects, positions, tuple(owner for _, owner in pairs))
@@ -84,20 +122,31 @@ class Witness:
             changes: see `draw_planted`.
             target: a scalar of the model, see `Explainer`.
         """
+        selected = self._selected(found)
         rows = []
         for i, owner in enumerate(found.owners):
             images = [draw_planted(found.seed, self.variant, change, only=owner).image for change in changes]
             objects = found.objects.select(torch.tensor([i], device=found.positions.device))
-            rows.append(self._score(images, objects, target))
+            rows.append(self._score(images, objects, target, selected))
         return torch.stack(rows) if rows else torch.empty((0, len(changes)), device=found.positions.device)
 
     @torch.no_grad()
-    def _score(self, images: list[np.ndarray], objects: Objects, target: str) -> Tensor:
-        """[len(images)] scalars of a single object in each image."""
+    def _selected(self, found: Found) -> list[Tensor]:
+        """The queries that the model selects in the unchanged image, if it selects any: [1, Q] of each selection."""
+        recorded = RecordTopk()
+        if not self._adapter.stable:
+            with recorded:
+                self._adapter.forward(self._adapter.prepare(found.scene.image)[0][None], max_det=300)
+        return recorded.indices
+
+    @torch.no_grad()
+    def _score(self, images: list[np.ndarray], objects: Objects, target: str, selected: list[Tensor]) -> Tensor:
+        """[len(images)] scalars of a single object in each image, read by the queries `selected`."""
         scalars = []
         for start in range(0, len(images), BATCH):
             batch = torch.stack([self._adapter.prepare(image)[0] for image in images[start : start + BATCH]])
-            outputs = self._adapter.forward(batch, max_det=300)
+            with ReplayTopk([indices.expand(len(batch), -1) for indices in selected]) if selected else nullcontext():
+                outputs = self._adapter.forward(batch, max_det=300)
             scalars.append(self._adapter.score(outputs, [objects] * len(batch), target).float())
         return torch.cat(scalars)
 

@@ -14,7 +14,7 @@ from torch.nn.functional import avg_pool2d, interpolate
 from detcam.errors import InputError
 from detcam.evaluate.contenders import contenders
 from detcam.evaluate.metrics.localisation import Case, Measure, energy, energy_in_box, pointing
-from detcam.evaluate.planted.interventions import CONF, Found, Witness, part_masks
+from detcam.evaluate.planted.interventions import Found, Witness, part_masks
 from detcam.evaluate.planted.oracle import heat_of_parts, spearman, top_agreement
 from detcam.scenes import HELD_OUT_SEED
 
@@ -64,8 +64,9 @@ def judge(
     progress: Progress | None = None,
     target: str = "class",
     quick: bool = False,
+    family: str = "yolo",
 ) -> Table:
-    """Judge methods on scenes of a variant, with the model that was trained on it.
+    """Judge methods on scenes of a variant, with the family's model that was trained on it.
 
     An object counts if its detection is correct and the presence of the cause decides its class: see
     `Witness.decided`. The table also holds the baselines of `contenders` and, as a ceiling, the cause itself as a
@@ -79,12 +80,13 @@ def judge(
         progress: called after every scene.
         target: the scalar that is explained, and whose fall counts for the parts: see `Explainer`.
         quick: fewer masks, steps and samples, see `contenders`.
+        family: one of `interventions.FAMILIES`.
 
     Raises:
         InputError: for a method that does not exist.
     """
-    witness = Witness(variant)
-    judged, left_out = contenders(witness.model, methods, layers, quick, conf=CONF, target=target)
+    witness = Witness(variant, family=family)
+    judged, left_out = contenders(witness.model, methods, layers, quick, target=target, **witness.options)
     collected: dict[str, list[Tensor]] = {}
     scene_of: list[int] = []
     drawn = 0
