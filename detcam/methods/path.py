@@ -78,7 +78,7 @@ class LayerIG(PathMethod):
     formula = "ReLU(G * mean_a sum_k g_k(a) (A_k - B_k)), g(a) at B + a (A - B), B of the blurred image, G a Gaussian"
     source = "Sundararajan et al. 2017, arXiv:1703.01365, eq. 1; Xu et al. 2020, arXiv:2004.03383"
     elementwise = True
-    passes = "(2 + steps) F + steps N B, 1 F to see whether the place moves, 1 F + N B for each move"
+    passes = "(2 + steps) F + steps N B; 1 F + 1 N B for each move of the place, and 1 F to see whether it moves"
     layers = "stem"
 
     def target(self, adapter: Adapter, target: Target) -> Target:

@@ -23,7 +23,6 @@ from detcam.methods import AnyMethod, Method, SweepMethod, get_method
 from detcam.methods.captum_attribution import Captum
 from detcam.methods.channels import ReciproCAM
 from detcam.methods.layered import SmoothGradCAMPlusPlus
-from detcam.methods.path import LayerIG
 from detcam.methods.perturbation import DRISE, ISCAM, RISE, SSCAM, Occlusion
 from detcam.methods.pixel import IntegratedGradients, SmoothGrad
 from detcam.methods.search import Search
@@ -78,7 +77,7 @@ ROWS = (
     Row("gcame"),
     Row("finercam", close=True),
     Row("fused", close=True),
-    Row(LayerIG(rise=0.0), close=True),
+    Row("layerig", close=True),
     Row("eigencam"),
     Row("kpcacam"),
     Row("fem", close=True),
