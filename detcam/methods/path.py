@@ -22,8 +22,6 @@ class PathMethod(Method):
     Gradients are taken at activations that lie between the two, F(b) + share * (F(x) - F(b)).
     """
 
-    rise: float = 0.0  # see `LayerIG`
-
     @abstractmethod
     def shares(self) -> list[float]:
         """The places on the way, each in [0, 1], at which gradients are taken; their maps are averaged."""
@@ -50,15 +48,9 @@ class LayerIG(PathMethod):
     The signed map is blurred a little: neighbouring cells of opposite signs, which early layers have many of, cancel as
     they do in the network. The ReLU comes after it; before it, contours would be hot whatever the model has learnt.
 
-    Half way, a model may not see the object yet: its score is still that of the blurred image, and the gradient there
-    says nothing about what will raise it. With a single step, the place of such an object moves a third of the rest of
-    the way towards the image, up to thrice (`rise`).
-
     Args:
         steps: number of places on the way.
         place: where each lies within its step, in [0, 1]; 0.5 is the midpoint.
-        rise: the least share of the score's change on the whole way that is to lie before the place; 0.0: the place
-            never moves.
         baseline: "blur", "mean" (each channel's mean over the image) or "zero" (zeros as the network's input).
         sigma: standard deviation of the baseline's blur, as a share of the longest side of the network's input.
         smooth: standard deviation of the blur of the map, as a share of its longest side; 0.0: none.
@@ -68,7 +60,6 @@ class LayerIG(PathMethod):
 
     steps: int = parameter(1, 1, 1000)
     place: float = parameter(0.5, 0.0, 1.0)
-    rise: float = parameter(0.1, 0.0, 1.0)
     baseline: str = choice("blur", "mean", "zero")
     sigma: float = parameter(0.025, 0.001, 1.0)
     smooth: float = parameter(0.0125, 0.0, 1.0)
@@ -78,7 +69,7 @@ class LayerIG(PathMethod):
     formula = "ReLU(G * mean_a sum_k g_k(a) (A_k - B_k)), g(a) at B + a (A - B), B of the blurred image, G a Gaussian"
     source = "Sundararajan et al. 2017, arXiv:1703.01365, eq. 1; Xu et al. 2020, arXiv:2004.03383"
     elementwise = True
-    passes = "(2 + steps) F + steps N B; 1 F + 1 N B for each move of the place, and 1 F to see whether it moves"
+    passes = "(2 + steps) F + steps N B"
     layers = "stem"
 
     def target(self, adapter: Adapter, target: Target) -> Target:

@@ -18,8 +18,6 @@ from detcam.runners.base import Maps, Request, scalars_of
 from detcam.runners.gradient import GradientRunner
 from detcam.types import Objects
 
-MOVES = 3  # of a place towards the image, at most
-
 
 class PathRunner:
     """Maps of a `PathMethod`: the objects are those of the image, and so is the model's selection of queries.
@@ -55,38 +53,17 @@ class PathRunner:
             return Maps([], [])
         baseline = self._model_run.layers(self._method.baseline_of(pixels), self, [c.name for c in captured])
         differences = {c.name: c.tensor.detach() - baseline[c.name] for c in captured}
-        shares = self._method.shares()
-
-        def at(share: float) -> tuple[Maps, Tensor]:
-            """The maps and the scalars [N] at a place on the way."""
+        results = []
+        for share in self._method.shares():
             between = {name: torch.add(baseline[name], d, alpha=share) for name, d in differences.items()}
             outputs, layers = self._forward_at(pixels, between)
             if self._unchecked:
                 self._check(pixels, between, outputs, objects)
             layers = [replace(layer, difference=differences[layer.name]) for layer in layers]
-            return self._inner.maps(pixels, outputs, objects, layers), self._scalars(outputs, objects)
-
-        results = [at(share) for share in shares]
-        rows = zip(*(result.maps for result, _ in results), strict=True)
-        maps = [torch.stack(versions).mean(dim=0) for versions in rows]
-        zero = [all(flags) for flags in zip(*(result.zero_gradient for result, _ in results), strict=True)]
-        if self._method.rise and len(shares) == 1:
-            start = self._scalars(self._forward_at(pixels, baseline)[0], objects)
-            way, scalars = self._scalars(outputs, objects) - start, results[0][1]
-            late = torch.ones_like(scalars, dtype=torch.bool)
-            for _ in range(MOVES):
-                late = late & ((scalars - start) / way < self._method.rise)
-                if not late.any():
-                    break
-                shares[0] += (1 - shares[0]) / 3
-                moved, scalars = at(shares[0])
-                for i in late.nonzero().flatten().tolist():
-                    maps[i], zero[i] = moved.maps[i], moved.zero_gradient[i]
-        return Maps([self._method.finished(raw) for raw in maps], zero)
-
-    def _scalars(self, outputs: Any, objects: list[Objects]) -> Tensor:
-        """[N] the objects' scalars, without the graph; the sum of several."""
-        return scalars_of(self._adapter, self.target, outputs, objects).detach().sum(dim=1)
+            results.append(self._inner.maps(pixels, outputs, objects, layers))
+        rows = zip(*(result.maps for result in results), strict=True)
+        maps = [self._method.finished(torch.stack(versions).mean(dim=0)) for versions in rows]
+        return Maps(maps, [all(flags) for flags in zip(*(result.zero_gradient for result in results), strict=True)])
 
     def _forward_at(self, pixels: Tensor, between: dict[str, Tensor]) -> tuple[Any, list[Captured]]:
         """The outputs with these activations, for the queries that were selected in the image, and their graph."""

@@ -24,7 +24,7 @@ from custom_models import SIZE, Grid, adapter
 from detr_models import random_detr
 from support import fingerprint, random_picture
 
-RAW: dict[str, Any] = {"smooth": 0.0, "contrast": "none", "rise": 0.0}
+RAW: dict[str, Any] = {"smooth": 0.0, "contrast": "none"}
 
 
 class Logit(nn.Module):
@@ -90,35 +90,6 @@ def test_the_place_moves_within_each_step() -> None:
         LayerIG(baseline="blurr")
     with pytest.raises(MethodError, match="not a sum over channels"):  # of activations, which `eigen` would project
         get_method("eigen:layerig")
-
-
-def test_the_place_moves_towards_the_image_until_the_score_has_risen(exact: Setting) -> None:
-    """By how much it has risen half way, from the library's own forward: those objects stay, the others move."""
-    options = {**RAW, "contrast": "margin"}
-    pixels = exact.pixels[None]
-    half = exact.explain(LayerIG(**options), layers=["model.0"])
-    rises = []
-    for class_id, anchor in zip(half.class_ids.tolist(), half.objects.index.tolist(), strict=True):
-        score = Logit(exact.model, class_id, anchor, margin=True)
-        stem = score.model.model.get_submodule("model.0")
-        with torch.no_grad():
-            ends = [stem(baselines(pixels)["blur"]), stem(pixels)]
-            values = []
-            for share in (0.0, 0.5, 1.0):
-                mixed = torch.lerp(*ends, share)
-                handle = stem.register_forward_hook(lambda m, a, out, mixed=mixed: mixed)
-                values.append(float(score(pixels)))
-                handle.remove()
-        rises.append((values[1] - values[0]) / (values[2] - values[0]))
-    least = sorted(rises)[len(rises) // 2]
-    assert min(rises) < least <= max(rises)
-    moved = exact.explain(LayerIG(**options | {"rise": least}), layers=["model.0"])
-    later = [
-        exact.explain(LayerIG(**options | {"place": 1 - 0.5 * (2 / 3) ** i}), layers=["model.0"]) for i in (1, 2, 3)
-    ]
-    for i, rise in enumerate(rises):
-        places = [half] if rise >= least else later
-        assert any(torch.allclose(moved.maps[i], place.maps[i], rtol=1e-4, atol=1e-5) for place in places)
 
 
 def test_a_target_that_is_not_a_class_stays(exact: Setting) -> None:
