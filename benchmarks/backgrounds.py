@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from detcam.engine.masking import spread
 from detcam.evaluate.metrics.bootstrap import DRAWS, LEAST, LEVEL
-from detcam.evaluate.metrics.masking import spread
 from detcam.evaluate.metrics.stability import ranks
 
 FEATHER = 1.5  # standard deviation in pixels of the border between object and background

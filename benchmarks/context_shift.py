@@ -146,7 +146,7 @@ def outcomes(reference: Explainer, photo: Photograph, changed: Picture) -> tuple
 
 @torch.no_grad()
 def scores_in(reference: Explainer, objects: Objects, image: Picture) -> list[float]:
-    """s of every object in an image: max over predictions of IoU * p(class), see `faithfulness.Likeness`."""
+    """s of every object in an image: max over predictions of IoU * p(class), see `Likeness`."""
     adapter = reference.adapter
     boxes, probabilities, _ = adapter.candidates(adapter.forward(adapter.prepare(image)[0][None], reference.max_det))
     likeness = box_iou(objects.network_boxes, boxes[0]) * probabilities[0][:, objects.class_ids].T

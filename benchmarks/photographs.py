@@ -25,12 +25,13 @@ from summaries import interval, write
 from torch import Tensor
 
 from detcam import Explainer, Explanation
+from detcam.engine import masking
 from detcam.engine.blur import blurred
 from detcam.evaluate.judge import Protocol, network_heat, pictures
 from detcam.evaluate.labels.base import Labels
 from detcam.evaluate.labels.read import read_labels
 from detcam.evaluate.matching import Matched, match
-from detcam.evaluate.metrics import faithfulness, masking
+from detcam.evaluate.metrics import faithfulness
 from detcam.evaluate.metrics.bootstrap import Interval, bootstrap, paired
 from detcam.evaluate.metrics.localisation import energy, energy_in_mask, pointing
 from detcam.evaluate.planted.interventions import CONF, Witness
@@ -38,6 +39,7 @@ from detcam.evaluate.planted.judge import seeds_of
 from detcam.evaluate.report import versions
 from detcam.images import read_image
 from detcam.models.load import load_model
+from detcam.runners.likeness import Likeness
 from detcam.scenes.planted import VARIANTS
 
 OUT = Path(__file__).parents[1] / "benchmarks" / "results" / "photographs.json"
@@ -84,7 +86,7 @@ class Judge:
         self._picture, geometry = self._adapter.prepare(case.explanation.image)
         self._black = self._adapter.prepare(np.zeros_like(case.explanation.image))[0]
         self._inside = masking.seen(geometry, self._picture.device)
-        self._score = faithfulness.Likeness(self._adapter, case.explanation.objects, reference.max_det)
+        self._score = Likeness(self._adapter, case.explanation.objects, reference.max_det)
         self._objects = torch.arange(len(case.explanation))
         self._known: dict[str | float, tuple[masking.Fill, Tensor, Tensor]] = {}
 

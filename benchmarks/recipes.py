@@ -17,9 +17,11 @@ from torch.nn.functional import interpolate
 
 from detcam import Explainer, Explanation
 from detcam.engine.blur import blurred
-from detcam.evaluate.metrics.stability import frozen_topk, held, randomised, rank_correlation
+from detcam.engine.randomised import randomised
+from detcam.evaluate.metrics.stability import rank_correlation
 from detcam.methods import METHODS, AnyMethod
 from detcam.methods.path import LayerIG
+from detcam.runners.twin import frozen_topk, held
 from detcam.types import Objects
 
 HEAD_INPUTS = ["model.15", "model.18", "model.21"]  # of YOLOv8
