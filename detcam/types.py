@@ -124,7 +124,7 @@ class Check:
         share: of the image that was hidden, in [0, 1].
         score: s0, of the unchanged image.
         hottest: fall without the hottest pixels of the map.
-        random: mean fall without as many pixels, or up to twice as many, in random blocks.
+        random: mean fall without as many pixels in random blocks.
         shuffled: fall without the hottest pixels of the map of a model with shuffled weights, for the same object.
     """
 

@@ -63,17 +63,20 @@ class Checker:
         return torch.cat(scores)
 
     def _random(self, unchanged: Tensor, hidden: Tensor) -> list[float | None]:
-        """The mean fall without as many pixels or up to twice as many, in random blocks; all objects share forwards."""
+        """The mean fall without as many pixels in random blocks.
+
+        Objects share the forwards: these hide powers of 2, between which the scores are interpolated.
+        """
         orders = random_blocks(DRAWS, self._inside)
-        rungs = 2 ** hidden.double().log2().ceil().long()  # few different numbers, so that objects share them
-        falls: list[float | None] = [None] * len(hidden)
-        for rung in rungs.unique():
-            masks = (orders >= 0) & (orders < rung)
-            scores = [self._score.of_all(self._fill(part)) for part in masks.split(self._batch)]
-            mean = self._fall(unchanged, torch.cat(scores).mean(dim=0))
-            for i in (rungs == rung).nonzero().flatten().tolist():
-                falls[i] = mean[i]
-        return falls
+        power = hidden.double().log2()
+        below, above = power.floor().long(), power.ceil().long()
+        scores = {}
+        for rung in torch.cat([below, above]).unique().tolist():
+            masks = (orders >= 0) & (orders < 2**rung)
+            drawn = [self._score.of_all(self._fill(part)) for part in masks.split(self._batch)]
+            scores[rung] = torch.cat(drawn).mean(dim=0).double()
+        low, high = (torch.stack([scores[r][i] for i, r in enumerate(rungs.tolist())]) for rungs in (below, above))
+        return self._fall(unchanged, low + (high - low) * (power - below))
 
     @staticmethod
     def _fall(before: Tensor, after: Tensor) -> list[float | None]:
