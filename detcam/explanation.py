@@ -35,7 +35,7 @@ class Explanation(Conversions):
         notes: for each object None, or why its map is zero, shared or approximate.
         settings: the settings of the maps: model, method, layers, target, conf, iou, max_det.
         geometry: placement of the image in the network's input.
-        checker: `Explainer.check` of the explainer; None after unpickling.
+        checker: `Explainer.check` of the explainer; None after unpickling or loading.
     """
 
     image: np.ndarray = field(repr=False)
@@ -105,7 +105,7 @@ class Explanation(Conversions):
         The first call checks all objects, which share forwards.
 
         Raises:
-            InputError: if the explanation was unpickled, and its explainer is not known.
+            InputError: if the explanation was unpickled or loaded from a dataset, which leaves the model out.
             MethodError: for a family without candidates, regions or a probability.
         """
         return self.checks[i]
@@ -114,7 +114,7 @@ class Explanation(Conversions):
     def checks(self) -> list[Check]:
         """The check of each object, see `check`."""
         if self.checker is None:
-            raise InputError("check: this explanation was unpickled, without its model: explain the image again")
+            raise InputError("check: the model was left out when this was saved or pickled: explain the image again")
         return self.checker(self)
 
     def render(

@@ -27,7 +27,7 @@ class Checker:
         model_run: the model.
         objects: the N objects of the image.
         image: [3, h, w], the network's input.
-        geometry: how the picture lies in it.
+        geometry: how the image lies in it.
         memory: approximate bytes for a batch of forwards.
     """
 

@@ -125,7 +125,7 @@ def test_the_model_does_not_travel_with_its_explanation(explained: Explanation) 
     copy = pickle.loads(pickle.dumps(explained))
     assert copy.check(0) == explained.check(0)
     unchecked = pickle.loads(pickle.dumps(replace(explained)))
-    with pytest.raises(InputError, match="unpickled, without its model: explain the image again"):
+    with pytest.raises(InputError, match="the model was left out when this was saved or pickled"):
         unchecked.check(0)
 
 
