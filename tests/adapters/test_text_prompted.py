@@ -1,6 +1,7 @@
 """Text-prompted detectors of transformers: the library's own detections, a sound map for each, exact gradients."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import product
 from typing import Any
 
@@ -172,6 +173,19 @@ def test_words_of_a_phrase(seed: int) -> None:
             assert score <= float(explanation.scores[i]) + 1e-4
         assert listed[i]["words"] == dict(words)
     assert explanation.objects.select(torch.tensor([1])).words == explanation.words[1:2]
+
+
+def test_queries_are_found_in_a_batch_of_any_size(seed: int) -> None:
+    """In a batch the last bit of OmDet-Turbo's scores depends on where they lie in memory."""
+    model, processor = random_prompted("omdet-turbo", seed)
+    adapter: Any = Explainer(model, processor=processor, text=TEXT).adapter
+    pixels, geometry = adapter.prepare(random_picture(seed, 72, 96))
+    one = adapter.forward(pixels[None], 300)
+    for size in range(1, 33):
+        raw = torch.randn(size, *one.raw.shape[1:])
+        some = replace(one, raw=raw, logits=raw, boxes=one.boxes.expand(size, -1, -1), sizes=one.sizes.expand(size, -1))
+        for image, objects in enumerate(adapter.detect(some, [geometry] * size, 0.0, 1.0, 300)):
+            torch.testing.assert_close(raw[image, objects.index, objects.class_ids].sigmoid(), objects.scores)
 
 
 def test_caches_of_text_embeddings_stay_the_users(seed: int) -> None:

@@ -82,7 +82,7 @@ class OmDetAdapter(PromptedAdapter):
             boxes, scores, classes = result["boxes"][best].float(), result["scores"][best], result["labels"][best]
             of_queries = geometry.to_source(self.candidates(_only(outputs, image))[0][0])
             apart = (of_queries[None] - boxes[:, None]).abs().amax(dim=2).nan_to_num(torch.inf)  # [N, Q]
-            same = scores[:, None] == outputs.raw[image].sigmoid()[:, classes].T
+            same = torch.isclose(scores[:, None], outputs.raw[image].sigmoid()[:, classes].T)  # to rounding: of a batch
             queries = torch.where(same, apart, torch.inf).argmin(dim=1)
             objects.append(query_objects(boxes, scores, classes, queries, self.names, geometry))
         return objects
