@@ -118,9 +118,8 @@ class Video(Source):
         if when <= self._last:  # times must increase; in damaged files they may not
             when = self._last + float(self.time_base or Fraction(1, 1000))
         self._last = when
-        return Picture(
-            image, when, float(frame.duration * frame.time_base) if frame.duration and frame.time_base else None
-        )
+        duration = float(frame.duration * frame.time_base) if frame.duration and frame.time_base else None
+        return Picture(image, when, duration)
 
     def close(self) -> None:
         """See `Source.close`. While a thread waits for the stream, that thread closes it when the wait ends."""
