@@ -227,7 +227,8 @@ def _fixed_part(patterns: list[str]) -> str:
 
 def _parts(pattern: str) -> list[str]:
     """The names of a pattern; a repeated `**` is one."""
-    return [name for name, _ in itertools.groupby(posixpath.normpath(pattern).split("/"))]
+    groups = itertools.groupby(posixpath.normpath(pattern).split("/"))
+    return [part for name, same in groups for part in ([name] if name == "**" else same)]
 
 
 def _matches(pattern: list[str], names: list[str]) -> bool:
