@@ -183,8 +183,7 @@ def ultralytics_callback(out: str | os.PathLike[str] | None = None, **options: A
     Raises:
         InputError: for an option that predict sets; when predict is called, for an option that cannot be used.
     """
-    misplaced = sorted({"model", "conf", "iou", "max_det", "imgsz", "device"} & options.keys())
-    if misplaced:
+    if misplaced := sorted({"model", "conf", "iou", "max_det", "imgsz", "device"} & options.keys()):
         raise InputError(f"{misplaced[0]}: predict sets this option: give {misplaced[0]} to predict instead")
     return _Callback(None if out is None else Path(out), options)
 

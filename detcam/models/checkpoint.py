@@ -75,8 +75,7 @@ def _unpickled(path: Path) -> Any:
 def _check_archive(path: Path) -> None:
     """Refuse archives unlike those of `torch.save`: compressed entries, or paths outside the archive."""
     if not zipfile.is_zipfile(path):
-        names = named(path)
-        if names:
+        if names := named(path):
             raise _refusal(path, names)
         with path.open("rb") as file:
             pickled = file.read(1) == pickle.PROTO

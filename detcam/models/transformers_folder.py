@@ -108,8 +108,7 @@ def _check(folder: Path, document: dict[str, Any], trust: bool) -> None:
                     f"model {folder}: {CONFIG} needs {key} {part[key]!r} from the network: save the whole model"
                 )
     if not any(folder.glob("*.safetensors")) and not trust:
-        pickled = sorted(path.name for pattern in PICKLES for path in folder.glob(pattern))
-        if pickled:
+        if pickled := sorted(path.name for pattern in PICKLES for path in folder.glob(pattern)):
             raise ModelError(
                 f"model {folder} has no .safetensors, and {pickled[0]} is a pickle that could run any code: convert "
                 f"it, or {TRUST}"

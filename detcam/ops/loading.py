@@ -17,8 +17,7 @@ _missing: dict[str, str] = {}  # device type -> the reason why it has no kernel
 def load_kernels() -> None:
     """Register the kernels of every binary that is present and loads. Call once, after the schemas exist."""
     for device in ("cpu", "cuda"):
-        reason = _load(device)
-        if reason:
+        if reason := _load(device):
             _missing[device] = reason
 
 
