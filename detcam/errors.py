@@ -83,6 +83,15 @@ def writing(place: object, advice: str) -> Iterator[None]:
         raise OutputError(f"{place} cannot be written ({error.strerror or error}): {advice}") from None
 
 
+@contextmanager
+def needing(message: str) -> Iterator[None]:
+    """Context for an import that turns an ImportError into a DependencyError with this message."""
+    try:
+        yield
+    except ImportError:
+        raise DependencyError(message) from None
+
+
 def nearest(name: str, choices: Iterable[str]) -> str:
     """A hint with the choices nearest to a misspelt `name`, to end a message with."""
     choices = list(choices)

@@ -85,24 +85,17 @@ class Comparison:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers and strings: the settings of both sides, the measures, and a row for each pair."""
-        return {
-            "a": self.a.settings,
-            "b": self.b.settings,
-            "iou": self.iou,
-            "measures": MEASURES,
-            "rows": list(self.rows()),
-        }
+        sides = {"a": self.a.settings, "b": self.b.settings}
+        return {**sides, "iou": self.iou, "measures": MEASURES, "rows": list(self.rows())}
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """Each pair as plain numbers and strings; "a", "b" and "instead" are None where there is no object."""
-        sides = {"a": self.a, "b": self.b}
         for pair in self.pairs:
-            places = {"a": pair.a, "b": pair.b}
-            other = {"a": "b", "b": "a", "both": "a"}[pair.found_by]
             yield {
                 "found_by": pair.found_by,
-                **{name: _facts(side, places[name]) for name, side in sides.items()},
-                "instead": _facts(sides[other], pair.instead),
+                "a": _facts(self.a, pair.a),
+                "b": _facts(self.b, pair.b),
+                "instead": _facts(self.b if pair.b is None else self.a, pair.instead),
                 "iou": _rounded(pair.iou),
                 "similarity": _rounded(pair.similarity),
                 "rank_correlation": _rounded(pair.rank_correlation),
@@ -131,7 +124,8 @@ def compare(a: Explanation, b: Explanation, iou: float = IOU) -> Comparison:
         raise InputError(f"compare: the explanations are of images of {sizes} pixels: give two of one image")
     check_iou(iou)
     fits = overlaps(a.boxes, b.boxes)
-    alike = torch.tensor([[same_class(x, y) for y in b.labels] for x in a.labels], dtype=torch.bool).view(fits.shape)
+    names, others = ([label.casefold() for label in side.labels] for side in (a, b))  # class numbers may differ
+    alike = torch.tensor([[x == y for y in others] for x in names], dtype=torch.bool).view(fits.shape)
     matches = match(fits.where(alike, 0.0), iou)
     in_a, in_b = [i for i, _ in matches], [j for _, j in matches]
     shared, ranks = similarities(coarse(a, in_a), coarse(b, in_b))
@@ -156,11 +150,6 @@ def check_iou(iou: float, name: str = "iou") -> None:
         raise InputError(f"{name}: expected a number above 0 and up to 1, got {iou!r}")
 
 
-def same_class(first: str, second: str) -> bool:
-    """Whether two class names are equal, ignoring case. Class numbers may differ between models."""
-    return first.casefold() == second.casefold()
-
-
 def overlaps(a: Tensor, b: Tensor) -> Tensor:
     """[N, M] IoU of boxes [N, 4] and [M, 4], xyxy, on the CPU; 1 for equal boxes, even empty ones."""
     a, b = a.float().cpu(), b.float().cpu()
@@ -176,15 +165,11 @@ def match(fits: Tensor, least: float) -> list[tuple[int, int]]:
     """
     places = (fits >= least).nonzero().tolist()
     places.sort(key=lambda place: -float(fits[place[0], place[1]]))
-    pairs: list[tuple[int, int]] = []
-    rows: set[int] = set()
-    columns: set[int] = set()
+    pairs: dict[int, int] = {}
     for i, j in places:
-        if i not in rows and j not in columns:
-            pairs.append((i, j))
-            rows.add(i)
-            columns.add(j)
-    return pairs
+        if i not in pairs and j not in pairs.values():
+            pairs[i] = j
+    return list(pairs.items())
 
 
 def coarse(explanation: Explanation, objects: list[int]) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from detcam.analysis.box_frame import BOX, SIDE, Spread, Values, align
+from detcam.analysis.box_frame import BOX, SIDE, Box, Spread, Values, align
 from detcam.analysis.truth import Truth
 from detcam.saved import Saved, find, pictures
 
@@ -138,9 +138,7 @@ class HeatSummary:
 
     def labels(self, kind: str = "found") -> list[str]:
         """The class names of a kind's objects, the most frequent first."""
-        counts: dict[str, int] = defaultdict(int)
-        for item in self.of(kind):
-            counts[item.label] += 1
+        counts = Counter(item.label for item in self.of(kind))
         return sorted(counts, key=lambda label: (-counts[label], label))
 
     def by_surroundings(self, kind: str = "found") -> list[ObjectHeat]:
@@ -235,18 +233,14 @@ def summarise_groups(groups: Iterable[Sequence[Saved]], truth: Truth | None) -> 
         seen = set()
         for saved in group:
             settings = tuple(saved.facets.values())
-            if settings in seen or not _is_of_detections(saved):
+            is_answer = "asked" in saved.document or {"prompts", "truth"} & saved.document["settings"].keys()
+            if settings in seen or is_answer:
                 continue
             seen.add(settings)
             _add_image(summaries.setdefault(settings, HeatSummary(saved.facets, truth is not None)), saved, truth)
     if truth is not None:
         truth.check(bool(summaries))
     return list(summaries.values())
-
-
-def _is_of_detections(saved: Saved) -> bool:
-    """Whether the objects are detections, not answers to a question or given prompts."""
-    return "asked" not in saved.document and not {"prompts", "truth"} & saved.document["settings"].keys()
 
 
 def _add_image(summary: HeatSummary, saved: Saved, truth: Truth | None) -> None:
@@ -268,12 +262,7 @@ def _add_image(summary: HeatSummary, saved: Saved, truth: Truth | None) -> None:
 
 
 def _object_heat(
-    saved: Saved,
-    number: int | None,
-    kind: str,
-    facts: dict[str, Any],
-    raw: np.ndarray | None,
-    others: list[list[float]],
+    saved: Saved, number: int | None, kind: str, facts: dict[str, Any], raw: np.ndarray | None, others: Sequence[Box]
 ) -> tuple[ObjectHeat, Values | None]:
     """An object with the label, score, box and note in `facts`, and its map in the frame of its box."""
     label, score, box, note = (facts[name] for name in ("label", "score", "box", "note"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from detcam.errors import InputError
 
@@ -45,6 +45,11 @@ class Chunk:
     def __len__(self) -> int:
         return len(self.items)
 
+    def singles(self) -> list[Chunk]:
+        """A chunk for each image."""
+        pairs = zip(self.places, self.items, strict=True)
+        return [replace(self, places=(place,), items=(item,)) for place, item in pairs]
+
 
 class Source:
     """Images in a fixed order. Their keys are in memory; the images are read later.
@@ -82,10 +87,7 @@ class Source:
 
 
 def chunks(
-    source: Source,
-    size: int,
-    skip: frozenset[int] = frozenset(),
-    again: Mapping[int, Sequence[int]] | None = None,
+    source: Source, size: int, skip: frozenset[int] = frozenset(), again: Mapping[int, Sequence[int]] | None = None
 ) -> Iterator[Chunk]:
     """The images of a source in chunks, lazily.
 

@@ -3,28 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
-from torch import Tensor
 
 from detcam.errors import InputError, nearest
-from detcam.evaluate.metrics.localisation import (
-    Case,
-    compactness,
-    complexity,
-    energy_in_box,
-    energy_in_box_per_area,
-    pointing_box,
-)
+from detcam.evaluate.metrics.localisation import LOCALISATION, NEED_MASKS, Case, energy_in_box
 from detcam.explanation import Explanation
 
-METRICS: dict[str, Callable[[Case], Tensor]] = {
-    "pointing_box": pointing_box,
-    "energy_in_box_per_area": energy_in_box_per_area,
-    "compactness": compactness,
-    "complexity": complexity,
-}
+ALWAYS = "energy_in_box"  # a column of every dataset
+METRICS = {m.name: function for m, function in LOCALISATION if m.name not in {*NEED_MASKS, ALWAYS}}
 SIDE = 1024  # pixels: heatmaps of larger images are measured at this size, at which they are still smooth
 AT_ONCE = 32 * 2**20  # pixels of heatmaps in memory: an image may have 300 objects
 
@@ -45,7 +33,7 @@ def measure(explanation: Explanation, names: Sequence[str]) -> dict[str, list[fl
 
     For images up to 1024 pixels a side the energy is that of `Explanation.energy_in_box`.
     """
-    functions = {"energy_in_box": energy_in_box, **{name: METRICS[name] for name in names}}
+    functions = {ALWAYS: energy_in_box, **{name: METRICS[name] for name in names}}
     values: dict[str, list[float | None]] = {name: [] for name in functions}
     for case in _cases(explanation):
         blank = case.heatmaps.amax(dim=(1, 2)) <= 0

@@ -15,13 +15,7 @@ from detcam.methods.attention import AttentionMethod
 BASELINES = ("noise", "box", "gaussian", "eigencam")
 NEEDS_AN_ARGUMENT = ("captum",)  # `captum` alone is not a method: `captum:NAME`
 PER_CHANNEL = ("scorecam", "sscam", "iscam", "ablationcam")  # a forward for each channel: left out by `--quick`
-QUICK = {
-    "masks": 24,
-    "cells": 8,
-    "steps": 3,
-    "samples": 2,
-    "levels": 1,
-}  # limits of costly parameters
+QUICK = {"masks": 24, "cells": 8, "steps": 3, "samples": 2, "levels": 1}  # limits of costly parameters
 
 
 @dataclass

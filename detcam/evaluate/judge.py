@@ -175,14 +175,8 @@ class Judge:
         try:
             if self._protocol.published:
                 objects = plain.objects.select(torch.tensor(few, device=plain.boxes.device))
-                curves = PublishedCurves(
-                    PROTOCOLS[self._protocol.published],
-                    self._reference,
-                    image,
-                    objects,
-                    matched.boxes[: len(few)],
-                    self._protocol.memory,
-                )
+                settings, labelled = PROTOCOLS[self._protocol.published], matched.boxes[: len(few)]
+                curves = PublishedCurves(settings, self._reference, image, objects, labelled, self._protocol.memory)
                 for name, explanation in explained.items():
                     maps = [explanation.maps[i] for i in few]
                     heat = masking.network_heat(maps, explanation.geometry.network)

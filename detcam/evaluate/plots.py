@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from detcam.errors import DependencyError
+from detcam.errors import needing
 
 COLUMNS = 4  # panels side by side
 
@@ -16,10 +16,8 @@ def draw(folder: Path, document: dict[str, Any]) -> list[Path]:
     Raises:
         DependencyError: without matplotlib.
     """
-    try:
+    with needing('plots need matplotlib: pip install "detcam[evaluate]"'):
         from matplotlib.figure import Figure  # without pyplot: no window, no state
-    except ImportError:
-        raise DependencyError('plots need matplotlib: pip install "detcam[evaluate]"') from None
     if not document["contenders"]:
         return []
     paths = [folder / "intervals.png", folder / "agreement.png"]
@@ -50,9 +48,7 @@ def intervals(figure: Any, document: dict[str, Any]) -> Any:
         )
         panel.hlines(places, lows, highs, colors=colours, lw=1.6, alpha=0.6)
         panel.scatter(means, places, c=colours, s=16)
-        panel.set_title(
-            f"{measure['name']} ({'higher' if measure['better'] == 'higher' else 'lower'} is better)", size=8
-        )
+        panel.set_title(f"{measure['name']} ({measure['better']} is better)", size=8)
         panel.tick_params(labelsize=7)
         panel.grid(axis="x", alpha=0.25)
     axes[0, 0].set_yticks(range(len(names)), names)  # shared by all panels

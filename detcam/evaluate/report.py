@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import platform
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
@@ -130,10 +131,8 @@ def versions() -> dict[str, str]:
     """Versions of Python and of the packages that figures depend on."""
     installed = {"python": platform.python_version()}
     for package in PACKAGES:
-        try:
+        with suppress(PackageNotFoundError):
             installed[package] = version(package)
-        except PackageNotFoundError:
-            continue
     return installed
 
 
@@ -153,36 +152,30 @@ def _agreement(rows: Sequence[dict[str, Any]], names: list[str]) -> dict[str, An
         places = [names.index(name) for name in agreement["names"]]
         if places:
             total[i][np.ix_(places, places)] = np.array(agreement["matrix"], dtype=float)
-    counts = (~np.isnan(total)).sum(axis=0)
-    mean = np.where(counts > 0, np.nansum(total, axis=0) / np.maximum(counts, 1), np.nan)
-    return {"names": names, "matrix": [[_number(float(v)) for v in line] for line in mean]}
+    return {"names": names, "matrix": [_means_over(total[:, i]) for i in range(len(names))]}
 
 
 def _cascade(rows: Sequence[dict[str, Any]]) -> dict[str, list[float | None]]:
     """For each contender the mean rank correlation after each stage of randomisation."""
-    stages: dict[str, list[list[float]]] = {}
+    stages: dict[str, list[list[float | None]]] = {}
     for row in rows:
         for name, values in row.get("cascade", {}).items():
-            stages.setdefault(name, []).append([math.nan if v is None else v for v in values])
-    means = {}
-    for name, lists in stages.items():
-        table = np.array(lists, dtype=float)
-        counts = (~np.isnan(table)).sum(axis=0)
-        means[name] = [
-            _number(float(v)) for v in np.where(counts, np.nansum(table, axis=0) / np.maximum(counts, 1), np.nan)
-        ]
-    return means
+            stages.setdefault(name, []).append(values)
+    return {name: _means_over(np.array(lists, dtype=float)) for name, lists in stages.items()}
+
+
+def _means_over(table: Values) -> list[float | None]:
+    """The means of the columns of [n, k] without NaN; None for a column of NaN."""
+    counts = (~np.isnan(table)).sum(axis=0)
+    means = np.where(counts > 0, np.nansum(table, axis=0) / np.maximum(counts, 1), np.nan)
+    return [_number(float(mean)) for mean in means]
 
 
 def markdown(document: dict[str, Any]) -> str:
     """The document of `summarise` as a Markdown page."""
-    lines = [
-        "# Are the maps true?",
-        "",
-        f"{document['date']}: {document['objects']} objects, {document['pictures']} images; {document['intervals']}. "
-        + ", ".join(f"{k} {v}" for k, v in document["versions"].items())
-        + ".",
-    ]
+    counts = f"{document['objects']} objects, {document['pictures']} images"
+    packages = ", ".join(f"{k} {v}" for k, v in document["versions"].items())
+    lines = ["# Are the maps true?", "", f"{document['date']}: {counts}; {document['intervals']}. {packages}."]
     if said := document.get("published"):
         lines += ["", f"## Protocol {said['name']}", "", f"{said['source']}.", ""]
         lines += [f"- {setting}." for setting in said["settings"]]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import Tensor
 
-from detcam.errors import DependencyError, InputError
+from detcam.errors import InputError, needing
 
 if TYPE_CHECKING:
     from detcam.explanation import Explanation
@@ -18,10 +18,8 @@ def results(
     explanation: Explanation, image_id: int, threshold: float, categories: Mapping[int, int] | None
 ) -> list[dict[str, Any]]:
     """See `Explanation.to_coco`."""
-    try:
+    with needing('to_coco needs pycocotools: pip install "detcam[evaluate]"'):
         from pycocotools import mask as coco
-    except ImportError:
-        raise DependencyError('to_coco needs pycocotools: pip install "detcam[evaluate]"') from None
     regions = above_threshold(explanation, threshold).cpu().numpy()
     rows = []
     for i, class_id in enumerate(explanation.class_ids.tolist()):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from detcam.errors import DependencyError
+from detcam.errors import needing
 
 if TYPE_CHECKING:
     from detcam.explanation import Explanation
@@ -16,10 +16,8 @@ if TYPE_CHECKING:
 
 def labels(explanation: Explanation, objects: Sequence[int] | None, size: tuple[int, int] | None) -> dict[str, Any]:
     """See `Explanation.to_fiftyone`."""
-    try:
+    with needing("to_fiftyone needs FiftyOne: pip install fiftyone"):
         import fiftyone as fo
-    except ImportError:
-        raise DependencyError("to_fiftyone needs FiftyOne: pip install fiftyone") from None
     heat = explanation.render(size=size).cpu().numpy()  # [N, H, W] uint8
     fields = {i: f"heatmap_{i:03d}" for i in (range(len(explanation)) if objects is None else objects)}
     detections = [_detection(explanation, i, fields.get(i), fo) for i in range(len(explanation))]

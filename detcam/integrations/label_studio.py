@@ -20,35 +20,27 @@ def task(
     """See `Explanation.to_label_studio`."""
     height, width = explanation.geometry.source
     regions = above_threshold(explanation, threshold).cpu().numpy()
-    result = []
-    for i, label in enumerate(explanation.labels):
-        common = {
+
+    def region(i: int, name: str, control: str, kind: str, value: dict[str, Any]) -> dict[str, Any]:
+        return {
             "to_name": to_name,
             "original_width": width,
             "original_height": height,
             "image_rotation": 0,
             "score": float(explanation.scores[i]),
+            "id": f"{name}-{i}",
+            "from_name": control,
+            "type": kind,
+            "value": {**value, kind: [explanation.labels[i]]},
         }
-        place = _percent(explanation.boxes[i].tolist(), width, height)
-        result.append(
-            {
-                **common,
-                "id": f"object-{i}",
-                "from_name": rectangles,
-                "type": "rectanglelabels",
-                "value": {**place, "rotation": 0, "rectanglelabels": [label]},
-            }
-        )
+
+    result = []
+    for i, box in enumerate(explanation.boxes.tolist()):
+        place = {**_percent(box, width, height), "rotation": 0}
+        result.append(region(i, "object", rectangles, "rectanglelabels", place))
         if brush is not None and regions[i].any():
-            result.append(
-                {
-                    **common,
-                    "id": f"heat-{i}",
-                    "from_name": brush,
-                    "type": "brushlabels",
-                    "value": {"format": "rle", "rle": brush_runs(regions[i]), "brushlabels": [label]},
-                }
-            )
+            runs = {"format": "rle", "rle": brush_runs(regions[i])}
+            result.append(region(i, "heat", brush, "brushlabels", runs))
     prediction: dict[str, Any] = {"model_version": explanation.settings.get("model", "detcam"), "result": result}
     if len(explanation):
         prediction["score"] = float(explanation.scores.mean())

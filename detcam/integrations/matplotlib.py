@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from detcam.errors import DependencyError
+from detcam.errors import needing
 from detcam.render.overlay import BOX_COLOUR
 
 if TYPE_CHECKING:
@@ -18,10 +18,8 @@ OPACITY = 0.75  # of the hottest pixel, the default of Explanation.overlay
 
 def figure(explanation: Explanation, objects: Sequence[int] | None) -> Any:
     """See `Explanation.to_matplotlib`."""
-    try:
+    with needing('to_matplotlib needs matplotlib: pip install "detcam[evaluate]"'):
         from matplotlib.figure import Figure
-    except ImportError:
-        raise DependencyError('to_matplotlib needs matplotlib: pip install "detcam[evaluate]"') from None
     chosen = list(range(len(explanation)) if objects is None else objects)
     height, width = explanation.geometry.source
     columns = min(len(chosen) + 1, COLUMNS)

@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from detcam import render
-from detcam.errors import DependencyError, InputError
+from detcam.errors import InputError, needing
 
 if TYPE_CHECKING:
     from detcam.explanation import Explanation
@@ -18,20 +18,15 @@ HEATMAPS = "heatmaps"  # the key in Detections.data
 
 def detections(explanation: Explanation) -> Any:
     """See `Explanation.to_supervision`."""
-    try:
+    with needing("to_supervision needs supervision: pip install supervision"):
         import supervision as sv
-    except ImportError:
-        raise DependencyError("to_supervision needs supervision: pip install supervision") from None
     masks = explanation.masks
     return sv.Detections(
         xyxy=explanation.boxes.cpu().numpy(),
         mask=None if masks is None else masks.cpu().numpy(),
         confidence=explanation.scores.cpu().numpy(),
         class_id=explanation.class_ids.cpu().numpy(),
-        data={
-            "class_name": np.array(explanation.labels, dtype=str),
-            HEATMAPS: explanation.heatmaps.cpu().numpy(),
-        },
+        data={"class_name": np.array(explanation.labels, dtype=str), HEATMAPS: explanation.heatmaps.cpu().numpy()},
     )
 
 

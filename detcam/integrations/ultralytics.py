@@ -68,10 +68,6 @@ class Returned(Question):
         objects = adapter.objects_at(outputs, best[:, 0], class_ids, geometry)
         return replace(objects, boxes=boxes, scores=given_scores)
 
-    def answered(self, explanation: Explanation) -> Explanation:
-        """See `Question.answered`; nothing is added."""
-        return explanation
-
 
 class ResultsExplainer(Explainer):
     """Explainer for the results of Ultralytics' predict and track calls.
@@ -158,7 +154,7 @@ def explain_results(results: Any, model: Any, **options: Any) -> Any:
     items = [results] if single else results
     if not isinstance(items, Iterable):
         raise InputError(f"results: expected Ultralytics' Results or a list of them, got a {type(results).__name__}")
-    explainer = ResultsExplainer(model, **{**_predicted_with(model), **options})
+    explainer = ResultsExplainer(model, **{**_settings(getattr(model, "predictor", None)), **options})
     explanations = []
     for i, result in enumerate(items):
         if not hasattr(result, "orig_img"):
@@ -187,8 +183,7 @@ def ultralytics_callback(out: str | os.PathLike[str] | None = None, **options: A
     Raises:
         InputError: for an option that predict sets; when predict is called, for an option that cannot be used.
     """
-    misplaced = sorted({"model", "conf", "iou", "max_det", "imgsz", "device"} & options.keys())
-    if misplaced:
+    if misplaced := sorted({"model", "conf", "iou", "max_det", "imgsz", "device"} & options.keys()):
         raise InputError(f"{misplaced[0]}: predict sets this option: give {misplaced[0]} to predict instead")
     return _Callback(None if out is None else Path(out), options)
 
@@ -217,21 +212,12 @@ class _Callback:
             self._count += 1
 
 
-def _predicted_with(model: Any) -> dict[str, Any]:
-    """The options of the last predict call of an Ultralytics model, {} if there was none."""
-    predictor = getattr(model, "predictor", None)
-    return {} if getattr(predictor, "imgsz", None) is None else _settings(predictor)
-
-
 def _settings(predictor: Any) -> dict[str, Any]:
-    """The options of a predict call, by the names of Explainer's options."""
-    arguments = predictor.args
-    return {
-        "conf": arguments.conf,
-        "iou": arguments.iou,
-        "max_det": arguments.max_det,
-        "imgsz": (int(predictor.imgsz[0]), int(predictor.imgsz[-1])),
-    }
+    """The options of the last predict call, by the names of Explainer's options; {} if there was none."""
+    if getattr(predictor, "imgsz", None) is None:
+        return {}
+    imgsz = int(predictor.imgsz[0]), int(predictor.imgsz[-1])
+    return {**{name: getattr(predictor.args, name) for name in ("conf", "iou", "max_det")}, "imgsz": imgsz}
 
 
 def _rgb(result: Any) -> np.ndarray:

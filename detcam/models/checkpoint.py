@@ -14,12 +14,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from detcam.errors import DependencyError, ModelError
+from detcam.errors import ModelError, needing
 from detcam.files import read_regular
 from detcam.models.allowed_classes import allowed
 from detcam.models.versions import require
 
 TRUST = "if you trust its maker, give --trust-checkpoint (in Python trust_checkpoint=True)"
+INSTALL = 'pip install "detcam[ultralytics]"'
 LARGEST = 2**30  # bytes: limit for old files that are searched for names
 USUAL = ("torch.", "collections.", "copyreg.", "copy_reg.", "_codecs.", "builtins.object", "builtins.set")  # not layers
 _LOCK = threading.Lock()  # torch's list of allowed classes is global
@@ -74,8 +75,7 @@ def _unpickled(path: Path) -> Any:
 def _check_archive(path: Path) -> None:
     """Refuse archives unlike those of `torch.save`: compressed entries, or paths outside the archive."""
     if not zipfile.is_zipfile(path):
-        names = named(path)
-        if names:
+        if names := named(path):
             raise _refusal(path, names)
         with path.open("rb") as file:
             pickled = file.read(1) == pickle.PROTO
@@ -99,14 +99,9 @@ def _check_archive(path: Path) -> None:
 def _import_ultralytics(names: Iterable[str], path: Path) -> None:
     if not any(name.startswith("ultralytics.") for name in names):
         return
-    try:
+    with needing(f"{path.name} is an Ultralytics checkpoint and ultralytics is not installed: {INSTALL}"):
         import ultralytics.nn.tasks
         import ultralytics.utils.loss  # noqa: F401
-    except ImportError:
-        raise DependencyError(
-            f"{path.name} is an Ultralytics checkpoint and ultralytics is not installed: "
-            'pip install "detcam[ultralytics]"'
-        ) from None
     require("ultralytics")
 
 

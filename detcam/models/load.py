@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from detcam import zoo
-from detcam.errors import DependencyError, ModelError, nearest
-from detcam.models.checkpoint import read_checkpoint, reason
+from detcam.errors import ModelError, nearest, needing
+from detcam.models.checkpoint import INSTALL, read_checkpoint, reason
 from detcam.models.transformers_folder import read_folder
 
 DOWNLOADABLE = ("yolo", "rtdetr")  # bare names that ultralytics downloads
@@ -56,12 +56,8 @@ def load_model(name: str | os.PathLike[str], trust_checkpoint: bool = False) -> 
 def _downloaded(path: Path, name: str) -> Path:
     """The file that ultralytics downloads for a bare name of its weights."""
     if path.name == name and path.stem.lower().startswith(DOWNLOADABLE):
-        try:
+        with needing(f"{name} would be downloaded by ultralytics, which is not installed: {INSTALL}"):
             from ultralytics.utils.downloads import attempt_download_asset
-        except ImportError:
-            raise DependencyError(
-                f'{name} would be downloaded by ultralytics, which is not installed: pip install "detcam[ultralytics]"'
-            ) from None
         try:
             path = Path(attempt_download_asset(name))
         except Exception as error:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from detcam.errors import DependencyError, ModelError
+from detcam.errors import ModelError, needing
 from detcam.models.checkpoint import TRUST, reason
 from detcam.models.size_limits import SIDE, bounded, check_counts
 from detcam.models.versions import require
@@ -36,12 +36,8 @@ def read_folder(folder: Path, trust: bool = False) -> Any:
     """
     document = _config(folder)
     _check(folder, document, trust)
-    try:
+    with needing(f'{folder} is a folder of transformers, which is not installed: pip install "detcam[transformers]"'):
         import transformers
-    except ImportError:
-        raise DependencyError(
-            f'{folder} is a folder of transformers, which is not installed: pip install "detcam[transformers]"'
-        ) from None
     require("transformers")
     name = (document.get("architectures") or [None])[0]
     kind: Any = getattr(transformers, name, None) if isinstance(name, str) and name.isidentifier() else None
@@ -49,7 +45,8 @@ def read_folder(folder: Path, trust: bool = False) -> Any:
     if not known:
         raise ModelError(f"model {folder}: {CONFIG} names the class {name!r}, which transformers does not have")
     try:
-        with _silent(), bounded(_weight(folder)):
+        weights = (path for pattern in ("*.safetensors", *PICKLES) for path in folder.glob(pattern))
+        with _silent(), bounded(sum(path.stat().st_size for path in weights)):
             model: Any = kind.from_pretrained(
                 str(folder.absolute()),
                 local_files_only=True,
@@ -111,18 +108,12 @@ def _check(folder: Path, document: dict[str, Any], trust: bool) -> None:
                     f"model {folder}: {CONFIG} needs {key} {part[key]!r} from the network: save the whole model"
                 )
     if not any(folder.glob("*.safetensors")) and not trust:
-        pickled = sorted(path.name for pattern in PICKLES for path in folder.glob(pattern))
-        if pickled:
+        if pickled := sorted(path.name for pattern in PICKLES for path in folder.glob(pattern)):
             raise ModelError(
                 f"model {folder} has no .safetensors, and {pickled[0]} is a pickle that could run any code: convert "
                 f"it, or {TRUST}"
             )
         raise ModelError(f"model {folder} holds no weights: put model.safetensors beside {CONFIG}")
-
-
-def _weight(folder: Path) -> int:
-    """Bytes of all weights in a folder."""
-    return sum(path.stat().st_size for pattern in ("*.safetensors", *PICKLES) for path in folder.glob(pattern))
 
 
 def _parts(value: Any) -> Iterator[dict[str, Any]]:

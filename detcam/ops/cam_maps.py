@@ -43,17 +43,8 @@ library.impl("cam_maps.out", reference.cam_maps_out, "CompositeExplicitAutograd"
 
 
 @torch.library.register_fake("detcam::cam_maps", lib=library)
-def _cam_maps_fake(
-    acts: Tensor,
-    weights: Tensor,
-    index: Tensor | None,
-    window: Tensor | None,
-    height: int,
-    width: int,
-    normalize: str,
-    relu: bool,
-    dtype: torch.dtype,
-) -> Tensor:
+def _cam_maps_fake(acts: Tensor, weights: Tensor, *rest: Any) -> Tensor:
+    _index, _window, height, width, _normalize, _relu, dtype = rest
     return acts.new_empty((weights.shape[0], height, width), dtype=dtype)
 
 
@@ -63,28 +54,15 @@ def _cam_maps_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _cam_maps_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    acts, weights, index, window = ctx.saved_tensors
-    return (
-        *recompute_gradients(ctx, grad, reference.cam_maps, acts, weights, index, window, *ctx.options),
-        *[None] * 7,
-    )
+    return recompute_gradients(ctx, grad, reference.cam_maps, *ctx.saved_tensors, *ctx.options)
 
 
 torch.library.register_autograd("detcam::cam_maps", _cam_maps_backward, setup_context=_cam_maps_setup, lib=library)
 
 
 @torch.library.register_fake("detcam::cam_maps.out", lib=library)
-def _cam_maps_out_fake(
-    acts: Tensor,
-    weights: Tensor,
-    index: Tensor | None,
-    window: Tensor | None,
-    normalize: str,
-    relu: bool,
-    *,
-    out: Tensor,
-) -> None:
-    return None
+def _cam_maps_out_fake(*arguments: Any, out: Tensor) -> None:
+    """There is no result to infer."""
 
 
 def _cam_maps_out_tracked(keys: torch.DispatchKeySet, *arguments: Any, out: Tensor) -> None:

@@ -34,8 +34,7 @@ def _elementwise_maps_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -
 
 
 def _elementwise_maps_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    acts, grads, index = ctx.saved_tensors
-    return (*recompute_gradients(ctx, grad, reference.elementwise_maps, acts, grads, index, ctx.mode), None, None)
+    return recompute_gradients(ctx, grad, reference.elementwise_maps, *ctx.saved_tensors, ctx.mode)
 
 
 torch.library.register_autograd(

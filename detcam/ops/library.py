@@ -24,14 +24,14 @@ library = torch.library.Library("detcam", "DEF")
 
 def recompute_gradients(
     ctx: Any, grad: Tensor, reference: Callable[..., Tensor], first: Tensor, second: Tensor, *rest: Any
-) -> list[Tensor | None]:
-    """Gradients of an operator's first two inputs, through its reference, instead of keeping intermediates."""
+) -> tuple[Tensor | None, ...]:
+    """Gradients of an operator's inputs (None from the third on), through its reference: no intermediates are kept."""
     twice = torch.is_grad_enabled()  # inside a backward pass that is itself recorded
     wanted = [x for x, needed in zip((first, second), ctx.needs_input_grad[:2], strict=True) if needed]
     with torch.enable_grad():
         result = reference(first, second, *rest)
         found = iter(torch.autograd.grad(result, wanted, grad, create_graph=twice, materialize_grads=True))
-    return [next(found) if needed else None for needed in ctx.needs_input_grad[:2]]
+    return (*(next(found) if needed else None for needed in ctx.needs_input_grad[:2]), *[None] * len(rest))
 
 
 def check_tensor(name: str, value: Tensor, dtypes: tuple[torch.dtype, ...]) -> None:
@@ -122,8 +122,7 @@ def check_window(
             raise ValueError(f"window: expected [4] or [{count}, 4] on {device}, got {actual}")
         return window.detach().float().expand(count, 4)
     check_sides(window)
-    # Fills, not a copy from the host: a copy would wait for the stream and could not be captured in a CUDA
-    # graph.
+    # Fills, not a copy from the host: a copy would wait for the stream and could not be captured in a CUDA graph.
     sides = [torch.full((), side, dtype=torch.float32, device=device) for side in window]
     return torch.stack(sides).expand(count, 4)
 

@@ -17,8 +17,7 @@ _missing: dict[str, str] = {}  # device type -> the reason why it has no kernel
 def load_kernels() -> None:
     """Register the kernels of every binary that is present and loads. Call once, after the schemas exist."""
     for device in ("cpu", "cuda"):
-        reason = _load(device)
-        if reason:
+        if reason := _load(device):
             _missing[device] = reason
 
 
@@ -50,19 +49,12 @@ def build_info() -> dict[str, Any]:
         build was asked for), `torch` (release compiled against), `compiler`, `cuda_version`, `archs` (list of
         str). A fact that is not known because nothing was built is None.
     """
-    record = _build_record()
     facts: dict[str, Any] = dict.fromkeys(("torch", "compiler", "cuda_version"))
     with contextlib.suppress(ImportError):  # nothing compiled, or for another Python
         facts |= importlib.import_module("detcam.ops._C").build_facts()
     archs = (facts.pop("archs", None) or "").split()
-    return {
-        "cpu": is_compiled("cpu"),
-        "cuda": is_compiled("cuda"),
-        "missing": dict(_missing),
-        "mode": record.get("mode"),
-        **facts,
-        "archs": archs,
-    }
+    loaded = {device: is_compiled(device) for device in ("cpu", "cuda")}
+    return {**loaded, "missing": dict(_missing), "mode": _build_record().get("mode"), **facts, "archs": archs}
 
 
 def _build_record() -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """The operator `overlay`: schema, shape inference, and the checked Python call."""
 
 import reprlib
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,16 +31,7 @@ library.impl("overlay", reference.overlay, "CompositeExplicitAutograd")
 
 
 @torch.library.register_fake("detcam::overlay", lib=library)
-def _overlay_fake(
-    frames: Tensor,
-    maps: Tensor,
-    lut: Tensor,
-    index: Tensor | None,
-    window: Tensor | None,
-    boxes: Tensor | None,
-    opacity: float,
-    blend: str,
-) -> Tensor:
+def _overlay_fake(frames: Tensor, *rest: Any) -> Tensor:
     return frames.new_empty(frames.shape)
 
 
@@ -104,12 +96,9 @@ def overlay(
 
 
 def _check_tensors(frame: Tensor, maps: Tensor, lut: Tensor) -> None:
-    for name, value, dtypes in (
-        ("frame", frame, (torch.uint8,)),
-        ("maps", maps, INPUT_DTYPES),
-        ("lut", lut, (torch.uint8,)),
-    ):
-        check_tensor(name, value, dtypes)
+    check_tensor("frame", frame, (torch.uint8,))
+    check_tensor("maps", maps, INPUT_DTYPES)
+    check_tensor("lut", lut, (torch.uint8,))
     if frame.ndim not in (3, 4) or frame.shape[-1] != 3 or 0 in frame.shape[-3:]:
         raise ValueError(f"frame: expected a non-empty [H, W, 3] or [B, H, W, 3], got {list(frame.shape)}")
     if maps.ndim != 3 or 0 in maps.shape[1:]:

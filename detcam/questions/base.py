@@ -18,6 +18,6 @@ class Question(ABC):
     def objects(self, adapter: Adapter, outputs: Any, geometry: Geometry) -> Objects:
         """The objects to explain, from the model's raw outputs for one image."""
 
-    @abstractmethod
     def answered(self, explanation: Explanation) -> Explanation:
-        """The explanation of these objects with the answer in its notes and settings."""
+        """The explanation of these objects with the answer in its notes and settings, if the question adds one."""
+        return explanation

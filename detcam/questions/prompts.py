@@ -32,9 +32,8 @@ class Prompted(Question):
 
     def answered(self, explanation: Explanation) -> Explanation:
         """The explanation with the prompts in its settings; see `Question.answered`."""
-        return replace(
-            explanation, settings={**explanation.settings, "prompts": [prompt.to_dict() for prompt in self._prompts]}
-        )
+        settings = {**explanation.settings, "prompts": [prompt.to_dict() for prompt in self._prompts]}
+        return replace(explanation, settings=settings)
 
 
 EXAMPLE = "e.g. prompts=[(60, 40)] or [(10, 20, 80, 160)]"

@@ -54,7 +54,6 @@ class PlantedScene:
         causes: bool [N, H, W], the visible pixels of the cause of each object's class.
         parts: name -> bool [N, H, W], disjoint: "body" (without a mark), "distractor", and by variant "mark",
             "beacon", "context".
-        variant: one of `VARIANTS`.
     """
 
     image: NDArray[np.uint8]
@@ -63,7 +62,6 @@ class PlantedScene:
     masks: Mask
     causes: Mask
     parts: dict[str, Mask]
-    variant: str
 
 
 def draw_planted(seed: int, variant: str, change: str | None = None, only: int | None = None) -> PlantedScene:
@@ -136,15 +134,12 @@ def _object(
     radius = rng.uniform(15, 21)
     corner = np.array(((cell % 2) * _CELL, (cell // 2) * _CELL), float)
     centre = corner + _CELL / 2 + rng.uniform(-9, 9, 2)
-    reach = _CELL / 2 - 2 - np.abs(centre - corner - _CELL / 2).max() if variant == "context" else 0.0
-
-    if variant == "context":
-        which = 3 if change == "move" else 2
-        ground = patch(_rng(seed, variant, cell, which), palette, shown, min(radius + 14, reach))
-        yield "context", ground, centre
-    yield "body", body(rng, palette, radius), centre
 
     moved = _rng(seed, variant, cell, 3 if change == "move" else 2)
+    if variant == "context":
+        reach = _CELL / 2 - 2 - np.abs(centre - corner - _CELL / 2).max()
+        yield "context", patch(moved, palette, shown, min(radius + 14, reach)), centre
+    yield "body", body(rng, palette, radius), centre
     if variant == "mark":
         yield "mark", badge(shown), centre + _within(moved, radius - BADGE - 2)
     if variant == "beacon":
@@ -187,4 +182,4 @@ def _painted(plan: Plan, owners: list[tuple[int, str]], class_ids: NDArray[np.in
         if name == "body":
             boxes[owner] = box
     masks = parts["body"] | parts["mark"] if "mark" in parts else parts["body"]
-    return PlantedScene(scene.image, boxes, class_ids, masks, parts[CAUSES[variant]], parts, variant)
+    return PlantedScene(scene.image, boxes, class_ids, masks, parts[CAUSES[variant]], parts)

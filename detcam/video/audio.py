@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from fractions import Fraction
 from typing import Any
 
@@ -41,7 +42,7 @@ class Sound:
         chosen = [stream for stream in self._input.streams.audio if stream.index in self._streams]
         if not chosen:
             return
-        try:
+        with suppress(self._error, OSError):
             for packet in self._input.demux(*chosen):
                 if packet.dts is not None and not packet.is_corrupt:
                     start = round(self._start / packet.time_base)
@@ -49,8 +50,6 @@ class Sound:
                     packet.dts -= start
                     packet.pts = packet.dts if packet.pts is None else packet.pts - start
                     yield time, packet
-        except (self._error, OSError):
-            return
 
     def copy(self, until: float | None = None) -> None:
         """Copy the packets that start before `until` seconds, or all remaining packets."""

@@ -6,7 +6,7 @@ import os
 import sys
 from typing import Any
 
-from detcam.errors import DependencyError, InputError
+from detcam.errors import InputError, needing
 
 LIVE = ("rtsp", "rtsps", "rtmp", "rtmps", "rtp", "udp", "srt")  # live streams, which do not wait for the reader
 SCHEMES = (*LIVE, "http", "https")
@@ -44,10 +44,8 @@ def import_av() -> Any:
         DependencyError: if PyAV is not installed.
     """
     fresh = "av" not in sys.modules
-    try:
+    with needing('videos need PyAV, which is not installed: pip install "detcam[video]"'):
         import av
-    except ImportError:
-        raise DependencyError('videos need PyAV, which is not installed: pip install "detcam[video]"') from None
     if fresh:
         av.logging.set_level(None)
     return av

@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import count, islice
 from statistics import median
 from time import perf_counter
+from timeit import timeit
 
 import numpy as np
 import torch
@@ -139,12 +141,7 @@ def choose(images: list[np.ndarray], explainer: Explainer, budget: float, cheape
 def _seconds(run: Callable[[np.ndarray], object], images: list[np.ndarray]) -> float:
     """Median duration of a call; the first call is a warm-up."""
     run(images[0])
-    durations = []
-    for image in images:
-        begin = perf_counter()
-        run(image)
-        durations.append(perf_counter() - begin)
-    return median(durations)
+    return median(timeit(partial(run, image), number=1) for image in images)
 
 
 def _ordinal(number: int) -> str:
@@ -168,15 +165,11 @@ def detected_frames(
         due = [pace.due() for _ in frames]
         results = {}
         for flag, part, run in ((True, "explain", explained), (False, "detect", plain)):
-            chosen = [picture for picture, is_due in zip(frames, due, strict=True) if is_due is flag]
+            images = [picture.image for picture, is_due in zip(frames, due, strict=True) if is_due is flag]
             begin = perf_counter()
             with clock(part):
-                found = [result for some in _batches(chosen, batch) for result in run([p.image for p in some])]
-            pace.note(len(chosen), flag, perf_counter() - begin)
+                found = [each for i in range(0, len(images), batch) for each in run(images[i : i + batch])]
+            pace.note(len(images), flag, perf_counter() - begin)
             results[flag] = iter(found)
         for picture, is_due in zip(frames, due, strict=True):
             yield DetectedFrame(next(index), picture, *next(results[is_due]))
-
-
-def _batches(pictures: list[Picture], size: int) -> Iterator[list[Picture]]:
-    return (pictures[i : i + size] for i in range(0, len(pictures), size))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from contextlib import ExitStack
 from itertools import chain, islice
 from typing import Any
 
@@ -15,7 +16,7 @@ from detcam.video.detect import DetectedFrame, Pace, choose, detected_frames
 from detcam.video.energy import energies
 from detcam.video.frame import Frame
 from detcam.video.open import open_source
-from detcam.video.source import Picture, Source
+from detcam.video.source import Picture
 from detcam.video.stages import Ahead, Clock, timed
 from detcam.video.tracks import HeatMemory, Tracker
 
@@ -88,64 +89,44 @@ def explain(
     """
     if every < 0 or (budget is not None and not budget > 0):
         raise InputError(f"every, budget: expected every >= 0 and budget > 0, got every={every}, budget={budget}")
-    stats = stats or Stats()
+    counts = stats or Stats()
     opened = open_source(source)
-    owned = opened is not source
-    pictures = timed(opened, stats.clock("decode"), "decode")
-    return _frames(
-        opened, islice(pictures, limit), owned, explainer, (every, budget, cheaper), steady, batch, stats, stop
-    )
+    size = batch or (1 if opened.live else 8 if explainer.adapter.device.type == "cuda" else 4)
+    decoding = counts.clock("decode")
+    pictures = islice(timed(opened, decoding, "decode"), limit)
 
+    def frames() -> Iterator[Frame]:
+        used, k = explainer, every
+        with ExitStack() as cleanup:
+            if opened is not source:
+                cleanup.callback(opened.close)
+            decoded: Ahead[Picture] = Ahead(pictures, ROOM + size, decoding, opened.live, stop)
+            cleanup.callback(decoded.close)
+            waiting, tried = iter(decoded), []
+            if budget is not None:
+                with counts.clock("paint")("choose"):
+                    tried = list(islice(waiting, TRIED))
+                    if tried:
+                        choice = choose([p.image for p in tried], explainer, budget, cheaper)
+                        used, k, counts.choice = choice.explainer, choice.every, choice.description
+            pace, clock = Pace(k, budget), counts.clock("model")
+            detected = detected_frames(timed(chain(tried, waiting), clock, "input"), used, pace, size, clock)
+            model: Ahead[DetectedFrame] = Ahead(detected, ROOM, clock, stop=stop)
+            cleanup.callback(model.close)
+            clock = counts.clock("paint")
+            with clock("track"):  # importing the tracker takes a moment
+                tracker, memory = Tracker(float(opened.rate or 25)), HeatMemory(steady)
+            for item in timed(model, clock, "input"):
+                with clock("track"):
+                    frame = _tracked(item, tracker, memory)
+                counts.frames += 1
+                counts.explained += frame.explained
+                counts.objects += len(frame)
+                counts.tracks = max([counts.tracks, *frame.tracks])
+                counts.dropped, counts.every = decoded.dropped, pace.every
+                yield frame
 
-def _frames(
-    source: Source,
-    pictures: Iterator[Picture],
-    owned: bool,
-    explainer: Explainer,
-    pacing: tuple[int, float | None, Explainer | None],
-    steady: bool,
-    batch: int | None,
-    stats: Stats,
-    stop: threading.Event | None,
-) -> Iterator[Frame]:
-    every, budget, cheaper = pacing
-    batch = batch or (1 if source.live else 8 if explainer.adapter.device.type == "cuda" else 4)
-    stages: list[Ahead[Any]] = []
-    try:
-        clock = stats.clock("decode")
-        decoded: Ahead[Picture] = Ahead(pictures, ROOM + batch, clock, source.live, stop)
-        stages.append(decoded)
-        waiting, tried = iter(decoded), []
-        if budget is not None:
-            with stats.clock("paint")("choose"):
-                tried = list(islice(waiting, TRIED))
-                if tried:
-                    choice = choose([p.image for p in tried], explainer, budget, cheaper)
-                    explainer, every, stats.choice = choice.explainer, choice.every, choice.description
-        clock = stats.clock("model")
-        pictures = timed(chain(tried, waiting), clock, "input")
-        pace = Pace(every, budget)
-        model: Ahead[DetectedFrame] = Ahead(
-            detected_frames(pictures, explainer, pace, batch, clock), ROOM, clock, stop=stop
-        )
-        stages.append(model)
-        clock = stats.clock("paint")
-        with clock("track"):  # importing the tracker takes a moment
-            tracker, memory = Tracker(float(source.rate or 25)), HeatMemory(steady)
-        for item in timed(model, clock, "input"):
-            with clock("track"):
-                frame = _tracked(item, tracker, memory)
-            stats.frames += 1
-            stats.explained += frame.explained
-            stats.objects += len(frame)
-            stats.tracks = max([stats.tracks, *frame.tracks])
-            stats.dropped, stats.every = decoded.dropped, pace.every
-            yield frame
-    finally:
-        for stage in reversed(stages):
-            stage.close()
-        if owned:
-            source.close()
+    return frames()
 
 
 @torch.no_grad()

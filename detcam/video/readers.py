@@ -108,8 +108,7 @@ class Video(Source):
             if frame.rotation % 180:
                 self.aspect = 1 / self.aspect
         image = frame.to_ndarray(format="rgb24", width=self._size[0], height=self._size[1])
-        turns = round(frame.rotation / 90) % 4
-        if turns:
+        if turns := round(frame.rotation / 90) % 4:
             image = np.ascontiguousarray(np.rot90(image, turns))
         step = float(1 / self.rate) if self.rate else 0.04
         when = self._last + step if self._last >= 0 else 0.0
@@ -118,9 +117,8 @@ class Video(Source):
         if when <= self._last:  # times must increase; in damaged files they may not
             when = self._last + float(self.time_base or Fraction(1, 1000))
         self._last = when
-        return Picture(
-            image, when, float(frame.duration * frame.time_base) if frame.duration and frame.time_base else None
-        )
+        duration = float(frame.duration * frame.time_base) if frame.duration and frame.time_base else None
+        return Picture(image, when, duration)
 
     def close(self) -> None:
         """See `Source.close`. While a thread waits for the stream, that thread closes it when the wait ends."""

@@ -53,10 +53,9 @@ class Sink(AbstractContextManager["Sink"]):
         self.frames = 0
         self.left_out: list[str] = []
         self._like = like
-        rate = like.rate if like is not None and like.rate else Fraction(fps).limit_denominator(1001)
-        self._step = float(1 / rate)
-        self._rate = rate
-        self._time_base = like.time_base if like is not None and like.time_base else 1 / rate
+        self._rate = like.rate if like is not None and like.rate else Fraction(fps).limit_denominator(1001)
+        self._step = float(1 / self._rate)
+        self._time_base = like.time_base if like is not None and like.time_base else 1 / self._rate
         self._quality = quality
         self._hidden = unfinished(self.path)
         self._container: Any = None

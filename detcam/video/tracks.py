@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from detcam import ops
-from detcam.errors import DependencyError
+from detcam.errors import needing
 from detcam.types import Objects
 
 LOST_SECONDS = 1.0  # a track that is unseen for longer ends
@@ -34,11 +34,9 @@ class Tracker:
     """
 
     def __init__(self, rate: float) -> None:
-        try:
+        with needing('videos need trackers and supervision: pip install "detcam[video]"'):
             from supervision import Detections
             from trackers import ByteTrackTracker
-        except ImportError:
-            raise DependencyError('videos need trackers and supervision: pip install "detcam[video]"') from None
         self._detections: Any = Detections
         # All objects are above the explainer's threshold, so each may start a track at once.
         self._tracker: Any = ByteTrackTracker(
@@ -142,7 +140,7 @@ class HeatMemory:
         shapes = [(m.shape[0], m.shape[1]) for m in maps]
         self._grid = max([self._grid, *shapes], key=lambda shape: shape[0] * shape[1])
         positive = [m.float().nan_to_num(0.0, 0.0, 0.0).relu() for m in maps]
-        heat = torch.cat([_on_grid(m, self._grid) for m in positive])
+        heat = torch.cat([interpolate(m[None, None], self._grid, mode="bilinear")[0] for m in positive])
         peaks = torch.stack([m.amax() for m in positive]).tolist()
         known = [self._heats.get(track) if self._steady else None for track in tracks]
         carried = [i for i, old in enumerate(known) if old is not None]
@@ -166,11 +164,6 @@ class HeatMemory:
             del self._seen[track]
             self._heats.pop(track, None)
         return [self._heats.get(track) for track in tracks]
-
-
-def _on_grid(heat: Tensor, grid: tuple[int, int]) -> Tensor:
-    """A map [h, w], resized to [1, *grid]."""
-    return heat[None] if tuple(heat.shape) == grid else interpolate(heat[None, None], grid, mode="bilinear")[0]
 
 
 def at_boxes(

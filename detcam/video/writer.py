@@ -6,7 +6,7 @@ import json
 import os
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -96,13 +96,11 @@ def write(
 
 
 def _pictures(frames: Iterator[Frame], style: Style, clock: Clock) -> Iterator[tuple[Frame, np.ndarray]]:
-    try:
+    with closing(frames):  # type: ignore[type-var]
         for frame in frames:
             with clock("paint"):
                 picture = frame.overlay(style)
             yield frame, picture
-    finally:
-        frames.close()  # type: ignore[attr-defined]
 
 
 @contextmanager

@@ -108,6 +108,8 @@ def test_globs(tmp_path: Path) -> None:
     assert keys("**") == sorted(contents)
     assert keys("?/[13].png") == ["a/1.png", "b/3.png"]
     assert keys("a/**/*.png") == ["1.png", "x/2.png"]
+    assert (keys("*/*.png"), keys("*/*/*.png")) == (["a/1.png", "b/3.png"], ["a/x/2.png"])
+    assert keys("**/**/2.png") == ["a/x/2.png"]
     assert keys("b/*.{png,jpg}") == ["3.png", "4.jpg"]
     assert keys("{a,b}/*.png") == ["a/1.png", "b/3.png"]
     assert keys("{b/3,a/1}.png") == ["b/3.png", "a/1.png"]

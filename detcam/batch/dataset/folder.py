@@ -6,9 +6,10 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from detcam.batch.sources.storage import opened_store, path_on_disk
-from detcam.errors import DetcamError, OutputError
+from detcam.errors import DetcamError, OutputError, writing
 from detcam.files import write_whole
 
 
@@ -39,8 +40,7 @@ class Folder:
             OutputError: if it is not a folder, or cannot be listed.
         """
         try:
-            with _as_os_errors():
-                system, path = opened_store(self.name)
+            with self._store() as (system, path):
                 system.invalidate_cache()  # else an earlier listing would come back
                 paths = [entry.rstrip("/") for entry in system.ls(path, detail=False)]
         except FileNotFoundError:
@@ -56,8 +56,7 @@ class Folder:
         Raises:
             OSError: if the file cannot be read.
         """
-        with _as_os_errors():
-            system, path = opened_store(self.name)
+        with self._store() as (system, path):
             data: bytes = system.cat_file(f"{path}/{name}")
         return data
 
@@ -67,20 +66,13 @@ class Folder:
         Raises:
             OutputError: if the file cannot be written.
         """
-        try:
+        with writing(f"{self.name}/{name}", "free space or check permissions, then go on with --resume"):
             if self.local is not None:
                 self.local.mkdir(parents=True, exist_ok=True)
                 write_whole(self.local / name, data)
                 return
-            with _as_os_errors():
-                system, path = opened_store(self.name)
+            with self._store() as (system, path):
                 system.pipe_file(f"{path}/{name}", data)
-        except OSError as error:
-            reason = error.strerror or error
-            raise OutputError(
-                f"{self.name}/{name} cannot be written ({reason}): free space or check permissions, then go on with "
-                "--resume"
-            ) from None
 
     def remove(self, name: str) -> None:
         """Remove a file of it, if it is there.
@@ -89,8 +81,7 @@ class Folder:
             OutputError: if the file cannot be removed.
         """
         try:
-            with _as_os_errors(), suppress(FileNotFoundError):
-                system, path = opened_store(self.name)
+            with suppress(FileNotFoundError), self._store() as (system, path):
                 system.rm_file(f"{path}/{name}")
         except OSError as error:
             raise OutputError(f"{self.name}/{name} cannot be removed ({error.strerror or error}): delete it") from None
@@ -101,13 +92,12 @@ class Folder:
             for unfinished in self.local.glob(".*.part"):
                 unfinished.unlink(missing_ok=True)
 
-
-@contextmanager
-def _as_os_errors() -> Iterator[None]:
-    """Turn the errors of an object store's library into OSError."""
-    try:
-        yield
-    except (OSError, DetcamError):
-        raise
-    except Exception as error:
-        raise OSError(" ".join(str(error).split()) or type(error).__name__) from error
+    @contextmanager
+    def _store(self) -> Iterator[tuple[Any, str]]:
+        """Its file system and its path there; the errors of an object store's library become OSError."""
+        try:
+            yield opened_store(self.name)
+        except (OSError, DetcamError):
+            raise
+        except Exception as error:
+            raise OSError(" ".join(str(error).split()) or type(error).__name__) from error

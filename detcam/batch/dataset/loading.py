@@ -13,7 +13,7 @@ import torch
 from detcam.batch.dataset.dataset import Dataset
 from detcam.batch.dataset.folder import Folder
 from detcam.batch.dataset.heatmap import Packed, unpack
-from detcam.batch.dataset.schema import GEOMETRY, require_arrow
+from detcam.batch.dataset.schema import GEOMETRY, HEATMAP, require_arrow
 from detcam.batch.sources.read import read_uri
 from detcam.errors import ImageError, InputError
 from detcam.explanation import Explanation
@@ -138,7 +138,7 @@ class Loaded(Sequence[LoadedExplanation]):
             key=picture["key"],
             uri=picture["uri"],
             objects=_objects(rows, geometry),
-            maps=[torch.from_numpy(_map(row)) for row in rows],
+            maps=[torch.from_numpy(unpack(Packed(*(row[name] for name in HEATMAP)))) for row in rows],
             notes=[row["note"] for row in rows],
             settings=self._settings(rows),
             geometry=geometry,
@@ -148,16 +148,8 @@ class Loaded(Sequence[LoadedExplanation]):
         options = {k: v for k, v in self.manifest["options"].items() if k not in ("metrics", "save")}
         if not rows:
             return options
-        return {
-            **options,
-            **{name: rows[0][name] for name in ("method", "target")},
-            "layers": rows[0]["layers"].split(","),
-        }
-
-
-def _map(row: dict[str, Any]) -> np.ndarray:
-    shape = row["heatmap_rows"], row["heatmap_columns"]
-    return unpack(Packed(row["heatmap"], *shape, row["heatmap_low"], row["heatmap_high"]))
+        shared = {name: rows[0][name] for name in ("method", "target")}
+        return {**options, **shared, "layers": rows[0]["layers"].split(",")}
 
 
 def _objects(rows: list[dict[str, Any]], geometry: Geometry) -> Objects:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from detcam.batch.dataset import schema
@@ -96,12 +96,10 @@ def _objects(item: Item, explanation: Explanation, metrics: Sequence[str]) -> It
     boxes, scores, class_ids = objects.boxes.tolist(), objects.scores.tolist(), objects.class_ids.tolist()
     index, levels, cells = objects.index.tolist(), objects.level.tolist(), objects.cells.tolist()
     for i in range(len(explanation)):
-        map_ = pack(explanation.maps[i].float().cpu().numpy())
         yield {
             **common, "object": i, **dict(zip(("x1", "y1", "x2", "y2"), boxes[i], strict=True)),
             "label": objects.labels[i], "class_id": class_ids[i], "score": scores[i],
             "index": index[i], "level": levels[i], "cell_row": cells[i][0], "cell_column": cells[i][1],
-            "heatmap": map_.levels, "heatmap_rows": map_.rows, "heatmap_columns": map_.columns,
-            "heatmap_low": map_.low, "heatmap_high": map_.high, "note": explanation.notes[i],
-            **{name: values[i] for name, values in measured.items()},
+            **dict(zip(schema.HEATMAP, astuple(pack(explanation.maps[i].float().cpu().numpy())), strict=True)),
+            "note": explanation.notes[i], **{name: values[i] for name, values in measured.items()},
         }  # fmt: skip

@@ -5,12 +5,13 @@ from __future__ import annotations
 from functools import cache
 from typing import TYPE_CHECKING
 
-from detcam.errors import DependencyError
+from detcam.errors import needing
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 GEOMETRY = ("resized_height", "resized_width", "pad_top", "pad_left", "network_height", "network_width")
+HEATMAP = ("heatmap", "heatmap_rows", "heatmap_columns", "heatmap_low", "heatmap_high")  # a `Packed`
 
 
 def require_arrow() -> None:
@@ -19,10 +20,8 @@ def require_arrow() -> None:
     Raises:
         DependencyError: if pyarrow is not installed.
     """
-    try:
+    with needing('datasets need pyarrow, which is not installed: pip install "detcam[batch]"'):
         import pyarrow  # noqa: F401
-    except ImportError:
-        raise DependencyError('datasets need pyarrow, which is not installed: pip install "detcam[batch]"') from None
 
 
 @cache
@@ -39,32 +38,18 @@ def objects(metrics: tuple[str, ...] = ()) -> pa.Schema:
     """
     import pyarrow as pa
 
-    return pa.schema(
-        [
-            ("key", pa.string()),
-            ("object", pa.int32()),
-            ("uri", pa.string()),
-            ("width", pa.int32()),
-            ("height", pa.int32()),
-            *((side, pa.float32()) for side in ("x1", "y1", "x2", "y2")),
-            ("label", pa.string()),
-            ("class_id", pa.int32()),
-            ("score", pa.float32()),
-            *((place, pa.int32()) for place in ("index", "level", "cell_row", "cell_column")),
-            ("method", pa.string()),
-            ("layers", pa.string()),
-            ("target", pa.string()),
-            ("heatmap", pa.binary()),
-            ("heatmap_rows", pa.int32()),
-            ("heatmap_columns", pa.int32()),
-            ("heatmap_low", pa.float32()),
-            ("heatmap_high", pa.float32()),
-            *((side, pa.int32()) for side in GEOMETRY),
-            ("energy_in_box", pa.float32()),
-            ("note", pa.string()),
-            *((metric, pa.float32()) for metric in metrics),
-        ]
-    )
+    text, whole, real = pa.string(), pa.int32(), pa.float32()
+    return pa.schema([
+        ("key", text), ("object", whole), ("uri", text), ("width", whole), ("height", whole),
+        ("x1", real), ("y1", real), ("x2", real), ("y2", real),
+        ("label", text), ("class_id", whole), ("score", real),
+        ("index", whole), ("level", whole), ("cell_row", whole), ("cell_column", whole),
+        ("method", text), ("layers", text), ("target", text),
+        ("heatmap", pa.binary()), ("heatmap_rows", whole), ("heatmap_columns", whole),
+        ("heatmap_low", real), ("heatmap_high", real),
+        *((side, whole) for side in GEOMETRY),
+        ("energy_in_box", real), ("note", text), *((metric, real) for metric in metrics),
+    ])  # fmt: skip
 
 
 @cache
@@ -77,16 +62,8 @@ def pictures() -> pa.Schema:
     """
     import pyarrow as pa
 
-    return pa.schema(
-        [
-            ("key", pa.string()),
-            ("uri", pa.string()),
-            ("status", pa.string()),
-            ("error", pa.string()),
-            ("width", pa.int32()),
-            ("height", pa.int32()),
-            ("objects", pa.int32()),
-            ("seconds", pa.float32()),
-            ("worker", pa.string()),
-        ]
-    )
+    text, whole, real = pa.string(), pa.int32(), pa.float32()
+    return pa.schema([
+        ("key", text), ("uri", text), ("status", text), ("error", text), ("width", whole), ("height", whole),
+        ("objects", whole), ("seconds", real), ("worker", text),
+    ])  # fmt: skip

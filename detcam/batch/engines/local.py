@@ -10,7 +10,7 @@ import threading
 from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from time import monotonic
@@ -44,7 +44,6 @@ class _Slot:
     """A place for a worker; the process in it is replaced when it dies."""
 
     name: str
-    device: str | None
     process: BaseProcess
     connection: Connection
     task: _Task | None = None
@@ -157,7 +156,7 @@ class _Run:
         with _no_interrupts():  # Ctrl-C reaches the whole process group; this process tells the others to end
             process.start()
         theirs.close()  # else the worker's end would stay open when the worker is dead
-        return _Slot(name, device, process, ours)
+        return _Slot(name, process, ours)
 
     @staticmethod
     def _assign(slot: _Slot, task: _Task) -> None:
@@ -219,8 +218,7 @@ class _Run:
             self._again.append(task)
         elif len(items) > 1:
             log.warning("chunk %d: explaining its images one by one", task.chunk.number)
-            for place, item in zip(task.chunk.places, items, strict=True):
-                self._again.append(_Task(replace(task.chunk, places=(place,), items=(item,)), whole=task))
+            self._again.extend(_Task(single, whole=task) for single in task.chunk.singles())
         else:
             log.warning("giving up on %s", plain(items[0].uri))
             reason = hung(items[0], limit) if has_hung else fatal(items[0], how)

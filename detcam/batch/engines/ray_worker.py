@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
@@ -83,10 +83,11 @@ class ChunkWorker:
         try:
             chunk: Chunk = pickle.loads(packed)
             deaths, has_hung = self._begin(f"chunk {place}")
+            worker = self._ready()
             if deaths < TRIES and not has_hung:
-                batch = self._explained(self._ready(), chunk)
+                batch = self._explained(worker, chunk)
             else:
-                batch = self._one_by_one(self._ready(), chunk)
+                batch = Batch.joined([self._alone(worker, single) for single in chunk.singles()])
             batch = self._written(batch, chunk)
             self._end(f"chunk {place}")
             return Receipt(place, batch, deaths)
@@ -115,11 +116,6 @@ class ChunkWorker:
             return worker.run(chunk.items, chunk.number, chunk.places, self._watchdog)
         finally:
             self._watchdog.stop()
-
-    def _one_by_one(self, worker: Worker, chunk: Chunk) -> Batch:
-        """The rows of a chunk that killed or held up its workers."""
-        places = zip(chunk.places, chunk.items, strict=True)
-        return Batch.joined([self._alone(worker, replace(chunk, places=(p,), items=(item,))) for p, item in places])
 
     def _alone(self, worker: Worker, chunk: Chunk) -> Batch:
         item, work = chunk.items[0], f"picture {chunk.places[0]}"

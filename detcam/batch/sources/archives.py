@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from detcam.batch.items import Item, Source
 from detcam.batch.sources import storage
 from detcam.batch.sources.listed import files, normal, text
-from detcam.errors import DependencyError, InputError, nearest
+from detcam.errors import InputError, nearest, needing
 from detcam.images import SUFFIXES
 
 if TYPE_CHECKING:
@@ -110,38 +110,28 @@ def parquet_source(
     Raises:
         InputError: for a damaged file, columns that are missing or ambiguous, and two images with the same key.
     """
+    places = [storage.join(folder, table) for table in tables]
     with ThreadPoolExecutor(FILES_AT_ONCE) as pool:
-        heads = list(pool.map(lambda table: _head(storage.join(folder, table)), tables))
-    column = _column(storage.join(folder, tables[0]), heads[0][1], column)
-    for table, (_, schema) in zip(tables, heads, strict=True):
+        heads = list(pool.map(_head, places))
+    column = _column(places[0], heads[0][1], column)
+    for place, (_, schema) in zip(places, heads, strict=True):
         for wanted in filter(None, (column, key)):
             if wanted not in schema.names:
-                raise InputError(
-                    f"{storage.join(folder, table)} has no column {wanted!r}: {nearest(wanted, schema.names)}"
-                )
+                raise InputError(f"{place} has no column {wanted!r}: {nearest(wanted, schema.names)}")
+    keys = None if key is None else _texts(places, key)
     if _kind(heads[0][1].field(column).type) == "path":
-        keys = None if key is None else _texts(folder, tables, key)
-        return files(name, root or folder, map(normal, _texts(folder, tables, column)), web, keys)
+        return files(name, root or folder, map(normal, _texts(places, column)), web, keys)
     counts = [rows for rows, _ in heads]
-    if key is None:
+    if keys is None:
         keys = [f"{text(table)}#{row}" for table, rows in zip(tables, counts, strict=True) for row in range(rows)]
-    else:
-        keys = _texts(folder, tables, key)
-    return _Rows(name, keys, [storage.join(folder, table) for table in tables], counts, column, root or folder, web)
+    return _Rows(name, keys, places, counts, column, root or folder, web)
 
 
 class _Rows(Source):
     """Images stored in rows. Consecutive rows are read in one pass."""
 
     def __init__(
-        self,
-        name: str,
-        keys: Sequence[str],
-        tables: Sequence[str],
-        counts: Sequence[int],
-        column: str,
-        root: str,
-        web: bool,
+        self, name: str, keys: list[str], tables: list[str], counts: list[int], column: str, root: str, web: bool
     ) -> None:
         super().__init__(name, keys, self._read)
         self._tables, self._column, self._root, self._web = tables, column, root, web
@@ -174,10 +164,8 @@ class _Rows(Source):
 
 @contextmanager
 def _table(place: str) -> Iterator[pq.ParquetFile]:
-    try:
+    with needing(f'{place} needs pyarrow, which is not installed: pip install "detcam[batch]"'):
         import pyarrow.parquet as pq
-    except ImportError:
-        raise DependencyError(f'{place} needs pyarrow, which is not installed: pip install "detcam[batch]"') from None
     import pyarrow as pa
 
     with storage.readable_errors(place), storage.open_file(place) as file:
@@ -192,15 +180,15 @@ def _head(place: str) -> tuple[int, pa.Schema]:
         return table.metadata.num_rows, table.schema_arrow
 
 
-def _texts(folder: str, tables: Sequence[str], column: str) -> list[str]:
+def _texts(places: Sequence[str], column: str) -> list[str]:
     """The values of a column in all files, as text."""
     values: list[str] = []
-    for name in tables:
-        with _table(storage.join(folder, name)) as table:
+    for place in places:
+        with _table(place) as table:
             for batch in table.iter_batches(columns=[column]):
                 values.extend(batch.column(0).cast("string").to_pylist())
         if None in values:
-            raise InputError(f"{storage.join(folder, name)}: column {column!r} has an empty row: fill it")
+            raise InputError(f"{place}: column {column!r} has an empty row: fill it")
     return values
 
 

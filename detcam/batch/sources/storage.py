@@ -141,27 +141,19 @@ def _walk_store(url: str) -> Iterator[str]:
 
 
 def _walk_disk(folder: str, depth: int | None) -> Iterator[str]:
-    entered = {_identity(folder)}
-    levels = [("", iter(_names(folder)))]
-    while levels:
-        prefix, names = levels[-1]
-        name = next(names, None)
-        if name is None:
-            levels.pop()
-        elif not name.endswith("/"):
-            yield prefix + name
-        elif depth is None or len(levels) < depth:
-            path = os.path.join(folder, prefix + name)
-            identity = _identity(path)
-            if depth is not None or identity not in entered:
-                entered.add(identity)
-                levels.append((prefix + name, iter(_names(path))))
-
-
-def _identity(folder: str) -> tuple[int, int]:
-    with readable_errors(folder):
-        info = os.stat(folder)
-    return info.st_dev, info.st_ino
+    entered: set[tuple[int, int]] = set()
+    pending = [""]  # paths below the folder, the next one last; those of folders end with a slash
+    while pending:
+        name = pending.pop()
+        if name and not name.endswith("/"):
+            yield name
+        elif depth is None or name.count("/") < depth:
+            path = os.path.join(folder, name) if name else folder
+            with readable_errors(path):
+                info = os.stat(path)
+            if depth is not None or (info.st_dev, info.st_ino) not in entered:
+                entered.add((info.st_dev, info.st_ino))
+                pending += [name + child for child in reversed(_names(path))]
 
 
 def _names(folder: str) -> list[str]:
@@ -235,7 +227,8 @@ def _fixed_part(patterns: list[str]) -> str:
 
 def _parts(pattern: str) -> list[str]:
     """The names of a pattern; a repeated `**` is one."""
-    return [name for name, _ in itertools.groupby(posixpath.normpath(pattern).split("/"))]
+    groups = itertools.groupby(posixpath.normpath(pattern).split("/"))
+    return [part for name, same in groups for part in ([name] if name == "**" else same)]
 
 
 def _matches(pattern: list[str], names: list[str]) -> bool:

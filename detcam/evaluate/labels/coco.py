@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from detcam.errors import DependencyError, InputError
+from detcam.errors import InputError, needing
 from detcam.evaluate.labels.base import MAX_BYTES, Label, Labels
 from detcam.files import read_regular
 
@@ -101,10 +101,8 @@ def _runs(text: str) -> list[int]:
 
 
 def _polygons(shape: list[Any], height: int, width: int) -> np.ndarray:
-    try:
+    with needing('COCO\'s masks need pycocotools: pip install "detcam[evaluate]"'):
         from pycocotools import mask as coco
-    except ImportError:
-        raise DependencyError('COCO\'s masks need pycocotools: pip install "detcam[evaluate]"') from None
     far = 2 * max(height, width)  # the C code takes time and memory for every pixel of an outline
     for polygon in shape:
         corners = np.asarray(polygon, dtype=np.float64)

@@ -55,11 +55,10 @@ class MaskLabels(Labels):
         pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
         if pixels is None:
             raise InputError(f"{path}: not a PNG that can be decoded: convert it")
+        if pixels.ndim == 3 and pixels.shape[2] == 3 and (pixels[..., :1] == pixels).all():
+            pixels = pixels[..., 0]
         if pixels.ndim == 3:
-            if pixels.shape[2] == 3 and (pixels[..., :1] == pixels).all():
-                pixels = pixels[..., 0]
-            else:
-                raise InputError(f"{path}: {pixels.shape[2]} channels: save the numbers as one channel (mode L)")
+            raise InputError(f"{path}: {pixels.shape[2]} channels: save the numbers as one channel (mode L)")
         if pixels.shape != (height, width):
             raise InputError(f"{path}: its size is ambiguous: save it again")
         return pixels

@@ -32,13 +32,10 @@ def names_beside(folder: Path) -> dict[int, str] | None:
         except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError, KeyError, TypeError):
             continue
         named = dict(enumerate(names)) if isinstance(names, list) else names
-        if isinstance(named, dict) and named and all(map(_is_entry, named.items())):
+        pairs = named.items() if isinstance(named, dict) else ()
+        if pairs and all(isinstance(number, int) and isinstance(name, str) for number, name in pairs):
             return named
     return None
-
-
-def _is_entry(pair: tuple[object, object]) -> bool:
-    return isinstance(pair[0], int) and isinstance(pair[1], str)
 
 
 def by_name(labels: Sequence[Label], given: Mapping[int, str] | None, known: Mapping[int, str]) -> list[Label]:

@@ -63,6 +63,6 @@ def bootstrap(values: Values, pictures: NDArray[np.int64], seed: int = 0) -> Int
     return Interval(mean, float(low), float(high), len(values), len(sums))
 
 
-def paired(a: Values, b: Values, pictures: NDArray[np.int64], seed: int = 0) -> Interval:
+def paired(a: Values, b: Values, pictures: NDArray[np.int64]) -> Interval:
     """The mean of a - b over the objects with both values defined, and its interval: see `bootstrap`."""
-    return bootstrap(a - b, pictures, seed)
+    return bootstrap(a - b, pictures)

@@ -21,19 +21,12 @@ SAME = 0.5  # least IoU with the same object in the noisy image
 STAGES = 5  # of the cascade: parts of the model randomised in turn, from the output on
 PASSED = 0.3  # rank correlation below which a map counts as changed
 
-STABILITY = (
-    Measure(
-        "sensitivity",
-        "lower",
-        f"|change| / |map| under noise of {NOISE:g}/255 on the image; a fixed map has 0",
-        "stability",
-    ),
-    Measure(
-        "randomised",
-        "lower",
-        "rank correlation with the map of a fully randomised model; must be under .3",
-        "stability",
-    ),
+STABILITY = tuple(
+    Measure(name, "lower", text, "stability")
+    for name, text in (
+        ("sensitivity", f"|change| / |map| under noise of {NOISE:g}/255 on the image; a fixed map has 0"),
+        ("randomised", "rank correlation with the map of a fully randomised model; must be under .3"),
+    )
 )
 
 

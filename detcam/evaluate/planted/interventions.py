@@ -84,22 +84,14 @@ class Witness:
 
     Args:
         variant: one of `detcam.scenes.planted.VARIANTS`.
-        model: see `Explainer`; None: the model of the family that was trained on the variant and ships with detcam.
-        device: see `Explainer`.
         family: one of `FAMILIES`.
     """
 
-    def __init__(
-        self,
-        variant: str,
-        model: Any = None,
-        device: str | torch.device | None = None,
-        family: str = "yolo",
-    ) -> None:
+    def __init__(self, variant: str, family: str = "yolo") -> None:
         self.variant, self.family = variant, FAMILIES[family]
-        self.model = load_model(self.family.model(variant)) if model is None else model  # once, for many explainers
+        self.model = load_model(self.family.model(variant))  # once, for many explainers
         self.options = {"conf": CONF, **self.family.options}
-        self.explainer = Explainer(self.model, "noise", device=device, **self.options)
+        self.explainer = Explainer(self.model, "noise", **self.options)
         self._adapter = self.explainer.adapter
 
     def find(self, seed: int) -> Found:
