@@ -104,14 +104,20 @@ class Adapter(ABC):
     available: tuple[str, ...]  # the targets of this model
     levels: int  # feature levels that objects are read from
     module: nn.Module  # the private view
-    device: torch.device
+    device: torch.device  # of the view, like `dtype`
+    dtype: torch.dtype
     imgsz: Any  # input size setting, for display
     task: str
     names: dict[int, str]  # class names by number, where the model has names
     stable: bool = True  # whether an object's index means the same anchor or query in a changed image
 
-    @abstractmethod
-    def __init__(self, module: nn.Module, model: Any, imgsz: int | None = None, processor: Any = None) -> None: ...
+    def __init__(self, module: Any, model: Any, imgsz: int | None = None, processor: Any = None) -> None:
+        parameter = next(module.parameters())
+        self.module, self.device, self.dtype = module, parameter.device, parameter.dtype
+
+    def _available(self, classes: int, *missing: str) -> tuple[str, ...]:
+        """The targets of the family but `missing`, and but a margin for a model of one class."""
+        return tuple(t for t in self.targets if t not in missing and (t != "margin" or classes > 1))
 
     @classmethod
     @abstractmethod
@@ -125,8 +131,7 @@ class Adapter(ABC):
         Raises:
             ModelError: for a model of the family that cannot be explained.
         """
-        module: nn.Module = model
-        return module
+        return model
 
     @abstractmethod
     def prepare(self, image: np.ndarray) -> tuple[Tensor, Geometry]:
@@ -235,7 +240,7 @@ class Adapter(ABC):
 
     def class_names(self, count: int) -> dict[int, str]:
         """Names of the `count` columns of `candidates`, by class number."""
-        names: dict[int, str] = getattr(self, "names", {})
+        names = getattr(self, "names", {})
         return {i: names.get(i, f"class {i}") for i in range(count)}
 
     def grids(self, tokens: int, size: tuple[int, int]) -> list[tuple[int, int, int]]:

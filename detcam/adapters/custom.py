@@ -64,7 +64,6 @@ class CallableAdapter(Adapter):
     install = "nothing to install"
     levels = 1
     task = "detect"
-    dtype: torch.dtype
 
     def __init__(
         self,

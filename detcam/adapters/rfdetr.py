@@ -2,44 +2,26 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from detcam.adapters.base import Adapter, LayerPlan
-from detcam.adapters.shared.mask_scores import MASK_TARGETS, mask_score
-from detcam.adapters.shared.queries import query_objects, sigmoid_candidates
-from detcam.adapters.shared.scores import BOX_TARGETS, CLASS_TARGETS, class_score, side_score, sides_from_corner
+from detcam.adapters.base import LayerPlan
+from detcam.adapters.shared.mask_scores import MASK_TARGETS
+from detcam.adapters.shared.queries import QueryAdapter, QueryOutputs, query_objects, whole_inputs, with_mask_logits
+from detcam.adapters.shared.scores import BOX_TARGETS, CLASS_TARGETS
 from detcam.errors import ModelError
 from detcam.geometry import Geometry
 from detcam.models.versions import libraries_of
-from detcam.types import Objects, image_index
+from detcam.types import Objects
 
 MODULE = "LWDETR"
 MEANS, DEVIATIONS = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, as in `rfdetr.RFDETR`
 
 
-@dataclass(frozen=True)
-class RfdetrOutputs:
-    """Raw outputs for B images, Q queries and nc classes, with the graph.
-
-    Attributes:
-        logits: [B, Q, nc] class logits.
-        boxes: [B, Q, 4] (cx, cy, w, h) as shares of the image.
-        masks: [B, Q, h, w] mask logits, or None.
-        size: (height, width) of the network's input in pixels.
-    """
-
-    logits: Tensor
-    boxes: Tensor
-    masks: Tensor | None
-    size: tuple[int, int]
-
-
-class RfdetrAdapter(Adapter):
+class RfdetrAdapter(QueryAdapter):
     """RF-DETR, as an `rfdetr.RFDETRNano` or another size, or as its nn.Module.
 
     The scalar is the class logit of the kept query, or for the target "mask" the mean mask logit over the query's
@@ -54,28 +36,25 @@ class RfdetrAdapter(Adapter):
     models = "RF-DETR Nano to Large, and RF-DETR Seg Nano to 2XLarge"
     install = 'pip install "detcam[rfdetr]"'
     targets = (*CLASS_TARGETS, *BOX_TARGETS, *MASK_TARGETS)
-    levels = 1
     stable = False
+    clipped = True
 
-    def __init__(self, module: nn.Module, model: Any, imgsz: int | None = None, processor: Any = None) -> None:
-        network: Any = module
-        self.module = module
-        encoder = network.backbone[0].encoder
+    def __init__(self, module: Any, model: Any, imgsz: int | None = None, processor: Any = None) -> None:
+        from rfdetr.models import PostProcess
+
+        super().__init__(module, model, imgsz, processor)
+        encoder = module.backbone[0].encoder
         self.windows = int(encoder.num_windows)
         self.block = int(encoder.patch_size) * self.windows
         context = None if isinstance(model, nn.Module) else model.model
         side = imgsz or (encoder.shape[0] if context is None else context.resolution)
         self.imgsz = -(-int(side) // self.block) * self.block
         self.scales = [list(getattr(model, "means", MEANS)), list(getattr(model, "stds", DEVIATIONS))]
-        self.post_process = _post_processing() if context is None else context.postprocess
+        self.post_process = PostProcess() if context is None else context.postprocess
         self.names = {} if context is None else _names(model.class_names, context.args.num_classes)
-        self.task = "detect" if network.segmentation_head is None else "segment"
-        missing = set(MASK_TARGETS) if self.task == "detect" else set()
-        if network.class_embed.out_features < 2:
-            missing.add("margin")  # a margin needs two classes
-        self.available = tuple(target for target in self.targets if target not in missing)
-        parameter = next(module.parameters())
-        self.device, self.dtype = parameter.device, parameter.dtype
+        self.task = "detect" if module.segmentation_head is None else "segment"
+        missing = MASK_TARGETS if self.task == "detect" else ()
+        self.available = self._available(module.class_embed.out_features, *missing)
 
     @classmethod
     def serves(cls, model: Any) -> bool:
@@ -92,8 +71,7 @@ class RfdetrAdapter(Adapter):
             )
         if module.use_grouppose_keypoints:
             raise ModelError(f"{type(model).__name__} detects keypoints: give an RF-DETR for detection or segmentation")
-        network: nn.Module = module
-        return network
+        return module
 
     def prepare(self, image: np.ndarray) -> tuple[Tensor, Geometry]:
         """See `Adapter.prepare`: stretched to a square without antialiasing, as RF-DETR's predict call does."""
@@ -106,15 +84,15 @@ class RfdetrAdapter(Adapter):
         geometry = Geometry((image.shape[0], image.shape[1]), (self.imgsz,) * 2, (0, 0), (self.imgsz,) * 2)
         return pixels.to(self.dtype), geometry
 
-    def forward(self, batch: Tensor, max_det: int) -> RfdetrOutputs:
+    def forward(self, batch: Tensor, max_det: int) -> QueryOutputs:
         """See `Adapter.forward`."""
         outputs = self.module(batch)
-        size = (batch.shape[2], batch.shape[3])
-        return RfdetrOutputs(outputs["pred_logits"], outputs["pred_boxes"], outputs.get("pred_masks"), size)
+        masks = outputs.get("pred_masks")
+        return QueryOutputs(outputs["pred_logits"], outputs["pred_boxes"], whole_inputs(batch), masks)
 
     @torch.no_grad()
     def detect(
-        self, outputs: RfdetrOutputs, geometries: list[Geometry], conf: float, iou: float, max_det: int
+        self, outputs: QueryOutputs, geometries: list[Geometry], conf: float, iou: float, max_det: int
     ) -> list[Objects]:
         """See `Adapter.detect`: the package's post-processing, run a second time to get the query of each object."""
         raw = {"pred_logits": outputs.logits.float(), "pred_boxes": outputs.boxes.float()}
@@ -130,62 +108,16 @@ class RfdetrAdapter(Adapter):
             {"pred_logits": raw["pred_logits"], "pred_boxes": points},
             target_sizes=sources.new_tensor([[1, count]] * len(sources)),
         )
-        return [
-            self._kept(outputs, i, result, tag["boxes"][:, 0].long(), geometry, conf, max_det)
-            for i, (result, tag, geometry) in enumerate(zip(results, tagged, geometries, strict=True))
-        ]
-
-    def _kept(
-        self,
-        outputs: RfdetrOutputs,
-        image: int,
-        result: dict[str, Tensor],
-        queries: Tensor,
-        geometry: Geometry,
-        conf: float,
-        max_det: int,
-    ) -> Objects:
-        """The objects of one image; a result with masks lacks the rows below the threshold, which are the last."""
-        keep = (result["scores"] > conf).nonzero().flatten()[:max_det]
-        masks = result["masks"][keep, 0] if "masks" in result else None
-        labels = result["labels"][keep]
-        objects = query_objects(
-            result["boxes"][keep], result["scores"][keep], labels, queries[keep], self.names, geometry, masks
-        )
-        return self._with_logits(outputs, image, objects)
-
-    def _with_logits(self, outputs: RfdetrOutputs, image: int, objects: Objects) -> Objects:
-        if outputs.masks is None:
-            return objects
-        return replace(objects, mask_logits=outputs.masks[image, objects.index].float())
-
-    def score(self, outputs: RfdetrOutputs, objects: list[Objects], target: str) -> Tensor:
-        """See `Adapter.score`."""
-        image = image_index(objects, outputs.logits.device)
-        query = torch.cat([o.index for o in objects])
-        if target in MASK_TARGETS:
-            assert outputs.masks is not None
-            fixed = torch.cat([o.mask_logits for o in objects if o.mask_logits is not None])
-            return mask_score(outputs.masks[image, query], fixed, target)
-        if target in BOX_TARGETS:
-            height, width = outputs.size
-            boxes = outputs.boxes[image, query]
-            return side_score(sides_from_corner(boxes * boxes.new_tensor([width, height] * 2)), target)
-        return class_score(outputs.logits[image, query], torch.cat([o.class_ids for o in objects]), target)
-
-    @torch.no_grad()
-    def candidates(self, outputs: RfdetrOutputs) -> tuple[Tensor, Tensor, Tensor]:
-        """See `Adapter.candidates`: one candidate per query."""
-        return sigmoid_candidates(outputs.logits, outputs.boxes, outputs.size)
-
-    @torch.no_grad()
-    def objects_at(self, outputs: RfdetrOutputs, candidates: Tensor, class_ids: Tensor, geometry: Geometry) -> Objects:
-        """See `Adapter.objects_at`: queries."""
-        boxes, probabilities, _ = self.candidates(outputs)
-        sources = geometry.to_source(boxes[0, candidates])
-        scores = probabilities[0, candidates, class_ids]
-        objects = query_objects(sources, scores, class_ids, candidates, self.names, geometry)
-        return self._with_logits(outputs, 0, objects)
+        detected = []
+        for i, (result, tag, geometry) in enumerate(zip(results, tagged, geometries, strict=True)):
+            # A result with masks lacks the rows below the threshold, which are the last.
+            keep = (result["scores"] > conf).nonzero().flatten()[:max_det]
+            boxes, scores, labels = (result[name][keep] for name in ("boxes", "scores", "labels"))
+            masks = result["masks"][keep, 0] if "masks" in result else None
+            queries = tag["boxes"][keep, 0].long()
+            objects = query_objects(boxes, scores, labels, queries, self.names, geometry, masks)
+            detected.append(with_mask_logits(objects, outputs.masks, i))
+        return detected
 
     def layers(self, preset: str) -> LayerPlan:
         """See `Adapter.layers`: the projector's maps, which queries and masks read, or the outputs of its entries.
@@ -206,12 +138,6 @@ class RfdetrAdapter(Adapter):
         rows, columns = (side // self.block for side in size)
         start = tokens - rows * columns
         return [(start, rows, columns)] if start in (0, 1) else []
-
-
-def _post_processing() -> Any:
-    from rfdetr.models import PostProcess
-
-    return PostProcess()
 
 
 def _names(names: list[str], slots: int) -> dict[int, str]:

@@ -34,24 +34,22 @@ class SmpAdapter(SemanticAdapter):
     models = "Unet, Unet++, FPN, PSPNet, PAN, Linknet, MAnet, DeepLabV3, DeepLabV3+, UPerNet, SegFormer; any encoder"
     install = 'pip install "detcam[smp]"'
 
-    def __init__(self, module: nn.Module, model: Any, imgsz: int | None = None, processor: Any = None) -> None:
-        network: Any = module
+    def __init__(self, module: Any, model: Any, imgsz: int | None = None, processor: Any = None) -> None:
+        super().__init__(module, model, imgsz, processor)
         self.longest = imgsz
         self.imgsz = imgsz or "size of the image"
-        settings: Any = getattr(network, "config", None) or {}
+        settings: Any = getattr(module, "config", None) or {}
         normalised = processor is None and settings.get("encoder_weights")
         self.mean, self.std = (IMAGENET_MEAN, IMAGENET_STD) if normalised else ((0.0,) * 3, (1.0,) * 3)
         self.processor = processor
-        classes = network.segmentation_head[0].out_channels
+        classes = module.segmentation_head[0].out_channels
         self.binary = classes == 1
         names = ["background", "foreground"] if self.binary else [f"class {i}" for i in range(classes)]
-        self.plans = {"level": ("decoder",), "evidence": _stages_read(network) or ("decoder",)}
-        self._watch(module, "segmentation_head.0", dict(enumerate(names)))
+        self.plans = {"level": ("decoder",), "evidence": _stages_read(module) or ("decoder",)}
+        self._watch("segmentation_head.0", dict(enumerate(names)))
         self._resized: list[Tensor] = []
-        network.segmentation_head[1].register_forward_hook(self._keep_resized)
-
-    def _keep_resized(self, module: nn.Module, args: object, output: Tensor) -> None:
-        self._resized.append(output)
+        resized = module.segmentation_head[1]
+        resized.register_forward_hook(lambda module, args, output: self._resized.append(output))
 
     @classmethod
     def serves(cls, model: Any) -> bool:
@@ -64,8 +62,7 @@ class SmpAdapter(SemanticAdapter):
         missing = [part for part in PARTS if not isinstance(getattr(model, part, None), nn.Module)]
         if missing:
             raise ModelError(f"{type(model).__name__} has no {missing[0]}: give a whole model, e.g. smp.Unet(...)")
-        module: nn.Module = model
-        return module
+        return model
 
     def prepare(self, image: np.ndarray) -> tuple[Tensor, Geometry]:
         """See `Adapter.prepare`."""
@@ -89,8 +86,7 @@ class SmpAdapter(SemanticAdapter):
 
     def _run(self, batch: Tensor) -> Tensor:
         output = self.module(batch)
-        masks: Tensor = output[0] if isinstance(output, tuple) else output  # (masks, class logits)
-        return masks
+        return output[0] if isinstance(output, tuple) else output  # (masks, class logits)
 
     def _with_background(self, logits: Tensor) -> Tensor:
         """Logits of binary mode with a background logit of 0, so that a softmax equals the sigmoid."""

@@ -65,7 +65,7 @@ def test_derivatives_by_gains_are_gradient_times_activation(target: str, seed: i
     gained = run(gains)
     torch.testing.assert_close(gained.logits, outputs.logits)
     torch.testing.assert_close(gained.boxes, outputs.boxes)
-    assert gained.size == outputs.size
+    assert torch.equal(gained.sizes, outputs.sizes)
     chunks = list(batched_gradients(adapter.score(gained, objects, target), gains, memory=4, per_object=1))
     assert [len(found) for found, _ in chunks] == [4, 2]
     for i in range(6):

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
 from detcam.adapters.base import Adapter, LayerPlan
 from detcam.adapters.shared.scores import CLASS_TARGETS, class_score
@@ -45,35 +45,20 @@ class ClassifierAdapter(Adapter):
     levels = 1
     task = "classify"
     classes: int  # number of classes
-    names: dict[int, str]
 
-    def __init__(self, module: nn.Module, model: Any, imgsz: int | None = None, processor: Any = None) -> None:
-        self.module = module
-        parameter = next(module.parameters())
-        self.device, self.dtype = parameter.device, parameter.dtype
+    def __init__(self, module: Any, model: Any, imgsz: int | None = None, processor: Any = None) -> None:
+        super().__init__(module, model, imgsz, processor)
         self._set_up(module, model, imgsz, processor)
-        self.available = tuple(
-            t for t in self.targets if t != "margin" or self.classes > 1
-        )  # a margin needs two classes
+        self.available = self._available(self.classes)
         noise = np.random.default_rng(0).integers(0, 256, (256, 256, 3), dtype=np.uint8)
         self._stages = find_stages(module, self._logits, self.prepare(noise)[0][None])
 
     @abstractmethod
     def _set_up(self, module: Any, model: Any, imgsz: int | None, processor: Any) -> None:
-        """Set `classes`, `names`, `imgsz`, and the settings of `_place`."""
-
-    @abstractmethod
-    def _place(self, image: np.ndarray) -> tuple[Tensor, Geometry]:
-        """An image [H, W, 3] uint8 RGB prepared by the library, [3, h, w] float, and its geometry in that input."""
+        """Set `classes`, `names`, `imgsz`, and the settings of `prepare`."""
 
     def _logits(self, batch: Tensor) -> Tensor:
-        logits: Tensor = self.module(batch)
-        return logits
-
-    def prepare(self, image: np.ndarray) -> tuple[Tensor, Geometry]:
-        """See `Adapter.prepare`: the library's resize, crop and normalisation."""
-        pixels, geometry = self._place(image)
-        return pixels.to(self.device, self.dtype), geometry
+        return self.module(batch)
 
     def forward(self, batch: Tensor, max_det: int) -> ClassifierOutputs:
         """See `Adapter.forward`."""
@@ -139,7 +124,8 @@ class StepsAdapter(ClassifierAdapter):
 
     steps: Sequence[Any]
 
-    def _place(self, image: np.ndarray) -> tuple[Tensor, Geometry]:
+    def prepare(self, image: np.ndarray) -> tuple[Tensor, Geometry]:
+        """See `Adapter.prepare`: the resize, crop and normalisation of the library."""
         current: Any = Image.fromarray(image)
         source = resized = _size(current)
         pad = (0, 0)
@@ -151,7 +137,7 @@ class StepsAdapter(ClassifierAdapter):
                 pad = (pad[0] + _shift(before[0], after[0]), pad[1] + _shift(before[1], after[1]))
             elif after != before:
                 resized = after
-        return current, Geometry(source, resized, pad, _size(current))
+        return current.to(self.device, self.dtype), Geometry(source, resized, pad, _size(current))
 
 
 def _size(image: Any) -> tuple[int, int]:
@@ -192,8 +178,7 @@ def compose_steps(processor: Any) -> Sequence[Any]:
         ModelError: if the processor is neither.
     """
     if hasattr(processor, "transforms"):
-        steps: Sequence[Any] = processor.transforms
-        return steps
+        return processor.transforms
     try:
         sizes = processor.resize_size[0], processor.crop_size[0]
         return standard_steps(*sizes, processor.mean, processor.std, processor.interpolation)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from detcam.adapters.base import Adapter, LayerPlan, Readout, Source
 from detcam.adapters.shared.scores import CLASS_TARGETS
@@ -25,6 +26,7 @@ from detcam.geometry import Geometry
 from detcam.types import Objects, Prompt, image_index
 
 PRESET_SIDE = 520  # pixels of the shorter side in the presets of torchvision's weights
+Cut = tuple[Tensor, Tensor, int]  # in a window: logits [C, kh, kw], the share of each cell in a segment, its class
 
 
 @dataclass(frozen=True)
@@ -61,33 +63,26 @@ class SemanticAdapter(Adapter):
     levels = 1
     task = "semantic"
     segments: str = "class"  # settable: "class": one segment per class; "component": one per connected segment
-    names: dict[int, str]
     plans: dict[str, tuple[str, ...]]  # the modules of each preset
 
-    def _watch(self, module: nn.Module, classifier: str, names: dict[int, str]) -> None:
+    def _watch(self, classifier: str, names: dict[int, str]) -> None:
         """Finish the construction; the output of the module `classifier` is the logits before the final resize."""
-        self.module, self.names = module, names
-        self.available = tuple(t for t in self.targets if t != "margin" or len(names) > 1)
+        self.names = names
+        self.available = self._available(len(names))
         self._left_out = {i for i, name in names.items() if name.strip("_ ").lower() == "background"}
-        parameter = next(module.parameters())
-        self.device, self.dtype = parameter.device, parameter.dtype
         self._logits: list[Tensor] = []
-        module.get_submodule(classifier).register_forward_hook(self._keep)
-
-    def _keep(self, module: nn.Module, args: object, output: Tensor) -> None:
-        self._logits.append(output)
+        hooked = self.module.get_submodule(classifier)
+        hooked.register_forward_hook(lambda module, args, output: self._logits.append(output))
 
     def _run(self, batch: Tensor) -> Tensor:
         """The model's logits for a batch."""
-        full: Tensor = self.module(batch)
-        return full
+        return self.module(batch)
 
     def forward(self, batch: Tensor, max_det: int) -> SemanticOutputs:
         """See `Adapter.forward`."""
         self._logits.clear()
         full = self._run(batch).detach()
-        logits = self._logits.pop()
-        return SemanticOutputs(logits, full)
+        return SemanticOutputs(self._logits.pop(), full)
 
     @torch.no_grad()
     def detect(
@@ -195,29 +190,20 @@ class SemanticAdapter(Adapter):
 
     def score(self, outputs: SemanticOutputs, objects: list[Objects], target: str) -> Tensor:
         """See `Adapter.score`."""
-        shares, labels = _shares(objects), torch.cat([o.class_ids for o in objects])
-        image = image_index(objects, labels.device)
-        scores = outputs.logits.new_empty(len(labels))
-        for members, starts, extent in windows(shares):
-            values = []
-            for i, start in zip(members.tolist(), starts.tolist(), strict=True):
-                logits, share = (_cut(maps, start, extent) for maps in (outputs.logits[image[i]], shares[i]))
-                values.append(segment_score(logits, share, int(labels[i]), target, self._left_out))
+        scores = outputs.logits.new_empty(sum(map(len, objects)))
+        for members, _, cuts in _windows(outputs.logits, objects):
+            values = [segment_score(*cut, target, self._left_out) for cut in cuts]
             scores = scores.index_put((members,), torch.stack(values))
         return scores
 
     def readouts(self, outputs: SemanticOutputs, objects: list[Objects], target: str) -> list[Readout]:
         """See `Adapter.readouts`: a window of the logits around each segment."""
-        shares, labels = _shares(objects), torch.cat([o.class_ids for o in objects])
-        image = image_index(objects, labels.device)
         readouts = []
-        for members, starts, extent in windows(shares):
+        for members, starts, cuts in _windows(outputs.logits.detach(), objects):
             gradients = []
-            for i, start in zip(members.tolist(), starts.tolist(), strict=True):
+            for leaf, share, label in cuts:
                 with torch.enable_grad():
-                    leaf = _cut(outputs.logits.detach()[image[i]], start, extent).requires_grad_()
-                    share = _cut(shares[i], start, extent)
-                    scalar = segment_score(leaf, share, int(labels[i]), target, self._left_out)
+                    scalar = segment_score(leaf.requires_grad_(), share, label, target, self._left_out)
                     gradients.append(torch.autograd.grad(scalar, leaf)[0])
             readouts.append(Readout(members, 0, (Source(outputs.logits, torch.stack(gradients)[:, None], starts),)))
         return readouts
@@ -227,9 +213,15 @@ class SemanticAdapter(Adapter):
         return LayerPlan(self.plans[preset], cut_all=True, fuse="sum")
 
 
-def _shares(objects: list[Objects]) -> Tensor:
-    """[N, h, w] the share of each cell that each object's mask covers; see `SemanticAdapter`."""
-    return torch.cat([(o.mask_logits + 1) / 2 for o in objects if o.mask_logits is not None])
+def _windows(logits: Tensor, objects: list[Objects]) -> Iterator[tuple[Tensor, Tensor, list[Cut]]]:
+    """The objects of all images in groups of similar size: (members [n], starts [n, 2] of their windows, cuts)."""
+    shares = torch.cat([(o.mask_logits + 1) / 2 for o in objects if o.mask_logits is not None])
+    labels = torch.cat([o.class_ids for o in objects]).tolist()
+    image = image_index(objects, logits.device)
+    for members, starts, extent in windows(shares):
+        places = zip(members.tolist(), starts.tolist(), strict=True)
+        cuts = [(_cut(logits[image[i]], at, extent), _cut(shares[i], at, extent), labels[i]) for i, at in places]
+        yield members, starts, cuts
 
 
 def _cut(maps: Tensor, start: list[int], extent: tuple[int, int]) -> Tensor:

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from detcam.adapters.base import Adapter, LayerPlan
 from detcam.errors import ImageError
@@ -65,18 +65,15 @@ class TorchvisionAdapter(Adapter):
     origin: ClassVar[str]  # the torchvision module of the detector's class or of a base class
     person = False  # whether the model detects key points of people
 
-    def __init__(self, module: nn.Module, model: Any, imgsz: int | None = None, processor: Any = None) -> None:
-        self.module = module
-        network: Any = module
-        self.backbone: Any = network.backbone
-        self.transform: Any = network.transform
+    def __init__(self, module: Any, model: Any, imgsz: int | None = None, processor: Any = None) -> None:
+        super().__init__(module, model, imgsz, processor)
+        self.backbone = module.backbone
+        self.transform = module.transform
         if imgsz is not None:
             self._resize_to(imgsz)
         fixed = self.transform.fixed_size  # (width, height), or None
         self.imgsz = self.transform.min_size[-1] if fixed is None else fixed[0] if fixed[0] == fixed[1] else fixed[::-1]
         self.task = "detect"
-        parameter = next(module.parameters())
-        self.device, self.dtype = parameter.device, parameter.dtype
 
     def _resize_to(self, imgsz: int) -> None:
         transform = self.transform

@@ -21,13 +21,7 @@ from detcam.adapters.shared.scores import (
     side_score,
     sides_from_centre,
 )
-from detcam.adapters.torchvision.base import (
-    Candidates,
-    TorchvisionAdapter,
-    class_names,
-    image_list,
-    map_names,
-)
+from detcam.adapters.torchvision.base import Candidates, TorchvisionAdapter, class_names, image_list, map_names
 from detcam.geometry import Geometry
 from detcam.types import Objects, image_index
 
@@ -71,14 +65,13 @@ class OneStageAdapter(TorchvisionAdapter):
     targets: ClassVar[tuple[str, ...]] = (*CLASS_TARGETS, *BOX_TARGETS)
     background: ClassVar[int | None] = None  # its column, if the classes share a softmax with it
 
-    def __init__(self, module: nn.Module, model: Any, imgsz: int | None = None, processor: Any = None) -> None:
+    def __init__(self, module: Any, model: Any, imgsz: int | None = None, processor: Any = None) -> None:
         super().__init__(module, model, imgsz, processor)
-        network: Any = module
-        self.network = network
-        classes = getattr(getattr(network.head, "classification_head", None), "num_classes", 2)
-        self.available = tuple(t for t in self.targets if t != "margin" or classes > 1)  # a margin needs two classes
+        self.network = module
+        classes = getattr(getattr(module.head, "classification_head", None), "num_classes", 2)
+        self.available = self._available(classes)
         self.levels = max(len(map_names(self.backbone)), 1)
-        self.per_cell: list[int] = network.anchor_generator.num_anchors_per_location()
+        self.per_cell: list[int] = module.anchor_generator.num_anchors_per_location()
         self._maps: defaultdict[str, list[Tensor]] = defaultdict(list)
         try:
             branches = self._last_layers()
@@ -137,8 +130,7 @@ class OneStageAdapter(TorchvisionAdapter):
 
     def _decode(self, deltas: Tensor, anchors: Tensor) -> Tensor:
         """Boxes [n, 4] in network pixels."""
-        boxes: Tensor = self.network.box_coder.decode_single(deltas, anchors)
-        return boxes
+        return self.network.box_coder.decode_single(deltas, anchors)
 
     def _per_level(self, outputs: OneStageOutputs) -> list[int]:
         """The number of anchors of each level."""

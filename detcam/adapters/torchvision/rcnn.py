@@ -7,10 +7,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from detcam.adapters.base import LayerPlan, Readout, Selection, Source
-from detcam.adapters.shared.mask_scores import MASK_TARGETS, mask_weights
+from detcam.adapters.shared.mask_scores import MASK_TARGETS, mask_score
 from detcam.adapters.shared.scores import (
     BOX_TARGETS,
     CLASS_TARGETS,
@@ -20,13 +21,7 @@ from detcam.adapters.shared.scores import (
     side_score,
     sides_from_centre,
 )
-from detcam.adapters.torchvision.base import (
-    Candidates,
-    TorchvisionAdapter,
-    class_names,
-    image_list,
-    map_names,
-)
+from detcam.adapters.torchvision.base import Candidates, TorchvisionAdapter, class_names, image_list, map_names
 from detcam.adapters.torchvision.roi_windows import roi_gradients, row_gradients
 from detcam.geometry import Geometry
 from detcam.types import Objects
@@ -70,10 +65,9 @@ class RcnnAdapter(TorchvisionAdapter):
     targets = (*CLASS_TARGETS, *BOX_TARGETS, *MASK_TARGETS)
     origin = "torchvision.models.detection.generalized_rcnn"
 
-    def __init__(self, module: nn.Module, model: Any, imgsz: int | None = None, processor: Any = None) -> None:
+    def __init__(self, module: Any, model: Any, imgsz: int | None = None, processor: Any = None) -> None:
         super().__init__(module, model, imgsz, processor)
-        network: Any = module
-        self.rpn, self.heads = network.rpn, network.roi_heads
+        self.rpn, self.heads = module.rpn, module.roi_heads
         self.person = self.heads.has_keypoint()
         self.task = "segment" if self.heads.has_mask() else "pose" if self.person else "detect"
         missing = () if self.task == "segment" else MASK_TARGETS
@@ -212,9 +206,7 @@ class RcnnAdapter(TorchvisionAdapter):
 
     def _mask_score(self, pooled: Tensor, labels: Tensor, predicted: Tensor, target: str) -> Tensor:
         """[n, 1] mean mask logit over the masks `predicted` [n, 28, 28] > 0; at the maximum where a mask is empty."""
-        masks = (predicted > 0) | (predicted == predicted.amax(dim=(1, 2), keepdim=True))
-        logits = self._mask_logits(pooled, labels)
-        return (logits * mask_weights(masks, target).to(logits.dtype)).sum(dim=(1, 2))[:, None]
+        return mask_score(self._mask_logits(pooled, labels), predicted, target)[:, None]
 
     @torch.no_grad()
     def candidates(self, outputs: RcnnOutputs) -> tuple[Tensor, Tensor, Tensor]:
@@ -224,17 +216,15 @@ class RcnnAdapter(TorchvisionAdapter):
         """
         size = (outputs.images.shape[2], outputs.images.shape[3])
         _, logits, boxes = self._second_stage(outputs, [size] * len(outputs.images))
-        most = max(len(rows) for rows in logits)
         rows = []
         for image_logits, decoded in zip(logits, boxes, strict=True):
             scores = image_logits.float().softmax(dim=1)
             scores[:, 0] = 0
             confidence, label = scores.max(dim=1)
             best = decoded[torch.arange(len(label), device=label.device), label].float()
-            missing = (0, 0, 0, most - len(label))  # empty proposals fill up images with fewer
-            pad = nn.functional.pad
-            rows.append((pad(best, missing), pad(scores, missing), pad(confidence, missing[2:])))
-        first, second, third = (torch.stack(column) for column in zip(*rows, strict=True))
+            rows.append((best, scores, confidence))
+        # Empty proposals fill up images with fewer.
+        first, second, third = (pad_sequence(list(column), batch_first=True) for column in zip(*rows, strict=True))
         return first, second, third
 
     @torch.no_grad()

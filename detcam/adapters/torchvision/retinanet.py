@@ -58,5 +58,4 @@ class FcosAdapter(RetinaNetAdapter):
         return (logits.sigmoid() * centreness.sigmoid()).sqrt()
 
     def _decode(self, deltas: Tensor, anchors: Tensor) -> Tensor:
-        boxes: Tensor = self.network.box_coder.decode(deltas, anchors)
-        return boxes
+        return self.network.box_coder.decode(deltas, anchors)

@@ -26,19 +26,19 @@ class TorchvisionSegmenterAdapter(SemanticAdapter):
     models = "DeepLabV3, FCN, LRASPP, any backbone"
     install = "pip install torchvision"
 
-    def __init__(self, module: nn.Module, model: Any, imgsz: int | None = None, processor: Any = None) -> None:
+    def __init__(self, module: Any, model: Any, imgsz: int | None = None, processor: Any = None) -> None:
         from torchvision.models.segmentation import FCN_ResNet50_Weights
 
+        super().__init__(module, model, imgsz, processor)
         weights = FCN_ResNet50_Weights.COCO_WITH_VOC_LABELS_V1
         self.imgsz = imgsz or PRESET_SIDE
         self.transform = processor or weights.transforms(resize_size=self.imgsz)
-        network: Any = module
-        last = getattr(network.classifier, "low_classifier", None) or network.classifier[-1]
+        last = getattr(module.classifier, "low_classifier", None) or module.classifier[-1]
         names = list(weights.meta["categories"])
         if last.out_channels != len(names):
             names = ["background", *(f"class {i}" for i in range(1, last.out_channels))]
-        self.plans = _torchvision_plans(network)
-        self._watch(module, "classifier", dict(enumerate(names)))
+        self.plans = _torchvision_plans(module)
+        self._watch("classifier", dict(enumerate(names)))
 
     @classmethod
     def serves(cls, model: Any) -> bool:
@@ -52,8 +52,7 @@ class TorchvisionSegmenterAdapter(SemanticAdapter):
         return pixels, Geometry((image.shape[0], image.shape[1]), size, (0, 0), size)
 
     def _run(self, batch: Tensor) -> Tensor:
-        full: Tensor = self.module(batch)["out"]
-        return full
+        return self.module(batch)["out"]
 
 
 def _torchvision_plans(network: Any) -> dict[str, tuple[str, ...]]:

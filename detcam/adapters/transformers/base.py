@@ -2,44 +2,98 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
+import re
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
-from torch import nn
+import numpy as np
+import torch
+from torch import Tensor, nn
 
+from detcam.adapters.base import Adapter
 from detcam.errors import ModelError
+from detcam.geometry import Geometry
 
 STRIDE = 32  # sides are multiples of the largest stride: a hybrid encoder adds maps of neighbouring levels
 
 
-def made_for(model: Any, task: str) -> bool:
-    """Whether the class of `model`, or a base class, is a `...For<task>` of transformers."""
-    return any(
-        base.__module__.split(".")[0] == "transformers" and base.__name__.endswith(f"For{task}")
-        for base in type(model).__mro__
-    )
+class TransformersAdapter(Adapter):
+    """Base of the adapters of transformers."""
+
+    install = 'pip install "detcam[transformers]"'
+    served: ClassVar[str]  # regular expression of the names of the library's classes that the family serves
+    kinds: ClassVar[Mapping[str, Any]] = {}  # facts by architecture; empty: any architecture
+    processor: Any  # the image processor
+    resize: dict[str, Any]  # options of the processor, for the size of the input
+
+    def __init__(self, module: Any, model: Any, imgsz: int | None = None, processor: Any = None) -> None:
+        self.config = module.config
+        self.names = {int(i): name for i, name in self.config.id2label.items()}
+        super().__init__(module, model, imgsz, processor)
+
+    @classmethod
+    def serves(cls, model: Any) -> bool:
+        """See `Adapter.serves`: a model of the family's classes in transformers, or derived from one."""
+        bases = [base for base in type(model).__mro__ if base.__module__.split(".")[0] == "transformers"]
+        return any(re.fullmatch(cls.served, base.__name__) for base in bases)
+
+    @classmethod
+    def unwrap(cls, model: Any) -> nn.Module:
+        """See `Adapter.unwrap`: an error for architectures that are not in the table."""
+        library = type(model).__module__.split(".")[0]
+        kind = getattr(getattr(model, "config", None), "model_type", library)
+        if cls.kinds and kind not in cls.kinds:
+            raise ModelError(f"{type(model).__name__}: {kind!r} is not one of the architectures {', '.join(cls.kinds)}")
+        return model
+
+    def prepare(self, image: np.ndarray) -> tuple[Tensor, Geometry]:
+        """See `Adapter.prepare`: by the image processor; a fourth channel is 0 on padding, if there is padding."""
+        data = self._processed(image)
+        pixels = data["pixel_values"][0].to(self.device, self.dtype)
+        network = resized = (pixels.shape[1], pixels.shape[2])
+        if "pixel_mask" in data and not bool(data["pixel_mask"].all()):
+            mask = data["pixel_mask"][0]
+            resized = int(mask[:, 0].sum()), int(mask[0].sum())
+            pixels = torch.cat([pixels, mask.to(pixels)[None]])
+        return pixels, Geometry((image.shape[0], image.shape[1]), resized, (0, 0), network)
+
+    def _processed(self, image: np.ndarray, **changes: Any) -> Any:
+        """The output of the processor for an image, with some settings changed."""
+        settings = {**self.resize, **changes}
+        return self.processor(images=image, input_data_format="channels_last", return_tensors="pt", **settings)
+
+    def _pixels(self, image: np.ndarray, **changes: Any) -> Tensor:
+        """[3, h, w] an image processed with some settings changed."""
+        return self._processed(image, **changes)["pixel_values"][0].to(self.device, self.dtype)
 
 
-def require_architecture(model: Any, served: Iterable[str]) -> None:
-    """Raise a ModelError for a model whose architecture is not in `served`."""
-    library = type(model).__module__.split(".")[0]
-    kind = getattr(getattr(model, "config", None), "model_type", library)
-    if kind not in served:
-        raise ModelError(f"{type(model).__name__}: {kind!r} is not one of the architectures {', '.join(served)}")
+def return_dicts(module: nn.Module) -> None:
+    """Have all parts of a private view return dicts: some models fail otherwise."""
+    for part in module.modules():
+        config: Any = getattr(part, "config", None)
+        if hasattr(config, "return_dict"):
+            config.return_dict = True  # in the copy of the view
 
 
-def checkpoint_processor(config: Any) -> Any:
-    """The image processor of a model's checkpoint if it is on this machine, else None."""
+def checkpoint_processor(config: Any, loader: str = "AutoImageProcessor") -> Any:
+    """The processor of a model's checkpoint, by a class of transformers, if it is on this machine, else None."""
     if not config._name_or_path:
         return None
     import transformers
 
     try:
-        return transformers.AutoImageProcessor.from_pretrained(
+        return getattr(transformers, loader).from_pretrained(
             config._name_or_path, local_files_only=True, trust_remote_code=False
         )
     except (OSError, ValueError):
         return None
+
+
+def default_processor(config: Any, architecture: str) -> Any:
+    """The image processor of a model's checkpoint if it is on this machine, else of the class `architecture`."""
+    import transformers
+
+    return checkpoint_processor(config) or getattr(transformers, architecture)()
 
 
 def size_of(processor: Any) -> dict[str, int]:
@@ -60,6 +114,11 @@ def longest_side(size: Any, imgsz: int) -> dict[str, int]:
         return {"shortest_edge": imgsz, "longest_edge": imgsz}
     side = -(-imgsz // STRIDE) * STRIDE
     return {"height": side, "width": side}
+
+
+def sizes_of(inside: Tensor) -> Tensor:
+    """[B, 2] (height, width) of each image in the network's input, from [B, H, W] 1 on the image, 0 on padding."""
+    return torch.stack([inside[:, :, 0].sum(dim=1), inside[:, 0].sum(dim=1)], dim=1)
 
 
 def recorders_last(module: nn.Module, source: str = "transformers") -> None:

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from detcam.adapters.transformers.base import longest_side
+from detcam.adapters.transformers.base import sizes_of
 from detcam.adapters.transformers.detr import DetrKind
 from detcam.adapters.transformers.text_prompted import PromptedAdapter, PromptedOutputs
 from detcam.errors import InputError
@@ -36,14 +36,11 @@ class GroundingDinoAdapter(PromptedAdapter):
 
     family = "transformers grounding"
     models = "Grounding DINO, MM Grounding DINO; with text=[...]"
-    prefix = ("GroundingDino", "MMGroundingDino")
+    served = "(MM)?GroundingDino.*ForObjectDetection"
     kinds: ClassVar = {
         name: DetrKind("model.encoder", "model.input_proj_vision", "GroundingDinoImageProcessor", selected=True)
         for name in ("grounding-dino", "mm-grounding-dino")
     }
-
-    def _resized(self, imgsz: int | None) -> dict[str, Any]:
-        return {} if imgsz is None else {"size": longest_side(self.processor.size, imgsz)}
 
     def _tokens(self, text: list[str]) -> dict[str, Tensor]:
         for phrase in text:
@@ -54,12 +51,10 @@ class GroundingDinoAdapter(PromptedAdapter):
             return_tensors="pt",
             return_token_type_ids=True,
         )
-        network: Any = self.module
         ids = merged["input_ids"][0]
-        if len(ids) > network.config.max_text_len:
+        if len(ids) > self.config.max_text_len:
             raise InputError(
-                f"text: {len(ids)} tokens, and the model reads at most {network.config.max_text_len}: "
-                "give fewer phrases"
+                f"text: {len(ids)} tokens, and the model reads at most {self.config.max_text_len}: give fewer phrases"
             )
         ends = ids == self.whole.tokenizer.convert_tokens_to_ids(END)
         owner = (ends.cumsum(dim=0) - ends.long()).clamp(max=len(text) - 1)
@@ -78,16 +73,13 @@ class GroundingDinoAdapter(PromptedAdapter):
             return_dict=True,
             **{name: tokens.expand(len(batch), -1) for name, tokens in self.inputs.items()},
         )
-        sizes = torch.stack([inside[:, :, 0].sum(dim=1), inside[:, 0].sum(dim=1)], dim=1)
         logits = torch.stack([outputs.logits[..., members].amax(dim=2) for members in self._members], dim=2)
-        return PromptedOutputs(logits, outputs.pred_boxes, sizes, outputs.logits)
+        return PromptedOutputs(logits, outputs.pred_boxes, sizes_of(inside), raw=outputs.logits)
 
-    def _post_process(self, raw: Tensor, boxes: Tensor, conf: float, sizes: list[tuple[int, int]] | None) -> list[Any]:
-        ids = self.inputs["input_ids"].expand(len(raw), -1)
-        results: list[Any] = self.whole.post_process_grounded_object_detection(
-            SimpleNamespace(logits=raw, pred_boxes=boxes), ids, conf, target_sizes=sizes
-        )
-        return results
+    def _post_process(self, outputs: Any, boxes: Tensor, conf: float, sizes: list[tuple[int, int]] | None) -> list[Any]:
+        raw = SimpleNamespace(logits=outputs.raw, pred_boxes=boxes)
+        ids = self.inputs["input_ids"].expand(len(boxes), -1)
+        return self.whole.post_process_grounded_object_detection(raw, ids, conf, target_sizes=sizes)
 
     @torch.no_grad()
     def detect(self, outputs: Any, geometries: list[Geometry], conf: float, iou: float, max_det: int) -> list[Objects]:

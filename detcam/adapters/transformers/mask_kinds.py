@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from detcam.adapters.transformers.base import checkpoint_processor
+from detcam.adapters.transformers.base import checkpoint_processor, default_processor
 from detcam.errors import ModelError
 
 BOXED = ("detr", "conditional_detr")  # queries with boxes
@@ -76,17 +76,15 @@ def grids(config: Any, tokens: int, size: tuple[int, int]) -> list[tuple[int, in
     return []
 
 
-def default_processor(config: Any) -> Any:
+def processor_for(config: Any) -> Any:
     """The processor of the checkpoint if it is on this machine, else the default of the architecture."""
-    import transformers
-
     kind = KINDS[config.model_type]
     if kind.processor != "OneFormerProcessor":
-        return checkpoint_processor(config) or getattr(transformers, kind.processor)()
-    try:
-        return transformers.OneFormerProcessor.from_pretrained(config._name_or_path, local_files_only=True)
-    except (OSError, ValueError):
+        return default_processor(config, kind.processor)
+    processor = checkpoint_processor(config, kind.processor)
+    if processor is None:
         raise ModelError(
             "OneFormer reads its task from text, and its checkpoint's processor is not on this machine: give "
             "processor=OneFormerProcessor.from_pretrained(...)"
-        ) from None
+        )
+    return processor

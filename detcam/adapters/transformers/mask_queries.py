@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar
 
@@ -12,13 +12,26 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
-from detcam.adapters.base import Adapter, LayerPlan, Selection
-from detcam.adapters.shared.mask_scores import MASK_TARGETS, mask_score
-from detcam.adapters.shared.queries import query_objects
-from detcam.adapters.shared.scores import BOX_TARGETS, CLASS_TARGETS, class_score, side_score, sides_from_corner
+from detcam.adapters.base import LayerPlan, Selection
+from detcam.adapters.shared.mask_scores import MASK_TARGETS
+from detcam.adapters.shared.queries import (
+    QueryAdapter,
+    query_objects,
+    shares_to_source,
+    strongest,
+    with_mask_logits,
+)
+from detcam.adapters.shared.scores import BOX_TARGETS, CLASS_TARGETS
 from detcam.adapters.shared.segments import boxes_around
-from detcam.adapters.transformers.base import longest_side, made_for, recorders_last, require_architecture, size_of
-from detcam.adapters.transformers.mask_kinds import BOXED, KINDS, default_processor, grids, plans
+from detcam.adapters.transformers.base import (
+    TransformersAdapter,
+    longest_side,
+    recorders_last,
+    return_dicts,
+    size_of,
+    sizes_of,
+)
+from detcam.adapters.transformers.mask_kinds import BOXED, KINDS, grids, plans, processor_for
 from detcam.adapters.transformers.mask_processing import PostProcessing
 from detcam.boxes import corners
 from detcam.errors import InputError
@@ -48,12 +61,12 @@ class MaskQueryOutputs:
         """[B, h, w] bool: the cells of the masks with their centre on the image."""
         return interpolate(self.inside[:, None].float(), self.masks.shape[2:], mode="nearest-exact")[:, 0] > 0
 
-    def sizes(self) -> Tensor:
+    def scale(self) -> Tensor:
         """[B, 4] (width, height, width, height) of each image in the network's input, in pixels."""
-        return torch.stack([self.inside[:, 0].sum(dim=1), self.inside[:, :, 0].sum(dim=1)] * 2, dim=1)
+        return sizes_of(self.inside).flip(1).repeat(1, 2)
 
 
-class MaskQueryAdapter(Adapter):
+class MaskQueryAdapter(TransformersAdapter, QueryAdapter):
     """MaskFormer, Mask2Former, OneFormer, EoMT and DETR with masks, of the transformers library.
 
     Objects are the queries that the image processor's `post_process_instance_segmentation` keeps, or, for a checkpoint
@@ -71,32 +84,26 @@ class MaskQueryAdapter(Adapter):
 
     family = "transformers instance segmentation"
     models = "MaskFormer, Mask2Former, OneFormer, EoMT, EoMT-DINOv3, DETR and Conditional DETR with masks"
-    install = 'pip install "detcam[transformers]"'
+    served = ".*For(Universal|Instance)?Segmentation"
+    kinds = KINDS
     targets = (*CLASS_TARGETS, *BOX_TARGETS, *MASK_TARGETS)
-    levels = 1
     task = "segment"
+    softmax = True
+    clipped = True
     wanted: ClassVar[str | None] = None  # "instance" or "panoptic"; None: told by the checkpoint's name
 
-    def __init__(self, module: nn.Module, model: Any, imgsz: int | None = None, processor: Any = None) -> None:
-        self.module = module
-        network: Any = module
-        self.config = network.config
-        self.processor = processor or default_processor(self.config)
+    def __init__(self, module: Any, model: Any, imgsz: int | None = None, processor: Any = None) -> None:
+        super().__init__(module, model, imgsz, processor)
+        self.processor = processor or processor_for(self.config)
         self.segmentation = self.wanted or ("panoptic" if "panoptic" in self.config._name_or_path else "instance")
         self.imgsz = imgsz or size_of(getattr(self.processor, "image_processor", self.processor))
         self.resize = self._resizing(imgsz)
         self.post_process = PostProcessing(
             self.processor, self.segmentation, label_ids_to_fuse=set(), size=self.resize.get("size")
         )
-        self.names = {int(i): name for i, name in self.config.id2label.items()}
         self.boxed = self.config.model_type in BOXED
-        self.available = tuple(target for target in self.targets if self.boxed or target not in BOX_TARGETS)
-        for part in module.modules():
-            config: Any = getattr(part, "config", None)
-            if hasattr(config, "return_dict"):
-                config.return_dict = True  # in the view's copy
-        parameter = next(module.parameters())
-        self.device, self.dtype = parameter.device, parameter.dtype
+        self.available = self._available(len(self.names) + 1, *(() if self.boxed else BOX_TARGETS))
+        return_dicts(module)
         self.plans = plans(self.config)
         self._maps: dict[str, list[Tensor]] = {}
         self._task: dict[str, Tensor] = {}
@@ -104,54 +111,29 @@ class MaskQueryAdapter(Adapter):
             module.get_submodule(name).register_forward_hook(partial(self._record, name))
 
     def _resizing(self, imgsz: int | None) -> dict[str, Any]:
-        """The image processor's options for an input of `imgsz` pixels."""
+        """The options of the processor for an input of `imgsz` pixels."""
         if self.config.model_type.startswith("eomt"):  # a fixed size, with padding
             side = self.config.image_size
             if imgsz not in (None, side):
                 raise InputError(f"imgsz: this model takes images of {side} x {side} pixels only, got {imgsz}")
             return {"size": {"shortest_edge": side, "longest_edge": side}, "do_pad": True, "do_split_image": False}
+        task: dict[str, Any] = {"task_inputs": [self.segmentation]} if self.config.model_type == "oneformer" else {}
         if imgsz is None:
-            return {}
-        return {"size": longest_side(getattr(self.processor, "image_processor", self.processor).size, imgsz)}
+            return task
+        return task | {"size": longest_side(getattr(self.processor, "image_processor", self.processor).size, imgsz)}
 
     def _record(self, name: str, module: nn.Module, args: Any, output: Any) -> None:
         self._maps.setdefault(name, []).extend(_maps(output))
 
-    @classmethod
-    def serves(cls, model: Any) -> bool:
-        """See `Adapter.serves`: a model of transformers for one of three tasks, or a derived class."""
-        return any(made_for(model, task) for task in ("UniversalSegmentation", "InstanceSegmentation", "Segmentation"))
-
-    @classmethod
-    def unwrap(cls, model: Any) -> nn.Module:
-        """See `Adapter.unwrap`: an error for architectures that are not in the table."""
-        require_architecture(model, KINDS)
-        module: nn.Module = model
-        return module
-
-    def prepare(self, image: np.ndarray) -> tuple[Tensor, Geometry]:
-        """See `Adapter.prepare`: by the processor; a fourth channel is 0 on padding, if there is padding."""
-        data = self._processed(image)
-        if "task_inputs" in data:  # OneFormer's
-            self._task = {"task_inputs": data["task_inputs"].to(self.device)}
-        pixels = data["pixel_values"][0].to(self.device, self.dtype)
-        network = resized = (pixels.shape[1], pixels.shape[2])
-        if "pixel_mask" in data:
-            inside = data["pixel_mask"][0]
-            resized = int(inside[:, 0].sum()), int(inside[0].sum())
-        elif "do_pad" in self.resize:
-            before = self._processed(image, do_pad=False)["pixel_values"]
-            resized = before.shape[2], before.shape[3]
-        if resized != network:
-            inside = torch.zeros_like(pixels[:1])
-            inside[:, : resized[0], : resized[1]] = 1
-            pixels = torch.cat([pixels, inside])
-        return pixels, Geometry((image.shape[0], image.shape[1]), resized, (0, 0), network)
-
     def _processed(self, image: np.ndarray, **changes: Any) -> Any:
-        task = {"task_inputs": [self.segmentation]} if self.config.model_type == "oneformer" else {}
-        options = {**self.resize, **task, **changes}
-        return self.processor(images=image, input_data_format="channels_last", return_tensors="pt", **options)
+        data = super()._processed(image, **changes)
+        if "task_inputs" in data:  # OneFormer
+            self._task = {"task_inputs": data["task_inputs"].to(self.device)}
+        if "do_pad" in self.resize and "pixel_mask" not in data:  # EoMT
+            height, width = super()._processed(image, do_pad=False)["pixel_values"].shape[2:]
+            data["pixel_mask"] = torch.zeros_like(data["pixel_values"][:, 0])
+            data["pixel_mask"][:, :height, :width] = 1
+        return data
 
     def forward(self, batch: Tensor, max_det: int) -> MaskQueryOutputs:
         """See `Adapter.forward`."""
@@ -178,30 +160,19 @@ class MaskQueryAdapter(Adapter):
         for i, geometry in enumerate(geometries):
             segments = self.post_process(outputs.logits[i], outputs.masks[i], geometry.source, conf)
             queries, masks = segments.queries, segments.masks
-            boxes = boxes_around(masks)
-            if outputs.boxes is not None:
-                height, width = geometry.source
-                boxes = corners(outputs.boxes[i, queries].float()) * boxes.new_tensor([width, height] * 2)
+            if outputs.boxes is None:
+                boxes = boxes_around(masks)
+            else:
+                boxes = shares_to_source(outputs.boxes[i, queries], geometry)
             objects = query_objects(boxes, segments.scores, segments.classes, queries, self.names, geometry, masks)
-            objects = replace(objects, mask_logits=outputs.masks[i, objects.index].float())
-            best = objects.scores.argsort(descending=True, stable=True)[:max_det].sort().values
-            kept.append(objects.select(best))
+            objects = with_mask_logits(objects, outputs.masks, i)
+            kept.append(objects.select(strongest(objects.scores, max_det)))
         return kept
 
     def score(self, outputs: MaskQueryOutputs, objects: list[Objects], target: str) -> Tensor:
         """See `Adapter.score`."""
-        image = image_index(objects, outputs.logits.device)
-        query = torch.cat([o.index for o in objects])
-        if target in MASK_TARGETS:
-            fixed = torch.cat([o.mask_logits for o in objects if o.mask_logits is not None])
-            scalars = mask_score(outputs.masks[image, query], fixed, target, outputs.cells_inside()[image])
-        elif target in BOX_TARGETS:
-            assert outputs.boxes is not None
-            scalars = side_score(sides_from_corner(outputs.boxes[image, query] * outputs.sizes()[image]), target)
-        else:
-            classes = torch.cat([o.class_ids for o in objects])
-            scalars = class_score(outputs.logits[image, query], classes, target, softmax=True, background=-1)
-        return _joined(scalars, outputs.maps, image)
+        scalars = super().score(outputs, objects, target)
+        return _joined(scalars, outputs.maps, image_index(objects, outputs.logits.device))
 
     @torch.no_grad()
     def candidates(self, outputs: MaskQueryOutputs) -> tuple[Tensor, Tensor, Tensor]:
@@ -216,24 +187,13 @@ class MaskQueryAdapter(Adapter):
             confidence = (masks.sigmoid() * binary).sum(dim=(2, 3)) / binary.sum(dim=(2, 3)).clamp(min=1)
             probabilities = probabilities * confidence[..., None]
         if outputs.boxes is not None:
-            boxes = corners(outputs.boxes.flatten(0, 1).float()).view_as(outputs.boxes) * outputs.sizes()[:, None]
+            boxes = corners(outputs.boxes.flatten(0, 1).float()).view_as(outputs.boxes) * outputs.scale()[:, None]
         else:
             (height, width), cells = outputs.inside.shape[1:], masks.shape[2:]
             boxes = boxes_around(binary.flatten(0, 1)) * binary.flatten(0, 1).any(dim=(1, 2))[:, None]
             boxes = boxes.unflatten(0, masks.shape[:2])
             boxes = boxes * boxes.new_tensor([width / cells[1], height / cells[0]] * 2)
         return boxes, probabilities, probabilities.amax(dim=2)
-
-    @torch.no_grad()
-    def objects_at(
-        self, outputs: MaskQueryOutputs, candidates: Tensor, class_ids: Tensor, geometry: Geometry
-    ) -> Objects:
-        """See `Adapter.objects_at`: queries."""
-        boxes, probabilities, _ = self.candidates(outputs)
-        scores = probabilities[0, candidates, class_ids]
-        sources = geometry.to_source(boxes[0, candidates])
-        objects = query_objects(sources, scores, class_ids, candidates, self.names, geometry)
-        return replace(objects, mask_logits=outputs.masks[0, objects.index].float())
 
     def selection(self, iou: float) -> Selection:
         """See `Adapter.selection`: if queries compete for pixels, each counts once."""

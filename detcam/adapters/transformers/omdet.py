@@ -12,8 +12,7 @@ from torch import Tensor, nn
 
 from detcam.adapters.base import LayerPlan, Selection
 from detcam.adapters.shared.attention import AttentionPlan
-from detcam.adapters.shared.queries import query_objects
-from detcam.adapters.transformers.base import longest_side
+from detcam.adapters.shared.queries import query_objects, strongest, whole_inputs
 from detcam.adapters.transformers.detr import DetrKind
 from detcam.adapters.transformers.text_prompted import PromptedAdapter, PromptedOutputs
 from detcam.errors import MethodError
@@ -31,7 +30,7 @@ class OmDetAdapter(PromptedAdapter):
 
     family = "transformers OmDet"
     models = "OmDet-Turbo; with text=[...]"
-    prefix = ("OmDetTurbo",)
+    served = "OmDetTurbo.*ForObjectDetection"
     kinds: ClassVar = {
         "omdet-turbo": DetrKind(
             "decoder.channel_projection_layers", "encoder.channel_projection_layers", "AutoProcessor", selected=True
@@ -47,9 +46,6 @@ class OmDetAdapter(PromptedAdapter):
             setattr(module, name, type(cache)(cache.capacity))
         return module
 
-    def _resized(self, imgsz: int | None) -> dict[str, Any]:
-        return {} if imgsz is None else {"size": longest_side(self.processor.size, imgsz)}
-
     def _tokens(self, text: list[str]) -> dict[str, Tensor]:
         blank = np.zeros((32, 32, 3), np.uint8)  # the processor needs an image
         inputs = self.whole(images=blank, text=[text], return_tensors="pt")
@@ -61,9 +57,8 @@ class OmDetAdapter(PromptedAdapter):
         outputs = self.module(
             pixel_values=batch, output_attentions=False, output_hidden_states=False, return_dict=True, **texts
         )
-        sizes = torch.tensor([batch.shape[2:]] * len(batch), device=batch.device)
         logits = outputs.decoder_class_logits
-        return PromptedOutputs(logits, outputs.decoder_coord_logits, sizes, logits)
+        return PromptedOutputs(logits, outputs.decoder_coord_logits, whole_inputs(batch), raw=logits)
 
     @torch.no_grad()
     def detect(self, outputs: Any, geometries: list[Geometry], conf: float, iou: float, max_det: int) -> list[Objects]:
@@ -76,11 +71,12 @@ class OmDetAdapter(PromptedAdapter):
         results = self.whole.post_process_grounded_object_detection(
             raw, threshold=conf, nms_threshold=iou, target_sizes=[geometry.source for geometry in geometries]
         )
+        candidates = self.candidates(outputs)[0]
         objects = []
         for image, (result, geometry) in enumerate(zip(results, geometries, strict=True)):
-            best = result["scores"].argsort(descending=True, stable=True)[:max_det].sort().values
+            best = strongest(result["scores"], max_det)
             boxes, scores, classes = result["boxes"][best].float(), result["scores"][best], result["labels"][best]
-            of_queries = geometry.to_source(self.candidates(_only(outputs, image))[0][0])
+            of_queries = geometry.to_source(candidates[image])
             apart = (of_queries[None] - boxes[:, None]).abs().amax(dim=2).nan_to_num(torch.inf)  # [N, Q]
             same = torch.isclose(scores[:, None], outputs.raw[image].sigmoid()[:, classes].T)  # to rounding: of a batch
             queries = torch.where(same, apart, torch.inf).argmin(dim=1)
@@ -107,9 +103,3 @@ class OmDetAdapter(PromptedAdapter):
         parent = self.kind.level if preset == "level" else self.kind.entries
         count = len(self.entries)
         return LayerPlan(tuple(f"{parent}.{i}" for i in range(count)), cut_all=True, fuse="sum")
-
-
-def _only(outputs: PromptedOutputs, image: int) -> PromptedOutputs:
-    """The outputs of a single image of a batch."""
-    rows = slice(image, image + 1)
-    return PromptedOutputs(outputs.logits[rows], outputs.boxes[rows], outputs.sizes[rows], outputs.raw[rows])

@@ -9,10 +9,12 @@ import torch
 from torch import Tensor
 
 from detcam.adapters.base import LayerPlan
-from detcam.adapters.shared.queries import query_objects
+from detcam.adapters.shared.queries import query_objects, whole_inputs
+from detcam.adapters.transformers.base import size_of
 from detcam.adapters.transformers.detr import DetrKind
 from detcam.adapters.transformers.text_prompted import PromptedAdapter, PromptedOutputs
 from detcam.boxes import corners
+from detcam.errors import InputError
 from detcam.geometry import Geometry
 from detcam.types import Objects
 
@@ -28,14 +30,17 @@ class OwlAdapter(PromptedAdapter):
 
     family = "transformers OWL"
     models = "OWL-ViT, OWLv2; with text=[...]"
-    prefix = ("OwlViT", "Owlv2")
+    served = "(OwlViT|Owlv2).*ForObjectDetection"
     kinds: ClassVar = {
         name: DetrKind(f"{name}.vision_model", f"{name}.vision_model.embeddings.patch_embedding", "AutoProcessor")
         for name in ("owlvit", "owlv2")
     }
 
     def _resized(self, imgsz: int | None) -> dict[str, Any]:
-        return {} if imgsz is None else super()._resized(imgsz)
+        if imgsz is not None:
+            size = size_of(self.processor)
+            raise InputError(f"imgsz: this model takes {size} only, got {imgsz}: leave imgsz out")
+        return {}
 
     def prepare(self, image: np.ndarray) -> tuple[Tensor, Geometry]:
         """See `Adapter.prepare`: OWL-ViT stretches; OWLv2 first pads to a square, at the right and at the bottom."""
@@ -57,15 +62,15 @@ class OwlAdapter(PromptedAdapter):
         """See `Adapter.forward`."""
         texts = {name: tokens.repeat(len(batch), 1) for name, tokens in self.inputs.items()}
         outputs = self.module(pixel_values=batch, return_dict=True, **texts)
-        sizes = torch.tensor([batch.shape[2:]] * len(batch), device=batch.device)
-        return PromptedOutputs(outputs.logits, outputs.pred_boxes, sizes, outputs.logits)
+        return PromptedOutputs(outputs.logits, outputs.pred_boxes, whole_inputs(batch), raw=outputs.logits)
 
     @torch.no_grad()
     def objects_at(self, outputs: Any, candidates: Tensor, class_ids: Tensor, geometry: Geometry) -> Objects:
         """See `Adapter.objects_at`: patches."""
         scores = self.candidates(outputs)[1][0, candidates, class_ids]
         shares = corners(outputs.boxes[0, candidates].float())
-        scale = [network * source / resized for network, source, resized in _axes(geometry)]  # (height, width)
+        sides = zip(geometry.network, geometry.source, geometry.resized, strict=True)
+        scale = [network * source / resized for network, source, resized in sides]  # (height, width)
         boxes = shares * shares.new_tensor([scale[1], scale[0]] * 2)
         return query_objects(boxes, scores, class_ids, candidates, self.names, geometry)
 
@@ -79,8 +84,3 @@ class OwlAdapter(PromptedAdapter):
         """See `Adapter.grids`: the patches after the class token."""
         rows, columns = self.cells.get(self.entries[0], (0, 0))
         return [(1, rows, columns)] if rows and tokens == 1 + rows * columns else []
-
-
-def _axes(geometry: Geometry) -> list[tuple[int, int, int]]:
-    """For height and width: (pixels of the network's input, of the source, of the resized source)."""
-    return list(zip(geometry.network, geometry.source, geometry.resized, strict=True))

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from detcam.adapters.base import Adapter, LayerPlan
+from detcam.adapters.base import LayerPlan
 from detcam.adapters.shared.segments import boxes_around
-from detcam.adapters.transformers.base import checkpoint_processor
+from detcam.adapters.transformers.base import TransformersAdapter, checkpoint_processor
 from detcam.errors import InputError
 from detcam.geometry import Geometry
 from detcam.types import Objects, Prompt, image_index
@@ -28,7 +28,7 @@ class SamOutputs:
     embeddings: tuple[Tensor, ...]
 
 
-class SamAdapter(Adapter):
+class SamAdapter(TransformersAdapter):
     """Segment Anything (Kirillov et al. 2023, arXiv:2304.02643) and SAM 2 (Ravi et al. 2024, arXiv:2408.00714).
 
     An object is a prompt that the user gives with `prompts=`, a point or a box. Its mask is the best of the decoder's
@@ -46,35 +46,25 @@ class SamAdapter(Adapter):
 
     family = "transformers promptable segmentation"
     models = "SAM, SAM 2; prompts by explainer(image, prompts=[(x, y), (x1, y1, x2, y2)])"
-    install = 'pip install "detcam[transformers]"'
+    served = "Sam2?Model"
     targets = ("class", "prob", "mask", "iou", "objectness")
     prompt_kinds = ("point", "box")
     levels = 1
     task = "prompted"
 
-    def __init__(self, module: nn.Module, model: Any, imgsz: int | None = None, processor: Any = None) -> None:
-        network: Any = module
-        self.module, self.network = module, network
-        self.is_sam2 = network.config.model_type == "sam2"
+    def __init__(self, module: Any, model: Any, imgsz: int | None = None, processor: Any = None) -> None:
+        super().__init__(module, model, imgsz, processor)
+        self.network = module
+        self.is_sam2 = self.config.model_type == "sam2"
         self.available = self.targets if self.is_sam2 else self.targets[:-1]
-        self.names: dict[int, str] = {}
-        self.processor = processor or _processor(network.config, self.is_sam2)
-        size = network.prompt_encoder.input_image_size
+        self.names = {}
+        self.processor = processor or _processor(self.config, self.is_sam2)
+        size = module.prompt_encoder.input_image_size
         self.imgsz = max(size) if isinstance(size, (tuple, list)) else size
         if imgsz not in (None, self.imgsz):
             raise InputError(f"imgsz: {type(model).__name__} takes {self.imgsz} only, got {imgsz}: leave imgsz out")
-        parameter = next(module.parameters())
-        self.device, self.dtype = parameter.device, parameter.dtype
-        encoder = network.vision_encoder
+        encoder = module.vision_encoder
         _put_channels_first(encoder.backbone.blocks if self.is_sam2 else encoder.layers, encoder.neck)
-
-    @classmethod
-    def serves(cls, model: Any) -> bool:
-        """See `Adapter.serves`: SAM or SAM 2 of transformers, or a derived class."""
-        return any(
-            base.__module__.split(".")[0] == "transformers" and base.__name__ in ("SamModel", "Sam2Model")
-            for base in type(model).__mro__
-        )
 
     def prepare(self, image: np.ndarray) -> tuple[Tensor, Geometry]:
         """See `Adapter.prepare`: SAM pads at the right and at the bottom, SAM 2 stretches."""
@@ -153,8 +143,7 @@ class SamAdapter(Adapter):
     def _on_source(self, logits: Tensor, geometry: Geometry) -> Tensor:
         """[N, H, W] bool: masks [N, h, w] on the source image, by the library's post-processing."""
         sizes = [[geometry.source]] if self.is_sam2 else [[geometry.source], [geometry.resized]]
-        masks: Tensor = self.processor.post_process_masks([logits[:, None]], *sizes)[0]
-        return masks[:, 0]
+        return self.processor.post_process_masks([logits[:, None]], *sizes)[0][:, 0]
 
     def score(self, outputs: SamOutputs, objects: list[Objects], target: str) -> Tensor:
         """See `Adapter.score`: each prompt is decoded separately, so its gradient passes through that decoding only."""

@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from torch import Tensor, nn
+from torch import Tensor
 
 from detcam.adapters.shared.semantic import SemanticAdapter
 from detcam.adapters.transformers.base import (
+    TransformersAdapter,
     checkpoint_processor,
-    made_for,
     recorders_last,
-    require_architecture,
+    return_dicts,
     size_of,
     sized,
 )
@@ -85,7 +85,7 @@ _KINDS = {
 }
 
 
-class TransformersSegmenterAdapter(SemanticAdapter):
+class TransformersSegmenterAdapter(TransformersAdapter, SemanticAdapter):
     """Semantic segmenters of the transformers library.
 
     `module` is a view of the model; `imgsz` is the side of the network's input in pixels, the shorter side if the
@@ -96,59 +96,35 @@ class TransformersSegmenterAdapter(SemanticAdapter):
 
     family = "transformers semantic segmentation"
     models = "SegFormer, UPerNet, BEiT, DPT, MobileViT, MobileViTV2"
-    install = 'pip install "detcam[transformers]"'
+    served = ".*ForSemanticSegmentation"
+    kinds = _KINDS
 
-    def __init__(self, module: nn.Module, model: Any, imgsz: int | None = None, processor: Any = None) -> None:
-        network: Any = module
-        self.config = network.config
+    def __init__(self, module: Any, model: Any, imgsz: int | None = None, processor: Any = None) -> None:
+        super().__init__(module, model, imgsz, processor)
         kind = _KINDS[self.config.model_type]
         self.processor = processor or _processor(self.config, kind)
         self.resize = {} if imgsz is None else sized(self.processor, -(-imgsz // STRIDE) * STRIDE)
         self.imgsz = imgsz or size_of(self.processor)
-        for part in module.modules():
-            config: Any = getattr(part, "config", None)
-            if hasattr(config, "return_dict"):
-                config.return_dict = True  # in the view's copy: some models fail otherwise
+        return_dicts(module)
         known = {name for name, _ in module.named_modules()}
         evidence = next(names for names in kind.evidence(self.config) if known.issuperset(names))
         self.plans = {"level": (kind.level,), "evidence": tuple(evidence)}
-        self._watch(module, kind.classifier, {int(i): name for i, name in self.config.id2label.items()})
-
-    @classmethod
-    def serves(cls, model: Any) -> bool:
-        """See `Adapter.serves`: a model of transformers for semantic segmentation, or derived from one."""
-        return made_for(model, "SemanticSegmentation")
-
-    @classmethod
-    def unwrap(cls, model: Any) -> nn.Module:
-        """See `Adapter.unwrap`: an error for architectures that are not in the table."""
-        require_architecture(model, _KINDS)
-        module: nn.Module = model
-        return module
+        self._watch(kind.classifier, self.names)
 
     def prepare(self, image: np.ndarray) -> tuple[Tensor, Geometry]:
         """See `Adapter.prepare`: by the image processor, with its crop or padding."""
-        pixels = self._processed(image)
+        pixels = self._pixels(image)
         network = resized = (pixels.shape[1], pixels.shape[2])
         fitting = {flag: False for flag in ("do_center_crop", "do_pad") if getattr(self.processor, flag, None)}
         if fitting:
-            before = self._processed(image, **fitting)
+            before = self._pixels(image, **fitting)
             resized = (before.shape[1], before.shape[2])
         top, left = (int((outer - inner) / 2) for outer, inner in zip(network, resized, strict=True))
         return pixels, Geometry((image.shape[0], image.shape[1]), resized, (top, left), network)
 
-    def _processed(self, image: np.ndarray, **changes: Any) -> Tensor:
-        """[3, h, w] an image processed with some settings changed."""
-        data = self.processor(
-            images=image, input_data_format="channels_last", return_tensors="pt", **self.resize, **changes
-        )
-        pixels: Tensor = data["pixel_values"][0].to(self.device, self.dtype)
-        return pixels
-
     def _run(self, batch: Tensor) -> Tensor:
         recorders_last(self.module)  # hooks of the library record the stages for the head
-        full: Tensor = self.module(pixel_values=batch, output_hidden_states=False, return_dict=True).logits
-        return full
+        return self.module(pixel_values=batch, output_hidden_states=False, return_dict=True).logits
 
     def grids(self, tokens: int, size: tuple[int, int]) -> list[tuple[int, int, int]]:
         """See `Adapter.grids`: the patches after a class token, or a stage of SegFormer."""

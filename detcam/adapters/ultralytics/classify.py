@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from detcam.adapters.shared.classifier import StepsAdapter
-from detcam.adapters.ultralytics.yolo import module_of, predict_size
+from detcam.adapters.ultralytics.base import head_of, module_of, names_of, predict_size, rounded_up
 from detcam.models.versions import libraries_of
 
 
@@ -21,31 +21,25 @@ class UltralyticsClassifier(StepsAdapter):
     @classmethod
     def serves(cls, model: Any) -> bool:
         """See `Adapter.serves`: an Ultralytics wrapper or module whose last layer is a Classify head."""
-        if "ultralytics" not in libraries_of(model):
-            return False
-        layers = getattr(module_of(model), "model", None)
-        return isinstance(layers, nn.Sequential) and type(layers[-1]).__name__ == "Classify"
+        return "ultralytics" in libraries_of(model) and type(head_of(model)).__name__ == "Classify"
 
     @classmethod
     def unwrap(cls, model: Any) -> nn.Module:
         """See `Adapter.unwrap`."""
-        module: nn.Module = module_of(model)
-        return module
+        return module_of(model)
 
     def _set_up(self, module: Any, model: Any, imgsz: int | None, processor: Any) -> None:
         from ultralytics.data.augment import classify_transforms
 
         self.imgsz = imgsz or predict_size(model)
-        size = (self.imgsz, self.imgsz) if isinstance(self.imgsz, int) else self.imgsz
-        size = (-(-size[0] // 32) * 32, -(-size[1] // 32) * 32)  # as predict rounds it
+        size = rounded_up(self.imgsz, 32)
         trained = getattr(module, "transforms", None)  # of the training
         side = None if trained is None else trained.transforms[0].size
         fits = ((side, side) if isinstance(side, int) else side) == size
         self.steps = (processor or (trained if trained is not None and fits else classify_transforms(size))).transforms
         module.model[-1].export = False
         self.classes = module.model[-1].linear.out_features
-        self.names = dict(module.names) if isinstance(module.names, dict) else dict(enumerate(module.names))
+        self.names = names_of(module)
 
     def _logits(self, batch: Tensor) -> Tensor:
-        logits: Tensor = self.module(batch)[1]
-        return logits
+        return self.module(batch)[1]

@@ -4,45 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import cv2
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from detcam.adapters.base import Adapter, LayerPlan
 from detcam.adapters.shared.attention import AttentionPlan, attention_plan
 from detcam.adapters.shared.deformable import GainSampling
-from detcam.adapters.shared.queries import query_objects, sigmoid_candidates
-from detcam.adapters.shared.scores import BOX_TARGETS, CLASS_TARGETS, class_score, side_score, sides_from_corner
-from detcam.adapters.ultralytics.yolo import module_of, predict_size
-from detcam.boxes import corners
+from detcam.adapters.shared.queries import QueryAdapter, QueryOutputs, query_objects, shares_to_source, whole_inputs
+from detcam.adapters.ultralytics.base import UltralyticsAdapter, head_of, rounded_up
 from detcam.geometry import Geometry
 from detcam.models.versions import libraries_of
-from detcam.types import Objects, image_index
+from detcam.types import Objects
 
 HEAD = "RTDETRDecoder"
 
 
-@dataclass(frozen=True)
-class RtdetrOutputs:
-    """Raw outputs of the last decoder layer for B images, Q queries and nc classes, with the graph.
-
-    Attributes:
-        logits: [B, Q, nc] class logits before the sigmoid.
-        boxes: [B, Q, 4] (cx, cy, w, h) as shares of the network's input.
-        size: (height, width) of the network's input in pixels.
-    """
-
-    logits: Tensor
-    boxes: Tensor
-    size: tuple[int, int]
-
-
-class RtdetrAdapter(Adapter):
+class RtdetrAdapter(UltralyticsAdapter, QueryAdapter):
     """RT-DETR models of Ultralytics.
 
     The scalar is the class logit of the kept query. The decoder keeps the best pairs of query and class, so two objects
@@ -54,43 +35,19 @@ class RtdetrAdapter(Adapter):
 
     family = "ultralytics RT-DETR"
     models = "RT-DETR: l, x, ResNet-50, ResNet-101, and YOLO backbones with its decoder"
-    install = 'pip install "detcam[ultralytics]"'
-    targets = (*CLASS_TARGETS, *BOX_TARGETS)
-    levels = 1
-    task = "detect"
+    fuse = "sum"  # every query reads all maps
     stable = False  # the encoder selects the queries
 
-    def __init__(self, module: nn.Module, model: Any, imgsz: int | None = None, processor: Any = None) -> None:
-        self.module = module
-        self.imgsz = imgsz or predict_size(model)
-        network: Any = module
-        self.sequence = network.model  # the nn.Sequential of numbered layers
-        self.backbone = len(network.yaml["backbone"])  # layers 0 .. backbone - 1; the encoder and the decoder follow
-        self.head = self.sequence[-1]
-        names = network.names
-        self.names: dict[int, str] = dict(names) if isinstance(names, dict) else dict(enumerate(names))
-        size = (self.imgsz, self.imgsz) if isinstance(self.imgsz, int) else self.imgsz
-        stride = max(int(network.stride.max()), 32)
-        self.size = (-(-size[0] // stride) * stride, -(-size[1] // stride) * stride)
-        self.available = tuple(t for t in self.targets if t != "margin" or len(self.names) > 1)  # needs two classes
+    def __init__(self, module: Any, model: Any, imgsz: int | None = None, processor: Any = None) -> None:
+        super().__init__(module, model, imgsz, processor)
+        self.size = rounded_up(self.imgsz, max(int(module.stride.max()), 32))
+        self.available = self._available(len(self.names))
         self.head.shapes = None  # rebuild the anchors: cached ones may be on another device
-        self.head.export = False
-        parameter = next(module.parameters())
-        self.device, self.dtype = parameter.device, parameter.dtype
 
     @classmethod
     def serves(cls, model: Any) -> bool:
         """See `Adapter.serves`: an Ultralytics wrapper or module whose last layer is RT-DETR's decoder."""
-        if "ultralytics" not in libraries_of(model):
-            return False
-        layers = getattr(module_of(model), "model", None)
-        return isinstance(layers, nn.Sequential) and type(layers[-1]).__name__ == HEAD
-
-    @classmethod
-    def unwrap(cls, model: Any) -> nn.Module:
-        """See `Adapter.unwrap`."""
-        module: nn.Module = module_of(model)
-        return module
+        return "ultralytics" in libraries_of(model) and type(head_of(model)).__name__ == HEAD
 
     def prepare(self, image: np.ndarray) -> tuple[Tensor, Geometry]:
         """See `Adapter.prepare`: stretched to the network's input, as Ultralytics' predict call does."""
@@ -100,14 +57,14 @@ class RtdetrAdapter(Adapter):
         pixels = torch.from_numpy(np.ascontiguousarray(image)).to(self.device).permute(2, 0, 1)
         return pixels.to(self.dtype).div_(255), Geometry(source, self.size, (0, 0), self.size)
 
-    def forward(self, batch: Tensor, max_det: int) -> RtdetrOutputs:
+    def forward(self, batch: Tensor, max_det: int) -> QueryOutputs:
         """See `Adapter.forward`."""
         _, (boxes, logits, *_) = self.module(batch)  # each has the decoder layer in front
-        return RtdetrOutputs(logits[-1], boxes[-1], (batch.shape[2], batch.shape[3]))
+        return QueryOutputs(logits[-1], boxes[-1], whole_inputs(batch))
 
     @torch.no_grad()
     def detect(
-        self, outputs: RtdetrOutputs, geometries: list[Geometry], conf: float, iou: float, max_det: int
+        self, outputs: QueryOutputs, geometries: list[Geometry], conf: float, iou: float, max_det: int
     ) -> list[Objects]:
         """See `Adapter.detect`: the decoder's selection, run a second time to get the query of each object."""
         scores = outputs.logits.sigmoid()
@@ -118,50 +75,23 @@ class RtdetrAdapter(Adapter):
         objects = []
         for row, query, geometry in zip(rows, index, geometries, strict=True):
             keep = (row[:, 4] > conf).nonzero().flatten()[:max_det]
-            height, width = geometry.source
-            boxes = corners(row[keep, :4].float()) * row.new_tensor([width, height] * 2, dtype=torch.float32)
+            boxes = shares_to_source(row[keep, :4], geometry)
             objects.append(query_objects(boxes, row[keep, 4], row[keep, 5].long(), query[keep], self.names, geometry))
         return objects
 
-    def score(self, outputs: RtdetrOutputs, objects: list[Objects], target: str) -> Tensor:
-        """See `Adapter.score`."""
-        image = image_index(objects, outputs.logits.device)
-        query = torch.cat([o.index for o in objects])
-        if target in BOX_TARGETS:
-            height, width = outputs.size
-            boxes = outputs.boxes[image, query]
-            return side_score(sides_from_corner(boxes * boxes.new_tensor([width, height] * 2)), target)
-        return class_score(outputs.logits[image, query], torch.cat([o.class_ids for o in objects]), target)
-
     @torch.no_grad()
-    def candidates(self, outputs: RtdetrOutputs) -> tuple[Tensor, Tensor, Tensor]:
-        """See `Adapter.candidates`: one candidate per query."""
-        return sigmoid_candidates(outputs.logits, outputs.boxes, outputs.size)
-
-    @torch.no_grad()
-    def objects_at(self, outputs: RtdetrOutputs, candidates: Tensor, class_ids: Tensor, geometry: Geometry) -> Objects:
+    def objects_at(self, outputs: QueryOutputs, candidates: Tensor, class_ids: Tensor, geometry: Geometry) -> Objects:
         """See `Adapter.objects_at`: queries."""
-        height, width = geometry.source
-        shares = outputs.boxes[0, candidates].float()
-        boxes = corners(shares) * shares.new_tensor([width, height] * 2)
+        boxes = shares_to_source(outputs.boxes[0, candidates], geometry)
         scores = outputs.logits[0, candidates, class_ids].float().sigmoid()
         return query_objects(boxes, scores, class_ids, candidates, self.names, geometry)
-
-    def layers(self, preset: str) -> LayerPlan:
-        """See `Adapter.layers`: "level" are the maps that enter the decoder; every query reads all of them."""
-        if preset == "level":
-            names = self._inputs_of(len(self.sequence) - 1)
-        else:  # the encoder reads the backbone's last layer and, through skips, earlier ones
-            beyond = range(self.backbone, len(self.sequence))
-            names = sorted({i for layer in beyond for i in self._inputs_of(layer) if i < self.backbone})
-        return LayerPlan(tuple(f"model.{i}" for i in names), cut_all=True, fuse="sum")
 
     def attention(self) -> AttentionPlan:
         """See `Adapter.attention`."""
         return attention_plan(self.module, self.family)
 
     @torch.no_grad()
-    def gain_forward(self, maps: list[Tensor]) -> Callable[[list[Tensor]], RtdetrOutputs]:
+    def gain_forward(self, maps: list[Tensor]) -> Callable[[list[Tensor]], QueryOutputs]:
         """See `Adapter.gain_forward`: the decoder; `detcam.adapters.shared.deformable` says why that is cheaper."""
         head = self.head
         memory, shapes = head._get_encoder_input(list(maps))  # [1, cells, hidden]
@@ -174,7 +104,7 @@ class RtdetrAdapter(Adapter):
         fixed = empty.repeat_interleave(counts, dim=0)[best]  # [queries, hidden]
         valid = head.valid_mask[0, best].to(memory)
 
-        def run(gains: list[Tensor]) -> RtdetrOutputs:
+        def run(gains: list[Tensor]) -> QueryOutputs:
             gain = torch.cat([g.flatten(1) for g in gains], dim=1)
             chosen = (memory[0, best] - fixed) * gain[0, best, None] + fixed
             content = head.enc_output(valid * chosen)[None]
@@ -185,15 +115,9 @@ class RtdetrAdapter(Adapter):
                 boxes, logits = head.decoder(
                     content, boxes, memory, shapes, head.dec_bbox_head, head.dec_score_head, head.query_pos_head
                 )
-            return RtdetrOutputs(logits[-1], boxes[-1], self.size)
+            return QueryOutputs(logits[-1], boxes[-1], torch.tensor([self.size], device=memory.device))
 
         return run
-
-    def _inputs_of(self, layer: int) -> list[int]:
-        """The indices of the layers that feed `layer`, in the order of its inputs."""
-        source: Any = self.sequence[layer].f
-        sources = [source] if isinstance(source, int) else source
-        return [layer + i if i < 0 else i for i in sources]
 
 
 @contextmanager
@@ -230,5 +154,4 @@ def _attend(
     places = box[..., :2] + offsets / attention.n_points * box[..., 2:] * 0.5
     levels = tuple((int(h), int(w)) for h, w in shapes)
     samples = GainSampling.apply(values, biases, gain, places, weights, levels)[0]
-    mixed: Tensor = attention.output_proj(samples.flatten(2))
-    return mixed
+    return attention.output_proj(samples.flatten(2))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -12,10 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from detcam.adapters.base import Adapter, LayerPlan, Readout, Selection
+from detcam.adapters.base import Readout, Selection
 from detcam.adapters.shared.mask_scores import MASK_PATHS, MASK_TARGETS
 from detcam.adapters.shared.rotated_boxes import decode_rotated, hulls, rotated_to_source
 from detcam.adapters.shared.scores import BOX_TARGETS, CLASS_TARGETS
+from detcam.adapters.ultralytics.base import UltralyticsAdapter, head_of, module_of, rounded_up
 from detcam.adapters.ultralytics.yolo_head import YoloOutputs, has_mask, readouts, scores
 from detcam.errors import ModelError
 from detcam.geometry import Geometry, letterbox
@@ -28,7 +28,7 @@ HEADS = (
 )
 
 
-class YoloAdapter(Adapter):
+class YoloAdapter(UltralyticsAdapter):
     """YOLO models of Ultralytics for objects: detect, segment, pose, obb, YOLO-World and YOLOE.
 
     The scalar is read before decoding: the class logit of the kept box's anchor. YOLO-World and YOLOE have the classes
@@ -43,29 +43,18 @@ class YoloAdapter(Adapter):
 
     family = "ultralytics"
     models = "YOLO detect, segment, pose, obb: v3u, v5u, v6, v8, v9, v10, 11, 12, 26; YOLO-World, YOLOE"
-    install = 'pip install "detcam[ultralytics]"'
     targets = (*CLASS_TARGETS, *BOX_TARGETS, *MASK_TARGETS, *MASK_PATHS)
+    fuse = "level"
 
-    def __init__(self, module: nn.Module, model: Any, imgsz: int | None = None, processor: Any = None) -> None:
-        self.module = module
-        self.imgsz = imgsz or predict_size(model)
-        network: Any = module
-        self.sequence = network.model  # the nn.Sequential of numbered layers
-        self.backbone = len(network.yaml["backbone"])  # layers 0 .. backbone - 1; the neck and the head follow
-        self.head = self.sequence[-1]
+    def __init__(self, module: Any, model: Any, imgsz: int | None = None, processor: Any = None) -> None:
+        super().__init__(module, model, imgsz, processor)
         self.task = _task(self.head)
-        names = network.names
-        self.names: dict[int, str] = dict(names) if isinstance(names, dict) else dict(enumerate(names))
         self.stride = max(int(self.head.stride.max()), 32)
-        size = (self.imgsz, self.imgsz) if isinstance(self.imgsz, int) else self.imgsz
-        self.size = tuple(-(-side // self.stride) * self.stride for side in size)
-        missing = set() if self.task == "segment" else {*MASK_TARGETS, *MASK_PATHS}
-        if len(self.names) < 2:
-            missing.add("margin")  # a margin needs two classes
-        self.available = tuple(target for target in self.targets if target not in missing)
+        self.size = rounded_up(self.imgsz, self.stride)
+        masks = () if self.task == "segment" else (*MASK_TARGETS, *MASK_PATHS)
+        self.available = self._available(len(self.names), *masks)
         self.levels = int(self.head.nl)
         self.head.shape = None  # rebuild the anchors: cached ones may be inference tensors
-        self.head.export = False
         # YOLOE's predict call suppresses across classes, unlike the others; an earlier call may have set the flag.
         self.head.agnostic_nms = self.agnostic = type(self.head).__name__.startswith("YOLOE")
         # Outputs of the branches level by level; the head returns them concatenated.
@@ -84,8 +73,6 @@ class YoloAdapter(Adapter):
         if type(self.head).__name__ == "YOLOESegment26":  # it detaches the features of its prototypes
             self.head.register_forward_pre_hook(self._keep_features)
             self.head.proto.register_forward_pre_hook(lambda module, args: (self._features,))
-        parameter = next(module.parameters())
-        self.device, self.dtype = parameter.device, parameter.dtype
 
     @classmethod
     def serves(cls, model: Any) -> bool:
@@ -100,8 +87,7 @@ class YoloAdapter(Adapter):
             raise ModelError(
                 f"{module}: an exported model has no gradients: give the .pt weights that it was exported from"
             )
-        layers = getattr(module, "model", None)
-        head = layers[-1] if isinstance(layers, nn.Sequential) else None
+        head = head_of(module)
         if type(head).__name__ not in HEADS:
             raise ModelError(
                 f"{type(module).__name__} with head {type(head).__name__} detects no objects: give a detect, segment, "
@@ -116,7 +102,7 @@ class YoloAdapter(Adapter):
 
     def prepare(self, image: np.ndarray) -> tuple[Tensor, Geometry]:
         """See `Adapter.prepare`: the letterbox of Ultralytics' predict call."""
-        padded, geometry = letterbox(image, (self.size[0], self.size[1]), self.stride)
+        padded, geometry = letterbox(image, self.size, self.stride)
         pixels = torch.from_numpy(padded).to(self.device).permute(2, 0, 1)
         return pixels.to(self.dtype).div_(255), geometry
 
@@ -159,10 +145,15 @@ class YoloAdapter(Adapter):
         self, outputs: YoloOutputs, geometries: list[Geometry], conf: float, iou: float, max_det: int
     ) -> list[Objects]:
         """See `Adapter.detect`: Ultralytics' non-maximum suppression, with the anchor's number as an extra column."""
+        detected = []
         rows = self._kept_rows(outputs, conf, iou, max_det)
-        return [
-            self._objects(outputs, image, row, anchors, geometries[image]) for image, (row, anchors) in enumerate(rows)
-        ]
+        for image, ((row, anchors), geometry) in enumerate(zip(rows, geometries, strict=True)):
+            objects = self._objects(outputs, image, row, anchors, geometry)
+            if objects.mask_logits is not None:
+                keep = has_mask(objects.mask_logits, objects.network_boxes, geometry.network)
+                objects = objects.select(keep.nonzero().flatten())
+            detected.append(objects)
+        return detected
 
     def _kept_rows(self, outputs: YoloOutputs, conf: float, iou: float, max_det: int) -> list[tuple[Tensor, Tensor]]:
         """For each image: rows [N, 6 or 7] in network pixels, and their anchors [N].
@@ -215,10 +206,8 @@ class YoloAdapter(Adapter):
             network_boxes=boxes,
             mask_logits=masks,
         )
-        keep = boxes.isfinite().all(dim=1)  # the NaN of a broken model never leaves the package
-        if masks is not None:
-            keep &= has_mask(masks, boxes, geometry.network)
-        return objects.select(keep.nonzero().flatten())
+        # The NaN of a broken model never leaves the package.
+        return objects.select(boxes.isfinite().all(dim=1).nonzero().flatten())
 
     def score(self, outputs: YoloOutputs, objects: list[Objects], target: str) -> Tensor:
         """See `Adapter.score`."""
@@ -246,33 +235,13 @@ class YoloAdapter(Adapter):
         probabilities = outputs.logits.detach().float().sigmoid().transpose(1, 2)
         return boxes.transpose(1, 2), probabilities, probabilities.amax(dim=2)
 
-    def layers(self, preset: str) -> LayerPlan:
-        """See `Adapter.layers`."""
-        inputs = self._inputs_of(len(self.sequence) - 1)
-        if preset == "level":
-            return LayerPlan(tuple(f"model.{i}" for i in inputs), cut_all=True, fuse="level")
-        # The neck reads the backbone's last layer and, through skips, earlier ones.
-        beyond = range(self.backbone, len(self.sequence))
-        entries = {i for layer in beyond for i in self._inputs_of(layer) if i < self.backbone}
-        return LayerPlan(tuple(f"model.{i}" for i in sorted(entries)), cut_all=True, fuse="sum")
-
-    def _inputs_of(self, layer: int) -> list[int]:
-        """The indices of the layers that feed `layer`, in the order of its inputs."""
-        source: Any = self.sequence[layer].f
-        sources = [source] if isinstance(source, int) else source
-        return [layer + i if i < 0 else i for i in sources]
-
     @torch.no_grad()
     def objects_at(self, outputs: YoloOutputs, candidates: Tensor, class_ids: Tensor, geometry: Geometry) -> Objects:
         """See `Adapter.objects_at`: anchors, also those with an empty mask."""
         boxes, probabilities, _ = self.candidates(outputs)
         scores = probabilities[0, candidates, class_ids]
         rows = torch.cat([boxes[0, candidates], scores[:, None], class_ids[:, None].float()], dim=1)
-        objects = self._objects(replace(outputs, coefficients=None), 0, rows, candidates, geometry)
-        if outputs.coefficients is None or outputs.prototypes is None:
-            return objects
-        coefficients, prototypes = outputs.coefficients[0][:, candidates].float(), outputs.prototypes[0].float()
-        return replace(objects, mask_logits=torch.einsum("kn,khw->nhw", coefficients, prototypes))
+        return self._objects(outputs, 0, rows, candidates, geometry)
 
     def selection(self, iou: float) -> Selection:
         """See `Adapter.selection`: end-to-end heads suppress nothing; for rotated boxes any overlap of hulls may."""
@@ -285,16 +254,3 @@ def _task(head: Any) -> str:
     """Ultralytics' name of a head's task, told by an attribute that only such heads have."""
     signs = {"segment": "proto", "pose": "kpt_shape", "obb": "ne"}
     return next((task for task, sign in signs.items() if hasattr(head, sign)), "detect")
-
-
-def module_of(model: Any) -> Any:
-    """The nn.Module of a wrapper, or the path of its exported model, both in `.model`; a module as it is."""
-    return model.model if hasattr(model, "overrides") else model
-
-
-def predict_size(model: Any) -> int | tuple[int, int]:
-    """The input size of the model's predict call: one number, or (height, width)."""
-    arguments = getattr(module_of(model), "args", {})
-    arguments = arguments if isinstance(arguments, dict) else vars(arguments)
-    size = getattr(model, "overrides", {}).get("imgsz") or arguments.get("imgsz") or 640
-    return size if isinstance(size, int) else (int(size[0]), int(size[-1]))

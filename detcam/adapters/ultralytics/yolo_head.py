@@ -115,8 +115,7 @@ def _contrasted(contrast: Any, texts: Tensor | None, image: Tensor, level: int, 
     """[n, nc] class logits from the output of the class branch at n cells, [n, C]: logits or embeddings."""
     if contrast is None or texts is None:
         return values
-    logits: Tensor = contrast[level](values[:, :, None, None], texts[image])
-    return logits[:, :, 0, 0]
+    return contrast[level](values[:, :, None, None], texts[image])[:, :, 0, 0]
 
 
 def _cell_gradients(
