@@ -40,7 +40,7 @@ class Preset(BaseModel):
     view: Literal["why", "where"] | None = Field(
         default=None,
         description="Sets method and layers. why: the evidence for an object, wherever in the image it lies (layerig "
-        "at stem). where: the place that the object was read from (odam at level).",
+        "at stem). where: the place that the object was read from, for a single forward pass (odam at level).",
     )
     method: str = Field(
         default="auto", description=f"The method that makes the heatmaps, see `detcam methods`; auto is {DEFAULT}."

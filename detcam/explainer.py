@@ -22,7 +22,7 @@ from detcam.errors import InputError
 from detcam.explanation import Explanation
 from detcam.geometry import Geometry
 from detcam.images import read_image
-from detcam.methods import AnyMethod, get_method
+from detcam.methods import AnyMethod, get_method, view_of
 from detcam.models.load import load_model
 from detcam.options import (
     check_layers,
@@ -163,6 +163,7 @@ class Explainer:
             "family": adapter.family,
             "method": self.method.name,
             "layers": list(self.plan.names),
+            "view": view_of(self.method.name, layers),
             "target": target_name(self.target),
             "conf": conf,
             "iou": iou,

@@ -33,7 +33,7 @@ class Explanation(Conversions):
         objects: the N objects, in the order of the library's predict call.
         maps: N raw coarse maps [h, w] float32 over the network's input, before ReLU and normalisation.
         notes: for each object None, or why its map is zero, shared or approximate.
-        settings: the settings of the maps: model, method, layers, target, conf, iou, max_det.
+        settings: the settings of the maps: model, method, layers, view, target, conf, iou, max_det.
         geometry: placement of the image in the network's input.
         checker: `Explainer.check` of the explainer; None after unpickling or loading.
     """

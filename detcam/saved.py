@@ -154,6 +154,11 @@ class Saved:
         facets = {name: settings.get(name, "") for name in ("model", "method", "layers", "target")}
         return {name: ", ".join(value) if isinstance(value, list) else str(value) for name, value in facets.items()}
 
+    @property
+    def view(self) -> str:
+        """The question that the maps answer, "why" or "where"; "" for another method, or at other layers."""
+        return str(self.document["settings"].get("view") or "")
+
     def maps(self) -> list[np.ndarray]:
         """Read the N raw coarse maps [h, w] float32.
 

@@ -23,15 +23,14 @@ HERE = Path(__file__).parent
 SCENE = 4
 OBJECT = "mushroom"
 BEACON = 5
-RUNS = (("odam", "level"), ("odam", "evidence"), ("gradcam", "evidence"))
 
 
 def explain_scene(folder: Path) -> Path:
-    """A page with several explanations of one drawn scene."""
+    """A page with both views of one drawn scene."""
     picture = folder / "evening.png"
     cv2.imwrite(str(picture), draw_scene(HELD_OUT_SEED + SCENE).image[:, :, ::-1])
-    for i, (method, layers) in enumerate(RUNS):
-        Explainer("scenes", method=method, layers=layers)(picture).save(folder / f"{i}-{method}", picture.name)
+    for view, how in VIEWS.items():
+        Explainer("scenes", *how)(picture).save(folder if view == "why" else folder / view, picture.name)
     return write_report(folder)
 
 
@@ -63,7 +62,7 @@ def why_strip() -> None:
 
 def explain_context(folder: Path) -> Path:
     """The heat summary of a model that was trained to go by the ground."""
-    explainer = Explainer("planted_context", "odam", "evidence")
+    explainer = Explainer("planted_context", *VIEWS["why"])
     folder = folder / "scenes"  # the page shows the name of the folder
     folder.mkdir()
     for seed in range(HELD_OUT_SEED, HELD_OUT_SEED + 24):

@@ -147,11 +147,11 @@ def explained(image: np.ndarray, name: str, **more: Any) -> Explanation:
 
 
 def test_each_shipped_preset_does_what_it_says() -> None:
-    """context.yaml shows more of the surroundings; mask.yaml the outline; blackbox.yaml reads nothing of the model."""
+    """why.yaml shows evidence outside the box; mask.yaml the outline; blackbox.yaml reads nothing of the model."""
     image = draw_scene(HELD_OUT_SEED, (240, 320)).image
-    default, context, mask = (explained(image, f"{name}.yaml") for name in ("default", "context", "mask"))
+    default, why, mask = (explained(image, f"{name}.yaml") for name in ("default", "why", "mask"))
     assert len(default) >= 3
-    inside, around = (np.mean([v for v in e.energy_in_box if v is not None]) for e in (default, context))
+    inside, around = (np.mean([v for v in e.energy_in_box if v is not None]) for e in (default, why))
     assert around < inside - 0.1
     assert (default.settings["target"], mask.settings["target"]) == ("class", "mask-margin")
     assert mask.labels == default.labels

@@ -67,7 +67,7 @@ def network_input(explainer: Explainer, picture: np.ndarray) -> Tensor:
 def test_maps_at_the_object_s_own_level(config: str, target: str, seed: int) -> None:
     picture = random_picture(seed, 150, 230)
     model = random_yolo(config, seed, picture, 224)
-    explainer = Explainer(model, imgsz=224, layers="level", target=target)
+    explainer = Explainer(model, "odam", imgsz=224, target=target)
     explanation = explainer(picture)
     found = explanation.objects
 
@@ -94,7 +94,7 @@ def test_maps_at_the_object_s_own_level(config: str, target: str, seed: int) -> 
 def test_maps_of_all_evidence_at_the_neck_s_door(config: str, seed: int) -> None:
     picture = random_picture(seed, 150, 230)
     model = random_yolo(config, seed, picture, 256, found=2)
-    explainer = Explainer(model, imgsz=256, layers="evidence")
+    explainer = Explainer(model, "odam", "evidence", imgsz=256)
     explanation = explainer(picture)
     found = explanation.objects
 
@@ -114,7 +114,7 @@ def test_maps_of_all_evidence_at_the_neck_s_door(config: str, seed: int) -> None
 def test_the_backbone_runs_once_for_all_objects_and_pictures(detector: nn.Module, picture: np.ndarray) -> None:
     runs: list[int] = []
     detector.model[0].register_forward_pre_hook(lambda m, args: runs.append(len(args[0])))
-    explainer = Explainer(detector, imgsz=160)
+    explainer = Explainer(detector, "odam", imgsz=160)
     assert len(explainer(picture)) > 5
     assert runs == [1]
     explainer([picture, picture, np.ascontiguousarray(picture.transpose(1, 0, 2)), picture[::-1]])
@@ -125,7 +125,7 @@ def test_the_backbone_runs_once_for_all_objects_and_pictures(detector: nn.Module
 def test_a_list_gives_what_each_picture_gives_alone(layers: Any, detector: nn.Module, seed: int) -> None:
     shapes = [(120, 200), (121, 199), (200, 120), (64, 64), (120, 200), (40, 190)]
     pictures = [random_picture(seed + i, *shape) for i, shape in enumerate(shapes)]
-    explainer = Explainer(detector, imgsz=160, layers=layers, max_det=6)
+    explainer = Explainer(detector, "odam", layers, imgsz=160, max_det=6)
     together = explainer(pictures)
     assert isinstance(together, list)
     assert sum(len(e) for e in together) > 10
@@ -226,7 +226,7 @@ def test_the_model_comes_back_as_it_was(segmenter: nn.Module, picture: np.ndarra
 
 @pytest.mark.parametrize("layers", ["level", "evidence"])
 def test_the_user_s_hooks_see_whole_pictures_once(layers: str, detector: nn.Module, picture: np.ndarray) -> None:
-    expected = Explainer(detector, imgsz=160, layers=layers)(picture)
+    expected = Explainer(detector, "odam", layers, imgsz=160)(picture)
     seen: list[tuple[int, ...]] = []
 
     def hook(module: nn.Module, args: Any, output: Tensor) -> None:
@@ -235,7 +235,7 @@ def test_the_user_s_hooks_see_whole_pictures_once(layers: str, detector: nn.Modu
 
     for place in ("model.4", "model.15", "model.22.cv3.0", "model.22.cv3.2.1.conv"):
         detector.get_submodule(place).register_forward_hook(hook)
-    explanation = Explainer(detector, imgsz=160, layers=layers)(picture)
+    explanation = Explainer(detector, "odam", layers, imgsz=160)(picture)
     assert [shape[2:] for shape in seen] == [(12, 20), (12, 20), (12, 20), (3, 5)]
     same(explanation, expected, tolerance=1e-3)
 

@@ -95,10 +95,10 @@ def test_unknown_names_come_with_the_nearest(detector: nn.Module) -> None:
 
 def test_layers_that_cannot_be_explained(detector: nn.Module, picture: np.ndarray) -> None:
     for layers, target in [("model.22.cv2.0", "class"), ("model.22.cv3.0", "box"), ("model.22.cv3.0.2", "left")]:
-        explainer = Explainer(detector, imgsz=160, layers=[layers], target=target)
+        explainer = Explainer(detector, "odam", [layers], imgsz=160, target=target)
         refuse(LayerError, f"{layers}.*{target} score does not depend", lambda e=explainer: e(picture))
     for layers in ("model.22", "model.22.dfl"):
-        explainer = Explainer(detector, imgsz=160, layers=layers, target="class")
+        explainer = Explainer(detector, "odam", layers, imgsz=160, target="class")
         with pytest.raises(LayerError, match=layers):
             explainer(picture)
     detector.spare = nn.Conv2d(3, 3, 1)
@@ -171,9 +171,9 @@ def test_callable_targets(detector: nn.Module, picture: np.ndarray) -> None:
     def third_class(outputs: Any, objects: list[Any]) -> Tensor:
         return torch.cat([outputs.logits[i, 3, found.index] for i, found in enumerate(objects)])
 
-    explanation = Explainer(detector, imgsz=160, target=third_class)(picture)
+    explanation = Explainer(detector, "odam", imgsz=160, target=third_class)(picture)
     assert explanation.settings["target"] == "third_class"
-    by_name = Explainer(detector, imgsz=160, target="class")(picture)
+    by_name = Explainer(detector, "odam", imgsz=160, target="class")(picture)
     agree = 0
     for i, kind in enumerate(by_name.class_ids.tolist()):
         equal = torch.allclose(

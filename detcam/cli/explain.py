@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from detcam import saved
 from detcam.cli.console import console, counted_labels, progress
 from detcam.cli.interrupt import NOTHING, interruptible
 from detcam.cli.options import JsonFlag, TrustFlag, require_files, require_writable, with_preset_options
 from detcam.config import Preset
 from detcam.errors import InputError, plain
 from detcam.explainer import Explainer
+from detcam.methods import VIEWS, view_of
 
 EPILOG = """
 Examples:
@@ -58,7 +61,7 @@ def explain(
     """Explain every object in one or more images.
 
     Writes explanation.json, heatmaps.npz, an overlay per object and contact.png; with several images, into a
-    folder for each.
+    folder for each. The page of --report shows both views, why and where.
     """
     from detcam.questions.parsing import parse_pair, parse_prompt
 
@@ -72,20 +75,35 @@ def explain(
     require_writable(out_dir)
     folders = folders_of(images, out_dir)
     options = {**preset.options(), "trust_checkpoint": trust_checkpoint}
-    documents = _explain_each(options, questions, list(zip(images, folders, strict=True)), out_dir, check, as_json)
+    other = _other_view(preset) if report else None
+    places = list(zip(images, folders, strict=True))
+    documents = _explain_each(options, other, questions, places, out_dir, check, as_json)
     if report:
         from detcam.report import write_report
 
+        shown = [place for folder in folders for place in (folder, *_views(folder))]
         with interruptible(lambda: f"all images are explained in {out_dir}: detcam report {out_dir} writes the pages"):
-            page = write_report(out_dir, folders)
+            page = write_report(out_dir, shown)
         if not as_json:
             console().print(plain(f"Open {page}"), markup=False)
     if as_json:
         print(json.dumps(documents, indent=2, ensure_ascii=False))
 
 
+def _other_view(preset: Preset) -> str | None:
+    """The view that a page shows beside that of the preset; None if the preset answers neither."""
+    view = view_of(preset.method, preset.layers)
+    return None if view is None else next(other for other in VIEWS if other != view)
+
+
+def _views(folder: Path) -> list[Path]:
+    """The folders in an image's folder that hold its other view."""
+    return [place for view in VIEWS if ((place := folder / f"view-{view}") / saved.NAME).exists()]
+
+
 def _explain_each(
     options: dict[str, Any],
+    other: str | None,
     questions: dict[str, Any],
     places: Sequence[tuple[Path, Path]],
     out_dir: Path,
@@ -103,10 +121,15 @@ def _explain_each(
     with interruptible(written), progress(out, quiet) as bars:
         explained, swept = bars("explaining", len(places), visible=len(places) > 1), bars("sweeping", visible=False)
         explainer = Explainer(**options, progress=lambda done, total: swept(done, total, visible=done < total))
+        beside = None if other is None else _explainer_of_view(other, options)
         for path, folder in places:
             explanation = explainer(path, **questions)
             checks = explanation.checks if check else []
             explanation.save(folder, path)
+            for stale in _views(folder):
+                shutil.rmtree(stale)
+            if beside is not None:
+                beside(path, **questions).save(folder / f"view-{other}", path)
             documents.append({"source": str(path), "folder": str(folder), **explanation.to_dict()})
             explained(len(documents))
             if not quiet:
@@ -116,6 +139,14 @@ def _explain_each(
                 for number, (label, checked) in enumerate(zip(explanation.labels, checks, strict=check), 1):
                     out.print(plain(f"  {number} {label}: {checked.sentence()}"), markup=False)
     return documents
+
+
+def _explainer_of_view(view: str, options: dict[str, Any]) -> Explainer | None:
+    """The explainer of a view; None if the model cannot answer it."""
+    try:
+        return Explainer(**{**options, **dict(zip(("method", "layers"), VIEWS[view], strict=True))})
+    except InputError:
+        return None
 
 
 def folders_of(images: Sequence[Path], folder: Path) -> list[Path]:

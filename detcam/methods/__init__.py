@@ -112,6 +112,13 @@ def get_method(method: str | AnyMethod) -> AnyMethod:
     return others[name]()
 
 
+def view_of(method: str, layers: object) -> str | None:
+    """The view, "why" or "where", that a method by name is at an explainer's `layers`; None for any other."""
+    name = DEFAULT if method == "auto" else method.lower()
+    places = METHODS[name].layers if layers == "auto" and name in METHODS else layers
+    return next((view for view, answer in VIEWS.items() if answer == (name, places)), None)
+
+
 def _part(text: str) -> Part:
     """A method of a combination, as `method@layers`."""
     name, _, layers = text.partition("@")
@@ -136,4 +143,5 @@ __all__ = [
     "get_method",
     "parameter",
     "plugins",
+    "view_of",
 ]

@@ -20,7 +20,12 @@ from detcam.saved import Saved, find, pictures
 REPORT, INDEX = "report.html", "index.html"
 SUMMARY, FIGURES = "looks.html", "looks.json"
 CELLS = 256  # rows or columns of a heatmap in a page, at most
-FACETS = ("model", "method", "layers", "target", "run")
+FACETS = ("model", "view", "method", "layers", "target", "run")
+READING = {  # what a view can and cannot show
+    "why": "Why: the evidence for the model's answer, wherever in the image it lies. It need not cover the object.",
+    "where": "Where: the place that the object was read from. It lies in the box whatever the model looks at, so it "
+    "cannot show what the answer rests on.",
+}
 
 
 def write_report(
@@ -105,18 +110,20 @@ def _report(group: list[Saved], root: Path, index: str | None) -> str:
 def _facets(group: list[Saved], root: Path) -> list[str]:
     """The settings in which the explanations of an image differ: the page has a menu for each."""
     rows = [_choices(saved, root) for saved in group]
-    differing = [name for name in FACETS[:-1] if len({row[name] for row in rows}) > 1]
+    implied = ("method", "layers") if all(saved.view for saved in group) else ("view",)
+    differing = [name for name in FACETS[:-1] if name not in implied and len({row[name] for row in rows}) > 1]
     ambiguous = len({tuple(row[name] for name in differing) for row in rows}) < len(rows)
     return [*differing, "run"] if ambiguous else differing
 
 
 def _choices(saved: Saved, root: Path) -> dict[str, str]:
-    return {**saved.facets, "run": os.path.relpath(saved.folder, root)}
+    return {**saved.facets, "view": saved.view, "run": os.path.relpath(saved.folder, root)}
 
 
 def _variant(saved: Saved, root: Path) -> dict[str, Any]:
     objects = [{**_facts(item), "map": pack_map(raw, CELLS)} for item, raw in _objects(saved)]
-    return {"choices": _choices(saved, root), "span": span(saved.geometry), "objects": objects}
+    reading = READING.get(saved.view, "")
+    return {"choices": _choices(saved, root), "reading": reading, "span": span(saved.geometry), "objects": objects}
 
 
 def _objects(saved: Saved) -> list[tuple[dict[str, Any], Any]]:

@@ -51,7 +51,8 @@ class PathRunner:
         """See `Runner.maps`."""
         if not sum(len(of_image) for of_image in objects):
             return Maps([], [])
-        baseline = self._model_run.layers(self._method.baseline_of(pixels), self, [c.name for c in captured])
+        blank = self._method.baseline_of(pixels).contiguous(memory_format=torch.channels_last)  # as `pixels`, for speed
+        baseline = self._model_run.layers(blank, self, [c.name for c in captured])
         differences = {c.name: c.tensor.detach() - baseline[c.name] for c in captured}
         results = []
         for share in self._method.shares():

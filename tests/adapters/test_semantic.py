@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from itertools import product
 from typing import Any
@@ -49,6 +50,19 @@ def test_windows_hold_what_a_plain_backward_gives(kind: str, seed: int) -> None:
         plain = Explainer(model, conf=0.0, **settings, **options(kind))(picture)
         for one, other in zip(quick.maps, plain.maps, strict=True):
             torch.testing.assert_close(one, other, rtol=0, atol=1e-5 * float(other.abs().max()))
+
+
+def test_scores_of_bfloat16_logits(seed: int) -> None:
+    """A segment's shares of the cells are float32 whatever the logits are."""
+    adapter: Any = Explainer(random_segmenter("segformer", seed), **options("segformer")).adapter
+    pixels, geometry = adapter.prepare(picture_for("segformer", seed))
+    outputs = adapter.forward(pixels[None], 300)
+    objects = adapter.detect(outputs, [geometry], 0.0, 0.7, 300)
+    rounded = replace(outputs, logits=outputs.logits.bfloat16())
+    for target in ("class", "prob"):
+        exact, near = (adapter.score(raw, objects, target) for raw in (outputs, rounded))
+        assert near.dtype == torch.bfloat16
+        torch.testing.assert_close(near.float(), exact, rtol=0.01, atol=0.01)
 
 
 @pytest.mark.parametrize(

@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import cv2
+import numpy as np
 import pytest
 from rich.console import Console
 
 from detcam import Explainer, cli
 from detcam.methods.perturbation import Occlusion
+from detcam.saved import Saved, find
 from detcam.scenes import CLASSES, HELD_OUT_SEED, draw_scene
 
 
@@ -61,3 +63,22 @@ def test_sweeps_show_a_bar_on_a_terminal_only(
     assert ("sweeping" in text.getvalue()) == terminal
     assert ("explaining" in text.getvalue()) == terminal
     assert ("\x1b" in text.getvalue()) == terminal
+
+
+def test_the_page_shows_both_views(scene: Path, tmp_path: Path) -> None:
+    out = tmp_path / "o"
+    arguments = ["explain", str(scene), "--imgsz", "160", "--max-det", "2", "--out", str(out)]
+    for given, views in (
+        ([], ["where", "why"]),
+        (["--view", "why"], ["why", "where"]),
+        (["--method", "gradcam"], [""]),
+    ):
+        assert cli.run([*arguments, *given, "--report"]) == 0
+        assert [Saved.read(folder).view for folder in find(out)] == views
+    assert cli.run([*arguments, "--report"]) == 0
+    for method, folder in (("odam", out), ("layerig", out / "view-why")):
+        expected = Explainer("scenes", method, imgsz=160, max_det=2)(str(scene))
+        for ours, theirs in zip(Saved.read(folder).maps(), expected.maps, strict=True):
+            assert np.array_equal(ours, theirs.numpy())
+    assert cli.run(arguments) == 0
+    assert find(out) == [out], "the view of an earlier run is gone"

@@ -24,7 +24,7 @@ def test_each_result_gets_its_explanation(segmenter: nn.Module, picture: np.ndar
     model = wrapped(segmenter)
     plain = model.predict(bgr(picture), imgsz=160, device="cpu", verbose=False)[0]
     before = fingerprint(segmenter)
-    model.add_callback("on_predict_batch_end", ultralytics_callback(layers="level"))
+    model.add_callback("on_predict_batch_end", ultralytics_callback(method="odam"))
     (result,) = model.predict(bgr(picture), imgsz=160, device="cpu", verbose=False)
     assert torch.equal(result.boxes.data, plain.boxes.data), "the callback changed what predict finds"
     e = result.explanation
@@ -34,7 +34,7 @@ def test_each_result_gets_its_explanation(segmenter: nn.Module, picture: np.ndar
     assert e.heatmaps.shape == (len(result), 120, 200)
     assert fingerprint(segmenter) == before
     # The predictor's model is fused: the same maps but for rounding.
-    direct = Explainer(segmenter, imgsz=160, layers="level")(picture)
+    direct = Explainer(segmenter, "odam", imgsz=160)(picture)
     by_anchor = dict(zip(direct.objects.index.tolist(), direct.maps, strict=True))
     for anchor, raw in zip(e.objects.index.tolist(), e.maps, strict=True):
         torch.testing.assert_close(raw, by_anchor[anchor], rtol=1e-2, atol=1e-3 * float(raw.abs().max()))

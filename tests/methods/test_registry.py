@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from detcam import Explainer, Explanation, InputError
 from detcam.engine.sweeps import Probe
 from detcam.errors import MethodError
-from detcam.methods import DEFAULT, METHODS, Method, PooledMethod, SweepMethod, get_method
+from detcam.methods import DEFAULT, METHODS, Method, PooledMethod, SweepMethod, get_method, view_of
 
 
 def test_names() -> None:
@@ -17,6 +17,12 @@ def test_names() -> None:
     assert type(get_method("GradCAM++")) is METHODS["gradcam++"]
     for name, method in METHODS.items():
         assert type(get_method(name)) is method
+
+
+def test_the_view_that_a_method_answers() -> None:
+    assert view_of("layerig", "auto") == view_of("LayerIG", "stem") == "why"
+    assert view_of("auto", "auto") == view_of("odam", "level") == "where"
+    assert view_of("odam", "stem") is view_of("layerig", ["model.0"]) is view_of("captum:Saliency", "auto") is None
 
 
 @pytest.mark.parametrize(

@@ -77,7 +77,7 @@ def test_the_best_candidate_its_overlap_score_and_rank(config: str, seed: int) -
 
 
 def test_a_missed_object_s_map_is_the_gradient_of_the_asked_class(detector: nn.Module, picture: np.ndarray) -> None:
-    explainer = Explainer(detector, imgsz=SIZE, layers=["model.15"])
+    explainer = Explainer(detector, "odam", ["model.15"], imgsz=SIZE)
     pairs = random_pairs(3, 30)
     explanation = explainer(picture, ask=pairs)
     kept: list[Tensor] = []

@@ -255,6 +255,32 @@ def test_methods_layers_and_targets_are_switched(seed: int, tmp_path: Path, open
     assert page.locator(".stage .caption").nth(1).text_content().startswith("3 · dog 0.50")
 
 
+def test_the_views_are_a_click_apart(seed: int, tmp_path: Path, open_page: Any) -> None:
+    image = random_picture(seed, 120, 160)
+    ways = {"why": ("layerig", "model.0"), "where": ("odam", "model.15")}
+    views = {
+        view: made(image, 3, boxes=APART, method=method, layers=[layer], view=view)
+        for view, (method, layer) in ways.items()
+    }
+    for view, explanation in views.items():
+        explanation.save(tmp_path if view == "why" else tmp_path / "view-where", "dogs.png")
+    page = open_page(write_report(tmp_path))
+    assert page.locator("#facets select").count() == 0, "method and layers follow from the view"
+
+    def check(view: str, number: int) -> None:
+        assert np.abs(shown_heat(page, number) - views[view].heatmaps[number - 1].numpy()).max() * 255 <= 2.5
+        assert page.locator("button.view[aria-pressed=true]").all_inner_texts() == [view]
+        assert page.locator("#reading").inner_text().lower().startswith(f"{view}: ")
+
+    check("why", 1)
+    page.locator("button.view", has_text="where").click()
+    check("where", 1)
+    page.keyboard.press("2")
+    check("where", 2)
+    page.keyboard.press("v")
+    check("why", 2)
+
+
 def test_a_checked_map_carries_its_verdict(explanation: Explanation, tmp_path: Path, open_page: Any) -> None:
     checks = [Check(0.021, 0.9, 0.934, 0.03, 0.4), Check(0.01, 0.8, -0.1, 0.0, 0.2), Check(0.01, 0.0, None, None, None)]
     checked = replace(explanation, checker=lambda _: checks)

@@ -42,6 +42,19 @@ def test_one_picture_is_one_page(seed: int, tmp_path: Path) -> None:
     assert [variant["choices"]["method"] for variant in data["variants"]] == ["gradcam", "odam"]
 
 
+def test_a_view_stands_for_method_and_layers(seed: int, tmp_path: Path) -> None:
+    image = random_picture(seed, 60, 80)
+    for view, method in (("why", "layerig"), ("where", "odam")):
+        save_light(tmp_path / view, made(image, 2, method=method, layers=[method], view=view), "a.jpg")
+    write_report(tmp_path)
+    data = data_of(tmp_path / "report.html")
+    assert data["facets"] == ["view"]
+    assert {v["choices"]["view"]: v["reading"][:4] for v in data["variants"]} == {"why": "Why:", "where": "Wher"}
+    save_light(tmp_path / "x", made(image, 2, method="gradcam", layers=["odam"], view=None), "a.jpg")
+    write_report(tmp_path)
+    assert data_of(tmp_path / "report.html")["facets"] == ["method", "layers"], "not every one is a view"
+
+
 def test_several_pictures_get_an_index(seed: int, tmp_path: Path) -> None:
     save_many(tmp_path, 3, 2, seed)
     assert write_report(tmp_path) == tmp_path / "index.html"

@@ -21,7 +21,7 @@ OBJECTS = 12 if NIGHTLY else 4  # of each image
 
 def both_ways(model: nn.Module, images: list[np.ndarray], **options: Any) -> list[list[Explanation]]:
     """With gradients in windows, then with a backward per object, as for an adapter that knows no windows."""
-    explainer = Explainer(model, **options)
+    explainer = Explainer(model, **{"method": "odam", **options})
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # windows that differ from autograd's gradients are left with a warning
         windowed = explainer(images)
@@ -112,9 +112,9 @@ def test_objects_in_small_chunks_give_the_same(seed: int) -> None:
 def test_a_model_whose_windows_differ_goes_the_full_way(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     picture = random_picture(seed, 253, 397)
     model = random_yolo("yolov8n.yaml", seed, picture, 320)
-    plain = full(Explainer(model, imgsz=320))(picture)
+    plain = full(Explainer(model, "odam", imgsz=320))(picture)
     monkeypatch.setitem(rules.RULES, "SiluBackward0", rules.RULES["CloneBackward0"])
-    explainer = Explainer(model, imgsz=320)
+    explainer = Explainer(model, "odam", imgsz=320)
     with pytest.warns(UserWarning, match="gradients in windows differ"):
         first = explainer(picture)
     for explanation in (first, explainer(picture)):  # the second time without a warning
@@ -130,7 +130,7 @@ def test_a_layer_that_no_object_of_this_picture_reaches(layers: list[str], seed:
     head: Any = model.model[-1]  # type: ignore[index]
     for branch in head.cv3[1:]:
         branch[-1].bias.data -= 100
-    explainer = Explainer(model, layers=layers, imgsz=320)
+    explainer = Explainer(model, "odam", layers, imgsz=320)
     explanation = explainer(picture)
     assert set(explanation.objects.level.tolist()) == {0}
     if len(layers) == 1:
@@ -144,4 +144,4 @@ def test_a_layer_that_no_score_depends_on(seed: int) -> None:
     picture = random_picture(seed, 200, 320)
     model = random_yolo("yolov8n.yaml", seed, picture, 320)
     with pytest.raises(LayerError, match=r"model\.22\.cv2\.0\.0"):
-        Explainer(model, layers=["model.9", "model.22.cv2.0.0"], imgsz=320)(picture)
+        Explainer(model, "odam", ["model.9", "model.22.cv2.0.0"], imgsz=320)(picture)

@@ -8,4 +8,4 @@ from detcam import Explainer
 
 @pytest.fixture
 def explainer(detector: nn.Module) -> Explainer:
-    return Explainer(detector, imgsz=160, layers="level")
+    return Explainer(detector, "odam", imgsz=160)

@@ -193,7 +193,7 @@ class SemanticAdapter(Adapter):
         scores = outputs.logits.new_empty(sum(map(len, objects)))
         for members, _, cuts in _windows(outputs.logits, objects):
             values = [segment_score(*cut, target, self._left_out) for cut in cuts]
-            scores = scores.index_put((members,), torch.stack(values))
+            scores = scores.index_put((members,), torch.stack(values).to(scores.dtype))
         return scores
 
     def readouts(self, outputs: SemanticOutputs, objects: list[Objects], target: str) -> list[Readout]:

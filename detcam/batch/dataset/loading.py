@@ -19,6 +19,7 @@ from detcam.errors import ImageError, InputError
 from detcam.explanation import Explanation
 from detcam.geometry import Geometry
 from detcam.images import decode_image
+from detcam.methods import view_of
 from detcam.types import Objects
 
 CACHED = 4  # shards in memory
@@ -149,7 +150,8 @@ class Loaded(Sequence[LoadedExplanation]):
         if not rows:
             return options
         shared = {name: rows[0][name] for name in ("method", "target")}
-        return {**options, **shared, "layers": rows[0]["layers"].split(",")}
+        view = view_of(options["method"], options["layers"])
+        return {**options, **shared, "layers": rows[0]["layers"].split(","), "view": view}
 
 
 def _objects(rows: list[dict[str, Any]], geometry: Geometry) -> Objects:

@@ -19,6 +19,7 @@ const on = {
   count: () => state.variant.objects.length,
   at: () => state.number,
   refresh,
+  view: nextView,
   beside: () => setBeside(state.beside ? "" : data.variants.length > 1 ? find("beside").options[2].value : PLAIN),
   point(stage, place, hit) {
     on.preview(hit);
@@ -92,11 +93,32 @@ function readOut(stage, { u, v, inside }) {
 function fillFacets() {
   for (const facet of data.facets) {
     const values = [...new Set(data.variants.map((variant) => variant.choices[facet]))];
+    const title = facet[0].toUpperCase() + facet.slice(1);
+    if (facet === "view") {
+      find("facets").append(viewSwitch(title, values));
+      continue;
+    }
     const select = make("select", { id: `facet-${facet}` }, ...values.map((value) => option(value, value)));
     select.addEventListener("change", () => chooseVariant(facet, select.value));
-    const title = facet[0].toUpperCase() + facet.slice(1);
     find("facets").append(make("label", { className: "field", htmlFor: select.id }, make("span", {}, title), select));
   }
+}
+
+/** A button for each view. */
+function viewSwitch(title, views) {
+  const buttons = views.map((view) => {
+    const button = make("button", { className: "plain view", type: "button", value: view }, view);
+    button.addEventListener("click", () => chooseVariant("view", view));
+    return button;
+  });
+  const group = make("div", { className: "field", role: "group", ariaLabel: title }, make("span", {}, title));
+  group.append(make("span", { className: "zoom" }, ...buttons));
+  return group;
+}
+
+function nextView() {
+  const views = [...document.querySelectorAll("button.view")].map((button) => button.value);
+  if (views.length) chooseVariant("view", views[(views.indexOf(state.variant.choices.view) + 1) % views.length]);
 }
 
 function chooseVariant(facet, value) {
@@ -110,7 +132,9 @@ function chooseVariant(facet, value) {
 
 function setVariant(variant) {
   state.variant = variant;
-  for (const facet of data.facets) find(`facet-${facet}`).value = variant.choices[facet];
+  for (const facet of data.facets.filter((name) => name !== "view")) find(`facet-${facet}`).value = variant.choices[facet];
+  for (const button of document.querySelectorAll("button.view")) button.ariaPressed = String(button.value === variant.choices.view);
+  find("reading").textContent = variant.reading;
   find("made").textContent = described(variant.choices);
   const counts = countLabels(variant.objects).map(([label, count]) => `${count} ${label}`).join(", ");
   for (const stage of stages) stage.image.alt = `${data.name}: ${counts || "no objects"}`;

@@ -22,7 +22,7 @@ function drawRamp() {
 
 /**
  * on: count() of the objects, at() the position of the chosen one or null, choose(position or null), refresh(), and
- * beside(), which the key s calls.
+ * beside() and view(), which the keys s and v call; view may be missing.
  */
 function setUpControls(on) {
   find("tools").addEventListener("input", () => {
@@ -67,6 +67,7 @@ function listenToKeys(on) {
     "-": () => moving.zoom(0.8),
     b: () => find("boxes").click(),
     s: () => on.beside(),
+    v: () => on.view?.(),
   };
 
   document.addEventListener("keydown", (event) => {
