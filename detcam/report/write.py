@@ -110,7 +110,11 @@ def _report(group: list[Saved], root: Path, index: str | None) -> str:
 def _facets(group: list[Saved], root: Path) -> list[str]:
     """The settings in which the explanations of an image differ: the page has a menu for each."""
     rows = [_choices(saved, root) for saved in group]
-    implied = ("method", "layers") if all(saved.view for saved in group) else ("view",)
+    views = {row["view"] for row in rows}
+    implied = ["view"]  # by the others
+    if "" not in views:
+        told = ("method", "layers", "target")
+        implied = [name for name in told if len({(row["view"], row[name]) for row in rows}) == len(views)]
     differing = [name for name in FACETS[:-1] if name not in implied and len({row[name] for row in rows}) > 1]
     ambiguous = len({tuple(row[name] for name in differing) for row in rows}) < len(rows)
     return [*differing, "run"] if ambiguous else differing

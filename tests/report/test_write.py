@@ -44,15 +44,19 @@ def test_one_picture_is_one_page(seed: int, tmp_path: Path) -> None:
 
 def test_a_view_stands_for_method_and_layers(seed: int, tmp_path: Path) -> None:
     image = random_picture(seed, 60, 80)
-    for view, method in (("why", "layerig"), ("where", "odam")):
-        save_light(tmp_path / view, made(image, 2, method=method, layers=[method], view=view), "a.jpg")
+    for view, method, target in (("why", "layerig", "margin"), ("where", "odam", "class")):
+        ours = {"method": method, "layers": [method], "target": target, "view": view}
+        save_light(tmp_path / view, made(image, 2, **ours), "a.jpg")
     write_report(tmp_path)
     data = data_of(tmp_path / "report.html")
     assert data["facets"] == ["view"]
     assert {v["choices"]["view"]: v["reading"][:4] for v in data["variants"]} == {"why": "Why:", "where": "Wher"}
-    save_light(tmp_path / "x", made(image, 2, method="gradcam", layers=["odam"], view=None), "a.jpg")
+    save_light(tmp_path / "box", made(image, 2, **{**ours, "target": "box"}), "a.jpg")
     write_report(tmp_path)
-    assert data_of(tmp_path / "report.html")["facets"] == ["method", "layers"], "not every one is a view"
+    assert data_of(tmp_path / "report.html")["facets"] == ["view", "target"], "two of them are the same view"
+    save_light(tmp_path / "x", made(image, 2, **{**ours, "method": "gradcam", "view": None}), "a.jpg")
+    write_report(tmp_path)
+    assert data_of(tmp_path / "report.html")["facets"] == ["method", "layers", "target"], "not every one is a view"
 
 
 def test_several_pictures_get_an_index(seed: int, tmp_path: Path) -> None:
