@@ -65,10 +65,14 @@ class Contender:
     one_by_one: bool = False
 
 
-def detcam_run(model: nn.Module, task: Task, method: str, layers: Any) -> Callable[[int], Tensor]:
+def detcam_run(model: nn.Module, task: Task, method: str, layers: Any, plain: bool = False) -> Callable[[int], Tensor]:
+    """detcam from the picture to the heatmaps; `plain`: with one call of autograd for each object."""
     explainer = Explainer(
         model, method, layers, conf=task.conf, iou=task.iou, max_det=len(task.objects), imgsz=task.image.shape[0]
     )
+
+    if plain:
+        explainer.adapter.readouts = lambda *_: None  # type: ignore[method-assign]
 
     def run(count: int) -> Tensor:
         explanation = explainer(task.image)
@@ -124,7 +128,7 @@ def contenders(model: nn.Module, task: Task) -> list[Contender]:
     single, stage = (LayerPlan((name,), cut_all=False, fuse="sum") for name in (LAYER, STAGE))
     at_level, at_evidence = plain_loop(model, task, level), plain_loop(model, task, evidence)
     at_layer, pooled = plain_loop(model, task, single), plain_loop(model, task, single, "gradcam")
-    at_stage = plain_loop(model, task, stage)
+    at_stage, why = plain_loop(model, task, stage), detcam_run(model, task, "layerig", "stem", plain=True)
     trainable = ClassLogits(copy.deepcopy(model).requires_grad_(True)).eval()  # as both libraries need it
     peers = pytorch_grad_cam.GradCAM, pytorch_grad_cam.HiResCAM
     return [
@@ -132,6 +136,8 @@ def contenders(model: nn.Module, task: Task) -> list[Contender]:
         Contender("detcam odam, evidence", detcam_run(model, task, "odam", "evidence"), at_evidence),
         Contender(f"detcam hirescam, {LAYER}", detcam_run(model, task, "hirescam", [LAYER]), at_layer),
         Contender(f"detcam hirescam, {STAGE}", detcam_run(model, task, "hirescam", [STAGE]), at_stage),
+        Contender("detcam layerig, stem", detcam_run(model, task, "layerig", "stem"), why),
+        Contender("plain loop layerig, stem", why, why),
         Contender("plain loop hirescam, level", at_level, at_level),
         Contender("plain loop hirescam, evidence", at_evidence, at_evidence),
         Contender(f"plain loop hirescam, {LAYER}", at_layer, at_layer),
