@@ -165,7 +165,8 @@ def as_tensor(picture: np.ndarray) -> Tensor:
 def predict(model: nn.Module, picture: np.ndarray) -> dict[str, Tensor]:
     """What torchvision itself returns for one picture."""
     parameter = next(model.parameters())
-    result: dict[str, Tensor] = model([as_tensor(picture).to(parameter.dtype)])[0]
+    pixels = torch.tensor(picture).permute(2, 0, 1).to(parameter.dtype) / 255
+    result: dict[str, Tensor] = model([pixels])[0]
     return result
 
 
