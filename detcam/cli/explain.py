@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -121,15 +122,23 @@ def _explain_each(
     with interruptible(written), progress(out, quiet) as bars:
         explained, swept = bars("explaining", len(places), visible=len(places) > 1), bars("sweeping", visible=False)
         explainer = Explainer(**options, progress=lambda done, total: swept(done, total, visible=done < total))
-        beside = None if other is None else _explainer_of_view(other, options)
+        beside: Explainer | None = None
         for path, folder in places:
             explanation = explainer(path, **questions)
             checks = explanation.checks if check else []
             explanation.save(folder, path)
             for stale in _views(folder):
                 shutil.rmtree(stale)
-            if beside is not None:
-                beside(path, **questions).save(folder / f"view-{other}", path)
+            if other is not None:
+                try:
+                    how = dict(zip(("method", "layers"), VIEWS[other], strict=True))
+                    beside = beside or Explainer(**{**options, **how})
+                    second = beside(path, **questions)
+                except InputError as error:
+                    without = f"{path}: the page shows one view, the model cannot answer {other!r} ({error})"
+                    print(f"warning: {plain(without)}", file=sys.stderr)
+                else:
+                    second.save(folder / f"view-{other}", path)
             documents.append({"source": str(path), "folder": str(folder), **explanation.to_dict()})
             explained(len(documents))
             if not quiet:
@@ -139,14 +148,6 @@ def _explain_each(
                 for number, (label, checked) in enumerate(zip(explanation.labels, checks, strict=check), 1):
                     out.print(plain(f"  {number} {label}: {checked.sentence()}"), markup=False)
     return documents
-
-
-def _explainer_of_view(view: str, options: dict[str, Any]) -> Explainer | None:
-    """The explainer of a view; None if the model cannot answer it."""
-    try:
-        return Explainer(**{**options, **dict(zip(("method", "layers"), VIEWS[view], strict=True))})
-    except InputError:
-        return None
 
 
 def folders_of(images: Sequence[Path], folder: Path) -> list[Path]:

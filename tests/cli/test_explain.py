@@ -82,3 +82,18 @@ def test_the_page_shows_both_views(scene: Path, tmp_path: Path) -> None:
             assert np.array_equal(ours, theirs.numpy())
     assert cli.run(arguments) == 0
     assert find(out) == [out], "the view of an earlier run is gone"
+
+
+def test_a_model_that_cannot_answer_the_other_view(
+    scene: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The explanation that was asked for and its page are there all the same."""
+    monkeypatch.setitem(importlib.import_module("detcam.methods").VIEWS, "why", ("layerig", "model.22.dfl"))
+    out = tmp_path / "o"
+    assert cli.run(["explain", str(scene), "--imgsz", "160", "--max-det", "2", "--report", "--out", str(out)]) == 0
+    assert find(out) == [out]
+    assert (out / "report.html").exists()
+    error = capsys.readouterr().err
+    assert error.startswith("warning: ")
+    assert "cannot answer 'why'" in error
+    assert "model.22.dfl" in error
