@@ -15,7 +15,7 @@ from detcam.adapters import NAMED, TARGETS
 from detcam.adapters.shared.segments import Segments
 from detcam.errors import InputError, nearest
 from detcam.files import read_regular
-from detcam.methods import DEFAULT, VIEWS
+from detcam.methods import VIEWS
 from detcam.options import LAYER_PRESETS
 
 LIMIT = 16 * 1024  # bytes of a preset
@@ -43,7 +43,9 @@ class Preset(BaseModel):
         "at stem). where: the place that the object was read from, for a single forward pass (odam at level).",
     )
     method: str = Field(
-        default="auto", description=f"The method that makes the heatmaps, see `detcam methods`; auto is {DEFAULT}."
+        default="auto",
+        description="The method that makes the heatmaps, see `detcam methods`; auto is "
+        f"{VIEWS['why'][0]}, or {VIEWS['where'][0]} at other layers than the stem.",
     )
     layers: str | list[str] = Field(
         default="auto",

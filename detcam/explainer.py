@@ -18,11 +18,11 @@ from detcam.adapters import Adapter, CallableAdapter, Target, adapter_for
 from detcam.engine import shadow
 from detcam.engine.shadow import hooks_kept
 from detcam.engine.sweeps import Progress
-from detcam.errors import InputError
+from detcam.errors import InputError, LayerError
 from detcam.explanation import Explanation
 from detcam.geometry import Geometry
 from detcam.images import read_image
-from detcam.methods import AnyMethod, get_method, view_of
+from detcam.methods import VIEWS, AnyMethod, get_method, view_of
 from detcam.models.load import load_model
 from detcam.options import (
     check_layers,
@@ -82,7 +82,9 @@ class Explainer:
         model: an nn.Module or the library's own wrapper, a weights path, or the name of a demo model. It is never
             changed: the explainer works on a private view that shares its weights. For models inside `torch.compile`,
             DataParallel and DistributedDataParallel, the inner model is explained.
-        method: a name from `detcam.methods.METHODS`, "auto", or an instance of a method, e.g. `RISE(masks=4000)`.
+        method: a name from `detcam.methods.METHODS`, an instance of a method, e.g. `RISE(masks=4000)`, or "auto":
+            "layerig" at the stem, which shows the evidence for an object wherever in the image it lies; at other
+            `layers`, and in models without a stem, "odam".
         layers: "level" (the feature level that the object was read from), "evidence" (all tensors that enter the
             neck, cut together), "stem" (the first convolution, with its norm and activation), "auto" (the method's
             choice), names from the module's `named_modules()`, or modules.
@@ -137,7 +139,7 @@ class Explainer:
         check_options(conf, iou, max_det, imgsz, target)
         check_layers(layers)
         model = _unwrapped(model)
-        self.method = get_method(method)
+        self.method = get_method(method, layers)
         self.conf, self.iou, self.max_det = conf, iou, max_det
         name = str(model) if isinstance(model, (str, os.PathLike)) else type(model).__name__
         if isinstance(model, (str, os.PathLike)):
@@ -155,7 +157,14 @@ class Explainer:
         set_segments(self.adapter, segments)
         self._model_run, self._memory = ModelRun(self.adapter, max_det), memory
         plan_of = partial(layer_plan, self.adapter, module)
-        self.runner = runner_for(self.method, layers, Request(self._model_run, target, memory, progress, plan_of))
+        request = Request(self._model_run, target, memory, progress, plan_of)
+        try:
+            self.runner = runner_for(self.method, layers, request)
+        except LayerError:
+            if (method, layers) != ("auto", "auto"):
+                raise
+            self.method = get_method(VIEWS["where"][0])  # the model has no stem
+            self.runner = runner_for(self.method, layers, request)
         self.plan, self.target = self.runner.plan, self.runner.target
         self._lock = _Lock()
         self.settings = {
@@ -307,8 +316,8 @@ class Explainer:
             return f"the same for every object: {self.method.name} reads activations only"
         if zero_gradient:
             where = f"zero map: the score has no gradient at {', '.join(self.plan.names)}"
-            if self.plan.fuse == "level":
-                return f"{where}, where it was read: it is constant there, or saturated (target='class' is before that)"
+            if self.plan.fuse == "level" or self.settings["view"] is not None:
+                return f"{where}: it is constant there, or saturated (target='class' is before that)"
             return f"{where}; it was read at feature level {level} (layers='level' explains it there)"
         if not bool(raw.isfinite().all()):
             return "cells that are not finite count as zero: the model or the method's formula overflowed there"

@@ -147,13 +147,14 @@ def explained(image: np.ndarray, name: str, **more: Any) -> Explanation:
 
 
 def test_each_shipped_preset_does_what_it_says() -> None:
-    """why.yaml shows evidence outside the box; mask.yaml the outline; blackbox.yaml reads nothing of the model."""
+    """where.yaml stays in the box, the default does not; mask.yaml: the outline; blackbox.yaml: nothing of the model."""
     image = draw_scene(HELD_OUT_SEED, (240, 320)).image
-    default, why, mask = (explained(image, f"{name}.yaml") for name in ("default", "why", "mask"))
+    default, where, mask = (explained(image, f"{name}.yaml") for name in ("default", "where", "mask"))
     assert len(default) >= 3
-    inside, around = (np.mean([v for v in e.energy_in_box if v is not None]) for e in (default, why))
+    around, inside = (np.mean([v for v in e.energy_in_box if v is not None]) for e in (default, where))
     assert around < inside - 0.1
-    assert (default.settings["target"], mask.settings["target"]) == ("class", "mask-margin")
+    assert (default.settings["view"], where.settings["view"]) == ("why", "where")
+    assert (default.settings["target"], mask.settings["target"]) == ("margin", "mask-margin")
     assert mask.labels == default.labels
     assert not any(np.allclose(a, b, atol=1e-3) for a, b in zip(default.heatmaps, mask.heatmaps, strict=True))
     options = read_preset(CONFIGS / "blackbox.yaml").options()

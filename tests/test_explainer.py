@@ -263,13 +263,13 @@ def test_everything_is_restored_after_an_exception(detector: nn.Module, picture:
 
 
 def test_later_updates_of_the_weights_are_seen(detector: nn.Module, picture: np.ndarray) -> None:
-    explainer = Explainer(detector, imgsz=160, conf=0.1)
+    explainer = Explainer(detector, imgsz=160, conf=0.1, max_det=20)
     before = explainer(picture)
     with torch.no_grad():
         for branch in detector.model[-1].cv3:
             branch[-1].bias[2] += 3
     after = explainer(picture)
-    same(after, Explainer(detector, imgsz=160, conf=0.1)(picture), tolerance=0)
+    same(after, Explainer(detector, imgsz=160, conf=0.1, max_det=20)(picture), tolerance=0)
     assert after.labels != before.labels
 
 

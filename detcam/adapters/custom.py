@@ -181,6 +181,7 @@ class CallableAdapter(Adapter):
         """See `Adapter.stem`; a user's layers of that name come first."""
         if isinstance(self._layers, Mapping) and "stem" in self._layers:
             return self._plan(self._layers["stem"])
+        self.layers("level")  # names a mistake in them
         return super().stem()
 
     def _plan(self, layers: str | Sequence[str]) -> LayerPlan:

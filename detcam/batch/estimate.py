@@ -79,15 +79,11 @@ def estimate(source: Source, options: Options, chunk: int, workers: int, threads
     )
 
 
-def _bytes(batch: Batch) -> tuple[float, float]:
-    """The bytes of an empty shard of each table, and of each image: from all rows and from half of them."""
-    count = len(batch.pictures)
-    half = max(count // 2, 1)
-    objects = sum(batch.pictures["objects"][:half].to_pylist())
+def _bytes(batch: Batch) -> tuple[int, float]:
+    """The bytes of an empty shard of each table, and of each image."""
     whole = len(encoded(batch.objects)) + len(encoded(batch.pictures))
-    part = len(encoded(batch.objects[:objects])) + len(encoded(batch.pictures[:half]))
-    per_picture = (whole - part) / (count - half) if count > half else 0.0
-    return whole - per_picture * count, per_picture
+    empty = len(encoded(batch.objects[:0])) + len(encoded(batch.pictures[:0]))
+    return empty, (whole - empty) / len(batch.pictures)
 
 
 def sample(source: Source, size: int = SAMPLE) -> Sequence[Item]:

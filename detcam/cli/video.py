@@ -18,6 +18,7 @@ from detcam.config import Preset
 from detcam.errors import InputError, nearest, plain, writing
 from detcam.explainer import Explainer
 from detcam.files import write_whole
+from detcam.methods import VIEWS
 
 EPILOG = """
 Examples:
@@ -34,7 +35,11 @@ Ctrl-C finishes the file with the frames so far, so that it plays, and exits wit
 """
 
 
-@with_preset_options(max_det="Maximum number of objects per frame. [default: 300]")
+@with_preset_options(
+    max_det="Maximum number of objects per frame. [default: 300]",
+    method="The method that makes the heatmaps, see `detcam methods`; auto is odam at level, for a single forward. "
+    "[default: auto]",
+)
 def video(
     source: Annotated[
         str | None, typer.Argument(help="Video file, URL, camera number or folder of images.", show_default=False)
@@ -67,13 +72,15 @@ def video(
     if source is None:
         raise InputError("source: give a video, e.g. detcam video street.mp4")
     options = {**preset.options(), "trust_checkpoint": trust_checkpoint}
+    where = dict(zip(("method", "layers"), VIEWS["where"], strict=True))
+    if (preset.method, preset.layers) == ("auto", "auto"):
+        options |= where
     style = Style(view, _names(classes), track, strongest, side_by_side, colormap=colormap)
     with open_source(source) as opened:
         explainer = Explainer(**options)
         _check_classes(style.classes, explainer)
         # The cheaper method that a budget falls back on.
-        fallback = {**options, "method": "odam", "layers": "level"}
-        cheaper = Explainer(**fallback) if budget is not None and preset.target == "class" else None
+        cheaper = Explainer(**{**options, **where}) if budget is not None and preset.target == "class" else None
         out = console()
         with stop_on_interrupt() as stop, progress(out) as bars:
             done = write(

@@ -59,8 +59,8 @@ SECTIONS: dict[str, tuple[type[AnyMethod], ...]] = {
     "Baselines": BASELINES,
     "Combinations of several maps, or of one map over changed images": (Combination, *WRAPPERS.values()),
 }  # for `detcam methods` and docs/methods.md
-DEFAULT = "odam"
 VIEWS = {"why": ("layerig", "stem"), "where": ("odam", "level")}  # question -> the method and layers that answer it
+DEFAULT = VIEWS["why"][0]
 
 
 def plugins() -> dict[str, type[AnyMethod]]:
@@ -80,12 +80,21 @@ def plugins() -> dict[str, type[AnyMethod]]:
     return methods
 
 
-def get_method(method: str | AnyMethod) -> AnyMethod:
+def automatic(layers: object) -> str:
+    """The name of the method that "auto" stands for at an explainer's `layers`.
+
+    The view "why" at "auto" and "stem"; the method of the view "where", which suits any layers, at others.
+    """
+    why, where = VIEWS["why"], VIEWS["where"]
+    return why[0] if isinstance(layers, str) and layers in ("auto", why[1]) else where[0]
+
+
+def get_method(method: str | AnyMethod, layers: object = "auto") -> AnyMethod:
     """The method of that name with its default parameters, or the given instance itself; also of `plugins`.
 
-    "auto" is the default method; "captum:NAME" is Captum's attribution of that name. "product:odam@evidence,odam@level"
-    and the like, also with "mean" and "max", combine methods, each at its own layers (several with "+" between);
-    "noisy:odam", "augmented:odam" and "eigen:gradcam" smooth a method.
+    "auto" is what suits the `layers`, see `automatic`; "captum:NAME" is Captum's attribution of that name.
+    "product:odam@evidence,odam@level" and the like, also with "mean" and "max", combine methods, each at its own layers
+    (several with "+" between); "noisy:odam", "augmented:odam" and "eigen:gradcam" smooth a method.
 
     Raises:
         MethodError: if no method has that name.
@@ -101,8 +110,8 @@ def get_method(method: str | AnyMethod) -> AnyMethod:
     if how is not None:
         return Combination([_part(part) for part in attribution.split(",")], how)
     if colon and kind.lower() in WRAPPERS:
-        return WRAPPERS[kind.lower()](get_method(attribution))
-    name = DEFAULT if method == "auto" else method.lower()
+        return WRAPPERS[kind.lower()](get_method(attribution, layers))
+    name = automatic(layers) if method == "auto" else method.lower()
     if name in METHODS:
         return METHODS[name]()
     others = plugins()
@@ -114,7 +123,7 @@ def get_method(method: str | AnyMethod) -> AnyMethod:
 
 def view_of(method: str, layers: object) -> str | None:
     """The view, "why" or "where", that a method by name is at an explainer's `layers`; None for any other."""
-    name = DEFAULT if method == "auto" else method.lower()
+    name = automatic(layers) if method == "auto" else method.lower()
     places = METHODS[name].layers if layers == "auto" and name in METHODS else layers
     return next((view for view, answer in VIEWS.items() if answer == (name, places)), None)
 
@@ -122,7 +131,8 @@ def view_of(method: str, layers: object) -> str | None:
 def _part(text: str) -> Part:
     """A method of a combination, as `method@layers`."""
     name, _, layers = text.partition("@")
-    return Part(get_method(name), tuple(layers.split("+")) if "+" in layers else layers or "auto")
+    places = tuple(layers.split("+")) if "+" in layers else layers or "auto"
+    return Part(get_method(name, places), places)
 
 
 __all__ = [
@@ -140,6 +150,7 @@ __all__ = [
     "PooledMethod",
     "PrincipalComponent",
     "SweepMethod",
+    "automatic",
     "get_method",
     "parameter",
     "plugins",

@@ -74,7 +74,8 @@ class LayerIG(PathMethod):
 
     def target(self, adapter: Adapter, target: Target) -> Target:
         """See `Method.target`."""
-        return "margin" if (target, self.contrast) == ("class", "margin") and "margin" in adapter.available else target
+        logit = isinstance(target, str) and target == "class"
+        return "margin" if logit and self.contrast == "margin" and "margin" in adapter.available else target
 
     def shares(self) -> list[float]:
         """See `PathMethod.shares`."""

@@ -147,10 +147,17 @@ def test_boxes_without_area_or_outside(seed: int, tmp_path: Path) -> None:
         assert explanation.overlay(i).shape == (64, 64, 3)
 
 
-@pytest.mark.parametrize(("count", "imgsz"), [(1_000, 224), pytest.param(10_000, 704, marks=LONG)])
-def test_thousands_of_objects(count: int, imgsz: int, detector: nn.Module, seed: int) -> None:
+@pytest.mark.parametrize(
+    ("count", "imgsz", "method"),
+    [
+        (1_000, 224, "odam"),
+        pytest.param(10_000, 704, "odam", marks=LONG),
+        pytest.param(1_000, 224, "layerig", marks=LONG),
+    ],
+)
+def test_thousands_of_objects(count: int, imgsz: int, method: str, detector: nn.Module, seed: int) -> None:
     """Memory is that of the maps and of a chunk, not of thousands of heatmaps or backwards."""
-    explainer = Explainer(detector, imgsz=imgsz, conf=0.0, iou=1.0, max_det=count, memory=CHUNK)
+    explainer = Explainer(detector, method, imgsz=imgsz, conf=0.0, iou=1.0, max_det=count, memory=CHUNK)
     before = psutil.Process().memory_info().rss
     explanation = explainer(random_picture(seed, 64, 64))
     assert len(explanation) == count

@@ -25,7 +25,7 @@ def test_logits_are_those_of_the_library(model: str, seed: int) -> None:
     picture = random_picture(seed, 90, 140)
     module = built(model, seed)
     expected = library_logits(model, module, picture)
-    explainer = Explainer(module, imgsz=MODELS[model])
+    explainer = Explainer(module, layers="level", imgsz=MODELS[model])
     adapter = explainer.adapter
     logits = adapter.forward(adapter.prepare(picture)[0][None], 1).logits[0].detach()
     torch.testing.assert_close(logits - logits.logsumexp(0), expected - expected.logsumexp(0), rtol=1e-4, atol=1e-4)
@@ -109,7 +109,7 @@ def test_names_of_imagenet(seed: int) -> None:
 def test_a_head_of_zeros_still_has_its_layers_and_says_why_the_map_is_zero(seed: int) -> None:
     module: Any = built("torchvision vit_b_16", seed)
     nn.init.zeros_(module.heads.head.weight)
-    explanation = Explainer(module)(random_picture(seed, 70, 70))
+    explanation = Explainer(module, layers="level")(random_picture(seed, 70, 70))
     assert explanation.settings["layers"] == ["encoder.layers.encoder_layer_1"]
     assert explanation.notes[0] is not None
     assert not bool(explanation.heatmaps.any())

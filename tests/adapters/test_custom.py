@@ -139,3 +139,32 @@ def test_mistakes_are_named(model: nn.Module, seed: int) -> None:
         explain(model, picture, target="mask")
     with pytest.raises(ModelError, match=r"expected an nn\.Module, got a function"):
         Explainer(forward, adapter=adapter())
+
+
+class Channels(nn.Module):
+    """What a 1 x 1 convolution computes, by a linear layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(3, 7)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+class Pooled(Grid):
+    """A grid whose image enters through no convolution."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.backbone, self.neck = nn.Sequential(nn.AvgPool2d(8)), nn.Sequential(nn.Identity())
+        self.head = Channels()  # type: ignore[assignment]
+
+
+def test_auto_shows_where_in_a_model_without_a_stem(model: nn.Module, seed: int) -> None:
+    picture, given = random_picture(seed, 64, 64), adapter(layers=["backbone.0"])
+    found = explain(Pooled().eval(), picture, given, conf=0.0, max_det=2)
+    assert (found.settings["method"], found.settings["layers"]) == ("odam", ["backbone.0"])
+    with pytest.raises(LayerError, match="no convolution runs in Pooled"):
+        explain(Pooled().eval(), picture, given, method="layerig")
+    assert explain(model, picture, conf=0.0, max_det=2).settings["view"] == "why"

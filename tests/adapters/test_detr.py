@@ -97,7 +97,7 @@ def test_padding_of_a_processor_is_no_part_of_the_picture(seed: int) -> None:
     assert inputs["pixel_values"].shape == (1, 3, 160, 192)
     assert not inputs["pixel_mask"].all()
     found = detections(model, processor, picture, 0.0)
-    explanation = Explainer(model, processor=processor, conf=0.0)(picture)
+    explanation = Explainer(model, processor=processor, conf=0.0, layers="level")(picture)
     assert_same_objects(explanation, as_result(found), score=1e-4)
     geometry = explanation.geometry
     assert (geometry.resized, geometry.network) == ((96, 128), (160, 192))

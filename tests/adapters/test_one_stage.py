@@ -99,12 +99,12 @@ def test_conf_and_max_det(kind: str, settings: dict[str, Any], picture: np.ndarr
 def test_imgsz(picture: np.ndarray, seed: int) -> None:
     """The shorter side, or both for SSD."""
     model: Any = small("fcos", seed, picture).double()  # norms over a single cell make much of float32's rounding
-    explanation = Explainer(model, imgsz=48, conf=0.3)(picture)
+    explanation = Explainer(model, layers="level", imgsz=48, conf=0.3)(picture)
     assert explanation.geometry.resized == (48, 68)
     model.transform.min_size = (48,)
     assert_same_objects(explanation, predict(model, picture), 0.3)
     model = architecture("ssdlite320_mobilenet_v3_large", seed, picture).double()
-    explanation = Explainer(model, imgsz=256, conf=0.3)(picture)
+    explanation = Explainer(model, layers="level", imgsz=256, conf=0.3)(picture)
     assert explanation.geometry.network == (256, 256)
     assert explanation.settings["imgsz"] == 256
     model.transform.fixed_size = (256, 256)
@@ -279,7 +279,7 @@ def test_a_planted_square_is_hot_where_it_was_planted(kind: str, shape: tuple[in
     model = bright_detector(kind)
     result = predict(model, picture)
     conf = float(result["scores"][0]) - 1e-4
-    explanation = Explainer(model, conf=conf)(picture)
+    explanation = Explainer(model, layers="level", conf=conf)(picture)
     assert len(explanation) >= 1
     assert_same_objects(explanation, result, conf)
     assert_hot_on_the_square(explanation, planted, one_cell=True)

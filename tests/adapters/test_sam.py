@@ -31,7 +31,7 @@ def test_each_prompt_gives_the_librarys_best_mask_and_a_map(kind: str, seed: int
     runs = []
     handle = model.vision_encoder.register_forward_hook(lambda *given: runs.append(1))  # type: ignore[union-attr,operator]
     before = fingerprint(model)
-    level = Explainer(model, processor=processor)(picture, prompts=PROMPTS)
+    level = Explainer(model, processor=processor, layers="level")(picture, prompts=PROMPTS)
     assert len(runs) == 1, "one run of the encoder for all prompts"
     evidence = Explainer(model, processor=processor, layers="evidence")(picture, prompts=PROMPTS)
     assert fingerprint(model) == before

@@ -36,7 +36,7 @@ def test_a_sweep_takes_many_steps(seed: int, tmp_path: Path) -> None:
     """A method that takes hundreds of forwards for an image does not hang."""
     items = items_of(write_photos(tmp_path, seed, 1))
     steps: list[str] = []
-    quick = Options(model="scenes", imgsz=64, max_det=2)
+    quick = Options(model="scenes", imgsz=64, conf=0.0, max_det=2)
     for method in ("odam", "occlusion"):
 
         def tick(together: int | None = None, method: str = method) -> None:
@@ -68,7 +68,7 @@ def test_rows_say_what_the_explainer_says(worker: Worker, explainer: Explainer, 
         torch.testing.assert_close(boxes, expected.boxes, rtol=0, atol=1e-2)
         torch.testing.assert_close(torch.tensor([row["score"] for row in rows]), expected.scores, rtol=0, atol=1e-4)
         for row, raw, energy in zip(rows, expected.maps, expected.energy_in_box, strict=True):
-            assert (row["method"], row["target"]) == ("odam", "class")
+            assert (row["method"], row["target"]) == ("layerig", "margin")
             assert row["layers"] == ",".join(expected.settings["layers"])
             packed = Packed(*(row[f"heatmap{part}"] for part in ("", "_rows", "_columns", "_low", "_high")))
             peak = float(raw.max())

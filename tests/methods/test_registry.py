@@ -12,8 +12,9 @@ from detcam.methods import DEFAULT, METHODS, Method, PooledMethod, SweepMethod, 
 
 
 def test_names() -> None:
-    assert DEFAULT == "odam"
-    assert type(get_method("auto")) is METHODS[DEFAULT]
+    assert DEFAULT == "layerig"
+    assert type(get_method("auto")) is type(get_method("auto", "stem")) is METHODS["layerig"]
+    assert type(get_method("auto", "level")) is type(get_method("auto", ["model.9"])) is METHODS["odam"]
     assert type(get_method("GradCAM++")) is METHODS["gradcam++"]
     for name, method in METHODS.items():
         assert type(get_method(name)) is method
@@ -21,7 +22,8 @@ def test_names() -> None:
 
 def test_the_view_that_a_method_answers() -> None:
     assert view_of("layerig", "auto") == view_of("LayerIG", "stem") == "why"
-    assert view_of("auto", "auto") == view_of("odam", "level") == "where"
+    assert view_of("auto", "auto") == view_of("auto", "stem") == "why"
+    assert view_of("auto", "level") == view_of("odam", "level") == view_of("odam", "auto") == "where"
     assert view_of("odam", "stem") is view_of("layerig", ["model.0"]) is view_of("captum:Saliency", "auto") is None
 
 

@@ -150,7 +150,7 @@ class Loaded(Sequence[LoadedExplanation]):
         if not rows:
             return options
         shared = {name: rows[0][name] for name in ("method", "target")}
-        view = view_of(options["method"], options["layers"])
+        view = view_of(shared["method"], options["layers"])
         return {**options, **shared, "layers": rows[0]["layers"].split(","), "view": view}
 
 
