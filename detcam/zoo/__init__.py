@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from detcam.errors import DependencyError, ModelError, nearest
-from detcam.zoo.faster_rcnn import faster_rcnn
+from detcam.zoo.rcnn import rcnn
 
 FOLDER = Path(__file__).parent
 
@@ -30,7 +30,7 @@ def load(name: str = "scenes") -> Any:
     A model of Ultralytics is a `ultralytics.YOLO` or `ultralytics.RTDETR`; `predict(image)` uses the image size of
     training unless `imgsz` is given, and its results have the class names. A model of transformers has the class names
     in its configuration and the settings of its image processor in the folder `model.config._name_or_path`. A model of
-    torchvision is a `FasterRCNN`, whose class 0 is the background.
+    torchvision is a `FasterRCNN` or `MaskRCNN` with the class names in `names`; class 0 is the background.
 
     Raises:
         ModelError: for an unknown name.
@@ -75,7 +75,8 @@ def _transformers(name: str, description: dict[str, Any]) -> Any:
 def _torchvision(name: str, description: dict[str, Any]) -> Any:
     from safetensors.torch import load_file
 
-    network = faster_rcnn(description)
+    network = rcnn(description)
+    network.names = dict(enumerate(("background", *description["names"])))
     network.load_state_dict(load_file(FOLDER / f"{name}.safetensors"), strict=True)  # copies into float32
     return network.requires_grad_(False).eval()
 

@@ -14,7 +14,7 @@ from benchmarks.training.planted.training import Family, Losses, packed
 from detcam import zoo
 from detcam.scenes.planted import SIZE
 from detcam.scenes.planted_parts import SYMBOLS
-from detcam.zoo.faster_rcnn import faster_rcnn
+from detcam.zoo.rcnn import rcnn
 
 DESCRIPTION: dict[str, Any] = {
     "library": "torchvision",
@@ -39,7 +39,7 @@ class Rcnn(Family):
 
     def build(self) -> nn.Module:
         """See `Family.build`."""
-        model: nn.Module = faster_rcnn(DESCRIPTION)
+        model: nn.Module = rcnn(DESCRIPTION)
         return model
 
     def losses(self, model: Any, batch: Batch) -> Losses:
