@@ -69,6 +69,7 @@ class TorchvisionAdapter(Adapter):
         super().__init__(module, model, imgsz, processor)
         self.backbone = module.backbone
         self.transform = module.transform
+        self.names = names if isinstance(names := getattr(module, "names", {}), dict) else {}
         if imgsz is not None:
             self._resize_to(imgsz)
         fixed = self.transform.fixed_size  # (width, height), or None
@@ -126,7 +127,7 @@ class TorchvisionAdapter(Adapter):
             boxes=geometry.to_source(boxes),
             scores=candidates.scores.float(),
             class_ids=candidates.labels,
-            labels=class_names(candidates.labels.tolist(), classes, self.person),
+            labels=class_names(candidates.labels.tolist(), classes, self.names, self.person),
             index=candidates.index,
             level=level,
             cells=cells,
@@ -184,19 +185,19 @@ def image_list(batch: Tensor, sizes: list[tuple[int, int]]) -> Any:
     return ImageList(batch, sizes)
 
 
-def class_names(labels: list[int], classes: int, person: bool = False) -> tuple[str, ...]:
-    """Names of class numbers. Models hold no names; torchvision's weights are recognised by their number of classes.
+def class_names(labels: list[int], classes: int, names: dict[int, str], person: bool = False) -> tuple[str, ...]:
+    """Names of class numbers. Without `names`, torchvision's weights are recognised by their number of classes.
 
     Args:
         labels: class numbers, below `classes`.
         classes: number of classes of the model, with the background.
+        names: the model's attribute, by class number; may be empty.
         person: whether the model detects key points of people.
     """
-    names: list[str] = []
-    if classes == COCO_CLASSES:
+    if not names and classes == COCO_CLASSES:
         from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights
 
-        names = FasterRCNN_ResNet50_FPN_Weights.COCO_V1.meta["categories"]
-    elif person and classes == 2:
-        names = ["no person", "person"]
-    return tuple(names[label] if names else f"class {label}" for label in labels)
+        names = dict(enumerate(FasterRCNN_ResNet50_FPN_Weights.COCO_V1.meta["categories"]))
+    elif not names and person and classes == 2:
+        names = {0: "no person", 1: "person"}
+    return tuple(names.get(label, f"class {label}") for label in labels)

@@ -240,4 +240,4 @@ class OneStageAdapter(TorchvisionAdapter):
 
     def class_names(self, count: int) -> dict[int, str]:
         """See `Adapter.class_names`."""
-        return dict(enumerate(class_names(list(range(count)), count)))
+        return dict(enumerate(class_names(list(range(count)), count, self.names)))

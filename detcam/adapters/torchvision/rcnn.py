@@ -256,7 +256,7 @@ class RcnnAdapter(TorchvisionAdapter):
 
     def class_names(self, count: int) -> dict[int, str]:
         """See `Adapter.class_names`; without the background."""
-        return dict(enumerate(class_names(list(range(1, count)), count, self.person), 1))
+        return dict(enumerate(class_names(list(range(1, count)), count, self.names, self.person), 1))
 
     def layers(self, preset: str) -> LayerPlan:
         """See `Adapter.layers`; "level" are the maps of the pyramid that proposals are pooled from."""
