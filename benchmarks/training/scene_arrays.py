@@ -22,17 +22,22 @@ MOST = 8  # objects of a scene
 class SceneArrays:
     """S scenes, reduced to one size.
 
-    images: uint8 [S,H,W,3] RGB. labels: uint8 [S,H,W], 0 for the background, else 1 + the class of the topmost object.
+    images: uint8 [S,H,W,3] RGB. topmost: uint8 [S,H,W], 0 for the background, else 1 + the topmost object's number.
     boxes: float32 [S,8,4] xyxy as shares of width and height. class_ids: int64 [S,8], -1 where there is no object.
     """
 
     images: NDArray[np.uint8]
-    labels: NDArray[np.uint8]
+    topmost: NDArray[np.uint8]
     boxes: NDArray[np.float32]
     class_ids: NDArray[np.int64]
 
     def __len__(self) -> int:
         return len(self.images)
+
+    def labels(self, ids: NDArray[np.int64]) -> NDArray[np.int64]:
+        """[N,H,W] of some scenes: 0 for the background, else 1 + the class of the topmost object."""
+        classes = np.pad(self.class_ids[ids] + 1, ((0, 0), (1, 0)))
+        return np.stack([row[scene] for row, scene in zip(classes, self.topmost[ids], strict=True)])
 
     def targets(self, ids: NDArray[np.int64], flipped: NDArray[np.bool_]) -> dict[str, NDArray[Any]]:
         """The M objects of some scenes, those of `flipped` ones (bool, as long as `ids`) mirrored left to right.
@@ -68,12 +73,12 @@ def _reduced(
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.float32], NDArray[np.int64]]:
     scene = draw_scene(seed)
     height, width = scene.image.shape[:2]
-    labels = np.zeros((height, width), np.uint8)
-    for class_id, mask in zip(scene.class_ids, scene.masks, strict=True):
-        labels[mask] = 1 + class_id
+    topmost = np.zeros((height, width), np.uint8)
+    for i, mask in enumerate(scene.masks):
+        topmost[mask] = 1 + i
     boxes, class_ids = np.zeros((MOST, 4), np.float32), np.full(MOST, -1)
     boxes[: len(scene.boxes)] = scene.boxes / (width, height, width, height)
     class_ids[: len(scene.boxes)] = scene.class_ids
     image = cv2.resize(scene.image, size[::-1], interpolation=cv2.INTER_AREA)
-    small = cv2.resize(labels, size[::-1], interpolation=cv2.INTER_NEAREST)
+    small = cv2.resize(topmost, size[::-1], interpolation=cv2.INTER_NEAREST)
     return np.asarray(image, np.uint8), np.asarray(small, np.uint8), boxes, class_ids

@@ -38,7 +38,7 @@ weights = torch.tensor([0.3] + [1.0] * len(CLASSES))  # most pixels are backgrou
 optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=1e-2)
 for ids in batches(optimizer, len(scenes), args.steps):
     pixels = torch.from_numpy(scenes.images[ids]).permute(0, 3, 1, 2) / 255
-    labels = torch.from_numpy(scenes.labels[ids]).long()
+    labels = torch.from_numpy(scenes.labels(ids))
     if torch.rand(()) < 0.5:
         pixels, labels = pixels.flip(3), labels.flip(2)
     pixels = (pixels * torch.empty(len(ids), 3, 1, 1).uniform_(0.85, 1.15)).clamp(0, 1)

@@ -21,6 +21,7 @@ def arrays(tmp_path_factory: pytest.TempPathFactory) -> SceneArrays:
 def test_pictures_labels_and_boxes_are_those_of_the_scenes(arrays: SceneArrays) -> None:
     assert len(arrays) == len(SEEDS)
     assert arrays.images.shape == (2, 120, 160, 3)
+    labels = arrays.labels(np.arange(len(SEEDS)))
     for i, seed in enumerate(SEEDS):
         scene = draw_scene(seed)
         n = len(scene.boxes)
@@ -28,11 +29,12 @@ def test_pictures_labels_and_boxes_are_those_of_the_scenes(arrays: SceneArrays) 
         assert np.abs(arrays.images[i] - blocks).max() <= 1
         np.testing.assert_allclose(arrays.boxes[i, :n] * (640, 480, 640, 480), scene.boxes, rtol=1e-5)
         assert arrays.class_ids[i].tolist() == [*scene.class_ids.tolist(), *[-1] * (8 - n)]
-        for class_id, mask in zip(scene.class_ids, scene.masks, strict=True):
+        for number, (class_id, mask) in enumerate(zip(scene.class_ids, scene.masks, strict=True), 1):
             whole = mask.reshape(120, 4, 160, 4).all(axis=(1, 3))  # cells that the object fills
-            assert (arrays.labels[i][whole] == class_id + 1).all()
+            assert (labels[i][whole] == class_id + 1).all()
+            assert (arrays.topmost[i][whole] == number).all()
         bare = ~scene.masks.any(axis=0).reshape(120, 4, 160, 4).any(axis=(1, 3))
-        assert not arrays.labels[i][bare].any()
+        assert not labels[i][bare].any()
 
 
 def test_targets_of_mirrored_scenes_are_mirrored(arrays: SceneArrays) -> None:
@@ -51,5 +53,5 @@ def test_targets_of_mirrored_scenes_are_mirrored(arrays: SceneArrays) -> None:
 
 def test_what_is_in_the_file_is_read_and_not_drawn_again(tmp_path: Path) -> None:
     file = tmp_path / "some.npz"
-    np.savez(file, images=np.zeros((1, 2, 2, 3), np.uint8), labels=1, boxes=2, class_ids=3)
+    np.savez(file, images=np.zeros((1, 2, 2, 3), np.uint8), topmost=1, boxes=2, class_ids=3)
     assert scene_arrays(file, (5,), (120, 160)).images.shape == (1, 2, 2, 3)
