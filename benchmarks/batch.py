@@ -131,7 +131,7 @@ def main() -> None:
     parser.add_argument("--imgsz", type=int, default=160)
     parser.add_argument("--engines", default="local,ray")
     parser.add_argument("--coco", type=Path, help="folder of photographs to use in place of scenes")
-    parser.add_argument("--model", default="scenes")
+    parser.add_argument("--model", default="scenes-yolo")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "batch.json")
     args = parser.parse_args()
     options = ["--imgsz", str(args.imgsz), "--model", args.model]

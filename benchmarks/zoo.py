@@ -30,7 +30,7 @@ from detcam import Explainer, Explanation
 from detcam.scenes import CLASSES, HELD_OUT_SEED, Scene, draw_scene
 
 FIRST = HELD_OUT_SEED + 20_000  # seeds that neither training nor tests use
-MODELS = ("scenes", "scenes-detr", "scenes-semantic")
+MODELS = ("scenes", "scenes-yolo", "scenes-detr", "scenes-semantic")
 
 
 def regions(explanation: Explanation, masks: bool) -> Tensor:

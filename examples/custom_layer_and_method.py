@@ -26,7 +26,7 @@ class AbsoluteGradient(Method):
 
 def main(out: Path) -> None:
     # The name of a layer: `detcam layers scenes` lists them.
-    explainer = detcam.Explainer("scenes", method=AbsoluteGradient(), layers=["model.9"])
+    explainer = detcam.Explainer("scenes-yolo", method=AbsoluteGradient(), layers=["model.9"])
     explanation = explainer(draw_scene(HELD_OUT_SEED).image)
     print(f"{len(explanation)} objects at {explanation.settings['layers']} -> {explanation.save(out)}")
 

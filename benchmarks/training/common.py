@@ -18,6 +18,7 @@ from benchmarks.training.scene_arrays import SceneArrays, scene_arrays
 from detcam import zoo
 
 SEED = 0
+ULTRALYTICS = zoo.FOLDER / "ultralytics"  # models trained with Ultralytics' code: AGPL-3.0, in no wheel
 WARM_UP = 100  # steps
 
 
@@ -61,8 +62,9 @@ def halved(weights: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def describe(name: str, script: str, description: dict[str, Any], **training: Any) -> None:
-    """Write NAME.yaml of the zoo."""
+    """Write NAME.yaml of the zoo; descriptions that Ultralytics reads name no library."""
     facts = {"seed": SEED, **training, "date": date.today().isoformat(), "torch": str(torch.__version__)}
     text = yaml.safe_dump({**description, "training": facts}, sort_keys=False, default_flow_style=None, width=110)
     header = f"# Written by benchmarks/training/{Path(script).name}.\n"
-    (zoo.FOLDER / f"{name}.yaml").write_text(header + text, encoding="utf-8")
+    folder = zoo.FOLDER if "library" in description else ULTRALYTICS
+    (folder / f"{name}.yaml").write_text(header + text, encoding="utf-8")

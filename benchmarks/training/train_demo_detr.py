@@ -2,7 +2,7 @@
 
     python -m benchmarks.training.train_demo_detr --work /tmp/demo-models
 
-Backbone and neck are those of the demo model "scenes", frozen, so their maps are made once for each scene and its
+Backbone and neck are those of the demo model "scenes-yolo", frozen, so their maps are made once for each scene and its
 mirror image; the encoder's heads and the decoder of queries are trained from scratch.
 """
 
@@ -15,16 +15,15 @@ import yaml
 from safetensors.torch import load_file, save
 from ultralytics.nn.tasks import RTDETRDetectionModel
 
-from benchmarks.training.common import arguments, batches, describe, drawn, halved
-from detcam import zoo
+from benchmarks.training.common import ULTRALYTICS, arguments, batches, describe, drawn, halved
 
-NAME, SIZE, TRUNK = "scenes-detr", (256, 320), zoo.FOLDER / "scenes.safetensors"
+NAME, SIZE, TRUNK = "scenes-detr", (256, 320), ULTRALYTICS / "scenes-yolo.safetensors"
 HEAD = [[18, 21], 1, "RTDETRDecoder", ["nc", 128, 40, 4, 4, 3, 256]]  # 40 queries, 3 layers of 128 channels
 
 args = arguments("Train the demo RT-DETR.", steps=700)
 torch.manual_seed(0)
 scenes = drawn(args.work, args.scenes, SIZE)
-trained = yaml.safe_load((zoo.FOLDER / "scenes.yaml").read_text(encoding="utf-8"))
+trained = yaml.safe_load((ULTRALYTICS / "scenes-yolo.yaml").read_text(encoding="utf-8"))
 architecture = {"nc": trained["nc"], "backbone": trained["backbone"], "head": [*trained["head"][:-1], HEAD]}
 model: Any = RTDETRDetectionModel(architecture, nc=trained["nc"], verbose=False).eval()
 model.load_state_dict({k: v for k, v in load_file(TRUNK).items() if not k.startswith("model.22.")}, strict=False)
@@ -54,6 +53,6 @@ for ids in batches(optimizer, len(scenes), args.steps):
     torch.nn.utils.clip_grad_norm_(decoder.parameters(), 0.5)
     optimizer.step()
 
-(zoo.FOLDER / f"{NAME}.safetensors").write_bytes(save(halved(model.state_dict())))
+(ULTRALYTICS / f"{NAME}.safetensors").write_bytes(save(halved(model.state_dict())))
 architecture |= {"names": trained["names"], "imgsz": list(SIZE), "task": "detect"}
 describe(NAME, __file__, architecture, scenes=args.scenes, steps=args.steps, ultralytics=ultralytics.__version__)

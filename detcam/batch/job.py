@@ -92,7 +92,7 @@ def fingerprint(model: str, trust_checkpoint: bool = False) -> str:
     """
     path = Path(model)
     if model in zoo.names():
-        files = [*zoo.FOLDER.glob(f"{model}.*"), *(zoo.FOLDER / model).rglob("*")]
+        files = zoo.files(model)
     elif path.exists():
         files = [path] if path.is_file() else list(path.rglob("*"))
     else:

@@ -33,7 +33,7 @@ Examples:
 
 `detcam evaluate --model yolov8n.pt --images photos --labels labels --methods search,odam --protocol vps`
 
-`detcam evaluate --scenes 200 --out judged`
+`detcam evaluate --scenes 200 --family detr --out judged`
 """
 MAPS = "maps"  # folder of the maps that --report keeps
 FEW = 3  # objects per image of a quick run: some methods take a backward through the whole model for each
@@ -51,6 +51,9 @@ def evaluate(
     scenes: Annotated[
         int | None,
         typer.Option(min=1, help="Judge on this many drawn scenes of each kind instead, whose cause is known."),
+    ] = None,
+    family: Annotated[
+        str | None, typer.Option(help="With --scenes: rcnn, detr, semantic, or yolo (in a checkout). [default: rcnn]")
     ] = None,
     methods: Annotated[
         str | None, typer.Option(help="all, or names separated by commas. [default: the preset's, or all]")
@@ -104,7 +107,10 @@ def evaluate(
             if report or protocol:
                 name = "--report" if report else "--protocol"
                 raise InputError(f"{name} is for images: give --model, --images and --labels")
-            document = _on_scenes(20 if quick else scenes, contenders, places, quick, out_dir, resume, as_json)
+            count = 20 if quick else scenes
+            document = _on_scenes(count, family or "rcnn", contenders, places, quick, out_dir, resume, as_json)
+        elif family is not None:
+            raise InputError("--family chooses the models of the planted scenes: give --scenes, too")
         elif "model" not in preset.model_fields_set or images is None or labels is None:
             raise InputError("evaluate: give --model, --images and --labels, or --scenes 200")
         else:
@@ -187,16 +193,20 @@ def _on_photographs(
 
 
 def _on_scenes(
-    count: int, methods: Sequence[str], layers: Sequence[str], quick: bool, folder: Path, resume: bool, quiet: bool
-) -> dict[str, Any]:
+    count: int, family: str, methods: Sequence[str], layers: Sequence[str], quick: bool, folder: Path, resume: bool,
+    quiet: bool,
+) -> dict[str, Any]:  # fmt: skip
     from detcam.evaluate.planted import rows as scenes
+    from detcam.evaluate.planted.interventions import FAMILIES
     from detcam.evaluate.report import summarise
     from detcam.evaluate.store import Store
 
-    settings = {"scenes": count, "methods": list(methods), "layers": list(layers), "quick": quick}
+    if family not in FAMILIES:
+        raise InputError(f"--family {family!r} does not exist: choose from {', '.join(FAMILIES)}")
+    settings = {"scenes": count, "family": family, "methods": list(methods), "layers": list(layers), "quick": quick}
     store = Store(folder, settings, resume)
     wanted, done, left_out = scenes.names(count), store.done(), dict[str, str]()
-    rows = scenes.rows(wanted, methods, layers, left_out, quick, done)
+    rows = scenes.rows(wanted, methods, layers, left_out, quick, done, family)
     for row in _shown(rows, len(wanted), len(done), quiet):
         store.add(row)
     document = summarise(list(store.rows()), scenes.measures(), settings)

@@ -23,7 +23,7 @@ class PathMethod(Method):
     """
 
     @abstractmethod
-    def shares(self) -> list[float]:
+    def shares(self, adapter: Adapter) -> list[float]:
         """The places on the way, each in [0, 1], at which gradients are taken; their maps are averaged."""
 
     @abstractmethod
@@ -49,7 +49,8 @@ class LayerIG(PathMethod):
     they do in the network. The ReLU comes after it; before it, contours would be hot whatever the model has learnt.
 
     Args:
-        steps: number of places on the way.
+        steps: number of places on the way; 0: 4 for semantic segmenters, whose scalar, a mean over a region, may only
+            react to a cause near the end of the way, and else 1.
         place: where each lies within its step, in [0, 1]; 0.5 is the midpoint.
         baseline: "blur", "mean" (each channel's mean over the image) or "zero" (zeros as the network's input).
         sigma: standard deviation of the baseline's blur, as a share of the longest side of the network's input.
@@ -58,7 +59,7 @@ class LayerIG(PathMethod):
             model has several classes; "none": for the logit.
     """
 
-    steps: int = parameter(1, 1, 1000)
+    steps: int = parameter(0, 0, 1000)
     place: float = parameter(0.5, 0.0, 1.0)
     baseline: str = choice("blur", "mean", "zero")
     sigma: float = parameter(0.025, 0.001, 1.0)
@@ -77,9 +78,10 @@ class LayerIG(PathMethod):
         logit = isinstance(target, str) and target == "class"
         return "margin" if logit and self.contrast == "margin" and "margin" in adapter.available else target
 
-    def shares(self) -> list[float]:
+    def shares(self, adapter: Adapter) -> list[float]:
         """See `PathMethod.shares`."""
-        return [(step + self.place) / self.steps for step in range(self.steps)]
+        steps = self.steps or (4 if adapter.task == "semantic" else 1)
+        return [(step + self.place) / steps for step in range(steps)]
 
     def baseline_of(self, pixels: Tensor) -> Tensor:
         """See `PathMethod.baseline_of`."""

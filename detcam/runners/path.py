@@ -55,7 +55,7 @@ class PathRunner:
         baseline = self._model_run.layers(blank, self, [c.name for c in captured])
         differences = {c.name: c.tensor.detach() - baseline[c.name] for c in captured}
         results = []
-        for share in self._method.shares():
+        for share in self._method.shares(self._adapter):
             between = {name: torch.add(baseline[name], d, alpha=share) for name, d in differences.items()}
             outputs, layers = self._forward_at(pixels, between)
             if self._unchecked:

@@ -77,7 +77,7 @@ def explanations(model: torch.nn.Module, explainers: list[detcam.Explainer], fol
 
 def main(count: int) -> None:
     torch.set_num_threads(1)
-    model = load_model("scenes")
+    model = load_model("scenes-yolo")
     module = getattr(model, "model", model)
     explainers = [detcam.Explainer(model, imgsz=64, **options) for options in OPTIONS]
     samples: list[dict[str, int]] = []

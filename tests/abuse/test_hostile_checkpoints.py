@@ -211,7 +211,7 @@ def test_flags_of_the_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str
             "--out",
             out,
         ],
-        ["compare", str(image), "--model", str(path), "--model", "scenes", "--out", out],
+        ["compare", str(image), "--model", str(path), "--model", "scenes-yolo", "--out", out],
         ["batch", str(tmp_path), "--model", str(path), "--out", out],
     )
     for arguments in commands:

@@ -252,7 +252,7 @@ def test_ctrl_c_leaves_whole_folders(tmp_path: Path, seed: int) -> None:
     for i in range(60):
         cv2.imwrite(str(photos / f"{i:03d}.png"), random_picture(seed + i, 96, 128))
     command = [sys.executable, "-m", "detcam", "explain", *map(str, sorted(photos.iterdir()))]
-    command += ["--model", "scenes", "--imgsz", "64", "--conf", "0.01", "--out", str(out)]
+    command += ["--model", "scenes-yolo", "--imgsz", "64", "--conf", "0.01", "--out", str(out)]
     with subprocess.Popen(
         command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, preexec_fn=heeding_ctrl_c
     ) as process:

@@ -100,8 +100,8 @@ def test_names_and_numbers() -> None:
         lambda: explanation.render(normalize="nothing"), lambda: explanation.render(normalize="none", dtype=torch.uint8),
         lambda: explanation.overlay(5), lambda: explanation.overlay(-7), lambda: explanation.render(objects=[9]),
         lambda: explanation.render(size=(0, 5)), lambda: explanation.save("/dev/null/x"), lambda: Preset().updated(conf=7),
-        lambda: Objects(torch.zeros(2, 4), *[torch.zeros(3)] * 7), lambda: detcam.explain_results(object(), "scenes"),
-        lambda: detcam.compare("scenes", [], b="scenes"),
+        lambda: Objects(torch.zeros(2, 4), *[torch.zeros(3)] * 7), lambda: detcam.explain_results(object(), "scenes-yolo"),
+        lambda: detcam.compare("scenes-yolo", [], b="scenes-yolo"),
     ]  # fmt: skip
     for number, call in enumerate(calls):
         with pytest.raises((DetcamError, IndexError, TypeError)) as caught:

@@ -110,7 +110,7 @@ def test_a_batch_gives_what_single_images_give(case: FamilyCase) -> None:
     model, conf = case.fresh(), case.threshold()
     with nullcontext() if case.adapter.startswith(("Rtdetr", "Yolo", "Ultralytics")) else in_double():
         case.module(model).double()
-        explainer = case.explainer(model, conf=conf, max_det=2)
+        explainer = case.explainer(model, conf=conf, max_det=2, layers="auto" if NIGHTLY else "level")
         together = explainer(images)
         assert len(together[0]) >= 1
         for explanation, image in list(zip(together, images, strict=True))[0 if NIGHTLY else 1 :]:

@@ -103,7 +103,7 @@ def test_scenes_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixt
     labels, pictures = tmp_path / "labels", tmp_path / "pictures"
     labels.mkdir()
     pictures.mkdir()
-    explainer = Explainer("scenes", conf=0.8)
+    explainer = Explainer("scenes-yolo", conf=0.8)
     wanted: list[tuple[Path, list[float], str]] = []
     for i in range(3):
         scene = draw_scene(HELD_OUT_SEED + i)

@@ -19,7 +19,7 @@ from detcam.batch.items import Item, Source, chunks
 from detcam.batch.worker import Options, Worker
 from detcam.scenes import HELD_OUT_SEED, draw_scene
 
-OPTIONS = Options(model="scenes", imgsz=160)
+OPTIONS = Options(model="scenes-yolo", imgsz=160)
 LEVEL = 1  # of 255: a forward of other pictures in the batch, or on other threads, may round differently
 
 

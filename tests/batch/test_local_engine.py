@@ -151,7 +151,7 @@ def test_time_for_which_ctrl_z_suspends_a_job_does_not_count() -> None:
 def test_options_that_cannot_be_used_end_the_run(wrong: dict[str, str]) -> None:
     source = Given([Item(str(i), f"nowhere/{i}") for i in range(4)])
     with pytest.raises(InputError, match="nope"):
-        LocalEngine(1)(chunks(source, 2), Options(**{"model": "scenes", **wrong}), lambda batch: None)
+        LocalEngine(1)(chunks(source, 2), Options(**{"model": "scenes-yolo", **wrong}), lambda batch: None)
     assert workers_of() == []
 
 

@@ -91,7 +91,7 @@ def test_polars_and_datasets_read_both_tables_as_folders(
 
 
 def test_load_gives_explanations_back(job: tuple[Path, Path, Source]) -> None:
-    loaded, explainer = load(job[0]), Explainer("scenes", imgsz=160)
+    loaded, explainer = load(job[0]), Explainer("scenes-yolo", imgsz=160)
     keys = [item.key for item in job[2].items() if item.key != "broken.jpg"]
     assert loaded.keys == keys
     assert len(loaded) == len(keys) == 6

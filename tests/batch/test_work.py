@@ -29,14 +29,14 @@ def worker() -> Worker:
 
 @pytest.fixture(scope="module")
 def explainer() -> Explainer:
-    return Explainer("scenes", imgsz=160)
+    return Explainer("scenes-yolo", imgsz=160)
 
 
 def test_a_sweep_takes_many_steps(seed: int, tmp_path: Path) -> None:
     """A method that takes hundreds of forwards for an image does not hang."""
     items = items_of(write_photos(tmp_path, seed, 1))
     steps: list[str] = []
-    quick = Options(model="scenes", imgsz=64, conf=0.0, max_det=2)
+    quick = Options(model="scenes-yolo", imgsz=64, conf=0.0, max_det=2)
     for method in ("odam", "occlusion"):
 
         def tick(together: int | None = None, method: str = method) -> None:
@@ -215,11 +215,13 @@ def test_a_picture_that_fails_inside_costs_its_row_only(
 )
 def test_options_that_cannot_be_used(wrong: dict[str, Any]) -> None:
     with pytest.raises(InputError, match="nope"):
-        Worker(Options(**{"model": "scenes", **wrong}))
+        Worker(Options(**{"model": "scenes-yolo", **wrong}))
 
 
 def test_options_that_fail_at_the_first_picture_end_the_job(seed: int, tmp_path: Path) -> None:
-    worker = Worker(Options(model="scenes", imgsz=160, layers="model.22.cv2"))  # a module that never runs by itself
+    worker = Worker(
+        Options(model="scenes-yolo", imgsz=160, layers="model.22.cv2")
+    )  # a module that never runs by itself
     with pytest.raises(LayerError, match=r"model\.22\.cv2"):
         worker.run(items_of(write_photos(tmp_path, seed, 1)))
 
@@ -227,7 +229,7 @@ def test_options_that_fail_at_the_first_picture_end_the_job(seed: int, tmp_path:
 def test_metrics_and_saved_explanations(explainer: Explainer, seed: int, tmp_path: Path) -> None:
     items = items_of(write_photos(tmp_path / "in", seed, 2))
     options = Options(
-        model="scenes", imgsz=160, metrics=("compactness", "pointing_box"), save_to=str(tmp_path / "saved")
+        model="scenes-yolo", imgsz=160, metrics=("compactness", "pointing_box"), save_to=str(tmp_path / "saved")
     )
     rows = Worker(options).run(items, places=(5, 9)).objects.to_pylist()
     for place, item in zip((5, 9), items, strict=True):

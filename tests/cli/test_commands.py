@@ -75,6 +75,8 @@ def test_config_and_flags(scene: Path, tmp_path: Path) -> None:
     arguments = [
         "explain",
         str(scene),
+        "--model",
+        "scenes-yolo",
         "--config",
         str(preset),
         "--method",
@@ -107,10 +109,13 @@ def write_bad_files(folder: Path, scene: Path) -> None:
         (["explain", "empty.jpg"], ["empty.jpg", "0 bytes"]),
         (["explain", "folder"], ["folder", "directory"]),
         (["explain", "SCENE", "--method", "gradcm"], ["gradcm", "'gradcam'"]),
-        (["explain", "SCENE", "--layers", "model.99"], ["model.99", "'model.9'"]),
-        (["explain", "SCENE", "--layers", "model.22.cv2.0"], ["model.22.cv2.0", "does not depend"]),
+        (["explain", "SCENE", "--model", "scenes-yolo", "--layers", "model.99"], ["model.99", "'model.9'"]),
+        (
+            ["explain", "SCENE", "--model", "scenes-yolo", "--layers", "model.22.cv2.0"],
+            ["model.22.cv2.0", "does not depend"],
+        ),
         (["explain", "SCENE", "--target", "clas"], ["clas", "'class'"]),
-        (["explain", "SCENE", "--target", "objectness"], ["objectness", "ultralytics"]),
+        (["explain", "SCENE", "--target", "objectness"], ["objectness", "torchvision"]),
         (["explain", "SCENE", "--model", "no.pt"], ["no.pt", "does not exist"]),
         (["explain", "SCENE", "--model", "weights.pt"], ["weights.pt", "cannot be loaded"]),
         (["explain", "SCENE", "--model", "scens"], ["scens", "'scenes'"]),
@@ -173,7 +178,7 @@ def test_a_failure_inside_is_exit_1_and_a_traceback_only_with_debug(
 
 def test_lists_are_json_on_demand(capsys: pytest.CaptureFixture[str]) -> None:
     answers = {}
-    for command in (["methods"], ["families"], ["layers", "scenes"], ["doctor"]):
+    for command in (["methods"], ["families"], ["layers", "scenes-yolo"], ["doctor"]):
         assert cli.run([*command, "--json"]) == 0
         answers[command[0]] = json.loads(capsys.readouterr().out)
     assert {"odam", "gradcam", "eigencam"} <= {m["name"] for m in answers["methods"]["methods"]}
@@ -186,10 +191,10 @@ def test_lists_are_json_on_demand(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_layers_of_a_picture(scene: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.run(["layers", "scenes", "--image", str(scene), "--json"]) == 0
+    assert cli.run(["layers", "scenes-yolo", "--image", str(scene), "--json"]) == 0
     named = {layer["name"]: layer for layer in json.loads(capsys.readouterr().out)}
     assert (named["model.9"]["kind"], named["model.9"]["gradient"]) == ("SPPF", 1.0)
-    assert cli.run(["layers", "scenes", "--image", str(tmp_path / "gone.png")]) == 2
+    assert cli.run(["layers", "scenes-yolo", "--image", str(tmp_path / "gone.png")]) == 2
     assert "gone.png does not exist" in capsys.readouterr().err
 
 

@@ -15,7 +15,7 @@ from detcam import cli
 from detcam.cli.sides import ends, names, sides
 from detcam.scenes import HELD_OUT_SEED, draw_scene
 
-QUICK = ["--imgsz", "192"]
+QUICK = ["--imgsz", "192", "--model", "scenes-yolo"]
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +47,7 @@ def test_two_layers_of_one_model(scenes: list[str], tmp_path: Path, capsys: pyte
     assert document == json.loads((tmp_path / "compare.json").read_text())
     assert sorted(path.name for path in tmp_path.iterdir()) == ["compare.html", "compare.json"]
     assert (document["a"]["name"], document["b"]["name"]) == ("level", "evidence")
-    explainers = [detcam.Explainer("scenes", layers=layers, imgsz=192) for layers in ("level", "evidence")]
+    explainers = [detcam.Explainer("scenes-yolo", layers=layers, imgsz=192) for layers in ("level", "evidence")]
     expected = []
     for path in scenes:
         a, b = (explainer(path) for explainer in explainers)
@@ -125,10 +125,10 @@ def test_nothing_found_is_a_normal_result(tmp_path: Path, capsys: pytest.Capture
     ("arguments", "said"),
     [
         ([], "nothing to compare"),
-        (["--model", "scenes"], "nothing to compare"),
+        (["--model", "scenes-yolo"], "nothing to compare"),
         (["--method", "odam", "--method", "gradcam", "--method", "layercam"], "--method is given 3 times"),
         (["--method", "odam", "--method", "gradcm"], "gradcam"),
-        (["--model", "scenes", "--model", "none.pt"], "none.pt does not exist"),
+        (["--model", "scenes-yolo", "--model", "none.pt"], "none.pt does not exist"),
         (["--target", "class", "--target", "iou"], "target 'iou' does not exist"),
         (["--layers", "level", "--layers", "model.99"], "model.99"),
         (["--layers", "level", "--layers", "evidence", "--match", "0"], "--match: expected a number above 0"),

@@ -27,13 +27,14 @@ def scene(tmp_path: Path) -> Path:
 
 def test_ask_on_the_command_line(scene: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pair = "147,276,247,478:kite"
-    assert cli.run(["explain", str(scene), "--ask", pair, "--ask", "5,5,60,60:1", "--out", str(tmp_path / "o")]) == 0
+    arguments = ["explain", str(scene), "--model", "scenes-yolo"]
+    assert cli.run([*arguments, "--ask", pair, "--ask", "5,5,60,60:1", "--out", str(tmp_path / "o")]) == 0
     printed = capsys.readouterr().out
     assert "asked for kite: the best candidate" in printed
     document = json.loads((tmp_path / "o" / "explanation.json").read_text())
     assert [a["class_id"] for a in document["asked"]] == [CLASSES.index("kite"), 1]
     for wrong in ("147,276,247:kite", "147,276,247,478", "a,b,c,d:kite", "147,276,247,478:kit", "900,1,950,9:kite"):
-        assert cli.run(["explain", str(scene), "--ask", wrong, "--out", str(tmp_path / "no")]) == 2
+        assert cli.run([*arguments, "--ask", wrong, "--out", str(tmp_path / "no")]) == 2
         assert capsys.readouterr().err.startswith("error: ask")
     assert not (tmp_path / "no").exists()
 
@@ -57,7 +58,7 @@ def test_sweeps_show_a_bar_on_a_terminal_only(
 
     counts: list[tuple[int, int]] = []
     monkeypatch.setattr(module, "Explainer", slow)
-    arguments = ["explain", str(scene), str(scene), "--out", str(tmp_path / "o")]
+    arguments = ["explain", str(scene), str(scene), "--model", "scenes-yolo", "--out", str(tmp_path / "o")]
     assert cli.run([*arguments, "--max-det", "1", "--imgsz", "96"]) == 0
     assert len(counts) >= 2
     assert ("sweeping" in text.getvalue()) == terminal
@@ -67,7 +68,7 @@ def test_sweeps_show_a_bar_on_a_terminal_only(
 
 def test_the_page_shows_both_views(scene: Path, tmp_path: Path) -> None:
     out = tmp_path / "o"
-    arguments = ["explain", str(scene), "--imgsz", "96", "--max-det", "2", "--out", str(out)]
+    arguments = ["explain", str(scene), "--model", "scenes-yolo", "--imgsz", "96", "--max-det", "2", "--out", str(out)]
     for given, views in (
         ([], ["why", "where"]),
         (["--view", "where"], ["where", "why"]),
@@ -77,7 +78,7 @@ def test_the_page_shows_both_views(scene: Path, tmp_path: Path) -> None:
         assert [Saved.read(folder).view for folder in find(out)] == views
     assert cli.run([*arguments, "--report"]) == 0
     for method, folder in (("layerig", out), ("odam", out / "view-where")):
-        expected = Explainer("scenes", method, imgsz=96, max_det=2)(str(scene))
+        expected = Explainer("scenes-yolo", method, imgsz=96, max_det=2)(str(scene))
         for ours, theirs in zip(Saved.read(folder).maps(), expected.maps, strict=True):
             assert np.array_equal(ours, theirs.numpy())
     assert cli.run(arguments) == 0
@@ -90,7 +91,19 @@ def test_a_model_that_cannot_answer_the_other_view(
     """The explanation that was asked for and its page are there all the same."""
     monkeypatch.setitem(importlib.import_module("detcam.methods").VIEWS, "why", ("layerig", "model.22.dfl"))
     out = tmp_path / "o"
-    arguments = ["--view", "where", "--imgsz", "160", "--max-det", "2", "--report", "--out", str(out)]
+    arguments = [
+        "--model",
+        "scenes-yolo",
+        "--view",
+        "where",
+        "--imgsz",
+        "160",
+        "--max-det",
+        "2",
+        "--report",
+        "--out",
+        str(out),
+    ]
     assert cli.run(["explain", str(scene), *arguments]) == 0
     assert find(out) == [out]
     assert (out / "report.html").exists()

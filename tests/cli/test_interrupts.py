@@ -23,7 +23,7 @@ from detcam.scenes import HELD_OUT_SEED, draw_scene
 
 PICTURES = 150
 PATIENCE = 300.0  # seconds
-QUICK = ["--model", "scenes", "--imgsz", "160"]
+QUICK = ["--model", "scenes-yolo", "--imgsz", "160"]
 SCRIPT = """
 import sys
 from detcam import cli
@@ -206,7 +206,7 @@ def test_before_anything_is_written(
         ["demo", "--out", str(out)],
         ["compare", str(picture), "--layers", "level", "--layers", "evidence", "--out", str(out)],
         ["video", str(clip), "--out", str(tmp_path / "out.mp4")],
-        ["layers", "scenes"],
+        ["layers", "scenes-yolo"],
     ):
         before = sorted(tmp_path.iterdir())
         assert cli.run(command) == 130

@@ -101,7 +101,7 @@ def test_compare_prints_both_sides(tmp_path: Path, capsys: Printed) -> None:
 @pytest.fixture
 def given(tmp_path: Path) -> list[str]:
     """A preset, and a flag that wins over its conf."""
-    preset = written(tmp_path, model="scenes", method="gradcam", layers="evidence", max_det=2, imgsz=160, conf=0.9)
+    preset = written(tmp_path, model="scenes-yolo", method="gradcam", layers="evidence", max_det=2, imgsz=160, conf=0.9)
     return ["--config", preset, "--conf", "0.3"]
 
 
@@ -143,7 +143,7 @@ def test_a_preset_is_what_evaluate_runs(scenes: Path, given: list[str], tmp_path
     document = json.loads(capsys.readouterr().out)
     assert {name for name in document["contenders"] if "@" in name} == {"gradcam @ evidence"}
     settings = json.loads((out / "settings.json").read_text())
-    assert (settings["max_det"], settings["imgsz"], settings["conf"], settings["model"]) == (2, 160, 0.3, "scenes")
+    assert (settings["max_det"], settings["imgsz"], settings["conf"], settings["model"]) == (2, 160, 0.3, "scenes-yolo")
     assert document["objects"] <= 2
 
 

@@ -40,7 +40,7 @@ def printed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
     return run
 
 
-@pytest.mark.parametrize("command", [["methods"], ["families"], ["layers", "scenes"]], ids=" ".join)
+@pytest.mark.parametrize("command", [["methods"], ["families"], ["layers", "scenes-yolo"]], ids=" ".join)
 def test_lists_fit_80_columns_in_plain_text(command: list[str], printed: Callable[..., list[str]]) -> None:
     lines = printed(*command)
     assert len(lines) > 10

@@ -30,7 +30,7 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_writes_video_rows_and_stats(clip: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     out, rows, stats = tmp_path / "out.mp4", tmp_path / "rows.jsonl", tmp_path / "stats.json"
-    arguments = ["--out", str(out), "--model", "scenes", "--imgsz", "160", "--every", "2", "--side-by-side"]
+    arguments = ["--out", str(out), "--model", "scenes-yolo", "--imgsz", "160", "--every", "2", "--side-by-side"]
     assert cli.run(["video", str(clip), *arguments, "--rows", str(rows), "--json", str(stats)]) == 0
     given, found = Contents.of(clip), Contents.of(out)
     assert (found.times, found.duration, found.sound) == (given.times, given.duration, given.sound)

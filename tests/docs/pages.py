@@ -95,7 +95,7 @@ def furnish(folder: Path) -> Path:
     (folder / "instances.json").write_text(json.dumps(coco(scenes)))
     frames = [np.ascontiguousarray(np.roll(scenes[0].image, -4 * i, axis=1)) for i in range(3)]
     write_clip(folder / "street.mp4", frames)
-    network = zoo.load("scenes").model
+    network = zoo.load("scenes-yolo").model
     network.names = dict(enumerate(CLASSES))
     for name in ("yolov8n.pt", "yolov8n-seg.pt"):
         torch.save({"model": network, "train_args": {**network.args, "imgsz": IMGSZ}}, folder / name)

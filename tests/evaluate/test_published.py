@@ -101,7 +101,7 @@ def test_areas_over_all_candidates(name: str, seed: int, detector: nn.Module, pi
 
 def test_odexai_scores_the_detection_with_the_largest_overlap(seed: int) -> None:
     """2000 pixels a step, black for deletion, blur for insertion; confidence decides what is detected, nothing more."""
-    loop = Loop(zoo.load("scenes"), draw_scene(HELD_OUT_SEED, (240, 320)).image)
+    loop = Loop(zoo.load("scenes-yolo"), draw_scene(HELD_OUT_SEED, (240, 320)).image)
     made, i = loop.values("odexai"), 0
     own, class_id = loop.objects.network_boxes[i], int(loop.objects.class_ids[i])
     boxes, probabilities = loop.candidates(loop.pixels)
@@ -138,7 +138,7 @@ def test_the_command_names_the_protocol_and_its_corrections(
     monkeypatch.setattr("detcam.evaluate.report.draw", lambda folder, document: [folder])  # plots take seconds
     write_dataset(tmp_path / "data", train=(), val=[HELD_OUT_SEED], size=(240, 320), workers=1)
     given = ["evaluate", "--images", str(tmp_path / "data/images/val"), "--labels", str(tmp_path / "data/labels/val")]
-    given += ["--model", "scenes", "--imgsz", "160", "--methods", "odam", "--layers", "level", "--quick"]
+    given += ["--model", "scenes-yolo", "--imgsz", "160", "--methods", "odam", "--layers", "level", "--quick"]
     assert cli.run([*given, "--protocol", "odexai", "--out", str(tmp_path / "out")]) == 0
     document = json.loads((tmp_path / "out/report.json").read_text())
     assert document["published"]["name"] == document["settings"]["protocol"]["published"] == "odexai"

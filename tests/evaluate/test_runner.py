@@ -42,7 +42,7 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def judged(scenes: Path) -> tuple[list[dict[str, Any]], list[str]]:
     """The rows of odam and the baselines, and the contenders' names."""
-    model = zoo.load("scenes")
+    model = zoo.load("scenes-yolo")
     found, _ = contenders(model, ["odam"], ["level"], **OPTIONS)
 
     def broken(image: Any) -> Any:
@@ -77,7 +77,7 @@ def test_rows_hold_what_the_metrics_say(judged: tuple[list[dict[str, Any]], list
     """One object again, by hand from the explanation."""
     row = judged[0][1]
     path = scenes / "images" / "val" / row["picture"]
-    explainer = Explainer(zoo.load("scenes"), "odam", "level", **OPTIONS)
+    explainer = Explainer(zoo.load("scenes-yolo"), "odam", "level", **OPTIONS)
     image = read_image(path)
     explanation = explainer(image)
     best = int(explanation.scores.argmax())
@@ -108,7 +108,7 @@ def test_rows_hold_what_the_metrics_say(judged: tuple[list[dict[str, Any]], list
 def test_the_report(judged: tuple[list[dict[str, Any]], list[str]]) -> None:
     rows, names = judged
     rows = [{**row, "picture": f"{time} {row['picture']}"} for time in range(5) for row in rows]  # enough for intervals
-    document = summarise(rows, SMALL.measures(), {"model": "scenes"})
+    document = summarise(rows, SMALL.measures(), {"model": "scenes-yolo"})
     assert list(document["contenders"]) == names
     assert document["reference"] == "odam @ level"
     objects = [entry["maps"]["odam @ level"] for row in rows for entry in row["objects"]]
@@ -143,10 +143,10 @@ def test_few_images_and_baselines_get_no_verdict(judged: tuple[list[dict[str, An
     rows = copy.deepcopy(judged[0])
     for entry in (entry for row in rows for entry in row["objects"]):
         entry["maps"]["better"] = {name: value + 1 for name, value in entry["maps"]["odam @ level"].items()}
-    document = summarise(rows, SMALL.measures(), {"model": "scenes"})
+    document = summarise(rows, SMALL.measures(), {"model": "scenes-yolo"})
     assert all(cell["low"] is None for row in document["contenders"].values() for cell in row.values())
     many = [{**row, "picture": f"{time} {row['picture']}"} for time in range(5) for row in rows]
-    for page in (markdown(document), markdown(summarise(many, SMALL.measures(), {"model": "scenes"}))):
+    for page in (markdown(document), markdown(summarise(many, SMALL.measures(), {"model": "scenes-yolo"}))):
         differences = page.partition("## Differences")[2]
         noise = [line for line in differences.splitlines() if line.startswith(("| noise", "| gaussian"))]
         assert noise
@@ -157,7 +157,7 @@ def test_few_images_and_baselines_get_no_verdict(judged: tuple[list[dict[str, An
 
 def arguments(scenes: Path, out: Path, *more: str) -> list[str]:
     return [
-        "evaluate", "--model", "scenes", "--images", str(scenes / "images" / "val"), "--labels",
+        "evaluate", "--model", "scenes-yolo", "--images", str(scenes / "images" / "val"), "--labels",
         str(scenes / "labels" / "val"), "--methods", "odam", "--layers", "level", "--imgsz", "160", "--quick", "--pictures", "2",
         "--out", str(out), *more,
     ]  # fmt: skip
@@ -191,7 +191,7 @@ def test_the_files_of_a_run(finished: Path) -> None:
 
 
 def test_the_plots(judged: tuple[list[dict[str, Any]], list[str]], tmp_path: Path) -> None:
-    document = summarise(judged[0], SMALL.measures()[: None if NIGHTLY else 3], {"model": "scenes"})
+    document = summarise(judged[0], SMALL.measures()[: None if NIGHTLY else 3], {"model": "scenes-yolo"})
     paths = draw(tmp_path, document)
     assert [path.name for path in paths] == ["intervals.png", "agreement.png"]
     for path in paths:
@@ -231,7 +231,7 @@ def test_pages_of_the_judged_maps(finished: Path, scenes: Path, capsys: Any) -> 
     path = sorted((scenes / "images" / "val").iterdir())[0]
     folder = finished / "maps" / path.stem
     assert {f.name for f in folder.iterdir() if f.is_dir()} == {"odam-level", *BASELINES}
-    plain = Explainer("scenes", "odam", "level", **OPTIONS, max_det=3)(path)
+    plain = Explainer("scenes-yolo", "odam", "level", **OPTIONS, max_det=3)(path)
     with np.load(folder / "odam-level" / "heatmaps.npz") as kept:
         np.testing.assert_allclose(kept["heatmaps"], plain.heatmaps.numpy(), atol=1e-5)
     page = next(folder.rglob("report.html")).read_text()
@@ -247,6 +247,7 @@ def test_pages_of_the_judged_maps(finished: Path, scenes: Path, capsys: Any) -> 
         (["--fills", "pink"], "fill 'pink' does not exist"),
         (["--methods", "odamm"], "did you mean 'odam'"),
         (["--scenes", "3"], "leave out --images, --labels, --model, "),
+        (["--family", "detr"], "give --scenes, too"),
         (["--images", "nowhere"], "not a folder with images"),
         (["--labels", "nowhere"], "nowhere does not exist"),
     ],
@@ -261,7 +262,7 @@ def test_wrong_usage_is_one_line(more: list[str], reason: str, scenes: Path, tmp
 @pytest.mark.nightly
 def test_a_count_decides_which_contenders_are_expensive(scenes: Path) -> None:
     """A sweep's length, known beforehand: masks, or samples with a backward for each object, but never the clock."""
-    model = zoo.load("scenes")
+    model = zoo.load("scenes-yolo")
     options = {**OPTIONS, "max_det": 3}
     found, _ = contenders(model, ["odam", "drise", "smoothgrad"], ["level"], quick=True, **options)
     named = {c.name: c for c in found}
@@ -286,18 +287,18 @@ def test_passes_of_a_sweep_are_its_longest_progress() -> None:
 
 
 def test_the_command_needs_pictures_or_scenes(capsys: Any) -> None:
-    assert cli.run(["evaluate", "--model", "scenes"]) == 2
+    assert cli.run(["evaluate", "--model", "scenes-yolo"]) == 2
     assert "--scenes 200" in capsys.readouterr().err
 
 
 def test_a_method_is_judged_at_its_own_layers_once() -> None:
-    found, _ = contenders(zoo.load("scenes"), ["odam", "layerig"], ["level", "auto"], **OPTIONS)
+    found, _ = contenders(zoo.load("scenes-yolo"), ["odam", "layerig"], ["level", "auto"], **OPTIONS)
     names = [contender.name for contender in found if " @ " in contender.name]
     assert names == ["odam @ level", "layerig @ level", "layerig @ stem"]
 
 
 def test_who_takes_part() -> None:
-    model = zoo.load("scenes")
+    model = zoo.load("scenes-yolo")
     found, left_out = contenders(model, ["odam", "fused", "drise", "scorecam"], ["level", "model.9"], quick=True)
     names = [c.name for c in found]
     assert names == [*BASELINES, "odam @ level", "odam @ model.9", "fused", "drise"]

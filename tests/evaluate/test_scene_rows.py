@@ -15,8 +15,9 @@ def test_rows_keep_what_the_tables_say(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[str, list[int]]] = []
     columns = len(planted.MEASURES)
 
-    def judge(variant: str, seeds: list[int], methods: Any, layers: Any, quick: bool) -> planted.Table:
+    def judge(variant: str, seeds: list[int], methods: Any, layers: Any, quick: bool, family: str) -> planted.Table:
         """Two objects in the first scene of every call, one in the others but none in the last."""
+        assert family == "detr"
         asked.append((variant, list(seeds)))
         owner = np.array([0, *range(len(seeds) - 1)])
         values = np.stack([owner * 10.0 + c for c in range(columns)], axis=1)
@@ -26,7 +27,7 @@ def test_rows_keep_what_the_tables_say(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(planted, "judge", judge)
     wanted = [(variant, seed) for variant in VARIANTS for seed in (5, 6, 7)]
     left_out: dict[str, str] = {}
-    made = list(scenes.rows(wanted, ["odam"], ["level"], left_out, done={f"{VARIANTS[0]}/6"}))
+    made = list(scenes.rows(wanted, ["odam"], ["level"], left_out, done={f"{VARIANTS[0]}/6"}, family="detr"))
     assert asked == [(VARIANTS[0], [5, 7]), *((variant, [5, 6, 7]) for variant in VARIANTS[1:])]
     assert left_out == {"cam @ level": "no"}
     assert [row["picture"] for row in made] == [f"{v}/{s}" for v, s in wanted if (v, s) != (VARIANTS[0], 6)]

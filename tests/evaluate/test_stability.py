@@ -88,7 +88,7 @@ def test_randomised_weights_are_put_back(seed: int, detector: nn.Module, picture
 
 def randomised_correlation(method: str, layers: str, scenes: tuple[int, ...], objects: int) -> float:
     """Mean over objects of the demo model, with its trained weights and fixed shuffles of them."""
-    explainer = Explainer(zoo.load("scenes"), method, layers)
+    explainer = Explainer(zoo.load("scenes-yolo"), method, layers)
     values = []
     for number in scenes:
         image = draw_scene(HELD_OUT_SEED + number).image

@@ -17,7 +17,7 @@ from detcam.batch.sources.open import open_source
 
 MANIFEST_OF_A_JOB = {
     "format": FORMAT,
-    "options": {"model": "scenes", "conf": 0.25},
+    "options": {"model": "scenes-yolo", "conf": 0.25},
     "source": {"name": "a", "pictures": 3},
 }
 

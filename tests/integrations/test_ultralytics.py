@@ -184,7 +184,7 @@ def test_a_real_tracker(tracked: list[Any], track_model: Any) -> None:
 def track_model() -> Any:
     from detcam import zoo
 
-    return zoo.load("scenes")
+    return zoo.load("scenes-yolo")
 
 
 @pytest.fixture

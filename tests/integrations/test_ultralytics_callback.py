@@ -73,7 +73,7 @@ def test_a_tracker_keeps_the_explanations(tmp_path: Path) -> None:
     from detcam.scenes import HELD_OUT_SEED, draw_scene
 
     scene = draw_scene(HELD_OUT_SEED + 4).image
-    model: Any = zoo.load("scenes")
+    model: Any = zoo.load("scenes-yolo")
     model.add_callback("on_predict_batch_end", ultralytics_callback(layers="level"))
     for shift in (0, 8, 24):
         frame = bgr(scene[:, shift : shift + 560])

@@ -23,6 +23,7 @@ from detcam.methods import AnyMethod, Method, SweepMethod, get_method
 from detcam.methods.captum_attribution import Captum
 from detcam.methods.channels import ReciproCAM
 from detcam.methods.layered import SmoothGradCAMPlusPlus
+from detcam.methods.path import LayerIG
 from detcam.methods.perturbation import DRISE, ISCAM, RISE, SSCAM, Occlusion
 from detcam.methods.pixel import IntegratedGradients, SmoothGrad
 from detcam.methods.search import Search
@@ -97,6 +98,7 @@ ROWS = (
     Row("gradientxinput", close=True),
     Row(SmoothGrad(samples=2)),
     Row(IntegratedGradients(steps=2)),
+    Row(LayerIG(steps=1)),
     Row("fullgrad"),
     Row("guidedbackprop"),
     Row("guidedgradcam"),

@@ -5,7 +5,8 @@ from __future__ import annotations
 import sys
 import warnings
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import captum.attr
 import pytest
@@ -14,6 +15,7 @@ from sweep_settings import LAYER, Anchor, Setting
 from torch import Tensor, nn
 
 from detcam import Explainer
+from detcam.adapters import Adapter
 from detcam.engine.blur import blurred
 from detcam.errors import MethodError
 from detcam.methods import get_method
@@ -84,8 +86,10 @@ def test_many_steps_account_for_the_whole_score(contrast: str, steps: int, exact
 
 
 def test_the_place_moves_within_each_step() -> None:
-    assert LayerIG(steps=2).shares() == [0.25, 0.75]
-    assert LayerIG(steps=2, place=0.0).shares() == [0.0, 0.5]
+    detector, segmenter = (cast(Adapter, SimpleNamespace(task=task)) for task in ("detect", "semantic"))
+    assert LayerIG(steps=2).shares(detector) == LayerIG(steps=2).shares(segmenter) == [0.25, 0.75]
+    assert LayerIG(steps=2, place=0.0).shares(detector) == [0.0, 0.5]
+    assert (LayerIG().shares(detector), len(LayerIG().shares(segmenter))) == ([0.5], 4)
     with pytest.raises(MethodError, match="baseline: did you mean 'blur'"):
         LayerIG(baseline="blurr")
     with pytest.raises(MethodError, match="not a sum over channels"):  # of activations, which `eigen` would project

@@ -42,7 +42,7 @@ def randomise(module: nn.Module) -> None:
 @pytest.mark.nightly
 def test_guided_backprop_hardly_notices_what_grad_cam_does(seed: int) -> None:
     """Cascading from the head down to the neck's start: every layer that learned to tell classes apart is forgotten."""
-    model: Any = load_model("scenes").model  # type: ignore[union-attr]
+    model: Any = load_model("scenes-yolo").model  # type: ignore[union-attr]
     grad_cam = explain(model, "gradcam", layers="level")
     guided = explain(model, "guidedbackprop", grad_cam)
     assert len(grad_cam) == 2

@@ -315,7 +315,7 @@ def test_a_scene_s_missed_object_is_found_where_it_is() -> None:
     """The demo model above a threshold that hides most objects: the candidates lie on them, and so does the heat."""
     scene = draw_scene(HELD_OUT_SEED)
     pairs = [(box, CLASSES[kind]) for box, kind in zip(scene.boxes.tolist(), scene.class_ids, strict=True)]
-    explanation = Explainer("scenes", conf=0.95, layers="level")(scene.image, ask=pairs)
+    explanation = Explainer("scenes-yolo", conf=0.95, layers="level")(scene.image, ask=pairs)
     assert {a.reason for a in explanation.asked} == {"confidence"}
     shares = []
     for answer, heat in zip(explanation.asked, explanation.heatmaps, strict=True):

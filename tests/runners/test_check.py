@@ -23,7 +23,7 @@ from detcam.types import Check
 
 @pytest.fixture(scope="module")
 def model() -> Any:
-    return zoo.load("scenes")
+    return zoo.load("scenes-yolo")
 
 
 @pytest.fixture(scope="module")

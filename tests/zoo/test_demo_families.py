@@ -5,17 +5,20 @@ from __future__ import annotations
 import builtins
 import pickle
 import socket
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import yaml
 from support import NIGHTLY
 
 from detcam import Explainer, Explanation, zoo
+from detcam.errors import ModelError
 from detcam.scenes import CLASSES, HELD_OUT_SEED, Scene, draw_scene
 
-LIBRARIES = {"scenes-detr": "ultralytics", "scenes-semantic": "transformers"}
+LIBRARIES = {"scenes-detr": "ultralytics", "scenes": "torchvision", "scenes-semantic": "transformers"}
 FIRST = HELD_OUT_SEED + 6000  # seeds that neither training nor the published figures used
 SCENES = 4 if NIGHTLY else 2
 TIMES_AREA = 3  # of the share of the picture that a box or mask takes up: the least energy in it
@@ -40,8 +43,7 @@ def explained(name: str, scenes: list[Scene], layers: str = "auto") -> list[Expl
 def weights(name: str) -> dict[str, torch.Tensor]:
     from safetensors.torch import load_file
 
-    folder = zoo.FOLDER / name
-    return load_file(folder / "model.safetensors" if folder.is_dir() else zoo.FOLDER / f"{name}.safetensors")
+    return load_file(next(path for path in zoo.files(name) if path.suffix == ".safetensors"))
 
 
 @pytest.mark.parametrize(
@@ -69,13 +71,14 @@ def test_heat_lies_on_the_object(name: str, layers: str, scenes: list[Scene]) ->
 
 
 @pytest.mark.nightly
-def test_the_detector_finds_the_objects(scenes: list[Scene]) -> None:
-    pytest.importorskip("ultralytics")
+@pytest.mark.parametrize("name", ["scenes-detr", "scenes"])
+def test_the_detector_finds_the_objects(name: str, scenes: list[Scene]) -> None:
+    pytest.importorskip(LIBRARIES[name])
     ops = pytest.importorskip("torchvision.ops")
     found = wanted = right = given = 0
-    for scene, explanation in zip(scenes, explained("scenes-detr", scenes), strict=True):
+    for scene, explanation in zip(scenes, explained(name, scenes), strict=True):
         hits = ops.box_iou(torch.from_numpy(scene.boxes), explanation.boxes) >= 0.5
-        hits &= torch.from_numpy(scene.class_ids)[:, None] == explanation.class_ids
+        hits &= torch.tensor([[CLASSES[i] == label for label in explanation.labels] for i in scene.class_ids])
         found, wanted = found + int(hits.any(dim=1).sum()), wanted + len(scene.boxes)
         right, given = right + int(hits.any(dim=0).sum()), given + len(explanation)
     assert found / wanted >= 0.75
@@ -118,11 +121,36 @@ def test_loading_uses_neither_pickle_nor_network(name: str, monkeypatch: pytest.
     assert Explainer(model).adapter.prepare(np.zeros((480, 640, 3), np.uint8))[1].network in {(256, 320), (128, 160)}
 
 
+def test_the_default_is_small_accurate_and_describes_itself() -> None:
+    description = yaml.safe_load((zoo.FOLDER / "scenes.yaml").read_text(encoding="utf-8"))
+    assert tuple(description["names"]) == CLASSES
+    assert description["held_out"]["first_seed"] >= HELD_OUT_SEED
+    assert description["held_out"]["box_map50"] >= 0.90
+    assert description["held_out"]["mask_map50"] >= 0.85
+    assert (zoo.FOLDER / "scenes.safetensors").stat().st_size <= 4_000_000
+
+
 def test_the_demo_models_of_the_scenes_are_small_together() -> None:
-    files = [path for pattern in ("scenes*", "scenes*/*") for path in zoo.FOLDER.glob(pattern) if path.is_file()]
-    assert len(files) == 8
+    models = ("scenes", "scenes-yolo", "scenes-detr", "scenes-semantic")
+    files = [path for model in models for path in zoo.files(model)]
+    assert len(files) == 10
     assert {path.suffix for path in files} <= {".yaml", ".safetensors", ".json"}
-    assert sum(path.stat().st_size for path in files) <= 12_000_000
+    assert sum(path.stat().st_size for path in files) <= 13_000_000
+
+
+def test_a_folder_of_the_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a wheel finds the models that it does not ship."""
+    for path in zoo.files("scenes-semantic"):
+        target = tmp_path / ("mine" + path.suffix if path.suffix == ".yaml" else f"mine/{path.name}")
+        target.parent.mkdir(exist_ok=True)
+        target.write_bytes(path.read_bytes())
+    assert "mine" not in zoo.names()
+    with pytest.raises(ModelError, match="no demo model 'mine'"):
+        zoo.load("mine")
+    monkeypatch.setenv("DETCAM_ZOO", str(tmp_path))
+    assert "mine" in zoo.names()
+    expected, actual = zoo.load("scenes-semantic").state_dict(), zoo.load("mine").state_dict()
+    assert all(torch.equal(actual[name], value) for name, value in expected.items())
 
 
 def test_without_the_library_the_error_names_the_extra(name: str, monkeypatch: pytest.MonkeyPatch) -> None:

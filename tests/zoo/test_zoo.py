@@ -23,7 +23,7 @@ FIRST = HELD_OUT_SEED + 5000  # seeds that neither training nor the published fi
 
 @pytest.fixture(scope="module")
 def model() -> Any:
-    return zoo.load("scenes")
+    return zoo.load("scenes-yolo")
 
 
 @pytest.fixture(scope="module")
@@ -52,11 +52,11 @@ def found(scene: Scene, result: Any) -> NDArray[np.bool_]:
 
 
 def test_names_lists_what_can_be_loaded() -> None:
-    assert set(zoo.names()) >= {"scenes", "scenes-detr", "scenes-semantic"}
+    assert set(zoo.names()) >= {"scenes", "scenes-yolo", "scenes-detr", "scenes-semantic"}
 
 
 def test_an_unknown_name_is_refused() -> None:
-    with pytest.raises(ValueError, match="scenes"):
+    with pytest.raises(ValueError, match="scenes-yolo"):
         zoo.load("nothing")
 
 
@@ -80,13 +80,13 @@ def test_loading_uses_neither_pickle_nor_network_and_leaves_no_files(
     monkeypatch.setattr(socket.socket, "connect", refuse)
     monkeypatch.chdir(tmp_path)
     before = {path: path.stat().st_mtime_ns for path in zoo.FOLDER.iterdir() if path.is_file()}
-    zoo.load("scenes")
+    zoo.load("scenes-yolo")
     assert not list(tmp_path.iterdir())
     assert before == {path: path.stat().st_mtime_ns for path in zoo.FOLDER.iterdir() if path.is_file()}
 
 
 def test_two_loads_share_nothing(model: Any) -> None:
-    other = zoo.load("scenes")
+    other = zoo.load("scenes-yolo")
     for a, b in zip(model.model.parameters(), other.model.parameters(), strict=False):
         assert a.data_ptr() != b.data_ptr()
 
@@ -94,8 +94,8 @@ def test_two_loads_share_nothing(model: Any) -> None:
 def test_a_fresh_load_has_the_weights_of_the_file() -> None:
     from safetensors.torch import load_file
 
-    stored = load_file(zoo.FOLDER / "scenes.safetensors")
-    loaded = zoo.load("scenes").model.state_dict()
+    stored = load_file(zoo.FOLDER / "ultralytics" / "scenes-yolo.safetensors")
+    loaded = zoo.load("scenes-yolo").model.state_dict()
     assert stored.keys() == loaded.keys()
     assert all(torch.equal(loaded[key], value.to(loaded[key].dtype)) for key, value in stored.items())
 
@@ -132,8 +132,8 @@ def test_results_carry_names_and_the_trained_picture_size(model: Any, results: l
 
 
 def test_files_are_small_and_describe_themselves() -> None:
-    assert (zoo.FOLDER / "scenes.safetensors").stat().st_size <= 6_000_000
-    description = yaml.safe_load((zoo.FOLDER / "scenes.yaml").read_text(encoding="utf-8"))
+    assert (zoo.FOLDER / "ultralytics" / "scenes-yolo.safetensors").stat().st_size <= 6_000_000
+    description = yaml.safe_load((zoo.FOLDER / "ultralytics" / "scenes-yolo.yaml").read_text(encoding="utf-8"))
     assert tuple(description["names"]) == CLASSES
     assert description["nc"] == len(CLASSES)
     assert description["held_out"]["first_seed"] >= HELD_OUT_SEED
@@ -151,4 +151,4 @@ def test_without_ultralytics_the_error_names_the_extra(monkeypatch: pytest.Monke
 
     monkeypatch.setattr(builtins, "__import__", missing)
     with pytest.raises(ImportError, match=r'pip install "detcam\[ultralytics\]"'):
-        zoo.load("scenes")
+        zoo.load("scenes-yolo")

@@ -10,10 +10,9 @@ from safetensors.torch import save
 from torch import Tensor, nn
 from ultralytics.nn.tasks import DetectionModel
 
-from benchmarks.training.common import halved
+from benchmarks.training.common import ULTRALYTICS, halved
 from benchmarks.training.planted.scenes import Batch
 from benchmarks.training.planted.training import Family, Losses
-from detcam import zoo
 from detcam.scenes.planted import SIZE
 from detcam.scenes.planted_parts import SYMBOLS
 
@@ -83,7 +82,7 @@ class Yolo(Family):
 
     def save(self, name: str, weights: dict[str, Tensor]) -> dict[str, Any]:
         """See `Family.save`."""
-        (zoo.FOLDER / f"{name}.safetensors").write_bytes(save(halved(weights)))
+        (ULTRALYTICS / f"{name}.safetensors").write_bytes(save(halved(weights)))
         return {"task": "detect", **ARCHITECTURE, "names": list(SYMBOLS), "imgsz": SIZE}
 
 

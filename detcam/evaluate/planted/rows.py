@@ -34,8 +34,9 @@ def rows(
     left_out: dict[str, str],
     quick: bool = False,
     done: Collection[str] = (),
+    family: str = "rcnn",
 ) -> Iterator[dict[str, Any]]:
-    """One row for each scene that is not `done`; see `Judge.row`.
+    """One row for each scene that is not `done`, see `Judge.row`, with the models of a family of `interventions`.
 
     Contenders that cannot explain the models are added to `left_out`, with the reason.
     """
@@ -43,7 +44,7 @@ def rows(
         seeds = [seed for kind, seed in wanted if kind == variant and f"{variant}/{seed}" not in done]
         for start in range(0, len(seeds), CHUNK):
             chunk = seeds[start : start + CHUNK]
-            table = planted.judge(variant, chunk, methods, layers, quick=quick)
+            table = planted.judge(variant, chunk, methods, layers, quick=quick, family=family)
             left_out.update(table.left_out)
             for place, seed in enumerate(chunk):
                 yield {"picture": f"{variant}/{seed}", "objects": _objects(variant, table, place)}

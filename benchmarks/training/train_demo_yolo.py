@@ -1,9 +1,9 @@
 """Train the demo model of `detcam.zoo` from scratch on the project's own scenes, and export it.
 
-    python -m benchmarks.training.train_demo_model --work /tmp/demo-model
+    python -m benchmarks.training.train_demo_yolo --work /tmp/demo-model
 
 About 45 minutes on two CPU cores; a GPU is used if there is one. No pretrained weights, no download. Writes
-detcam/zoo/scenes.safetensors and scenes.yaml; the figures in the latter are measured on held-out scenes with
+detcam/zoo/ultralytics/scenes-yolo.safetensors and .yaml; the figures in the latter are measured on held-out scenes with
 the model loaded back from exactly these files.
 """
 
@@ -21,6 +21,7 @@ import yaml
 from safetensors.torch import save
 from ultralytics import YOLO
 
+from benchmarks.training.common import ULTRALYTICS
 from benchmarks.training.yolo_dataset import write_dataset
 from detcam import zoo
 from detcam.scenes import CLASSES, HELD_OUT_SEED
@@ -107,16 +108,16 @@ def export(checkpoint: Path) -> None:
         # few bytes stay in the precision that the model is built with.
         small = value.is_floating_point() and value.ndim > 1
         weights[name] = (value.half() if small else value).contiguous()
-    (zoo.FOLDER / "scenes.safetensors").write_bytes(save(weights))
+    (ULTRALYTICS / "scenes-yolo.safetensors").write_bytes(save(weights))
     describe({})
 
 
 def describe(facts: dict[str, Any]) -> None:
-    """Write scenes.yaml: what Ultralytics needs to build the model, the class names, and `facts` about it."""
+    """Write scenes-yolo.yaml: what Ultralytics needs to build the model, the class names, and `facts` about it."""
     description = {**ARCHITECTURE, "names": list(CLASSES), "imgsz": IMGSZ, **facts}
     text = yaml.safe_dump(description, sort_keys=False, default_flow_style=None, width=110)
-    header = "# Written by benchmarks/training/train_demo_model.py: the model in scenes.safetensors.\n"
-    (zoo.FOLDER / "scenes.yaml").write_text(header + text, encoding="utf-8")
+    header = "# Written by benchmarks/training/train_demo_yolo.py: the model in scenes-yolo.safetensors.\n"
+    (ULTRALYTICS / "scenes-yolo.yaml").write_text(header + text, encoding="utf-8")
 
 
 def measure(model: YOLO, data: Path, device: str) -> dict[str, float]:
@@ -148,7 +149,7 @@ def main() -> None:
         data = write_dataset(work / "scenes", range(args.scenes), held_out)
     checkpoint = args.checkpoint or train(work, data, args.epochs, args.device)
     export(checkpoint)
-    shipped = measure(zoo.load("scenes"), data, args.device)
+    shipped = measure(zoo.load("scenes-yolo"), data, args.device)
     facts = {
         "training": {
             "seed": SEED,
