@@ -67,11 +67,15 @@ def test_every_family_with_masks_has_the_margin(family: str, seed: int, tmp_path
     else:
         model, processor = random_segmenter("mask2former", seed, tmp_path)
         options = {"processor": processor, "conf": 0.0}
-    explanation = Explainer(model, target="mask-margin", max_det=3, **options)(picture)
+    explanation = Explainer(model, target="mask-margin", max_det=6, **options)(picture)
     assert len(explanation)
     assert all(bool(m.isfinite().all()) and bool(m.any()) for m in explanation.maps)
-    plain = Explainer(model, target="mask", max_det=3, **options)(picture)
-    assert all(not torch.equal(a, b) for a, b in zip(explanation.maps, plain.maps, strict=True))
+    plain = Explainer(model, target="mask", max_det=6, **options)(picture)
+    differ = [not torch.equal(a, b) for a, b in zip(explanation.maps, plain.maps, strict=True)]
+    assert explanation.objects.mask_logits is not None
+    full = [bool((logits > 0).all()) for logits in explanation.objects.mask_logits]  # no ring is around those
+    assert any(differ)
+    assert all(a or b for a, b in zip(differ, full, strict=True))
 
 
 def test_a_detector_without_masks_has_none(seed: int) -> None:
