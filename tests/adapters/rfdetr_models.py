@@ -49,8 +49,9 @@ def raw_of(wrapper: Any, picture: np.ndarray) -> dict[str, Tensor]:
     pixels = torch.from_numpy(picture).permute(2, 0, 1)[None].float() / 255
     pixels = nn.functional.interpolate(pixels, (96, 96), mode="bilinear", align_corners=False)
     mean, deviation = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+    pixels = ((pixels - mean[:, None, None].float()) / deviation[:, None, None].float()).to(mean.dtype)
     with torch.no_grad():
-        outputs = wrapper.model.model((pixels - mean[:, None, None]) / deviation[:, None, None])
+        outputs = wrapper.model.model(pixels)
     return {name: value[0] for name, value in outputs.items() if isinstance(value, Tensor)}
 
 
