@@ -118,7 +118,7 @@ def test_gcame_does_not_swap_rows_and_columns() -> None:
 def test_two_objects_of_one_class_keep_their_own_places(name: str, seed: int) -> None:
     """The same gradient at two places of one picture, where Grad-CAM's maps are equal."""
     acts = torch.rand(1, 8, 20, 20).expand(2, -1, -1, -1) + 0.5
-    patch, grads = torch.randn(8, 3, 3) + 0.5, torch.zeros(2, 8, 20, 20)
+    patch, grads = torch.rand(8, 3, 3) + 0.5, torch.zeros(2, 8, 20, 20)  # of one sign: no channel cancels another
     grads[0, :, 2:5, 3:6] = patch
     grads[1, :, 14:17, 12:15] = patch
     pooled_maps = get_method("gradcam").maps(acts, grads)
