@@ -72,7 +72,8 @@ def test_equals_captums_layer_integrated_gradients(layer: str, steps: int, basel
 @pytest.mark.parametrize(("contrast", "steps"), [("none", 50), pytest.param("margin", 200, marks=pytest.mark.nightly)])
 def test_many_steps_account_for_the_whole_score(contrast: str, steps: int, exact: Setting) -> None:
     """At the stem, the cells sum to S(x) - S(b); the error of the midpoint rule falls at least like 1 / steps."""
-    explanation = exact.explain(LayerIG(steps=steps, smooth=0.0, contrast=contrast), max_det=1)
+    exact.model.get_submodule("model.9").m = nn.AvgPool2d(5, 1, 2)  # the error at kinks of a max-pool is luck
+    explanation = exact.explain(LayerIG(steps=steps, smooth=0.0, contrast=contrast), max_det=1, conf=0.0)
     assert explanation.settings["layers"] == ["model.0"]
     assert explanation.settings["target"] == {"margin": "margin", "none": "class"}[contrast]
     pixels = exact.pixels[None]
