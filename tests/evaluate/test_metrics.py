@@ -25,14 +25,22 @@ H, W = 12, 20
 
 
 def case(seed: int, n: int = 4) -> Case:
-    """Random maps, boxes with corners between pixels, masks within them, and others' masks."""
+    """Random maps, boxes with corners between pixels, masks within them, and others' masks.
+
+    Heat has 997 levels, and one pixel has the highest: 997 is prime, so no pixel is within rounding of a twentieth of
+    the maximum, where VEA's thresholds are.
+    """
     generator = torch.Generator().manual_seed(seed)
-    heat = torch.rand(n, H, W, generator=generator)
+    heat = torch.randint(1, 997, (n, H * W), generator=generator) / 997
+    heat.scatter_(1, torch.randint(H * W, (n, 1), generator=generator), 1.0)
+    heat = heat.view(n, H, W)
     starts = torch.rand(n, 2, generator=generator) * torch.tensor([W / 2, H / 2])
     sides = 2 + torch.rand(n, 2, generator=generator) * torch.tensor([W / 2 - 2, H / 2 - 2])
     boxes = torch.cat([starts, starts + sides], dim=1)
     inside = Case(heat, boxes).in_boxes
     masks = inside & (torch.rand(n, H, W, generator=generator) < 0.7)
+    columns, rows = (boxes[:, :2] + boxes[:, 2:]).div(2).long().unbind(1)
+    masks[torch.arange(n), rows, columns] = True  # no mask is empty: energy per area would be undefined
     others = (torch.rand(n, H, W, generator=generator) < 0.2) & ~masks
     return Case(heat, boxes, masks, others)
 
