@@ -59,7 +59,7 @@ def found_of(scene: Scene, explanation: Explanation) -> int:
     from torchvision.ops import box_iou
 
     overlaps = box_iou(torch.from_numpy(scene.boxes), explanation.boxes) >= 0.5
-    hits = overlaps & (torch.from_numpy(scene.class_ids)[:, None] == explanation.class_ids[None])
+    hits = overlaps & torch.tensor([[CLASSES[i] == label for label in explanation.labels] for i in scene.class_ids])
     return int(hits.any(dim=1).sum())
 
 
@@ -90,13 +90,13 @@ def measure(name: str, scenes: list[Scene]) -> list[dict[str, Any]]:
     """One row for each layer preset; `auto` says which one layers="auto" is."""
     rows = []
     semantic = name.endswith("semantic")
-    for layers in ("level", "evidence"):
+    for layers in ("stem", "level", "evidence"):
         explainer = Explainer(name, layers=layers, segments="component" if semantic else "class")
         explanations = [explainer(scene.image) for scene in scenes]
         values = np.array([pair for found in explanations for pair in energies(found, semantic)])
         energy, area = values.mean(axis=0).tolist()
         row = {"model": name, "method": explainer.method.name, "layers": layers}
-        row |= {"auto": layers == explainer.method.layers, "objects": len(values)}
+        row |= {"auto": layers == "stem", "objects": len(values)}
         row |= {"energy": energy, "area": area, "times_area": energy / area, **quality(name, scenes, explanations)}
         rows.append({key: round(value, 4) if isinstance(value, float) else value for key, value in row.items()})
     return rows

@@ -33,7 +33,7 @@ def test_components_part_the_classes(seed: int) -> None:
     picture = picture_for("segformer", seed)
     model = random_segmenter("segformer", seed).double()
     labels, logits = label_map("segformer", model, picture)
-    explanation = explain("segformer", model, picture, segments="component")
+    explanation = explain("segformer", model, picture, segments="component", layers="level")
     assert len(explanation) > len(labels.unique())
     assert explanation.masks.sum(dim=0).eq(1).all()
     areas = explanation.masks.sum(dim=(1, 2)).tolist()
