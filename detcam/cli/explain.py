@@ -18,7 +18,7 @@ from detcam.cli.options import JsonFlag, TrustFlag, require_files, require_writa
 from detcam.config import Preset
 from detcam.errors import InputError, plain
 from detcam.explainer import Explainer
-from detcam.methods import VIEWS, view_of
+from detcam.methods import VIEWS
 
 EPILOG = """
 Examples:
@@ -76,9 +76,8 @@ def explain(
     require_writable(out_dir)
     folders = folders_of(images, out_dir)
     options = {**preset.options(), "trust_checkpoint": trust_checkpoint}
-    other = _other_view(preset) if report else None
     places = list(zip(images, folders, strict=True))
-    documents = _explain_each(options, other, questions, places, out_dir, check, as_json)
+    documents = _explain_each(options, report, questions, places, out_dir, check, as_json)
     if report:
         from detcam.report import write_report
 
@@ -91,9 +90,8 @@ def explain(
         print(json.dumps(documents, indent=2, ensure_ascii=False))
 
 
-def _other_view(preset: Preset) -> str | None:
-    """The view that a page shows beside that of the preset; None if the preset answers neither."""
-    view = view_of(preset.method, preset.layers)
+def _other(view: str | None) -> str | None:
+    """The view that a page shows beside another; None beside maps that answer neither."""
     return None if view is None else next(other for other in VIEWS if other != view)
 
 
@@ -104,7 +102,7 @@ def _views(folder: Path) -> list[Path]:
 
 def _explain_each(
     options: dict[str, Any],
-    other: str | None,
+    both: bool,
     questions: dict[str, Any],
     places: Sequence[tuple[Path, Path]],
     out_dir: Path,
@@ -122,6 +120,7 @@ def _explain_each(
     with interruptible(written), progress(out, quiet) as bars:
         explained, swept = bars("explaining", len(places), visible=len(places) > 1), bars("sweeping", visible=False)
         explainer = Explainer(**options, progress=lambda done, total: swept(done, total, visible=done < total))
+        other = _other(explainer.settings["view"]) if both else None
         beside: Explainer | None = None
         for path, folder in places:
             explanation = explainer(path, **questions)
