@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import platform
+import warnings
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -15,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from detcam.errors import DependencyError
 from detcam.evaluate.contenders import BASELINES
 from detcam.evaluate.metrics.bootstrap import LEAST, Interval, Values, bootstrap, paired
 from detcam.evaluate.metrics.localisation import Measure
@@ -250,7 +252,12 @@ def _verdict(value: dict[str, Any], better: str, baseline: bool) -> str:
 
 
 def save(folder: Path, document: dict[str, Any]) -> list[Path]:
-    """Write `report.json`, `report.md` and the plots; return their paths."""
+    """Write `report.json`, `report.md` and, with matplotlib, the plots; return their paths."""
     write(folder / "report.json", document)
     write_whole(folder / "report.md", markdown(document).encode())
-    return [folder / "report.json", folder / "report.md", *draw(folder, document)]
+    paths = [folder / "report.json", folder / "report.md"]
+    try:
+        return paths + draw(folder, document)
+    except DependencyError as error:
+        warnings.warn(f"the report has no plots: {error}", stacklevel=2)
+        return paths

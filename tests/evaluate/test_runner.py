@@ -2,6 +2,7 @@
 
 import copy
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from detcam.evaluate.contenders import BASELINES, Contender, Sweep, contenders
 from detcam.evaluate.judge import Judge, Protocol, pictures
 from detcam.evaluate.labels.read import read_labels
 from detcam.evaluate.plots import draw
-from detcam.evaluate.report import collect, markdown, summarise
+from detcam.evaluate.report import collect, markdown, save, summarise
 from detcam.evaluate.store import Store
 from detcam.images import read_image
 from detcam.runners.likeness import Likeness
@@ -308,3 +309,14 @@ def test_who_takes_part() -> None:
     assert quick.method.masks < 1000  # type: ignore[attr-defined]
     with pytest.raises(InputError, match="does not exist"):
         contenders(model, ["nothing"], ["level"])
+
+
+def test_without_matplotlib_the_report_is_written(
+    judged: tuple[list[dict[str, Any]], list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    document = summarise(judged[0], SMALL.measures(), {"model": "scenes-yolo", "quick": True})
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.warns(UserWarning, match=r'no plots: plots need matplotlib: pip install "detcam\[evaluate\]"'):
+        paths = save(tmp_path, document)
+    assert [path.name for path in paths] == ["report.json", "report.md"]
+    assert all(path.exists() for path in paths)
