@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -250,7 +252,10 @@ def finish(folder: Path, document: dict[str, Any], as_json: bool) -> None:
         raise InputError(
             "no object matches a label (same class, box IoU over 0.5): check --labels and the class numbers"
         )
-    paths = save(folder, document)
+    with warnings.catch_warnings(record=True) as caught:
+        paths = save(folder, document)
+    for warning in caught:
+        print(f"warning: {plain(str(warning.message))}", file=sys.stderr)
     if as_json:
         print(json.dumps(document, indent=2, ensure_ascii=False))
         return

@@ -47,7 +47,10 @@ def load_model(name: str | os.PathLike[str], trust_checkpoint: bool = False) -> 
     if path.suffix == ".safetensors":
         raise ModelError(f"model {path} holds weights only: give the folder with its config.json")
     if path.suffix not in SUFFIXES:
-        raise ModelError(f"model {str(name)!r} is not a .pt file or demo model: {nearest(str(name), zoo.names())}")
+        hint = nearest(str(name), zoo.names())
+        if "scenes-yolo" not in zoo.names():  # installed from a wheel
+            hint += "; the demo models of YOLO lie in a checkout, see detcam.zoo"
+        raise ModelError(f"model {str(name)!r} is not a .pt file or demo model: {hint}")
     if not exists:
         path = _downloaded(path, str(name))
     return read_checkpoint(path, trust_checkpoint)

@@ -53,8 +53,7 @@ def load(name: str = "scenes") -> Any:
     """
     given = {path.suffix: path for path in files(name)}
     if ".yaml" not in given:
-        elsewhere = "" if (FOLDER / "ultralytics").exists() else "; those of YOLO lie in a checkout, see DETCAM_ZOO"
-        raise ModelError(f"no demo model {name!r}: {nearest(str(name), names())}{elsewhere}")
+        raise ModelError(f"no demo model {name!r}: {nearest(str(name), names())}")
     description = yaml.safe_load(given[".yaml"].read_text(encoding="utf-8"))
     library = description.get("library", "ultralytics")
     try:

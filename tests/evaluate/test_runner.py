@@ -15,6 +15,7 @@ from support import NIGHTLY
 from benchmarks.training.yolo_dataset import write_dataset
 from detcam import Explainer, cli, zoo
 from detcam.boxes import box_iou
+from detcam.cli.evaluate import finish
 from detcam.engine import masking
 from detcam.errors import InputError, MethodError
 from detcam.evaluate.contenders import BASELINES, Contender, Sweep, contenders
@@ -312,7 +313,10 @@ def test_who_takes_part() -> None:
 
 
 def test_without_matplotlib_the_report_is_written(
-    judged: tuple[list[dict[str, Any]], list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    judged: tuple[list[dict[str, Any]], list[str]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     document = summarise(judged[0], SMALL.measures(), {"model": "scenes-yolo", "quick": True})
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
@@ -320,3 +324,5 @@ def test_without_matplotlib_the_report_is_written(
         paths = save(tmp_path, document)
     assert [path.name for path in paths] == ["report.json", "report.md"]
     assert all(path.exists() for path in paths)
+    finish(tmp_path, document, as_json=True)
+    assert capsys.readouterr().err.startswith("warning: the report has no plots: ")
