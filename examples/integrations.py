@@ -1,6 +1,6 @@
 """Hand an explanation over to other tools: COCO's, Label Studio's, matplotlib, supervision; and take Ultralytics' in.
 
-python examples/integrations.py                                          a drawn scene, the demo model
+python examples/integrations.py                                          a drawn scene, the demo model of YOLO
 python examples/integrations.py street.jpg yolov8n.pt                    your photo, your weights
 """
 
@@ -45,4 +45,4 @@ def main(out: Path, image: object, model: str) -> None:
 if __name__ == "__main__":
     given = sys.argv[1:]
     picture = read_image(given[0]) if given else draw_scene(HELD_OUT_SEED + 4).image
-    main(Path("example-integrations"), picture, given[1] if len(given) > 1 else "scenes")
+    main(Path("example-integrations"), picture, given[1] if len(given) > 1 else "scenes-yolo")

@@ -34,7 +34,8 @@ def until(condition: Callable[[], bool], process: subprocess.Popen[str] | None =
 
 
 def started(source: Path, out: Path, *more: str) -> subprocess.Popen[str]:
-    command = ["batch", str(source), "--out", str(out), "--imgsz", "160", "--workers", "2", "--threads", "1", *more]
+    options = ["--model", "scenes-yolo", "--imgsz", "160", "--workers", "2", "--threads", "1"]
+    command = ["batch", str(source), "--out", str(out), *options, *more]
     return subprocess.Popen(
         [sys.executable, "-c", "import photos; photos.command_with_held_pictures()", *command],
         env={**os.environ, "PYTHONPATH": str(Path(__file__).parent)},

@@ -39,7 +39,7 @@ from detcam.batch.sources.open import open_source
 from detcam.batch.worker import Options
 
 source, out = sys.argv[1:]
-run(open_source(source), out, Options(imgsz=160), RayEngine(workers=1, threads=1, out=out), chunk=2)
+run(open_source(source), out, Options(model="scenes-yolo", imgsz=160), RayEngine(workers=1, threads=1, out=out), chunk=2)
 """
 
 
