@@ -87,7 +87,7 @@ def test_labels_are_safe_in_file_names(explanation: Explanation, tmp_path: Path)
     folder = explanation.save(tmp_path / "out")
     assert {path.parent for path in tmp_path.rglob("*.png")} == {folder}
     for path in folder.glob("overlay_*"):
-        assert re.fullmatch(r"overlay_\d{3}_[a-z0-9-]+\.png", path.name), path.name
+        assert re.fullmatch(r"overlay_\d{3}_[\w-]+\.png", path.name), path.name
     assert (folder / "overlay_000_traffic-light.png").exists()
 
 

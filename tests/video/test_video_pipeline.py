@@ -1,6 +1,5 @@
 """The pipeline: what is explained when, what is carried along, and how it ends."""
 
-import gc
 import json
 import threading
 from itertools import islice
@@ -95,16 +94,11 @@ def test_rows_hold_peak_and_energy(explainer: Explainer, picture: np.ndarray) ->
 
 @pytest.mark.nightly
 def test_memory_is_flat(explainer: Explainer, picture: np.ndarray) -> None:
-    """Frames come and go: no more of them are alive in a long video than in a short one."""
-    most = []
-    for count in (30, 90):
-        source = Pictures([picture[:64, :96]] * count)
-        for _ in detcam.video.explain(source, explainer, every=0, batch=2):
-            pass
-        gc.collect()
-        most.append(source.most)
-    assert most[1] <= most[0] + 2
-    assert most[1] < 20
+    """Frames come and go: however long a video is, no more of them are alive than queues and stages hold."""
+    source = Pictures([picture[:64, :96]] * 90)
+    for _ in detcam.video.explain(source, explainer, every=0, batch=2):
+        pass
+    assert source.most < 20
 
 
 @pytest.mark.parametrize("where", ["source", "model"])
