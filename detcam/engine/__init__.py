@@ -1,6 +1,7 @@
 """Activations and gradients of any torch model: a private view, captured layers, N gradients from one forward."""
 
 from detcam.engine.attention import Attentions, Sampled, WatchAttention
+from detcam.engine.backward_rules import NoRule
 from detcam.engine.capture import Capture, Captured, Reached, module_name
 from detcam.engine.gradients import batched_gradients, object_gradients, upscaling
 from detcam.engine.shadow import shadow
@@ -11,6 +12,7 @@ __all__ = [
     "Attentions",
     "Capture",
     "Captured",
+    "NoRule",
     "Reached",
     "Sampled",
     "Seed",

@@ -25,7 +25,7 @@ Rule = Callable[[Node, Windows, np.ndarray], Windows]
 
 
 class NoRule(Exception):
-    """The node needs whole maps."""
+    """The node needs whole maps, or cannot be walked through at all."""
 
 
 def _size(node: Node, source: int = 0) -> tuple[int, int]:

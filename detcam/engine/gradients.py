@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -15,17 +16,39 @@ def upscaling(tensor: Tensor) -> float:
     return HALF if tensor.dtype == torch.float16 else 1.0
 
 
+def plain_gradients(total: Tensor, tensors: list[Tensor], start: Tensor | None = None) -> list[Tensor | None]:
+    """Gradients of a scalar, None where it does not depend on a tensor; `start` is its own gradient, by default 1.
+
+    A reentrant checkpoint runs in a backward to the leaves only: hooks see the gradients there.
+    """
+    try:
+        return list(torch.autograd.grad(total, tensors, start, retain_graph=True, allow_unused=True))
+    except RuntimeError as error:
+        if "use_reentrant" not in str(error):
+            raise
+    found: dict[int, Tensor] = {}
+    handles = [tensor.register_hook(partial(found.__setitem__, i)) for i, tensor in enumerate(tensors)]
+    try:
+        total.backward(start, retain_graph=True)  # type: ignore[no-untyped-call]
+    finally:
+        for handle, tensor in zip(handles, tensors, strict=True):
+            handle.remove()
+            if tensor.is_leaf:
+                tensor.grad = None
+    return [found.get(i) for i in range(len(tensors))]
+
+
 def scaled_gradients(total: Tensor, tensors: list[Tensor]) -> list[Tensor | None]:
     """Gradients of a scalar, None where it does not depend on a tensor; float32 if the scalar is float16.
 
     In half precision the backward starts from a large value, and from smaller values if that overflows.
     """
     if upscaling(total) == 1:
-        return list(torch.autograd.grad(total, tensors, retain_graph=True, allow_unused=True))
+        return plain_gradients(total, tensors)
     unscaled: list[Tensor | None] = []
     for scale in (upscaling(total), 1.0, 1 / upscaling(total), upscaling(total) ** -2):
         start = torch.full_like(total, scale)
-        gradients = torch.autograd.grad(total, tensors, start, retain_graph=True, allow_unused=True)
+        gradients = plain_gradients(total, tensors, start)
         unscaled = [None if g is None else g.float() / scale for g in gradients]
         if all(bool(g.isfinite().all()) for g in unscaled if g is not None):
             break

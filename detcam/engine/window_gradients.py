@@ -37,6 +37,7 @@ from torch import Tensor
 
 from detcam.engine.autograd_graph import Edge, Graph, Node, edge_of, shape_of
 from detcam.engine.backward_rules import RULES, NoRule
+from detcam.engine.gradients import upscaling
 from detcam.engine.window import Window, union
 
 
@@ -132,6 +133,8 @@ def _step(node: Node, outputs: list[Gradients | None], images: np.ndarray, batch
 
 def _whole_step(node: Node, outputs: list[Gradients | None], images: np.ndarray, batch: int) -> list[Gradients | None]:
     """Call the node with whole maps, for one object after the other."""
+    if not callable(node):  # written in Python, as a function or a checkpoint: autograd's engine alone can run it
+        raise NoRule(f"cannot pass {node.name()}")
     whole = [None if o is None else _as_tensors(o, (node, i), images) for i, o in enumerate(outputs)]
     rows: list[list[Tensor | None]] = []
     for position in range(len(images)):
@@ -175,17 +178,25 @@ def _as_tensors(gradients: Gradients, edge: Edge, images: np.ndarray) -> list[Te
 
 
 def windows_agree(
-    seeds: Sequence[Seed], targets: Sequence[Tensor], images: np.ndarray, tolerance: float | None = None
+    seeds: Sequence[Seed],
+    targets: Sequence[Tensor],
+    images: np.ndarray,
+    scalars: Tensor | None = None,
+    tolerance: float | None = None,
 ) -> int:
     """Whether the windows of the seeds' objects hold the gradients that `torch.autograd.grad` gives.
 
     Args:
         seeds, targets, images: as for `window_gradients`.
+        scalars: [n] the objects' scalars, to compare with their gradients; None: those from the seeds.
         tolerance: largest difference, as a share of the largest gradient; None: the rounding of the tensors'
             precision, and at least 1e-4.
 
     Returns:
         0 if they differ, else the largest number of bytes that the walk held at once.
+
+    Raises:
+        NoRule: if a node of the graph can run inside autograd's engine only.
     """
     if tolerance is None:
         tolerance = max(1e-4, 32 * torch.finfo(targets[0].dtype).eps)
@@ -196,8 +207,10 @@ def windows_agree(
         row, image = slice(position, position + 1), images[position : position + 1]
         dense = [seed.window.rows(row).spread(tuple(seed.tensor.shape), image)[0] for seed in starts]
         outputs = [seed.tensor for seed in starts]
+        if scalars is not None:
+            outputs, dense = [scalars[position]], [torch.full_like(scalars[position], upscaling(targets[0]))]
         expected: Sequence[Tensor | None] = [None] * len(targets)
-        if starts:
+        if outputs and outputs[0].requires_grad:
             expected = torch.autograd.grad(outputs, targets, dense, retain_graph=True, allow_unused=True)
         for window, whole, target in zip(windows, expected, targets, strict=True):
             zero = torch.zeros_like(target)

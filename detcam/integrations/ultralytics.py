@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -10,8 +11,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from detcam.adapters import Adapter
+from detcam.adapters.ultralytics.base import head_of, module_of
 from detcam.boxes import box_iou
 from detcam.errors import InputError
 from detcam.explainer import Explainer, PreparedImage
@@ -22,6 +25,7 @@ from detcam.types import Objects
 
 SCORE = 0.01  # tolerance of a score: the model may have been fused or run in half precision
 PLACE = 0.01  # tolerance of a side, as a share of the longer side of the box, plus one pixel
+TENSOR_SIDES = 32  # pixels: predict takes tensors whose sides are multiples of it
 TRACKED = 0.3  # smallest IoU of a candidate with a box that a tracker has moved
 SCORE_WEIGHT = 10  # weight of the score against the place when a tracked box is matched
 
@@ -113,21 +117,23 @@ class ResultsExplainer(Explainer):
         return explanation
 
     def _layouts(self, image: np.ndarray) -> Iterator[PreparedImage]:
-        """The image as predict prepares it alone or among images of its size, then as among images of several sizes.
+        """The image as predict prepares it alone or among images of its size; among others; and as a tensor.
 
-        For the latter, YOLO models pad the image to the full input size, which changes the boxes slightly.
+        Among images of several sizes, YOLO models pad the image to the full input size, which changes the boxes
+        slightly. A tensor becomes the network's input as it is.
         """
         yield self.prepare(image)
-        stride = getattr(self.adapter, "stride", None)
-        if stride is None:
-            return
         adapter: Any = self.adapter
-        adapter.stride = max(adapter.size)
-        try:
-            padded = self.prepare(image)
-        finally:
-            adapter.stride = stride
-        yield padded
+        size, stride = adapter.size, getattr(adapter, "stride", None)
+        layouts = [] if stride is None else [(size, max(size))]
+        if all(side % TENSOR_SIDES == 0 for side in image.shape[:2]):
+            layouts.append((image.shape[:2], stride))
+        for adapter.size, adapter.stride in layouts:
+            try:
+                placed = self.prepare(image)
+            finally:
+                adapter.size, adapter.stride = size, stride
+            yield placed
 
 
 def explain_results(results: Any, model: Any, **options: Any) -> Any:
@@ -154,7 +160,7 @@ def explain_results(results: Any, model: Any, **options: Any) -> Any:
     items = [results] if single else results
     if not isinstance(items, Iterable):
         raise InputError(f"results: expected Ultralytics' Results or a list of them, got a {type(results).__name__}")
-    explainer = ResultsExplainer(model, **{**_settings(getattr(model, "predictor", None)), **options})
+    explainer = ResultsExplainer(_used(model), **{**_settings(getattr(model, "predictor", None)), **options})
     explanations = []
     for i, result in enumerate(items):
         if not hasattr(result, "orig_img"):
@@ -173,15 +179,16 @@ def ultralytics_callback(out: str | os.PathLike[str] | None = None, **options: A
         for result in model.predict("street.jpg"):
             result.explanation.heatmaps
 
-    Each Results gets the attribute `explanation`. Heatmaps are made on first access, so the results of many images
-    stay small. (At the earlier event "on_predict_postprocess_end" a tracker would still replace the Results.)
+    Each Results gets the attribute `explanation`; it is None after a warning that says why. Heatmaps are made on first
+    access, so the results of many images stay small. (At the earlier event "on_predict_postprocess_end" a tracker would
+    still replace the Results.)
 
     Args:
         out: folder for `Explanation.save`, with a subfolder for each image; None: nothing is written.
         options: options of `detcam.Explainer` except model, conf, iou, max_det, imgsz and device, which predict sets.
 
     Raises:
-        InputError: for an option that predict sets; when predict is called, for an option that cannot be used.
+        InputError: for an option that predict sets.
     """
     if misplaced := sorted({"model", "conf", "iou", "max_det", "imgsz", "device"} & options.keys()):
         raise InputError(f"{misplaced[0]}: predict sets this option: give {misplaced[0]} to predict instead")
@@ -198,18 +205,32 @@ class _Callback:
         self._count = 0
 
     def __call__(self, predictor: Any) -> None:
+        for result in predictor.results:
+            result.explanation = None
+            try:
+                explanation = self._explainer_of(predictor).explain(result, str(result.path))
+                if self._out is not None:
+                    explanation.save(self._out / f"{self._count:06d}_{Path(result.path).stem}", result.path)
+                result.explanation = explanation
+            except Exception as error:  # whatever it is, the user's predict goes on
+                warnings.warn(f"no explanation: {str(error) or type(error).__name__}", stacklevel=2)
+            self._count += 1
+
+    def _explainer_of(self, predictor: Any) -> ResultsExplainer:
         settings = _settings(predictor)
-        network = predictor.model.model  # fused, on predict's device and in its precision
+        network = module_of(predictor)  # fused, on predict's device and in its precision
         if self._explainer is None or self._key != (network, settings):
             with torch.inference_mode(False):
                 self._explainer = ResultsExplainer(network, **settings, **self._options)
             self._key = (network, settings)
-        for result in predictor.results:
-            result.explanation = self._explainer.explain(result, str(result.path))
-            if self._out is not None:
-                folder = self._out / f"{self._count:06d}_{Path(result.path).stem}"
-                result.explanation.save(folder, result.path)
-            self._count += 1
+        return self._explainer
+
+
+def _used(model: Any) -> Any:
+    """The model, or predict's copy of it, if that used the other head of the model (`nms=`)."""
+    copied = module_of(getattr(model, "predictor", None))
+    heads = [getattr(head_of(each), "end2end", None) for each in (model, copied)]
+    return copied if isinstance(copied, nn.Module) and heads[0] != heads[1] else model
 
 
 def _settings(predictor: Any) -> dict[str, Any]:

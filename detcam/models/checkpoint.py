@@ -23,6 +23,7 @@ TRUST = "if you trust its maker, give --trust-checkpoint (in Python trust_checkp
 INSTALL = 'pip install "detcam[ultralytics]"'
 LARGEST = 2**30  # bytes: limit for old files that are searched for names
 USUAL = ("torch.", "collections.", "copyreg.", "copy_reg.", "_codecs.", "builtins.object", "builtins.set")  # not layers
+REPOSITORIES = ("models", "utils")  # top-level packages of YOLOv5's and YOLOv7's repositories, which no index has
 _LOCK = threading.Lock()  # torch's list of allowed classes is global
 
 
@@ -66,9 +67,12 @@ def _restricted(path: Path) -> Any:
 def _unpickled(path: Path) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=False)
-    except ModuleNotFoundError as error:
-        raise ModelError(f"model {path} needs the module {error.name!r}, which is not installed: install it") from None
-    except Exception as error:
+    except Exception as error:  # unpickling can raise any error
+        elsewhere = [name for name in named(path) if name.split(".")[0] in REPOSITORIES]
+        if elsewhere:
+            raise _of_repository(path, elsewhere[0]) from None
+        if isinstance(error, ModuleNotFoundError):
+            raise ModelError(f"model {path} needs the module {error.name!r}, which is missing: install it") from None
         raise ModelError(f"model {path} cannot be loaded ({reason(error)}): get a complete copy") from None
 
 
@@ -176,7 +180,17 @@ class _Dummy:
     __setstate__ = __setitem__ = append = extend = add = __call__
 
 
+def _of_repository(path: Path, name: str) -> ModelError:
+    return ModelError(
+        f"model {path} was saved by a repository's own code ({name}), as YOLOv5's and YOLOv7's: load it inside that "
+        "repository and give the module with adapter=CallableAdapter(...), or give Ultralytics' weights, e.g. "
+        "yolov5nu.pt"
+    )
+
+
 def _refusal(path: Path, names: list[str]) -> ModelError:
+    if names[0].split(".")[0] in REPOSITORIES:
+        return _of_repository(path, names[0])
     others = f" and {len(names) - 1} more" if len(names) > 1 else ""
     return ModelError(
         f"model {path} cannot be loaded safely: it holds {names[0]}{others}, which is not one of the known "

@@ -1,9 +1,11 @@
-"""Oldest supported version of each library, and the error for older versions."""
+"""Oldest supported version of each library, and what is said of older versions."""
 
 from __future__ import annotations
 
 import re
 import sys
+import warnings
+from functools import cache
 from typing import Any
 
 from detcam.errors import ModelError
@@ -20,8 +22,11 @@ OLDEST: dict[str, str] = {
 }
 
 
+TRIED = ("ultralytics",)  # whose forks and older versions are tried: an upgrade would overwrite a fork
+
+
 def require_supported(model: Any) -> None:
-    """Raise a ModelError that names both versions if the library of `model` is too old."""
+    """Raise a ModelError that names both versions if the library of `model` is too old; see `require`."""
     for library in libraries_of(model) & OLDEST.keys():
         require(library)
 
@@ -32,17 +37,26 @@ def libraries_of(model: Any) -> set[str]:
 
 
 def require(library: str) -> None:
-    """Raise a ModelError that names both versions if `library`, an import name, is too old.
+    """Raise a ModelError that names both versions if `library`, an import name, is too old; warn if it is in `TRIED`.
 
     Passes if the library is not imported, or has no version.
     """
     installed = str(getattr(sys.modules.get(library), "__version__", ""))
     if installed and _numbers(installed) < _numbers(OLDEST[library]):
         name, oldest = library.replace("_", "-"), OLDEST[library]
+        if library in TRIED:
+            _warn(f"{name} {installed} is older than {oldest}, the oldest that detcam was tested with: it is tried")
+            return
         raise ModelError(
             f"{name} {installed} is too old: detcam explains models of {oldest} or newer: "
             f'pip install "{name}>={oldest}"'
         )
+
+
+@cache
+def _warn(message: str) -> None:
+    """Warn once in a process."""
+    warnings.warn(message, stacklevel=3)
 
 
 def _numbers(version: str) -> tuple[int, ...]:

@@ -6,14 +6,16 @@ the cut, which works for any scalar.
 
 from __future__ import annotations
 
+import warnings
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from detcam.adapters import LayerPlan
-from detcam.engine import Captured
+from detcam.engine import Captured, NoRule
 from detcam.errors import LayerError
 from detcam.methods import Method
 from detcam.runners.base import Maps, Request, add_maps, by_name, scalars_of, target_name
@@ -100,7 +102,7 @@ class GradientRunner:
         self.differentiable = method.object_specific
         self._method, self._adapter, self._memory = method, request.adapter, request.memory
         self._windowed: WindowedMaps | None = None
-        if isinstance(self.target, str) and method.object_specific:
+        if isinstance(self.target, str) and method.object_specific and not method.second_order:
             self._windowed = WindowedMaps(method, plan, request.memory)
 
     def watching(self) -> AbstractContextManager[Any]:
@@ -121,11 +123,20 @@ class GradientRunner:
 
     def _shared_backward(self, outputs: Any, objects: list[Objects], captured: list[Captured]) -> Maps | None:
         """The maps from windows or gains; None where every object needs its own backward."""
-        if self._windowed is None or not isinstance(self.target, str):
+        if not isinstance(self.target, str):
             return None
-        if self._windowed.exact:
-            readouts = self._adapter.readouts(outputs, objects, self.target)
-            maps = None if readouts is None else self._windowed.maps(captured, objects, readouts)
+        readouts = None if self._windowed is None else self._adapter.readouts(outputs, objects, self.target)
+        if readouts is not None and self._windowed is not None:
+            scalars = partial(scalars_of, self._adapter, self.target, outputs, objects)
+            try:
+                maps = self._windowed.maps(captured, objects, readouts, scalars)
+            except NoRule as reason:
+                maps = self._windowed = None
+                warnings.warn(
+                    f"gradients in windows {reason}: from now on every object gets its own backward, which is exact "
+                    "and slower",
+                    stacklevel=2,
+                )
             if maps is not None:
                 return maps
         if self._method.gradient_times_activation and self.plan == self._adapter.layers("level"):

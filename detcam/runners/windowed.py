@@ -5,27 +5,28 @@ Exact where the adapter knows the cells of the output maps that the scalars are 
 
 from __future__ import annotations
 
-import warnings
+from collections.abc import Callable
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from detcam.adapters import LayerPlan, Readout, Source
-from detcam.engine import Captured, Seed, Window, cut, upscaling, window_gradients, windows_agree
+from detcam.engine import Captured, NoRule, Seed, Window, cut, upscaling, window_gradients, windows_agree
 from detcam.methods import Method
 from detcam.runners.base import Maps, add_maps, by_name
 from detcam.types import Objects, image_index
 
 LARGE = 8 * 2**20  # bytes of the windows of one object from which on it is cheaper alone: cut out without a copy
-CHECKED_PLACES = ((0.0, 0.0), (1.0, 1.0), (0.0, 0.5), (0.3, 0.7))  # as shares of the map's height and width
+DIFFER = "differ from autograd's for this model"
+CHECKED_PLACES = ((0.0, 0.0), (1.0, 1.0), (0.0, 0.5))  # as shares of the map's height and width
 
 
 class WindowedMaps:
     """Maps of all objects from gradients in windows; see `detcam.engine.window_gradients`.
 
-    The first time that a feature level occurs, windows at its corners and inside are compared with autograd's
-    gradients. If they differ, `exact` becomes False and the caller runs a backward per object.
+    The first time that a feature level occurs, windows at its corners and those of an object are compared with
+    autograd's gradients, of the object's very scalar.
 
     Args:
         method: how maps are made of activations and gradients.
@@ -36,15 +37,20 @@ class WindowedMaps:
     def __init__(self, method: Method, plan: LayerPlan, memory: int) -> None:
         self._method, self._plan, self._memory = method, plan, memory
         self._bytes: dict[int, int] = {}  # level -> bytes per object, for the levels that were compared
-        self.exact = not method.second_order
 
-    def maps(self, captured: list[Captured], objects: list[Objects], readouts: list[Readout]) -> Maps | None:
+    def maps(
+        self, captured: list[Captured], objects: list[Objects], readouts: list[Readout], scalars: Callable[[], Tensor]
+    ) -> Maps | None:
         """The maps of all objects of a batch; None if every object needs its own backward.
 
         Args:
             captured: the captured tensors, with the graph to the readouts' sources.
             objects: the objects of each image.
             readouts: where the objects' scalars are read.
+            scalars: makes the objects' scalars, [N, K], to compare with.
+
+        Raises:
+            NoRule: if the windows are not exact, or a part of the model runs in autograd's engine only.
         """
         layers = by_name(captured, self._plan) if self._plan.fuse == "level" else captured
         images = image_index(objects, layers[0].tensor.device)
@@ -56,15 +62,7 @@ class WindowedMaps:
             at = [layers[readout.level]] if self._plan.fuse == "level" else layers
             wanted |= {layer.name for layer in at}
             if readout.level not in self._bytes:
-                self._bytes[readout.level] = _bytes_if_exact(readout, [layer.tensor for layer in at])
-            if not self._bytes[readout.level]:
-                self.exact = False
-                warnings.warn(
-                    "gradients in windows differ from autograd's for this model: from now on every object gets its "
-                    "own backward, which is exact and slower",
-                    stacklevel=2,
-                )
-                return None
+                self._bytes[readout.level] = _bytes(readout, [layer.tensor for layer in at], images, scalars())
             each = self._bytes[readout.level]
             step = 1 if each > LARGE and not images.is_cuda else max(self._memory // each, 1)
             for chunk in torch.arange(len(readout.objects), device=images.device).split(step):
@@ -128,15 +126,26 @@ def _seed(source: Source, chunk: Tensor, column: int) -> Seed:
     return Seed(source.tensor, Window(values, source.start[chunk].cpu().numpy()))
 
 
-def _bytes_if_exact(readout: Readout, layers: list[Tensor]) -> int:
-    """The bytes that the windows of one object take; 0 if they differ from autograd's gradients.
+def _bytes(readout: Readout, layers: list[Tensor], images: Tensor, scalars: Tensor) -> int:
+    """The bytes that the windows of one object take.
 
-    The first object's gradient is moved to corners and inner cells of the first image, where the walks start.
+    The first object's gradient is compared where it is, and moved to corners and an edge of the first image.
+
+    Raises:
+        NoRule: if the windows differ from autograd's gradients.
     """
+    first = readout.objects[:1]
+    columns = range(readout.sources[0].gradients.shape[1])
+    own = [_seed(source, first.new_zeros(1), column) for source in readout.sources for column in columns]
+    if not windows_agree(own, layers, images[first].cpu().numpy(), scalars[first].sum(dim=1)):
+        raise NoRule(DIFFER)
     count = len(CHECKED_PLACES)
     seeds = []
     for source in readout.sources:
         values = source.gradients[:1, 0].expand(count, -1, -1, -1)
         room = np.subtract(source.tensor.shape[2:], values.shape[2:])
         seeds.append(Seed(source.tensor, Window(values, np.rint(np.array(CHECKED_PLACES) * room).astype(np.int64))))
-    return -(-windows_agree(seeds, layers, np.zeros(count, np.int64)) // count)
+    held = windows_agree(seeds, layers, np.zeros(count, np.int64))
+    if not held:
+        raise NoRule(DIFFER)
+    return -(-held // count)

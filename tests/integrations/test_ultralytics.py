@@ -240,3 +240,30 @@ def test_real_weights(shared: Any) -> None:
 
 def test_names_are_public() -> None:
     assert {"explain_results", "ultralytics_callback"} <= set(detcam.__all__)
+
+
+def test_the_head_that_predict_used_is_explained(seed: int, picture: np.ndarray) -> None:
+    """With `nms=False` predict takes the one-to-one head in its copy of the model; with `nms=True` the other."""
+    wrapper = wrapped(random_yolo("yolo26n.yaml", seed, picture, 160))
+    for nms in (False, True):
+        (result,) = wrapper.predict(bgr(picture), imgsz=160, conf=1e-3, max_det=8, nms=nms, verbose=False)
+        assert len(result) > 3
+        assert_of_result(explain_results(result, wrapper, layers="level"), result)
+
+
+@pytest.mark.parametrize("size", [(128, 96), (256, 320)])
+def test_results_of_a_tensor_that_predict_took_as_it_was(detector: nn.Module, size: tuple[int, int]) -> None:
+    wrapper = wrapped(detector)
+    pixels = torch.from_numpy(random_picture(1, *size)).permute(2, 0, 1)[None] / 255
+    (result,) = wrapper.predict(pixels, imgsz=160, conf=1e-3, max_det=8, verbose=False)
+    assert len(result) > 3
+    assert_of_result(explain_results(result, wrapper, layers="level"), result)
+
+
+def test_a_callback_never_ends_predict(detector: nn.Module, picture: np.ndarray) -> None:
+    wrapper = wrapped(detector)
+    wrapper.add_callback("on_predict_batch_end", detcam.ultralytics_callback(layers=["model.99"]))
+    with pytest.warns(UserWarning, match=r"no explanation: .*model\.99"):
+        (result,) = wrapper.predict(bgr(picture), imgsz=160, device="cpu", verbose=False)
+    assert len(result) > 3
+    assert result.explanation is None

@@ -1,7 +1,9 @@
 """Loading a model from a name or a path; everything else is refused in one line."""
 
 import pickle
+import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -83,3 +85,18 @@ def test_real_weights_explain_a_photograph(shared: Path) -> None:
         inside = explanation.heatmaps[i, max(y1, 0) : y2, max(x1, 0) : x2].sum()
         area = (x2 - x1) * (y2 - y1) / np.prod(explanation.geometry.source)
         assert float(inside / energy[i]) > float(area), "more heat in the box than a flat map has"
+
+
+@pytest.mark.parametrize("trust", [False, True])
+def test_a_file_of_a_repository_s_own_code_sends_nobody_to_an_index(trust: bool, tmp_path: Path) -> None:
+    """As YOLOv5's files name `models.yolo.Model`: a package `models` of an index would be another's."""
+    module: Any = type(sys)("models")
+    module.Model = type("Model", (nn.Conv2d,), {"__module__": "models"})
+    sys.modules["models"] = module
+    path = tmp_path / "best.pt"
+    try:
+        torch.save({"model": module.Model(3, 8, 1)}, path)
+    finally:
+        del sys.modules["models"]
+    with pytest.raises(InputError, match=r"a repository's own code \(models.*: load it inside that repository"):
+        load_model(path, trust)

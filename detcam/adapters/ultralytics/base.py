@@ -7,6 +7,8 @@ from typing import Any, ClassVar, Literal
 from torch import nn
 
 from detcam.adapters.base import Adapter, LayerPlan
+from detcam.errors import ModelError
+from detcam.models.versions import OLDEST
 
 
 class UltralyticsAdapter(Adapter):
@@ -23,7 +25,7 @@ class UltralyticsAdapter(Adapter):
         self.backbone = len(module.yaml["backbone"])  # layers 0 .. backbone - 1; the neck or encoder follows
         self.head = self.sequence[-1]
         self.head.export = False
-        self.names = names_of(module)
+        self.names = names_of(module, self.head.nc)
 
     @classmethod
     def unwrap(cls, model: Any) -> nn.Module:
@@ -48,8 +50,17 @@ class UltralyticsAdapter(Adapter):
 
 
 def module_of(model: Any) -> Any:
-    """The nn.Module of a wrapper, or the path of its exported model, both in `.model`; a module as it is."""
-    return model.model if hasattr(model, "overrides") else model
+    """The nn.Module with the sequence of layers in a wrapper, predictor, trainer or average of weights.
+
+    Of a wrapper around an exported model, its path; anything else as it is.
+    """
+    while not isinstance(getattr(model, "model", None), nn.Sequential):
+        held = (getattr(model, name, None) for name in ("ema", "model"))
+        inside = next((part for part in held if part is not None), None)
+        if inside is None:
+            return model
+        model = inside
+    return model
 
 
 def head_of(model: Any) -> Any:
@@ -58,9 +69,31 @@ def head_of(model: Any) -> Any:
     return layers[-1] if isinstance(layers, nn.Sequential) else None
 
 
-def names_of(module: Any) -> dict[int, str]:
-    """The class names of a module by number."""
-    return dict(module.names) if isinstance(module.names, dict) else dict(enumerate(module.names))
+def kinds_of(head: Any) -> set[str]:
+    """The names of a head's class and of the classes that it derives from."""
+    return {base.__name__ for base in type(head).__mro__}
+
+
+def require_parts(module: Any, parts: tuple[str, ...]) -> None:
+    """Check that the head of a module has the attributes that objects are read by.
+
+    Raises:
+        ModelError: if it lacks one; names it.
+    """
+    head = head_of(module)
+    if missing := [part for part in parts if not hasattr(head, part)]:
+        raise ModelError(
+            f"{type(module).__name__} with head {type(head).__name__} has no {missing[0]}, by which objects are read: "
+            f"derive the head from that of ultralytics {OLDEST['ultralytics']} or newer, or give "
+            "adapter=CallableAdapter(...)"
+        )
+
+
+def names_of(module: Any, classes: int) -> dict[int, str]:
+    """The names of `classes` classes by number, as predict reads them; "class 17" where a module has none."""
+    given = getattr(module, "names", None) or {}
+    items = given.items() if isinstance(given, dict) else enumerate(given)
+    return {**{i: f"class {i}" for i in range(classes)}, **{int(i): str(name) for i, name in items}}
 
 
 def predict_size(model: Any) -> int | tuple[int, int]:

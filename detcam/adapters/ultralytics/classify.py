@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from detcam.adapters.shared.classifier import StepsAdapter
-from detcam.adapters.ultralytics.base import head_of, module_of, names_of, predict_size, rounded_up
+from detcam.adapters.ultralytics.base import head_of, kinds_of, module_of, names_of, predict_size, rounded_up
 from detcam.models.versions import libraries_of
 
 
@@ -21,7 +21,7 @@ class UltralyticsClassifier(StepsAdapter):
     @classmethod
     def serves(cls, model: Any) -> bool:
         """See `Adapter.serves`: an Ultralytics wrapper or module whose last layer is a Classify head."""
-        return "ultralytics" in libraries_of(model) and type(head_of(model)).__name__ == "Classify"
+        return "ultralytics" in libraries_of(model) and "Classify" in kinds_of(head_of(model))
 
     @classmethod
     def unwrap(cls, model: Any) -> nn.Module:
@@ -39,7 +39,7 @@ class UltralyticsClassifier(StepsAdapter):
         self.steps = (processor or (trained if trained is not None and fits else classify_transforms(size))).transforms
         module.model[-1].export = False
         self.classes = module.model[-1].linear.out_features
-        self.names = names_of(module)
+        self.names = names_of(module, self.classes)
 
     def _logits(self, batch: Tensor) -> Tensor:
         return self.module(batch)[1]

@@ -10,12 +10,12 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from detcam.adapters.shared.attention import AttentionPlan, attention_plan
 from detcam.adapters.shared.deformable import GainSampling
 from detcam.adapters.shared.queries import QueryAdapter, QueryOutputs, query_objects, shares_to_source, whole_inputs
-from detcam.adapters.ultralytics.base import UltralyticsAdapter, head_of, rounded_up
+from detcam.adapters.ultralytics.base import UltralyticsAdapter, head_of, kinds_of, module_of, require_parts, rounded_up
 from detcam.geometry import Geometry
 from detcam.models.versions import libraries_of
 from detcam.types import Objects
@@ -47,7 +47,14 @@ class RtdetrAdapter(UltralyticsAdapter, QueryAdapter):
     @classmethod
     def serves(cls, model: Any) -> bool:
         """See `Adapter.serves`: an Ultralytics wrapper or module whose last layer is RT-DETR's decoder."""
-        return "ultralytics" in libraries_of(model) and type(head_of(model)).__name__ == HEAD
+        return "ultralytics" in libraries_of(model) and HEAD in kinds_of(head_of(model))
+
+    @classmethod
+    def unwrap(cls, model: Any) -> nn.Module:
+        """See `Adapter.unwrap`."""
+        module: nn.Module = module_of(model)
+        require_parts(module, ("nc", "postprocess"))
+        return module
 
     def prepare(self, image: np.ndarray) -> tuple[Tensor, Geometry]:
         """See `Adapter.prepare`: stretched to the network's input, as Ultralytics' predict call does."""

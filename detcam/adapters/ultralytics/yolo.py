@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections import defaultdict
 from functools import partial
 from typing import Any
@@ -15,17 +16,15 @@ from detcam.adapters.base import Readout, Selection
 from detcam.adapters.shared.mask_scores import MASK_PATHS, MASK_TARGETS
 from detcam.adapters.shared.rotated_boxes import decode_rotated, hulls, rotated_to_source
 from detcam.adapters.shared.scores import BOX_TARGETS, CLASS_TARGETS
-from detcam.adapters.ultralytics.base import UltralyticsAdapter, head_of, module_of, rounded_up
+from detcam.adapters.ultralytics.base import UltralyticsAdapter, head_of, kinds_of, module_of, require_parts, rounded_up
 from detcam.adapters.ultralytics.yolo_head import YoloOutputs, has_mask, readouts, scores
 from detcam.errors import ModelError
 from detcam.geometry import Geometry, letterbox
 from detcam.models.versions import libraries_of
 from detcam.types import Objects
 
-HEADS = (
-    *("Detect", "v10Detect", "Segment", "Segment26", "Pose", "Pose26", "OBB", "OBB26"),
-    *("WorldDetect", "YOLOEDetect", "YOLOESegment", "YOLOESegment26"),
-)
+READ = ("nc", "nl", "stride", "dfl", "reg_max")  # what boxes are read by, of Detect and of heads made like it
+OTHER_TASKS = {"SemanticSegment": "classifies pixels", "Depth": "estimates depth"}
 
 
 class YoloAdapter(UltralyticsAdapter):
@@ -53,49 +52,57 @@ class YoloAdapter(UltralyticsAdapter):
         self.size = rounded_up(self.imgsz, self.stride)
         masks = () if self.task == "segment" else (*MASK_TARGETS, *MASK_PATHS)
         self.available = self._available(len(self.names), *masks)
-        self.levels = int(self.head.nl)
+        self.levels, kinds = int(self.head.nl), kinds_of(self.head)
+        self.end2end = bool(getattr(self.head, "end2end", False))
         self.head.shape = None  # rebuild the anchors: cached ones may be inference tensors
         # YOLOE's predict call suppresses across classes, unlike the others; an earlier call may have set the flag.
-        self.head.agnostic_nms = self.agnostic = type(self.head).__name__.startswith("YOLOE")
+        self.head.agnostic_nms = self.agnostic = "YOLOEDetect" in kinds
         # Outputs of the branches level by level; the head returns them concatenated.
         self._maps: defaultdict[str, list[Tensor]] = defaultdict(list)
-        branches = self.head.one2one if self.head.end2end else self.head.one2many
+        branches: Any = getattr(self.head, "one2one" if self.end2end else "one2many", None)  # edited heads lack some
+        branches = branches if isinstance(branches, dict) else {}
         for name in branches.keys() & {"box_head", "cls_head", "mask_head"}:
-            for part in branches[name]:
+            for part in dict.fromkeys(branches[name]):  # levels may share a branch, which then runs once for each
                 part.register_forward_hook(partial(self._keep, name))
         # Modules that compare embeddings of the class branch with embeddings of texts, one per level.
-        is_world = type(self.head).__name__ == "WorldDetect"
-        self.contrast: nn.ModuleList | None = self.head.cv4 if is_world else branches.get("contrastive_head")
+        self.contrast: nn.ModuleList | None = (
+            self.head.cv4 if "WorldDetect" in kinds else branches.get("contrastive_head")
+        )
         self._texts: Tensor | None = None
         self._features: list[Tensor] = []
         for part in self.contrast or ():
             part.register_forward_pre_hook(self._keep_texts)
-        if type(self.head).__name__ == "YOLOESegment26":  # it detaches the features of its prototypes
+        if "YOLOESegment26" in kinds:  # it detaches the features of its prototypes
             self.head.register_forward_pre_hook(self._keep_features)
             self.head.proto.register_forward_pre_hook(lambda module, args: (self._features,))
 
     @classmethod
     def serves(cls, model: Any) -> bool:
-        """See `Adapter.serves`: an Ultralytics wrapper or module, or a derived class."""
+        """See `Adapter.serves`: an Ultralytics wrapper, predictor, trainer or module, or a derived class."""
         return "ultralytics" in libraries_of(model)
 
     @classmethod
     def unwrap(cls, model: Any) -> nn.Module:
         """See `Adapter.unwrap`: an error for tasks without boxes, and for exported formats."""
         module = module_of(model)
-        if not isinstance(module, nn.Module):
+        if isinstance(module, (str, os.PathLike)):
             raise ModelError(
                 f"{module}: an exported model has no gradients: give the .pt weights that it was exported from"
             )
         head = head_of(module)
-        if type(head).__name__ not in HEADS:
+        if head is None:
+            raise ModelError(f"{type(model).__name__} of ultralytics holds no network: give the YOLO(...) that made it")
+        name = type(head).__name__
+        if other := kinds_of(head) & OTHER_TASKS.keys():
             raise ModelError(
-                f"{type(module).__name__} with head {type(head).__name__} detects no objects: give a detect, segment, "
-                "pose or obb model, e.g. yolov8n.pt or yolo11n-seg.pt"
+                f"{type(module).__name__} with head {name} {OTHER_TASKS[other.pop()]}, which detcam does not explain: "
+                "give a detect, segment, pose or obb model, e.g. yolov8n.pt or yolo11n-seg.pt, or "
+                "adapter=CallableAdapter(...)"
             )
+        require_parts(module, (*READ, "get_topk_index") if getattr(head, "end2end", False) else READ)
         if hasattr(head, "lrpc"):
             raise ModelError(
-                f"{type(module).__name__} with head {type(head).__name__} is prompt-free, which detcam does not "
+                f"{type(module).__name__} with head {name} is prompt-free, which detcam does not "
                 "explain: give the model with prompts, after set_classes"
             )
         return module
@@ -119,14 +126,15 @@ class YoloAdapter(UltralyticsAdapter):
         """See `Adapter.forward`."""
         self.head.max_det = max(max_det, 300)  # as in predict, for end-to-end heads
         self._maps.clear()
-        decoded, predictions = self.module(batch)
+        decoded, raw = self.module(batch)
         maps, self._maps = self._maps, defaultdict(list)  # else the adapter would keep the graph alive
         texts, self._texts, self._features = self._texts, None, []
-        prototypes = None
-        if self.task == "segment":
+        if isinstance(raw, dict) and "one2one" in raw:
+            raw = raw["one2one" if self.end2end else "one2many"]
+        predictions = raw if isinstance(raw, dict) else self._named(raw)
+        prototypes = predictions.get("proto")
+        if isinstance(decoded, tuple):
             decoded, prototypes = decoded  # those inside `predictions` may be detached
-        if "one2one" in predictions:
-            predictions = predictions["one2one" if self.head.end2end else "one2many"]
         cells = tuple((int(f.shape[2]), int(f.shape[3])) for f in predictions["feats"])
         return YoloOutputs(
             logits=predictions["scores"],
@@ -136,9 +144,22 @@ class YoloAdapter(UltralyticsAdapter):
             coefficients=predictions.get("mask_coefficient"),
             prototypes=prototypes,
             maps=maps,
+            raw={
+                "cls_head": predictions["scores"],
+                "box_head": predictions["boxes"],
+                "mask_head": predictions.get("mask_coefficient"),
+            },
             texts=texts,
             angles=predictions.get("angle"),
         )
+
+    def _named(self, raw: Any) -> dict[str, Any]:
+        """The outputs of heads before Ultralytics 8.4 by today's names: boxes and logits in one map for each level."""
+        maps, *extra = raw if isinstance(raw, tuple) else (raw,)
+        flat = torch.cat([level.flatten(2) for level in maps], dim=2)
+        boxes, logits = flat.split((4 * self.head.reg_max, self.head.nc), dim=1)
+        names = {"segment": ("mask_coefficient", "proto"), "obb": ("angle",)}.get(self.task, ())
+        return {"boxes": boxes, "scores": logits, "feats": maps, **dict(zip(names, extra, strict=False))}
 
     @torch.no_grad()
     def detect(
@@ -149,7 +170,7 @@ class YoloAdapter(UltralyticsAdapter):
         rows = self._kept_rows(outputs, conf, iou, max_det)
         for image, ((row, anchors), geometry) in enumerate(zip(rows, geometries, strict=True)):
             objects = self._objects(outputs, image, row, anchors, geometry)
-            if objects.mask_logits is not None:
+            if objects.mask_logits is not None and hasattr(self.head, "forward_head"):  # predict keeps them before 8.4
                 keep = has_mask(objects.mask_logits, objects.network_boxes, geometry.network)
                 objects = objects.select(keep.nonzero().flatten())
             detected.append(objects)
@@ -160,14 +181,17 @@ class YoloAdapter(UltralyticsAdapter):
 
         A row is xyxy, score and class; for a rotated box: centre, size, score, class and angle in radians.
         """
-        from ultralytics.utils.nms import non_max_suppression
+        try:
+            from ultralytics.utils.nms import non_max_suppression
+        except ImportError:  # before 8.3.190
+            from ultralytics.utils.ops import non_max_suppression
 
         decoded, classes = outputs.decoded, outputs.logits.shape[1]
         rotated = self.task == "obb"
-        if self.head.end2end:
+        if self.end2end:
             # The head's top-k, run a second time for the anchors, which the head does not return.
             probabilities = outputs.logits.detach().sigmoid().permute(0, 2, 1)
-            anchors = self.head.get_topk_index(probabilities, self.head.max_det)[2]  # [B, n]
+            anchors = self.head.get_topk_index(probabilities, self.head.max_det)[2].flatten(1)  # [B, n]
             keep = decoded[..., 4] > conf
             rows = [d[k][:max_det, : 6 + rotated] for d, k in zip(decoded, keep, strict=True)]
             return [(row, a[k][:max_det]) for row, k, a in zip(rows, keep, anchors, strict=True)]
@@ -213,7 +237,7 @@ class YoloAdapter(UltralyticsAdapter):
         """See `Adapter.score`."""
         return scores(outputs, objects, target, self.head)
 
-    def readouts(self, outputs: YoloOutputs, objects: list[Objects], target: str) -> list[Readout]:
+    def readouts(self, outputs: YoloOutputs, objects: list[Objects], target: str) -> list[Readout] | None:
         """See `Adapter.readouts`."""
         return readouts(outputs, objects, target, self.head, self.contrast)
 
@@ -245,7 +269,7 @@ class YoloAdapter(UltralyticsAdapter):
 
     def selection(self, iou: float) -> Selection:
         """See `Adapter.selection`: end-to-end heads suppress nothing; for rotated boxes any overlap of hulls may."""
-        if self.head.end2end:
+        if self.end2end:
             return Selection()
         return Selection(one_class=True, overlap=0.0 if self.task == "obb" else iou)
 

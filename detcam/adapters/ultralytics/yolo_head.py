@@ -32,6 +32,7 @@ class YoloOutputs:
         coefficients: [B, K, A] mask coefficients, or None.
         prototypes: [B, K, h, w] mask prototypes, or None.
         maps: outputs of the head's branches by name: [B, C, h, w] for each feature level.
+        raw: what the head made of them, by the same names: [B, C, A], where the head has it.
         texts: [B, nc, D] embeddings of the classes' texts, if the class branch outputs embeddings, or None.
         angles: [B, 1, A] rotation of the boxes in radians, or None.
     """
@@ -43,6 +44,7 @@ class YoloOutputs:
     coefficients: Tensor | None
     prototypes: Tensor | None
     maps: dict[str, list[Tensor]]
+    raw: dict[str, Tensor | None]
     texts: Tensor | None = None
     angles: Tensor | None = None
 
@@ -69,26 +71,36 @@ def scores(outputs: YoloOutputs, objects: list[Objects], target: str, head: Any)
 
 def readouts(
     outputs: YoloOutputs, objects: list[Objects], target: str, head: Any, contrast: Any = None
-) -> list[Readout]:
+) -> list[Readout] | None:
     """See `Adapter.readouts`: one cell of a branch's last convolution; for masks also the prototypes.
+
+    None where the model's scores are not the outputs of the branch: an edited head may add to them, or scale them.
 
     `contrast` are the modules that compare embeddings with texts, one per feature level, or None.
     """
     masked = target in (*MASK_TARGETS, *MASK_PATHS)
     branch = "mask_head" if masked else "cls_head" if target in CLASS_TARGETS else "box_head"
+    maps, raw = outputs.maps.get(branch, []), outputs.raw[branch]
+    if len(maps) != len(outputs.cells) or raw is None:
+        return None
     levels = torch.cat([o.level for o in objects])
     cells = torch.cat([o.cells for o in objects])
     classes = torch.cat([o.class_ids for o in objects])
+    anchors = torch.cat([o.index for o in objects])
     images = image_index(objects, levels.device)
     weights = _mask_weights(outputs, objects, head, target) if masked else None
     results = []
     for level in levels.unique().tolist():
         members = (levels == level).nonzero().flatten()
         for some in [members] if weights is None else _by_size(members, weights):
-            tensor, place, image = outputs.maps[branch][level], cells[some], images[some]
+            tensor, place, image = maps[level], cells[some], images[some]
+            if tensor.shape[2:] != outputs.cells[level]:
+                return None
             values = tensor.detach()[image, :, place[:, 0], place[:, 1]]  # [n, C]
+            logits = partial(_contrasted, None if branch != "cls_head" else contrast, outputs.texts, image, level)
+            if not _same(logits(values), raw.detach()[image, :, anchors[some]]):
+                return None
             if weights is None:
-                logits = partial(_contrasted, contrast, outputs.texts, image, level)
                 gradients = _cell_gradients(values, classes[some], target, head, level, logits)
                 sources = [Source(tensor, gradients[..., None, None], place)]
             else:
@@ -103,6 +115,12 @@ def readouts(
                     sources.append(Source(outputs.prototypes, products[:, None].to(values.dtype), start))
             results.append(Readout(some, level, tuple(sources)))
     return results
+
+
+def _same(values: Tensor, expected: Tensor) -> bool:
+    """Whether the outputs of a branch at the objects' cells are those of the model, up to rounding."""
+    tolerance = max(1e-4, 32 * torch.finfo(values.dtype).eps)
+    return values.shape == expected.shape and torch.allclose(values, expected, tolerance, tolerance, equal_nan=True)
 
 
 def _by_size(members: Tensor, weights: Tensor) -> list[Tensor]:
