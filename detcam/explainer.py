@@ -21,7 +21,7 @@ from detcam.engine.sweeps import Progress
 from detcam.errors import InputError, LayerError
 from detcam.explanation import Explanation
 from detcam.geometry import Geometry
-from detcam.images import read_image
+from detcam.images import displayable, read_image
 from detcam.methods import VIEWS, AnyMethod, get_method, view_of
 from detcam.models.load import load_model
 from detcam.options import (
@@ -49,15 +49,19 @@ class PreparedImage:
 
     Attributes:
         position: its place in the caller's list.
-        image: [H, W, 3] uint8 RGB.
+        image: [H, W, 3] uint8 RGB, for people.
         tensor: [C, h, w], the network's input.
         geometry: how the image lies in the network's input.
+        picture: [H, W, C] the image as it was read.
+        shown: how `image` was made; None: it has the values of `picture`.
     """
 
     position: int
     image: np.ndarray
     tensor: Tensor
     geometry: Geometry
+    picture: np.ndarray
+    shown: str | None
 
 
 class _Lock:
@@ -178,6 +182,7 @@ class Explainer:
             "iou": iou,
             "max_det": max_det,
             "imgsz": self.adapter.imgsz,
+            **self.adapter.scales(),
         }
 
     @overload
@@ -202,7 +207,8 @@ class Explainer:
         """Explain every object of an image or of a list of images, or answer a question about one image.
 
         Args:
-            images: a path, PIL image, array [H, W, 3] uint8 RGB or tensor [3, H, W] in [0, 1]; or a list of these.
+            images: a path, PIL image, array [H, W, C] or tensor [C, H, W] with the channels that the model reads (RGB
+                if 3), of uint8, uint16 or floats in [0, 1]; or a list of these.
                 Images of a list that have the same network size share one forward; results do not depend on it.
             ask: objects that the model should have found, as pairs of a box (x1, y1, x2, y2) in source pixels and a
                 class by name or number, e.g. `[((10, 20, 80, 160), "person")]`.
@@ -254,10 +260,11 @@ class Explainer:
         """Read an image and make the network's input from it.
 
         Raises:
-            ImageError: if the image cannot be read.
+            ImageError: if the image cannot be read, or has another number of channels than the model reads.
         """
-        image = read_image(source)
-        return PreparedImage(position, image, *self.adapter.prepare(image))
+        picture = read_image(source, *self.adapter.reading)
+        image, shown = displayable(picture)
+        return PreparedImage(position, image, *self.adapter.prepare(picture), picture, shown)
 
     def explain_batch(self, batch: list[PreparedImage], asked: Question | None = None) -> list[Explanation]:
         """Explain images of the same network size in one forward; with a question, the objects that answer it.
@@ -290,7 +297,7 @@ class Explainer:
             MethodError: for a family without candidates, regions or a probability.
         """
         with self._lock.lock, hooks_kept(self.adapter.module):
-            image = self.prepare(explanation.image)
+            image = self.prepare(explanation.image if explanation.picture is None else explanation.picture)
             twin = twin_of(self.adapter, explanation.objects, lambda: self.explain_batch([image])[0])
             with torch.inference_mode(False), torch.autocast(self.adapter.device.type, enabled=False):
                 checker = Checker(self._model_run, explanation.objects, image.tensor, image.geometry, self._memory)
@@ -307,7 +314,7 @@ class Explainer:
             flags = [maps.zero_gradient[i] for i in rows]
             notes = [self._note(*each) for each in zip(raw, flags, levels, strict=True)]
             facts = (image.image, detected, raw, notes, self.settings, image.geometry)
-            explanations.append(Explanation(*facts, self.check))
+            explanations.append(Explanation(*facts, self.check, image.picture, image.shown))
         return explanations
 
     def _note(self, raw: Tensor, zero_gradient: bool, level: int) -> str | None:

@@ -29,13 +29,15 @@ class Explanation(Conversions):
     """The objects that a model detects in one image, with a heatmap for each of the pixels behind the prediction.
 
     Attributes:
-        image: [H, W, 3] uint8 RGB, the source image.
+        image: [H, W, 3] uint8 RGB, the source image for people.
         objects: the N objects, in the order of the library's predict call.
         maps: N raw coarse maps [h, w] float32 over the network's input, before ReLU and normalisation.
         notes: for each object None, or why its map is zero, shared or approximate.
         settings: the settings of the maps: model, method, layers, view, target, conf, iou, max_det.
         geometry: placement of the image in the network's input.
         checker: `Explainer.check` of the explainer; None after unpickling or loading.
+        picture: [H, W, C] the source image as it was read, uint8, uint16 or float32; None after loading.
+        shown: how `image` was made of it, e.g. of 16 bits or 4 channels; None: it has the same values.
     """
 
     image: np.ndarray = field(repr=False)
@@ -45,6 +47,8 @@ class Explanation(Conversions):
     settings: dict[str, Any]
     geometry: Geometry = field(repr=False)
     checker: Callable[[Explanation], list[Check]] | None = field(default=None, repr=False, compare=False)
+    picture: np.ndarray | None = field(default=None, repr=False, compare=False)
+    shown: str | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "checker": None}  # the model does not travel with its explanations
@@ -246,7 +250,7 @@ class Explanation(Conversions):
         """Everything but the pixels, as plain numbers and strings: the contents of `explanation.json`."""
         height, width = self.geometry.source
         return {
-            "image": {"width": width, "height": height},
+            "image": {"width": width, "height": height} | ({"shown": self.shown} if self.shown else {}),
             "geometry": {name: list(getattr(self.geometry, name)) for name in ("resized", "pad", "network")},
             "settings": self.settings,
             "normalization": "min-max per object at feature resolution, after ReLU and before the resize",

@@ -62,26 +62,38 @@ class Geometry:
         return spans[0], spans[1]
 
 
+def white(image: np.ndarray) -> float:
+    """The largest value of an image's type: 255 for uint8, 65535 for uint16, 1 for floats."""
+    return 1.0 if image.dtype.kind == "f" else float(np.iinfo(image.dtype).max)
+
+
+def resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """An image [H, W, C] resized bilinearly to `size` = (height, width); of that size, itself."""
+    if image.shape[:2] == size:
+        return image
+    return cv2.resize(image, size[::-1], interpolation=cv2.INTER_LINEAR).reshape(*size, -1)
+
+
 def letterbox(image: np.ndarray, size: tuple[int, int], stride: int) -> tuple[np.ndarray, Geometry]:
     """Resize an image to fit `size`, keep its aspect ratio, and pad each side to a multiple of `stride`.
 
     Args:
-        image: [H, W, 3] uint8.
+        image: [H, W, C] uint8, uint16, or float32 in [0, 1].
         size: (height, width) of the network's input, the maximum size of the result.
         stride: the model's largest stride, in pixels.
 
     Returns:
-        The padded image [h, w, 3] uint8, and its geometry. The pixels equal those of Ultralytics'
+        The padded image [h, w, C] of the same type, and its geometry. The pixels equal those of Ultralytics'
         `LetterBox(auto=True)`, the input of its predict call.
     """
     source = image.shape[0], image.shape[1]
     ratio = min(size[0] / source[0], size[1] / source[1])
-    resized = max(round(source[0] * ratio), 1), max(round(source[1] * ratio), 1)
-    spare_y, spare_x = ((size[i] - resized[i]) % stride / 2 for i in (0, 1))
+    height, width = max(round(source[0] * ratio), 1), max(round(source[1] * ratio), 1)
+    spare_y, spare_x = (size[0] - height) % stride / 2, (size[1] - width) % stride / 2
     # An odd spare pixel goes to the bottom and the right.
     top, bottom = round(spare_y - 0.1), round(spare_y + 0.1)
     left, right = round(spare_x - 0.1), round(spare_x + 0.1)
-    if resized != source:
-        image = cv2.resize(image, resized[::-1], interpolation=cv2.INTER_LINEAR)
-    image = cv2.copyMakeBorder(image, top, bottom, left, right, cv2.BORDER_CONSTANT, value=(PADDING_GREY,) * 3)
-    return image, Geometry(source, resized, (top, left), (image.shape[0], image.shape[1]))
+    network = top + height + bottom, left + width + right
+    padded = np.full((*network, image.shape[2]), PADDING_GREY * white(image) / 255, image.dtype)
+    padded[top : top + height, left : left + width] = resize(image, (height, width))
+    return padded, Geometry(source, (height, width), (top, left), network)

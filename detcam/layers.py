@@ -81,7 +81,8 @@ def candidate_layers(explainer: Explainer, image: Any = None) -> list[Layer]:
     from detcam.images import read_image
 
     adapter = explainer.adapter
-    source = draw_scene(HELD_OUT_SEED).image if image is None else read_image(image)
+    scene = draw_scene(HELD_OUT_SEED).image[:, :, np.arange(adapter.channels) % 3]
+    source = read_image(scene if image is None else image, *adapter.reading)
     plans = {preset: layer_plan(adapter, adapter.module, preset).names for preset in LAYER_PRESETS}
     with torch.inference_mode(False), torch.autocast(adapter.device.type, enabled=False):
         pixels, geometry = adapter.prepare(source)

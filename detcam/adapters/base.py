@@ -12,11 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from detcam.adapters.shared.attention import AttentionPlan
+from detcam.adapters.shared.channels import cycled, input_channels
 from detcam.adapters.shared.mask_scores import MASK_PATHS, MASK_TARGETS
 from detcam.adapters.shared.scores import BOX_TARGETS, CLASS_TARGETS
 from detcam.adapters.shared.stem import find_stem
 from detcam.errors import InputError, MethodError
 from detcam.geometry import Geometry
+from detcam.images import with_channels
 from detcam.types import Objects, Prompt
 
 Target = str | Callable[[Any, list[Objects]], Tensor]
@@ -109,11 +111,13 @@ class Adapter(ABC):
     imgsz: Any  # input size setting, for display
     task: str
     names: dict[int, str]  # class names by number, where the model has names
+    channels: int = 3  # that the network reads
     stable: bool = True  # whether an object's index means the same anchor or query in a changed image
 
     def __init__(self, module: Any, model: Any, imgsz: int | None = None, processor: Any = None) -> None:
         parameter = next(module.parameters())
         self.module, self.device, self.dtype = module, parameter.device, parameter.dtype
+        self.channels = input_channels(module)
 
     def _available(self, classes: int, *missing: str) -> tuple[str, ...]:
         """The targets of the family but `missing`, and but a margin for a model of one class."""
@@ -135,11 +139,34 @@ class Adapter(ABC):
 
     @abstractmethod
     def prepare(self, image: np.ndarray) -> tuple[Tensor, Geometry]:
-        """An image [H, W, 3] uint8 RGB as the network's input [3, h, w], and its geometry in that input."""
+        """An image of `read_image` as the network's input [C, h, w], and its geometry in that input.
+
+        Raises:
+            ImageError: if the model reads another number of channels.
+        """
+
+    @property
+    def reading(self) -> tuple[int, bool]:
+        """The arguments `channels` and `blue_first` of `read_image`."""
+        return max(self.channels, 3), False
+
+    def fit(self, image: np.ndarray) -> np.ndarray:
+        """An image [H, W, C] with the channels that the network reads, see `detcam.images.with_channels`."""
+        return with_channels(image, self.channels)
+
+    def scales(self) -> dict[str, list[float]]:
+        """The "mean" and "std" of pixels in [0, 1] that images are normalised with; empty if the library has none."""
+        processor = getattr(self, "processor", None)
+        for holder in (self, getattr(self, "transform", None), getattr(processor, "image_processor", processor)):
+            scales: list[Any] = [getattr(holder, n, getattr(holder, f"image_{n}", None)) for n in ("mean", "std")]
+            if scales[0] is not None and getattr(holder, "do_normalize", True):
+                mean, std = ([round(value, 6) for value in cycled(scale, self.channels)] for scale in scales)
+                return {"mean": mean, "std": std}
+        return {}
 
     @abstractmethod
     def forward(self, batch: Tensor, max_det: int) -> Any:
-        """The model's raw, differentiable outputs for a batch [B, 3, h, w]."""
+        """The model's raw, differentiable outputs for a batch [B, C, h, w]."""
 
     @abstractmethod
     def detect(self, outputs: Any, geometries: list[Geometry], conf: float, iou: float, max_det: int) -> list[Objects]:
@@ -160,13 +187,17 @@ class Adapter(ABC):
     def layers(self, preset: str) -> LayerPlan:
         """The layer plan of the preset "level" or "evidence"."""
 
+    def blank(self) -> Tensor:
+        """[C, h, w] an input of the network without content."""
+        return self.prepare(np.full((64, 64, self.channels), 114, np.uint8))[0]
+
     def stem(self) -> LayerPlan:
         """The layer plan of the preset "stem"; see `detcam.adapters.shared.stem.find_stem`.
 
         Raises:
             LayerError: if the model has no stem.
         """
-        pixels = self.prepare(np.full((64, 64, 3), 114, np.uint8))[0]
+        pixels = self.blank()
         with torch.inference_mode(False), torch.autocast(self.device.type, enabled=False):
             name = find_stem(self.module, lambda: self.forward(pixels[None], 1))
         return LayerPlan((name,), cut_all=True, fuse="sum")

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from detcam.adapters.base import TARGETS, Adapter, LayerPlan
 from detcam.errors import LayerError, ModelError, TargetError, nearest
 from detcam.geometry import Geometry, letterbox
+from detcam.images import unit_tensor
 from detcam.types import Objects
 
 IMGSZ = 640  # pixels
@@ -106,9 +107,8 @@ class CallableAdapter(Adapter):
 
     def prepare(self, image: np.ndarray) -> tuple[Tensor, Geometry]:
         """See `Adapter.prepare`: a square letterbox."""
-        padded, geometry = letterbox(image, (self.imgsz, self.imgsz), stride=self.imgsz)
-        pixels = torch.from_numpy(padded).to(self.device).permute(2, 0, 1)
-        return pixels.to(self.dtype).div_(255), geometry
+        padded, geometry = letterbox(self.fit(image), (self.imgsz, self.imgsz), stride=self.imgsz)
+        return unit_tensor(padded, self.device, self.dtype), geometry
 
     def forward(self, batch: Tensor, max_det: int) -> Any:
         """See `Adapter.forward`."""

@@ -9,11 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from detcam.adapters.base import LayerPlan
+from detcam.adapters.shared.channels import cycled, input_channels
 from detcam.adapters.shared.mask_scores import MASK_TARGETS
 from detcam.adapters.shared.queries import QueryAdapter, QueryOutputs, query_objects, whole_inputs, with_mask_logits
 from detcam.adapters.shared.scores import BOX_TARGETS, CLASS_TARGETS
 from detcam.errors import ModelError
 from detcam.geometry import Geometry
+from detcam.images import unit_tensor
 from detcam.models.versions import libraries_of
 from detcam.types import Objects
 
@@ -49,7 +51,9 @@ class RfdetrAdapter(QueryAdapter):
         context = None if isinstance(model, nn.Module) else model.model
         side = imgsz or (encoder.shape[0] if context is None else context.resolution)
         self.imgsz = -(-int(side) // self.block) * self.block
-        self.scales = [list(getattr(model, "means", MEANS)), list(getattr(model, "stds", DEVIATIONS))]
+        self.channels = input_channels(module.backbone)
+        scales = getattr(model, "means", MEANS), getattr(model, "stds", DEVIATIONS)
+        self.mean, self.std = (cycled(values, self.channels) for values in scales)
         self.post_process = PostProcess() if context is None else context.postprocess
         self.names = {} if context is None else _names(model.class_names, context.args.num_classes)
         self.task = "detect" if module.segmentation_head is None else "segment"
@@ -78,9 +82,9 @@ class RfdetrAdapter(QueryAdapter):
         from torchvision.transforms import functional
 
         size = [self.imgsz, self.imgsz]
-        pixels = torch.from_numpy(image).to(self.device).permute(2, 0, 1).contiguous().float().div_(255)
+        pixels = unit_tensor(self.fit(image), self.device).contiguous()
         pixels = functional.resize(pixels, size, antialias=False)
-        pixels = functional.normalize(pixels, *self.scales)
+        pixels = functional.normalize(pixels, self.mean, self.std)
         geometry = Geometry((image.shape[0], image.shape[1]), (self.imgsz,) * 2, (0, 0), (self.imgsz,) * 2)
         return pixels.to(self.dtype), geometry
 

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
+from detcam.adapters.shared.channels import cycled
 from detcam.adapters.shared.semantic import SemanticAdapter, SemanticOutputs
-from detcam.errors import ModelError
-from detcam.geometry import Geometry
+from detcam.errors import ImageError, ModelError
+from detcam.geometry import Geometry, resize, white
+from detcam.images import with_channels
 from detcam.models.versions import libraries_of
 
 STRIDE = 32  # sides must be multiples of it
@@ -40,7 +41,8 @@ class SmpAdapter(SemanticAdapter):
         self.imgsz = imgsz or "size of the image"
         settings: Any = getattr(module, "config", None) or {}
         normalised = processor is None and settings.get("encoder_weights")
-        self.mean, self.std = (IMAGENET_MEAN, IMAGENET_STD) if normalised else ((0.0,) * 3, (1.0,) * 3)
+        scales = (IMAGENET_MEAN, IMAGENET_STD) if normalised else ((0.0,), (1.0,))
+        self.mean, self.std = (cycled(values, self.channels) for values in scales)
         self.processor = processor
         classes = module.segmentation_head[0].out_channels
         self.binary = classes == 1
@@ -64,14 +66,43 @@ class SmpAdapter(SemanticAdapter):
             raise ModelError(f"{type(model).__name__} has no {missing[0]}: give a whole model, e.g. smp.Unet(...)")
         return model
 
+    def scales(self) -> dict[str, list[float]]:
+        """See `Adapter.scales`; of processors only the library's own show theirs."""
+        if self.processor is None:
+            return super().scales()
+        known = getattr(self.processor, "keywords", {})
+        return {name: list(known[name]) for name in ("mean", "std") if known.get(name) is not None}
+
+    def fit(self, image: np.ndarray) -> np.ndarray:
+        """See `Adapter.fit`; a processor gets an image of other channels than the network's too, in RGB if it can."""
+        if self.processor is None:
+            return super().fit(image)
+        return with_channels(image, 3) if image.shape[2] in {1, 4} - {self.channels} else image
+
+    def blank(self) -> Tensor:
+        """See `Adapter.blank`: without the processor, which may expect an image of other channels."""
+        return torch.zeros((self.channels, 2 * STRIDE, 2 * STRIDE), device=self.device, dtype=self.dtype)
+
     def prepare(self, image: np.ndarray) -> tuple[Tensor, Geometry]:
-        """See `Adapter.prepare`."""
+        """See `Adapter.prepare`.
+
+        Raises:
+            ImageError: also if the processor returns another shape than [H, W, C].
+        """
+        image = self.fit(image)
         source = resized = (image.shape[0], image.shape[1])
         if self.longest is not None:
             ratio = self.longest / max(source)
             resized = (max(round(source[0] * ratio), 1), max(round(source[1] * ratio), 1))
-            image = cv2.resize(image, resized[::-1], interpolation=cv2.INTER_LINEAR)
-        array = image / 255 if self.processor is None else np.asarray(self.processor(image))
+            image = resize(image, resized)
+        if image.dtype != np.uint8 and "input_range" in getattr(self.processor, "keywords", {}):
+            image = image * (255 / white(image))  # the library's own processors expect 0 to 255
+        array = image / white(image) if self.processor is None else np.atleast_3d(np.asarray(self.processor(image)))
+        if array.shape != (*resized, self.channels):
+            raise ImageError(
+                f"processor: made {list(array.shape)} of an image {list(image.shape)}, the model reads "
+                f"{self.channels} channels: return [{resized[0]},{resized[1]},{self.channels}]"
+            )
         array = (array - self.mean) / self.std
         pixels = torch.from_numpy(array).permute(2, 0, 1).to(self.device, self.dtype)
         pixels = pad(pixels, (0, -resized[1] % STRIDE, 0, -resized[0] % STRIDE))

@@ -25,7 +25,7 @@ class TimmClassifier(StepsAdapter):
 
         config = resolve_model_data_config(module)
         if imgsz is not None:
-            config["input_size"] = (3, imgsz, imgsz)
+            config["input_size"] = (self.channels, imgsz, imgsz)
         self.imgsz = config["input_size"][1]
         self.steps = compose_steps(processor) if processor is not None else create_transform(**config).transforms
         self.classes = module.num_classes

@@ -84,7 +84,7 @@ class Worker:
     def warm_up(self) -> None:
         """Explain a blank image and ignore errors: the first forward is slow, and its time belongs to no image."""
         with suppress(Exception):
-            self._explainer([np.full((64, 64, 3), 128, np.uint8)])
+            self._explainer([np.full((64, 64, self._explainer.adapter.channels), 128, np.uint8)])
 
     def run(
         self, items: Sequence[Item], chunk: int = 0, places: Sequence[int] | None = None, tick: Tick = ignore
@@ -102,7 +102,7 @@ class Worker:
         """
         places, self._tick = places or range(len(items)), tick
         outcomes: dict[int, Outcome] = {}
-        for pictures in batches(items, self._batch, tick):
+        for pictures in batches(items, self._batch, tick, self._explainer.adapter.reading):
             outcomes.update(zip((p.position for p in pictures), self._outcomes(pictures, places), strict=True))
         return Batch.of(chunk, (outcomes[i] for i in range(len(items))), self._options.metrics)
 

@@ -85,7 +85,7 @@ def compare(
     check_iou(match, "--match")
     if not images:
         raise InputError("images: give at least one image, e.g. detcam compare street.jpg --config a --config b")
-    require_files(images)
+    images = require_files(images)
     unwritten = (
         f"{NOTHING}, because the comparison is written when all images are compared: the same command starts over"
     )
@@ -103,12 +103,10 @@ def _compared(
     explainers: Sequence[Explainer], images: Sequence[Path], tell: Bar, match: float
 ) -> Iterator[tuple[Path, Any]]:
     from detcam.analysis.comparison import compare
-    from detcam.images import read_image
 
     for done, path in enumerate(images):
         tell(done, line=f"{done} of {len(images)} images compared")
-        image = read_image(path)
-        a, b = (explainer(image) for explainer in explainers)
+        a, b = (explainer(path) for explainer in explainers)
         yield path, compare(a, b, match)
 
 

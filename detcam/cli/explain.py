@@ -72,7 +72,7 @@ def explain(
         "ask": [parse_pair(text) for text in ask or ()] or None,
         "prompts": [parse_prompt(text) for text in prompt or ()] or None,
     }
-    require_files(images)
+    images = require_files(images)
     require_writable(out_dir)
     folders = folders_of(images, out_dir)
     options = {**preset.options(), "trust_checkpoint": trust_checkpoint}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Collection, Sequence
 from functools import wraps
+from glob import glob
 from inspect import Parameter, Signature, signature
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_type_hints
@@ -118,11 +119,15 @@ def _elsewhere(key: str) -> str:
     return nearest(key, Preset.model_fields)
 
 
-def require_files(images: Sequence[Path]) -> None:
-    """Check that image files exist, before the model is loaded and before anything is written."""
+def require_files(images: Sequence[Path]) -> list[Path]:
+    """The image files, which must exist; patterns are expanded, as the shell of Windows leaves that to commands."""
+    files: list[Path] = []
     for path in images:
-        if not path.exists():
+        matches = [path] if path.exists() else [Path(name) for name in sorted(glob(str(path), recursive=True))]
+        if not matches:
             raise InputError(f"{path} does not exist: check the path")
+        files += matches
+    return files
 
 
 def require_writable(folder: Path) -> None:

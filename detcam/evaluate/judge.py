@@ -145,7 +145,7 @@ class Judge:
             "agreement": {"names", "matrix"}, "cascade": {contender: [...]}, "failed": {contender: why},
             "undefined": {measure: {contender: why}}}. Missing values are undefined.
         """
-        image = read_image(path)
+        image = read_image(path, *self._reference.adapter.reading)
         plain = self._reference(image)
         labels = by_name(self._labels.of(path, *image.shape[:2]), self._labels.names, self._names)
         matched = match(plain, labels, self._segments)

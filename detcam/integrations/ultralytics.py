@@ -242,5 +242,6 @@ def _settings(predictor: Any) -> dict[str, Any]:
 
 
 def _rgb(result: Any) -> np.ndarray:
-    """The image of a Results, which stores it as BGR."""
-    return np.ascontiguousarray(np.asarray(result.orig_img)[:, :, ::-1])
+    """The image of a Results, which stores three channels as BGR."""
+    image = np.asarray(result.orig_img)
+    return np.ascontiguousarray(image[:, :, ::-1] if image.shape[2] == 3 else image)

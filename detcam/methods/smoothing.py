@@ -76,8 +76,8 @@ class Smoothing(AnyMethod):
     equal: bool = False
 
     @abstractmethod
-    def versions(self, pixels: Tensor) -> Iterator[Version]:
-        """Changed versions of a network's input [1, C, H, W]."""
+    def versions(self, pixels: Tensor, channels: int = 3) -> Iterator[Version]:
+        """Changed versions of a network's input [1, C, H, W], of which the first `channels` are the image."""
 
 
 def _like(smoothing: Smoothing, method: AnyMethod, prefix: str) -> None:
@@ -124,14 +124,14 @@ class NoiseTunnel(_Noise, Smoothing):
         super().__init__(samples, deviation, seed)
         _like(self, method or ODAM(), "noisy")
 
-    def versions(self, pixels: Tensor) -> Iterator[Version]:
+    def versions(self, pixels: Tensor, channels: int = 3) -> Iterator[Version]:
         """See `Smoothing.versions`."""
         generator = torch.Generator().manual_seed(self.seed)
-        colours = pixels[:, :3]
+        colours = pixels[:, :channels]
         strength = self.deviation * float(colours.max() - colours.min())
         for _ in range(self.samples):
             noise = strength * torch.randn(colours.shape, generator=generator)
-            yield Version(torch.cat([colours + noise.to(colours), pixels[:, 3:]], dim=1))
+            yield Version(torch.cat([colours + noise.to(colours), pixels[:, channels:]], dim=1))
 
 
 @dataclass(frozen=True)
@@ -161,9 +161,9 @@ class Augmented(_Scale, Smoothing):
         super().__init__(scale)
         _like(self, method or ODAM(), "augmented")
 
-    def versions(self, pixels: Tensor) -> Iterator[Version]:
+    def versions(self, pixels: Tensor, channels: int = 3) -> Iterator[Version]:
         """See `Smoothing.versions`."""
-        if pixels.shape[1] > 3:
+        if pixels.shape[1] > channels:
             raise MethodError("method augmented: this image was padded by its processor, which has no mirror image")
         height, width = pixels.shape[2:]
         sizes = [(height, width)]

@@ -49,7 +49,7 @@ class SmoothingRunner:
         """The mean maps of the objects of an image [1, C, H, W]."""
         totals: list[Tensor | None] = [None] * len(objects)
         counts, zero_gradient = [0] * len(objects), [True] * len(objects)
-        for version in self._smoothing.versions(pixels):
+        for version in self._smoothing.versions(pixels, self._adapter.channels):
             changed = version.pixels.contiguous(memory_format=torch.channels_last)
             outputs, captured = self._model_run(changed, self._inner)
             matches, places = self._matches(version, outputs, objects)

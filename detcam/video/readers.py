@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 
 from detcam.errors import ImageError, InputError
-from detcam.images import SUFFIXES, read_image
+from detcam.images import SUFFIXES, displayable, read_image
 from detcam.video.container import LIVE, MAX_PIXELS, import_av, open_container, reason
 from detcam.video.source import Colours, Picture, Source
 
@@ -176,7 +176,7 @@ class Folder(Source):
         shape: tuple[int, ...] | None = None
         for path in self._paths:
             try:
-                image = read_image(path)
+                image, _ = displayable(read_image(path))
             except ImageError:
                 self.damaged += 1
                 continue

@@ -13,8 +13,9 @@ from typer.testing import CliRunner
 from detcam import cli
 from detcam.adapters import NAMED, TARGETS
 from detcam.cli.app import app
-from detcam.cli.options import with_preset_options
+from detcam.cli.options import require_files, with_preset_options
 from detcam.config import Preset, default_of
+from detcam.errors import InputError
 from detcam.options import LAYER_PRESETS, SEGMENTS
 
 TABLES = Path(__file__).parents[2] / "docs" / "make_tables.py"
@@ -95,3 +96,15 @@ def test_wrong_values_are_named(command: str, capsys: pytest.CaptureFixture[str]
         error = capsys.readouterr().err
         assert words in error
         assert error.count("\n") == 1
+
+
+def test_patterns_are_expanded_if_no_such_file_exists(tmp_path: Path) -> None:
+    """The shell of Windows leaves that to the command."""
+    for name in ("b.jpg", "a.jpg", "c.png", "[1].jpg"):
+        (tmp_path / name).touch()
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "d.jpg").touch()
+    found = require_files([tmp_path / "[ab].jpg", tmp_path / "[1].jpg", tmp_path / "**" / "d.jpg"])
+    assert [path.name for path in found] == ["a.jpg", "b.jpg", "[1].jpg", "d.jpg"]
+    with pytest.raises(InputError, match=r"\*\.gif does not exist"):
+        require_files([tmp_path / "*.gif"])

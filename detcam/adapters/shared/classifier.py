@@ -13,10 +13,12 @@ from PIL import Image
 from torch import Tensor
 
 from detcam.adapters.base import Adapter, LayerPlan
+from detcam.adapters.shared.channels import cycled
 from detcam.adapters.shared.scores import CLASS_TARGETS, class_score
 from detcam.adapters.shared.stages import find_stages, token_grid
 from detcam.errors import LayerError, ModelError
 from detcam.geometry import Geometry
+from detcam.images import unit_tensor
 from detcam.types import Objects, image_index
 
 IMAGENET_CLASSES = 1000
@@ -50,7 +52,7 @@ class ClassifierAdapter(Adapter):
         super().__init__(module, model, imgsz, processor)
         self._set_up(module, model, imgsz, processor)
         self.available = self._available(self.classes)
-        noise = np.random.default_rng(0).integers(0, 256, (256, 256, 3), dtype=np.uint8)
+        noise = np.random.default_rng(0).integers(0, 256, (256, 256, self.channels), dtype=np.uint8)
         self._stages = find_stages(module, self._logits, self.prepare(noise)[0][None])
 
     @abstractmethod
@@ -124,12 +126,27 @@ class StepsAdapter(ClassifierAdapter):
 
     steps: Sequence[Any]
 
+    @property
+    def transform(self) -> Any:
+        """The normalisation among the steps; None if there is none."""
+        return next((step for step in self.steps if type(step).__name__ == "Normalize"), None)
+
     def prepare(self, image: np.ndarray) -> tuple[Tensor, Geometry]:
-        """See `Adapter.prepare`: the resize, crop and normalisation of the library."""
-        current: Any = Image.fromarray(image)
+        """See `Adapter.prepare`: the resize, crop and normalisation of the library.
+
+        What PIL does not hold, 16 bits, floats or many channels, goes through the steps as a tensor.
+        """
+        image = self.fit(image)
+        current: Any = unit_tensor(image)
+        if image.dtype == np.uint8 and self.channels in (1, 3, 4):
+            current = Image.fromarray(image.squeeze(2) if self.channels == 1 else image)
         source = resized = _size(current)
         pad = (0, 0)
         for step in self.steps:
+            if isinstance(current, Tensor) and type(step).__name__ == "ToTensor":
+                continue
+            if step is self.transform and len(step.mean) != self.channels:
+                step = type(step)(*(cycled(values, self.channels) for values in (step.mean, step.std)))
             before = _size(current)
             current = step(current)
             after = _size(current)

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from detcam.adapters.base import Adapter, LayerPlan
 from detcam.errors import ImageError
 from detcam.geometry import Geometry
+from detcam.images import unit_tensor
 from detcam.types import Objects
 
 COCO_CLASSES = 91  # outputs of a model trained on COCO, with the background
@@ -69,6 +69,8 @@ class TorchvisionAdapter(Adapter):
         super().__init__(module, model, imgsz, processor)
         self.backbone = module.backbone
         self.transform = module.transform
+        if (means := len(self.transform.image_mean)) > 1:
+            self.channels = means
         self.names = names if isinstance(names := getattr(module, "names", {}), dict) else {}
         if imgsz is not None:
             self._resize_to(imgsz)
@@ -95,7 +97,7 @@ class TorchvisionAdapter(Adapter):
         Raises:
             ImageError: if the image is so thin that torchvision would resize a side to 0 pixels.
         """
-        pixels = torch.tensor(image, device=self.device).permute(2, 0, 1).to(self.dtype) / 255
+        pixels = unit_tensor(self.fit(image), self.device, self.dtype)
         source = (image.shape[0], image.shape[1])
         try:
             resized, _ = self.transform.resize(self.transform.normalize(pixels))

@@ -9,8 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from detcam.adapters.shared.channels import cycled
 from detcam.adapters.shared.semantic import PRESET_SIDE, SemanticAdapter
 from detcam.geometry import Geometry
+from detcam.images import unit_tensor
 
 
 class TorchvisionSegmenterAdapter(SemanticAdapter):
@@ -32,7 +34,9 @@ class TorchvisionSegmenterAdapter(SemanticAdapter):
         super().__init__(module, model, imgsz, processor)
         weights = FCN_ResNet50_Weights.COCO_WITH_VOC_LABELS_V1
         self.imgsz = imgsz or PRESET_SIDE
-        self.transform = processor or weights.transforms(resize_size=self.imgsz)
+        preset = weights.transforms(resize_size=self.imgsz)
+        preset.mean, preset.std = (cycled(values, self.channels) for values in (preset.mean, preset.std))
+        self.transform = processor or preset
         last = getattr(module.classifier, "low_classifier", None) or module.classifier[-1]
         names = list(weights.meta["categories"])
         if last.out_channels != len(names):
@@ -47,7 +51,9 @@ class TorchvisionSegmenterAdapter(SemanticAdapter):
 
     def prepare(self, image: np.ndarray) -> tuple[Tensor, Geometry]:
         """See `Adapter.prepare`."""
-        pixels = self.transform(torch.from_numpy(image).permute(2, 0, 1)).to(self.device, self.dtype)
+        image = self.fit(image)
+        raw = torch.from_numpy(image).permute(2, 0, 1) if image.dtype == np.uint8 else unit_tensor(image)
+        pixels = self.transform(raw).to(self.device, self.dtype)
         size = (pixels.shape[1], pixels.shape[2])
         return pixels, Geometry((image.shape[0], image.shape[1]), size, (0, 0), size)
 

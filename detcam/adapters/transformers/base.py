@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from detcam.adapters.base import Adapter
 from detcam.errors import ModelError
-from detcam.geometry import Geometry
+from detcam.geometry import Geometry, white
 
 STRIDE = 32  # sides are multiples of the largest stride: a hybrid encoder adds maps of neighbouring levels
 
@@ -59,8 +59,16 @@ class TransformersAdapter(Adapter):
 
     def _processed(self, image: np.ndarray, **changes: Any) -> Any:
         """The output of the processor for an image, with some settings changed."""
-        settings = {**self.resize, **changes}
-        return self.processor(images=image, input_data_format="channels_last", return_tensors="pt", **settings)
+        return self._run_processor(self.processor, image, **{**self.resize, **changes})
+
+    def _run_processor(self, processor: Any, image: np.ndarray, **settings: Any) -> Any:
+        image = self.fit(image)
+        if image.dtype != np.uint8:
+            image = image * np.float32(255 / white(image))  # processors expect 0 to 255
+        if self.channels != 3:
+            scales = {f"image_{name}": values for name, values in self.scales().items()}
+            settings |= {"do_convert_rgb": False, **scales}
+        return processor(images=image, input_data_format="channels_last", return_tensors="pt", **settings)
 
     def _pixels(self, image: np.ndarray, **changes: Any) -> Tensor:
         """[3, h, w] an image processed with some settings changed."""

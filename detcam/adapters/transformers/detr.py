@@ -105,11 +105,11 @@ class DetrAdapter(TransformersAdapter, QueryAdapter):
 
     def forward(self, batch: Tensor, max_det: int) -> QueryOutputs:
         """See `Adapter.forward`."""
-        inside = batch[:, 3] if batch.shape[1] > 3 else torch.ones_like(batch[:, 0])
-        masks = {"pixel_mask": inside.long()} if self.masked else {}
-        outputs = self.module(
-            pixel_values=batch[:, :3], output_attentions=False, output_hidden_states=False, return_dict=True, **masks
-        )
+        inside = batch[:, self.channels] if batch.shape[1] > self.channels else torch.ones_like(batch[:, 0])
+        inputs = {"pixel_values": batch[:, : self.channels]}
+        if self.masked:
+            inputs["pixel_mask"] = inside.long()
+        outputs = self.module(output_attentions=False, output_hidden_states=False, return_dict=True, **inputs)
         return QueryOutputs(outputs.logits, outputs.pred_boxes, sizes_of(inside))
 
     @torch.no_grad()

@@ -64,9 +64,9 @@ class GroundingDinoAdapter(PromptedAdapter):
 
     def forward(self, batch: Tensor, max_det: int) -> PromptedOutputs:
         """See `Adapter.forward`."""
-        inside = batch[:, 3] if batch.shape[1] > 3 else torch.ones_like(batch[:, 0])
+        inside = batch[:, self.channels] if batch.shape[1] > self.channels else torch.ones_like(batch[:, 0])
         outputs = self.module(
-            pixel_values=batch[:, :3],
+            pixel_values=batch[:, : self.channels],
             pixel_mask=inside.long(),
             output_attentions=False,
             output_hidden_states=False,

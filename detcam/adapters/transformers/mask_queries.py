@@ -137,12 +137,12 @@ class MaskQueryAdapter(TransformersAdapter, QueryAdapter):
 
     def forward(self, batch: Tensor, max_det: int) -> MaskQueryOutputs:
         """See `Adapter.forward`."""
-        inside = batch[:, 3] if batch.shape[1] > 3 else torch.ones_like(batch[:, 0])
+        inside = batch[:, self.channels] if batch.shape[1] > self.channels else torch.ones_like(batch[:, 0])
         more = {"pixel_mask": inside.long()} if self.boxed else {}
         more |= {name: tokens.expand(len(batch), -1) for name, tokens in self._task.items()}
         recorders_last(self.module, __name__)
         self._maps.clear()
-        outputs = self.module(pixel_values=batch[:, :3], **more)
+        outputs = self.module(pixel_values=batch[:, : self.channels], **more)
         maps, self._maps = self._maps, {}  # else the adapter would keep the graph alive
         read = [part for name in self.plans["evidence"] for part in maps[name]]
         if not any(part.requires_grad for part in read):

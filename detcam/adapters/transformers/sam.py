@@ -68,7 +68,7 @@ class SamAdapter(TransformersAdapter):
 
     def prepare(self, image: np.ndarray) -> tuple[Tensor, Geometry]:
         """See `Adapter.prepare`: SAM pads at the right and at the bottom, SAM 2 stretches."""
-        data = self.processor.image_processor(images=image, input_data_format="channels_last", return_tensors="pt")
+        data = self._run_processor(self.processor.image_processor, image)
         pixels = data["pixel_values"][0].to(self.device, self.dtype)
         network = (pixels.shape[1], pixels.shape[2])
         height, width = network if self.is_sam2 else map(int, data["reshaped_input_sizes"][0])

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any, ClassVar, Literal
 
+import cv2
+import numpy as np
 from torch import nn
 
 from detcam.adapters.base import Adapter, LayerPlan
@@ -11,10 +13,32 @@ from detcam.errors import ModelError
 from detcam.models.versions import OLDEST
 
 
-class UltralyticsAdapter(Adapter):
-    """Base of Ultralytics' detectors."""
+class PredictReader(Adapter):
+    """Base of Ultralytics' adapters: images are read as by its predict call."""
 
     install = 'pip install "detcam[ultralytics]"'
+
+    def __init__(self, module: Any, model: Any, imgsz: Any = None, processor: Any = None) -> None:
+        super().__init__(module, model, imgsz, processor)
+        self.channels = int(module.yaml.get("channels") or module.yaml.get("ch") or 3)
+
+    @property
+    def reading(self) -> tuple[int, bool]:
+        """See `Adapter.reading`."""
+        return self.channels, True
+
+    def fit(self, image: np.ndarray) -> np.ndarray:
+        """See `Adapter.fit`: 16 bits become their high byte, colour becomes grey, and grey is repeated."""
+        if image.dtype == np.uint16:
+            image = (image >> 8).astype(np.uint8)
+        if self.channels == 1 and image.shape[2] in (3, 4):
+            return cv2.cvtColor(np.ascontiguousarray(image[:, :, :3]), cv2.COLOR_RGB2GRAY)[:, :, None]
+        return np.repeat(image, self.channels, axis=2) if image.shape[2] == 1 else super().fit(image)
+
+
+class UltralyticsAdapter(PredictReader):
+    """Base of Ultralytics' detectors."""
+
     fuse: ClassVar[Literal["level", "sum"]]  # of the maps that the head reads, see `LayerPlan`
     size: tuple[int, int]  # (height, width) of the network's input
 

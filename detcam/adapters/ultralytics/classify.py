@@ -7,16 +7,23 @@ from typing import Any
 from torch import Tensor, nn
 
 from detcam.adapters.shared.classifier import StepsAdapter
-from detcam.adapters.ultralytics.base import head_of, kinds_of, module_of, names_of, predict_size, rounded_up
+from detcam.adapters.ultralytics.base import (
+    PredictReader,
+    head_of,
+    kinds_of,
+    module_of,
+    names_of,
+    predict_size,
+    rounded_up,
+)
 from detcam.models.versions import libraries_of
 
 
-class UltralyticsClassifier(StepsAdapter):
+class UltralyticsClassifier(PredictReader, StepsAdapter):
     """Ultralytics' classify models; `imgsz` is the side of the network's input, or its (height, width), in pixels."""
 
     family = "ultralytics classify"
     models = "YOLO classify: v8, 11, 12, 26, and torchvision backbones with its head"
-    install = 'pip install "detcam[ultralytics]"'
 
     @classmethod
     def serves(cls, model: Any) -> bool:

@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -16,7 +15,8 @@ from detcam.adapters.shared.attention import AttentionPlan, attention_plan
 from detcam.adapters.shared.deformable import GainSampling
 from detcam.adapters.shared.queries import QueryAdapter, QueryOutputs, query_objects, shares_to_source, whole_inputs
 from detcam.adapters.ultralytics.base import UltralyticsAdapter, head_of, kinds_of, module_of, require_parts, rounded_up
-from detcam.geometry import Geometry
+from detcam.geometry import Geometry, resize
+from detcam.images import unit_tensor
 from detcam.models.versions import libraries_of
 from detcam.types import Objects
 
@@ -58,11 +58,8 @@ class RtdetrAdapter(UltralyticsAdapter, QueryAdapter):
 
     def prepare(self, image: np.ndarray) -> tuple[Tensor, Geometry]:
         """See `Adapter.prepare`: stretched to the network's input, as Ultralytics' predict call does."""
-        source = (image.shape[0], image.shape[1])
-        if source != self.size:
-            image = cv2.resize(image, self.size[::-1], interpolation=cv2.INTER_LINEAR)
-        pixels = torch.from_numpy(np.ascontiguousarray(image)).to(self.device).permute(2, 0, 1)
-        return pixels.to(self.dtype).div_(255), Geometry(source, self.size, (0, 0), self.size)
+        pixels = unit_tensor(resize(self.fit(image), self.size), self.device, self.dtype)
+        return pixels, Geometry((image.shape[0], image.shape[1]), self.size, (0, 0), self.size)
 
     def forward(self, batch: Tensor, max_det: int) -> QueryOutputs:
         """See `Adapter.forward`."""

@@ -20,6 +20,7 @@ from detcam.adapters.ultralytics.base import UltralyticsAdapter, head_of, kinds_
 from detcam.adapters.ultralytics.yolo_head import YoloOutputs, has_mask, readouts, scores
 from detcam.errors import ModelError
 from detcam.geometry import Geometry, letterbox
+from detcam.images import unit_tensor
 from detcam.models.versions import libraries_of
 from detcam.types import Objects
 
@@ -109,9 +110,8 @@ class YoloAdapter(UltralyticsAdapter):
 
     def prepare(self, image: np.ndarray) -> tuple[Tensor, Geometry]:
         """See `Adapter.prepare`: the letterbox of Ultralytics' predict call."""
-        padded, geometry = letterbox(image, self.size, self.stride)
-        pixels = torch.from_numpy(padded).to(self.device).permute(2, 0, 1)
-        return pixels.to(self.dtype).div_(255), geometry
+        padded, geometry = letterbox(self.fit(image), self.size, self.stride)
+        return unit_tensor(padded, self.device, self.dtype), geometry
 
     def _keep(self, name: str, module: nn.Module, args: object, output: Tensor) -> None:
         self._maps[name].append(output)

@@ -18,7 +18,7 @@ from detcam.batch.sources.read import read_uri
 from detcam.errors import ImageError, InputError
 from detcam.explanation import Explanation
 from detcam.geometry import Geometry
-from detcam.images import decode_image
+from detcam.images import decode_image, displayable
 from detcam.methods import view_of
 from detcam.types import Objects
 
@@ -47,7 +47,7 @@ class LoadedExplanation(Explanation):
         Raises:
             ImageError: if it cannot be read, or its size has changed.
         """
-        image = decode_image(read_uri(self.uri), self.uri)
+        image, _ = displayable(decode_image(read_uri(self.uri), self.uri))
         if image.shape[:2] != self.geometry.source:
             height, width = self.geometry.source
             raise ImageError(f"{self.uri} was {width} x {height} pixels when it was explained: restore that image")

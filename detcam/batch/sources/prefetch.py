@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TypeVar
 
 import numpy as np
@@ -30,7 +31,7 @@ class Picture:
         item: the item.
         data: the bytes of the file until they are decoded.
         size: (height, width) as stored in the file; zeros if it is not an image.
-        image: [H, W, 3] uint8 RGB; None before it is decoded, or if it could not be read or decoded.
+        image: [H, W, C], see `detcam.images.read_image`; None before it is decoded, or if that failed.
         error: the reason if it could not be read or decoded.
     """
 
@@ -42,26 +43,29 @@ class Picture:
     error: str = ""
 
 
-def batches(items: Sequence[Item], size: int, tick: Callable[[], None] = lambda: None) -> Iterator[list[Picture]]:
+def batches(
+    items: Sequence[Item], size: int, tick: Callable[[], None] = lambda: None, reading: tuple[int, bool] = (3, False)
+) -> Iterator[list[Picture]]:
     """All items in batches of similar image size; the next batch is decoded while a batch is in use.
 
     Args:
         items: the images.
         size: images in a batch, at most.
         tick: called, in any thread, whenever a file was read or decoded.
+        reading: see `Adapter.reading`.
     """
     with ThreadPoolExecutor(READERS) as readers:
-        yield from ahead(_batches(items, size, readers, tick))
+        yield from ahead(_batches(items, size, readers, tick, reading))
 
 
 def _batches(
-    items: Sequence[Item], size: int, readers: ThreadPoolExecutor, tick: Callable[[], None]
+    items: Sequence[Item], size: int, readers: ThreadPoolExecutor, tick: Callable[[], None], reading: tuple[int, bool]
 ) -> Iterator[list[Picture]]:
     for first in range(0, len(items), WINDOW):
         window = range(first, min(first + WINDOW, len(items)))
         files = list(_ticking(readers.map(_read, window, [items[i] for i in window]), tick))
         for group in _alike(files, size):
-            yield list(_ticking(readers.map(_decoded, group), tick))
+            yield list(_ticking(readers.map(partial(_decoded, reading), group), tick))
 
 
 def _ticking(values: Iterable[T], tick: Callable[[], None]) -> Iterator[T]:
@@ -91,11 +95,11 @@ def _alike(files: Sequence[Picture], size: int) -> Iterator[list[Picture]]:
         yield group
 
 
-def _decoded(file: Picture) -> Picture:
+def _decoded(reading: tuple[int, bool], file: Picture) -> Picture:
     if file.error:
         return file
     try:
-        return replace(file, data=b"", image=decode_image(file.data, file.item.uri))
+        return replace(file, data=b"", image=decode_image(file.data, file.item.uri, *reading))
     except ImageError as error:
         return replace(file, data=b"", error=str(error))
     except Exception as error:  # out of memory, an error of the decoder, ...: the other images go on

@@ -13,6 +13,7 @@ from detcam.engine.randomised import randomised, run_order
 from detcam.evaluate.metrics.localisation import Measure
 from detcam.explainer import Explainer
 from detcam.explanation import Explanation
+from detcam.geometry import white
 from detcam.runners.twin import frozen_topk, held
 
 GRID = (40, 40)  # cells at which maps of different sizes are compared
@@ -60,9 +61,11 @@ def agreement(explanations: list[Explanation], objects: list[int]) -> Tensor:
 
 
 def noisy(image: np.ndarray, seed: int) -> np.ndarray:
-    """[H, W, 3] uint8: the image with Gaussian noise."""
-    noise = np.random.default_rng(seed).normal(0, NOISE, image.shape)
-    return np.clip(image + noise, 0, 255).round().astype(np.uint8)
+    """[H, W, C]: the image with Gaussian noise."""
+    full = white(image)
+    noise = np.random.default_rng(seed).normal(0, NOISE * full / 255, image.shape)
+    changed = np.clip(image + noise, 0, full)
+    return (changed if full == 1 else changed.round()).astype(image.dtype)
 
 
 def sensitivity(plain: Explanation, changed: Explanation) -> Tensor:
