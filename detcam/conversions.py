@@ -5,8 +5,12 @@ The code is in `detcam.integrations`, a module for each library, imported when a
 
 from __future__ import annotations
 
+import html
+from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
+
+from detcam.saved import preview
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -16,6 +20,12 @@ if TYPE_CHECKING:
 
 class Conversions:
     """The `to_*` methods of `Explanation`; `self` is the Explanation."""
+
+    def _repr_html_(self: Any) -> str:
+        """The contact sheet as an embedded image, for notebooks; without scripts."""
+        picture = b64encode(preview(self.contact_sheet())).decode()
+        text = html.escape(repr(self).encode("utf-8", "replace").decode())
+        return f'<img src="data:image/jpeg;base64,{picture}" alt="{text}" title="{text}" style="max-width: 100%">'
 
     def to_supervision(self: Any) -> Any:
         """Convert to `supervision.Detections`, for its annotators, filters and trackers.
@@ -92,21 +102,27 @@ class Conversions:
 
         return Image.fromarray(self.overview() if i is None else self.overlay(i))
 
-    def to_matplotlib(self: Any, objects: Sequence[int] | None = None) -> Any:
-        """Convert to a `matplotlib.figure.Figure`: the image with its boxes, then a panel for each object.
+    def to_matplotlib(
+        self: Any, objects: Sequence[int] | None = None, alpha: float = 0.75, colormap: str = "inferno"
+    ) -> Any:
+        """Convert to a `matplotlib.figure.Figure`: the image with its outlines, a panel for each object, a colour bar.
 
-        The figure is made without pyplot: no global state changes, no window opens and nothing has to be closed.
-        `figure.savefig(path)` writes it.
+        Outlines are those of the masks, and the boxes for a model without masks. The figure is made without pyplot: no
+        global state changes, no window opens and nothing has to be closed. `figure.savefig(path)` writes it; in PDF
+        and SVG, outlines and text are vectors.
 
         Args:
             objects: positions of the objects to show, default all.
+            alpha: opacity of the hottest pixel, in [0, 1].
+            colormap: a key of `detcam.render.COLORMAPS`.
 
         Raises:
             ImportError: without matplotlib.
+            InputError: for another opacity or colour map.
         """
         from detcam.integrations.matplotlib import figure
 
-        return figure(self, objects)
+        return figure(self, objects, alpha, colormap)
 
     def to_tensorboard(self: Any, writer: Any, tag: str = "detcam", step: int | None = None) -> None:
         """Add a contact sheet to a TensorBoard run: the image with its boxes, and an overlay for each object.

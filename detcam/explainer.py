@@ -24,6 +24,7 @@ from detcam.geometry import Geometry
 from detcam.images import displayable, read_image
 from detcam.methods import VIEWS, AnyMethod, get_method, view_of
 from detcam.models.load import load_model
+from detcam.models.versions import Origin
 from detcam.options import (
     check_layers,
     check_options,
@@ -170,7 +171,7 @@ class Explainer:
             self.method = get_method(VIEWS["where"][0])  # the model has no stem
             self.runner = runner_for(self.method, layers, request)
         self.plan, self.target = self.runner.plan, self.runner.target
-        self._lock = _Lock()
+        self._lock, self._origin = _Lock(), Origin(view, model)
         self.settings = {
             "model": name,
             "family": adapter.family,
@@ -314,7 +315,9 @@ class Explainer:
             flags = [maps.zero_gradient[i] for i in rows]
             notes = [self._note(*each) for each in zip(raw, flags, levels, strict=True)]
             facts = (image.image, detected, raw, notes, self.settings, image.geometry)
-            explanations.append(Explanation(*facts, self.check, image.picture, image.shown))
+            explanations.append(
+                Explanation(*facts, self.check, image.picture, image.shown, origin=self._origin.facts())
+            )
         return explanations
 
     def _note(self, raw: Tensor, zero_gradient: bool, level: int) -> str | None:

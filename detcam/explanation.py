@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from datetime import datetime, timezone
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,15 +15,18 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
-from detcam import ops, render, saved
+from detcam import render, saved
 from detcam.conversions import Conversions
-from detcam.errors import InputError
+from detcam.errors import InputError, nearest, plain
 from detcam.geometry import Geometry
+from detcam.render.canvas import common_canvas, resized, scale_together
+from detcam.render.energy import energies
+from detcam.render.overlay import SHEET, heated
 from detcam.types import Check, Objects
 
 NORMALIZE = ("object", "image", "none")
+LIMIT = 24  # overlays on a contact sheet, at most; the objects with the highest scores come first
 
 
 @dataclass(frozen=True)
@@ -38,6 +43,7 @@ class Explanation(Conversions):
         checker: `Explainer.check` of the explainer; None after unpickling or loading.
         picture: [H, W, C] the source image as it was read, uint8, uint16 or float32; None after loading.
         shown: how `image` was made of it, e.g. of 16 bits or 4 channels; None: it has the same values.
+        origin: see `detcam.models.versions.Origin.facts`; None after loading.
     """
 
     image: np.ndarray = field(repr=False)
@@ -49,6 +55,10 @@ class Explanation(Conversions):
     checker: Callable[[Explanation], list[Check]] | None = field(default=None, repr=False, compare=False)
     picture: np.ndarray | None = field(default=None, repr=False, compare=False)
     shown: str | None = None
+    origin: dict[str, Any] | None = field(default=None, repr=False, compare=False)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}([{plain(', '.join(self.titles))}], notes={self.notes}, settings={self.settings})"
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "checker": None}  # the model does not travel with its explanations
@@ -91,7 +101,7 @@ class Explanation(Conversions):
             return None
         height, width = self.geometry.source
         shapes = [(logits.shape[1], logits.shape[2])] * len(logits)
-        full = self._upsample(logits, shapes, (height, width), normalize="none", relu=False, dtype=torch.float32)
+        full = resized(logits, self._windows(shapes), (height, width))
         x = torch.arange(width, device=full.device)  # Ultralytics crops by pixel index
         y = torch.arange(height, device=full.device)
         x1, y1, x2, y2 = (side[:, None] for side in self.boxes.unbind(1))
@@ -153,60 +163,72 @@ class Explanation(Conversions):
         chosen = list(range(len(self)) if objects is None else objects)
         maps = self.maps
         if normalize == "image":
-            maps, normalize = _scale_together(maps), "none"
-        stack, shapes = _common_canvas([maps[i] for i in chosen], self.boxes.device)
-        heat = self._upsample(stack, shapes, size, normalize=normalize, relu=True, dtype=dtype)
+            maps, normalize = scale_together(maps), "none"
+        stack, shapes = common_canvas([maps[i] for i in chosen], self.boxes.device)
+        heat = resized(stack, self._windows(shapes), size, normalize=normalize, relu=True, dtype=dtype)
         rows, columns = self.geometry.seen(size)
         if (rows, columns) != (slice(0, size[0]), slice(0, size[1])):
             inside = heat[:, rows, columns].clone()  # the network did not see what a processor cropped
             heat.zero_()[:, rows, columns] = inside
         return heat
 
-    def _upsample(
-        self,
-        maps: Tensor,
-        shapes: list[tuple[int, int]],
-        size: tuple[int, int],
-        normalize: str,
-        relu: bool,
-        dtype: torch.dtype,
-    ) -> Tensor:
-        """Maps [N, h, w] over the network's input, with the size of each before padding in `shapes`, as [N, *size]."""
-        n = len(maps)
-        if not n:
-            return torch.empty((0, *size), dtype=dtype, device=maps.device)
-        integer = not dtype.is_floating_point and normalize == "none"
+    def _windows(self, shapes: list[tuple[int, int]]) -> Tensor:
+        """[N, 4] part of each map, of `shapes` before padding, that fills the image, in cells."""
         windows = [self.geometry.window(shape) for shape in shapes]
-        full = ops.cam_maps(
-            maps[:, None],
-            maps.new_ones(n, 1),
-            size,
-            torch.arange(n, device=maps.device),
-            normalize=normalize,
-            relu=relu,
-            dtype=torch.float32 if integer else dtype,
-            window=torch.tensor(windows, dtype=torch.float32, device=maps.device).view(n, 4),
-        )
-        return full.mul_(255).round_().to(dtype) if integer else full
+        return torch.tensor(windows, dtype=torch.float32, device=self.boxes.device).view(-1, 4)
 
-    def overlay(self, i: int, alpha: float = 0.75, colormap: str = "inferno") -> np.ndarray:
-        """The heatmap of object `i` over the image, with its box and label: [H, W, 3] uint8 RGB.
+    def overlay(
+        self, i: int | None = None, alpha: float = 0.75, colormap: str = "inferno", label: str | None = None
+    ) -> np.ndarray:
+        """The heatmap of one object, or of several, over the image, with boxes and labels: [H, W, 3] uint8 RGB.
+
+        Of several, the hottest is in front; each is normalised separately.
 
         Args:
-            i: position of the object.
+            i: position of the object; None: all objects.
             alpha: opacity of the hottest pixel, in [0, 1].
             colormap: a key of `detcam.render.COLORMAPS`.
-        """
-        heat = self.heatmaps[i].cpu().numpy()
-        picture = render.blend(self.image, heat, alpha, colormap)
-        return render.draw_box(picture, self.boxes[i].tolist(), self._title(i))
+            label: only the objects of this class, in place of `i`.
 
-    def _title(self, i: int) -> str:
-        return f"{self.objects.labels[i]} {float(self.scores[i]):.2f}"
+        Raises:
+            InputError: for a class that no object has, `i` with `label`, another opacity or colour map.
+        """
+        if label is None:
+            return self._drawn(self.image, range(len(self)) if i is None else [i], alpha, colormap)
+        chosen = [place for place, name in enumerate(self.labels) if name == label]
+        if i is not None or not chosen:
+            reason = nearest(label, self.labels) if i is None else "give one of i and label"
+            raise InputError(f"overlay: label {label!r}: {reason}")
+        return self._drawn(self.image, chosen, alpha, colormap)
+
+    def _drawn(
+        self, picture: np.ndarray, chosen: Sequence[int], alpha: float = 0.75, colormap: str = "inferno"
+    ) -> np.ndarray:
+        """The heat of some objects with their boxes over the source image, of whatever size, on a copy."""
+        maps, shapes = common_canvas([scale_together([self.maps[i]])[0] for i in chosen], self.boxes.device)
+        rows, columns = self.geometry.seen(picture.shape[:2])
+        place = self.boxes.new_tensor([columns.start, rows.start, columns.stop, rows.stop]).expand(len(maps), 4)
+        return self._boxed(heated(picture, maps, self._windows(shapes), place, alpha, colormap), chosen)
+
+    def _boxed(self, picture: np.ndarray, chosen: Sequence[int]) -> np.ndarray:
+        """Draw boxes and labels of some objects on the source image, of whatever size, in place."""
+        height, width = (now / source for now, source in zip(picture.shape[:2], self.geometry.source, strict=True))
+        boxes = (self.boxes * self.boxes.new_tensor([width, height] * 2)).tolist()
+        titles = self.titles
+        for i in chosen:
+            render.draw_box_on(picture, boxes[i], titles[i])
+        return picture
+
+    @property
+    def titles(self) -> list[str]:
+        """N class names with their scores, as drawn above the boxes."""
+        return [f"{label} {score:.2f}" for label, score in zip(self.labels, self.scores.tolist(), strict=True)]
 
     def save(self, folder: str | os.PathLike[str], source: str | os.PathLike[str] | None = None) -> Path:
         """Write `explanation.json`, `heatmaps.npz`, `picture.jpg`, an overlay for each object and `contact.png`.
 
+        `explanation.json` says in "made" what made it: the versions of the packages, the SHA-256 of the weights and of
+        the image's pixels as they were read, and the date (ISO 8601, UTC), which alone differs from run to run.
         `heatmaps.npz` holds "heatmaps" [N, H, W] and the raw coarse maps "map_000" [h, w], "map_001", ..., all float32.
         Files are written to a temporary folder and moved into place at the end, so an error leaves no partial output.
 
@@ -217,23 +239,24 @@ class Explanation(Conversions):
         Raises:
             OutputError: if the folder cannot be written.
         """
-        overlays = [self.overlay(i) for i in range(len(self))]
         document = self.to_dict() if source is None else {"source": str(source), **self.to_dict()}
+        image = self.image if self.picture is None else self.picture
+        pixels = hashlib.sha256(np.ascontiguousarray(image).data).hexdigest()
+        now = datetime.now(timezone.utc).isoformat(timespec="seconds")
+        document["made"] = {**(self.origin or {}), "pixels": pixels, "date": now}
         for item, energy in zip(document["objects"], self.energy_in_box, strict=True):
             item["energy_in_box"] = None if energy is None else round(energy, 6)
-        arrays = {"heatmaps": self.heatmaps} | {f"map_{i:03d}": raw for i, raw in enumerate(self.maps)}
-        numbers = {name: values.float().cpu().numpy() for name, values in arrays.items()}
-        return saved.save(Path(folder), document, numbers, self.image, self.overview(), overlays)
+        every = range(len(self))
+        heatmaps = (self.render([i], dtype=torch.float32)[0].cpu().numpy() for i in every)
+        overlays = (self.overlay(i) for i in every)
+        maps = [raw.float().cpu().numpy() for raw in self.maps]
+        return saved.save(Path(folder), document, heatmaps, maps, self.image, self.contact_sheet(), overlays)
 
     @property
     def energy_in_box(self) -> list[float | None]:
         """For each object the share of its heat that lies in its box, in [0, 1]; None for a blank map."""
-        shares: list[float | None] = []
-        for heat, box in zip(self.heatmaps, self.boxes.tolist(), strict=True):
-            x1, y1, x2, y2 = (max(math.ceil(side - 0.5), 0) for side in box)  # pixels whose centre lies in the box
-            total = float(heat.sum(dtype=torch.float64))
-            shares.append(float(heat[y1:y2, x1:x2].sum(dtype=torch.float64)) / total if total else None)
-        return shares
+        shares = energies([scale_together([raw])[0] for raw in self.maps], self.boxes, self.geometry)
+        return [None if math.isnan(share) else share for share in shares]
 
     def _check_facts(self, i: int) -> dict[str, Any]:
         facts = {name: fall if fall is None else round(fall, 6) for name, fall in asdict(self.checks[i]).items()}
@@ -241,10 +264,13 @@ class Explanation(Conversions):
 
     def overview(self) -> np.ndarray:
         """The image with every box: [H, W, 3] uint8 RGB."""
-        picture = self.image
-        for i in range(len(self)):
-            picture = render.draw_box(picture, self.boxes[i].tolist(), self._title(i))
-        return picture
+        return self._boxed(self.image.copy(), range(len(self)))
+
+    def contact_sheet(self) -> np.ndarray:
+        """The image with every box, then the overlays of the first objects, at most LIMIT: [h, w, 3] uint8 RGB."""
+        small = render.shrunk(self.image, SHEET)
+        overlays = [self._drawn(small, [i]) for i in range(len(self))[:LIMIT]]
+        return render.contact_sheet([self._boxed(small.copy(), range(len(self))), *overlays])
 
     def to_dict(self) -> dict[str, Any]:
         """Everything but the pixels, as plain numbers and strings: the contents of `explanation.json`."""
@@ -269,31 +295,3 @@ class Explanation(Conversions):
                 for i in range(len(self))
             ],
         }
-
-
-def _common_canvas(maps: list[Tensor], device: torch.device) -> tuple[Tensor, list[tuple[int, int]]]:
-    """Pad maps of several sizes to one tensor [N, h, w] for a single operator call; also their original sizes.
-
-    Smaller maps are padded with their border cells: a resize assumes the same beyond the border, and neither the
-    minimum nor the maximum changes.
-    """
-    shapes = [(m.shape[0], m.shape[1]) for m in maps]
-    height = max((h for h, _ in shapes), default=1)
-    width = max((w for _, w in shapes), default=1)
-    canvas = torch.empty((len(maps), height, width), dtype=torch.float32, device=device)
-    for shape in set(shapes):
-        places = [i for i, s in enumerate(shapes) if s == shape]
-        stack = torch.stack([maps[i] for i in places]).float()
-        beyond = (0, width - shape[1], 0, height - shape[0])
-        canvas[places] = pad(stack[:, None], beyond, mode="replicate")[:, 0]
-    return canvas, shapes
-
-
-def _scale_together(maps: list[Tensor]) -> list[Tensor]:
-    """ReLU, then one affine scaling for all maps of the image; it commutes with the bilinear resize."""
-    positive = [torch.nan_to_num(m, nan=0.0, posinf=0.0, neginf=0.0).clamp(min=0) for m in maps]
-    if not positive:
-        return positive
-    low = torch.stack([m.amin() for m in positive]).amin()
-    span = torch.stack([m.amax() for m in positive]).amax() - low
-    return [(m - low) / span if span > 0 else torch.zeros_like(m) for m in positive]

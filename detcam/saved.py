@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import zipfile
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -17,30 +18,31 @@ import numpy as np
 from detcam.errors import InputError, writing
 from detcam.files import whole_folder
 from detcam.geometry import Geometry
-from detcam.render.overlay import contact_sheet, shrunk
+from detcam.render.overlay import shrunk
 
 NAME, PICTURE, MAPS = "explanation.json", "picture.jpg", "heatmaps.npz"
-CONTACT_LIMIT = 24  # overlays on a contact sheet, at most; the objects with the highest scores come first
 PREVIEW = 1600  # longest side of picture.jpg in pixels
 
 
 def save(
     folder: Path,
     document: dict[str, Any],
-    arrays: dict[str, np.ndarray],
+    heatmaps: Iterable[np.ndarray],
+    maps: list[np.ndarray],
     picture: np.ndarray,
-    overview: np.ndarray,
-    overlays: list[np.ndarray],
+    contact: np.ndarray,
+    overlays: Iterable[np.ndarray],
 ) -> Path:
     """Write an explanation into `folder`, completely or not at all; see `Explanation.save`.
 
     Args:
         folder: made if it does not exist.
         document: contents of `explanation.json`; the file names of the overlays are added to its objects.
-        arrays: contents of `heatmaps.npz`.
+        heatmaps: N arrays [H, W] float32, of which one at a time is in memory.
+        maps: N raw coarse maps [h, w] float32.
         picture: [H, W, 3] uint8 RGB, the source image.
-        overview: [H, W, 3] uint8 RGB, the source image with every box.
-        overlays: N images [H, W, 3] uint8 RGB.
+        contact: [h, w, 3] uint8 RGB, the contact sheet.
+        overlays: N images [H, W, 3] uint8 RGB, of which one at a time is in memory.
 
     Raises:
         OutputError: if the folder cannot be written.
@@ -49,14 +51,27 @@ def save(
         for i, (overlay, item) in enumerate(zip(overlays, document["objects"], strict=True)):
             item["overlay"] = f"overlay_{i:03d}_{_slug(item['label'])}.png"
             _write_png(work / item["overlay"], overlay)
-        _write_png(work / "contact.png", contact_sheet([overview, *overlays[:CONTACT_LIMIT]]))
+        _write_png(work / "contact.png", contact)
         (work / PICTURE).write_bytes(preview(picture))
-        np.savez_compressed(work / MAPS, **arrays)  # type: ignore[arg-type]  # the stub takes the arrays for flags
+        _write_arrays(work / MAPS, (len(maps), *picture.shape[:2]), heatmaps, maps)
         text = json.dumps(document, indent=2, ensure_ascii=False) + "\n"
         (work / NAME).write_text(text, encoding="utf-8", errors="replace")  # a file name may not be valid Unicode
         for stale in _earlier_overlays(folder):
             stale.unlink(missing_ok=True)
     return folder
+
+
+def _write_arrays(path: Path, shape: tuple[int, ...], heatmaps: Iterable[np.ndarray], maps: list[np.ndarray]) -> None:
+    """`np.savez_compressed` of "heatmaps" [N, H, W] and "map_000", ..., without the N heatmaps in memory."""
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        with archive.open("heatmaps.npy", "w", force_zip64=True) as file:
+            header = {"descr": "<f4", "fortran_order": False, "shape": shape}
+            np.lib.format.write_array_header_1_0(file, header)
+            for heat in heatmaps:
+                file.write(np.ascontiguousarray(heat, "<f4").data)
+        for i, raw in enumerate(maps):
+            with archive.open(f"map_{i:03d}.npy", "w") as file:
+                np.lib.format.write_array(file, raw)
 
 
 def _earlier_overlays(folder: Path) -> list[Path]:

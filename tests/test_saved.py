@@ -1,8 +1,11 @@
 """An explanation on disk: the files that are documented, all of them or none."""
 
+import copy
+import hashlib
 import json
 import os
 import re
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +14,14 @@ import numpy as np
 import pytest
 import torch
 from support import explanation_of, random_picture
+from torch import Tensor, nn
 
-from detcam import Explanation
+import detcam
+from detcam import Explainer, Explanation
+from detcam.adapters import CallableAdapter
 from detcam.errors import OutputError
+from detcam.models.versions import weights_digest
+from detcam.saved import Saved
 
 ODD = ("traffic light", "../../etc/passwd", "café ☕", "a/b\\c:d*e?", "", "日本語", "CON", "x" * 40, "-rf")
 
@@ -108,7 +116,7 @@ def test_files_of_others_stay(explanation: Explanation, tmp_path: Path) -> None:
     assert (tmp_path / "overlay_of_mine.png").read_bytes() == b"mine"
 
 
-WRITERS = {"png": (cv2, "imencode", 3), "npz": (np, "savez_compressed", 1), "json": (json, "dumps", 1)}
+WRITERS = {"png": (cv2, "imencode", 3), "npz": (np.lib.format, "write_array", 3), "json": (json, "dumps", 1)}
 
 
 @pytest.mark.parametrize("writer", WRITERS)
@@ -164,3 +172,61 @@ def test_a_folder_without_permission(explanation: Explanation, tmp_path: Path) -
 def test_a_label_longer_than_a_file_name_may_be(picture: np.ndarray, tmp_path: Path) -> None:
     explanation_of(picture, [torch.rand(4, 6)], labels=("long " * 100,)).save(tmp_path)
     assert len(list(tmp_path.glob("overlay_000_long*.png"))) == 1
+
+
+def test_it_says_what_made_it(seed: int, picture: np.ndarray, tmp_path: Path) -> None:
+    """The weights' digest is that of the values: the same for a copy, another after a step of training."""
+    network = nn.Sequential(nn.Conv2d(3, 4, 8, 8), nn.BatchNorm2d(4), nn.Conv2d(4, 1, 1)).eval()
+
+    def explain(model: nn.Module) -> Explainer:
+        return Explainer(model, adapter=one_object(), imgsz=64, conf=0)
+
+    def made(explainer: Explainer) -> dict[str, Any]:
+        document = json.loads((explainer(picture).save(tmp_path) / "explanation.json").read_text(encoding="utf-8"))
+        return dict(document["made"])
+
+    explainer = explain(network)
+    first = made(explainer)
+    assert set(first) == {"versions", "weights", "pixels", "date"}
+    assert first["versions"] == {"detcam": detcam.__version__, "torch": str(torch.__version__)}
+    assert first["pixels"] == hashlib.sha256(picture.tobytes()).hexdigest()
+    age = datetime.now(timezone.utc) - datetime.fromisoformat(first["date"])
+    assert 0 <= age.total_seconds() < 60
+    assert first["date"].endswith("+00:00")
+    by_hand = hashlib.sha256()
+    for name, values in sorted(network.state_dict().items()):
+        by_hand.update(f"{name} {values.dtype} {tuple(values.shape)}".encode() + values.numpy().tobytes())
+    assert first["weights"] == by_hand.hexdigest()
+    again = made(explain(copy.deepcopy(network)))
+    assert {**again, "date": None} == {**first, "date": None}
+    with torch.no_grad():
+        network[0].weight[0, 0, 0, 0] += 1
+    assert made(explainer)["weights"] != first["weights"]
+    with torch.inference_mode():
+        frozen = copy.deepcopy(network)
+        assert made(explain(frozen))["weights"] == made(explainer)["weights"]
+    sparse = nn.Module()
+    sparse.register_buffer("values", torch.eye(3).to_sparse())
+    assert weights_digest(sparse) is None, "only plain tensors have a digest"
+
+
+def test_an_old_folder_without_it_is_read(explanation: Explanation, tmp_path: Path) -> None:
+    folder = explanation.save(tmp_path)
+    document = json.loads((folder / "explanation.json").read_text(encoding="utf-8"))
+    assert document.pop("made")["pixels"]
+    (folder / "explanation.json").write_text(json.dumps(document), encoding="utf-8")
+    assert len(Saved.read(folder).objects) == len(ODD)
+
+
+def one_object() -> CallableAdapter:
+    def detect(outputs: Tensor, conf: float) -> list[dict[str, Any]]:
+        box = torch.tensor([[8.0, 8, 40, 40]])
+        return [
+            {"boxes": box, "scores": torch.ones(1), "class_ids": torch.zeros(1), "index": torch.zeros(1)}
+            for _ in outputs
+        ]
+
+    def score(outputs: Tensor, objects: list[Any], target: str) -> Tensor:
+        return torch.cat([outputs[i].flatten()[found.index] for i, found in enumerate(objects)])
+
+    return CallableAdapter(lambda model, batch: model(batch), detect, score, layers=["0"])

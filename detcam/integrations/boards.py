@@ -4,25 +4,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from detcam import render
-
 if TYPE_CHECKING:
     from detcam.explanation import Explanation
-
-SHEET = 24  # overlays on a sheet, at most; the objects with the highest scores come first
 
 
 def tensorboard(explanation: Explanation, writer: Any, tag: str, step: int | None) -> None:
     """See `Explanation.to_tensorboard`."""
-    overlays = [explanation.overlay(i) for i in range(min(len(explanation), SHEET))]
-    sheet = render.contact_sheet([explanation.overview(), *overlays])
-    writer.add_image(tag, sheet, step, dataformats="HWC")
+    writer.add_image(tag, explanation.contact_sheet(), step, dataformats="HWC")
 
 
 def wandb(explanation: Explanation) -> dict[str, Any]:
     """See `Explanation.to_wandb`."""
     height, width = explanation.geometry.source
-    captions = [f"{label} {score:.2f}" for label, score in zip(explanation.labels, explanation.scores, strict=True)]
     data = []
     for i, box in enumerate(explanation.boxes.tolist()):
         x1, y1, x2, y2 = (min(max(side / of, 0.0), 1.0) for side, of in zip(box, (width, height) * 2, strict=True))
@@ -30,7 +23,7 @@ def wandb(explanation: Explanation) -> dict[str, Any]:
             {
                 "position": {"minX": x1, "minY": y1, "maxX": x2, "maxY": y2},
                 "class_id": int(explanation.class_ids[i]),
-                "box_caption": captions[i],
+                "box_caption": explanation.titles[i],
                 "scores": {"score": float(explanation.scores[i])},
             }
         )
@@ -39,5 +32,5 @@ def wandb(explanation: Explanation) -> dict[str, Any]:
         "picture": explanation.image,
         "boxes": {"predictions": {"box_data": data, "class_labels": names}},
         "overlays": [explanation.overlay(i) for i in range(len(explanation))],
-        "captions": captions,
+        "captions": explanation.titles,
     }

@@ -1,12 +1,16 @@
-"""Oldest supported version of each library, and what is said of older versions."""
+"""Versions: the oldest supported one of each library, what is said of older ones, and what made an explanation."""
 
 from __future__ import annotations
 
+import hashlib
 import re
 import sys
 import warnings
 from functools import cache
 from typing import Any
+
+import torch
+from torch import nn
 
 from detcam.errors import ModelError
 
@@ -62,3 +66,32 @@ def _warn(message: str) -> None:
 def _numbers(version: str) -> tuple[int, ...]:
     """The release part of a version: (0, 29, 2) of "0.29.2+cpu"."""
     return tuple(int(part) for part in re.findall(r"\d+", version.split("+")[0])[:3])
+
+
+class Origin:
+    """What makes the explanations of a model: packages and weights, which are read again when they were written to."""
+
+    def __init__(self, module: nn.Module, model: Any) -> None:
+        names = {"detcam", "torch"} | (libraries_of(model) | libraries_of(module)) & OLDEST.keys()
+        self._versions = {name: str(getattr(sys.modules.get(name), "__version__", "")) for name in sorted(names)}
+        self._module, self._tensors = module, [*module.parameters(), *module.buffers()]
+        self._weights: tuple[int, str | None] = -1, None
+
+    def facts(self) -> dict[str, Any]:
+        """{"versions": {package: version}, "weights": digest or None, see `weights_digest`}."""
+        writes = sum(tensor._version for tensor in self._tensors if not tensor.is_inference())
+        if self._weights[0] != writes:
+            self._weights = writes, weights_digest(self._module)
+        return {"versions": self._versions, "weights": self._weights[1]}
+
+
+def weights_digest(module: nn.Module) -> str | None:
+    """The SHA-256 of the names, types, shapes and values of a state dict; None if they are not plain tensors."""
+    digest = hashlib.sha256()
+    try:
+        for name, value in sorted(module.state_dict().items()):
+            digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode(errors="replace"))
+            digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    except (AttributeError, RuntimeError, TypeError):  # packed int8 weights, sparse or sharded tensors
+        return None
+    return digest.hexdigest()

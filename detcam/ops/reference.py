@@ -8,6 +8,8 @@ import reprlib
 import torch
 from torch import Tensor
 
+BAND = 2**23  # values of heat and colour that an overlay holds at once
+
 
 def cam_maps(
     acts: Tensor,  # [B, C, h, w]
@@ -96,14 +98,18 @@ def _rescale(maps: Tensor, low: Tensor, high: Tensor) -> Tensor:
 
 def _resize(cells: Tensor, window: Tensor | None, height: int, width: int) -> Tensor:
     """Bilinear resize as two matrix products, one per axis: differentiable, each pixel written once."""
+    rows, columns = _interpolations(cells, window, height, width)
+    return rows @ cells @ columns.mT
+
+
+def _interpolations(cells: Tensor, window: Tensor | None, height: int, width: int) -> tuple[Tensor, Tensor]:
+    """The weights [N, height, h] and [N, width, w] of each cell in each row and column."""
     h, w = cells.shape[1:]
     if window is None:
         left, top, right, bottom = cells.new_tensor([[0, 0, w, h]]).T
     else:
         left, top, right, bottom = window.to(cells.dtype).T
-    rows = _interpolation(top, bottom, h, height)
-    columns = _interpolation(left, right, w, width)
-    return rows @ cells @ columns.mT
+    return _interpolation(top, bottom, h, height), _interpolation(left, right, w, width)
 
 
 def _interpolation(start: Tensor, stop: Tensor, cells: int, pixels: int) -> Tensor:  # [N] -> [N, pixels, cells]
@@ -135,20 +141,33 @@ def overlay(
 ) -> Tensor:  # [B, H, W, 3] uint8
     """`detcam::overlay` without a kernel; see `detcam.ops.overlay` for the meaning of every argument."""
     height, width = frames.shape[1:3]
-    canvas = frames.to(torch.float32, memory_format=torch.contiguous_format)
     owners = torch.zeros(len(maps), dtype=torch.int64, device=maps.device) if index is None else index
-    with torch.autocast(frames.device.type, enabled=False):
-        heat = _resize(maps.nan_to_num(0).clamp(0, 1), window, height, width).nan_to_num(0).clamp(0, 1)
+    cells = maps.nan_to_num(0).clamp(0, 1)
+    rows, columns = _interpolations(cells, window, height, width)
     if boxes is not None:
         left, top, right, bottom = boxes.T
-        heat = heat * (_inside(top, bottom, height)[:, :, None] & _inside(left, right, width)[:, None])
+        rows = rows * _inside(top, bottom, height)[:, :, None]
+        columns = columns * _inside(left, right, width)[:, :, None]
+    band = max(BAND // (width * (len(maps) + 16)), 1)  # rows at a time: the heat of all objects takes N times a frame
+    painted = torch.empty(frames.shape, dtype=torch.uint8, device=frames.device)
+    for start in range(0, height, band):
+        part = slice(start, start + band)
+        with torch.autocast(frames.device.type, enabled=False):
+            heat = (rows[:, part] @ cells @ columns.mT).nan_to_num(0).clamp(0, 1)
+        painted[:, part] = _paint(frames[:, part].float(), heat, lut, owners, opacity, blend).round()
+    return painted
+
+
+def _paint(
+    canvas: Tensor, heat: Tensor, lut: Tensor, owners: Tensor, opacity: float, blend: str
+) -> Tensor:  # [B, H, W, 3] float32
     if blend == "max":
         own = owners[:, None, None].expand_as(heat)
-        hottest = heat.new_zeros(frames.shape[:3]).scatter_reduce(0, own, heat, "amax")
-        return _lay_colour(canvas, hottest, lut, opacity).round().to(torch.uint8)
+        hottest = heat.new_zeros(canvas.shape[:3]).scatter_reduce(0, own, heat, "amax")
+        return _lay_colour(canvas, hottest, lut, opacity)
     for own, layer in zip(owners.split(1), heat.split(1), strict=True):
         canvas = canvas.index_copy(0, own, _lay_colour(canvas[own], layer, lut, opacity))
-    return canvas.round().to(torch.uint8)
+    return canvas
 
 
 def _inside(start: Tensor, stop: Tensor, pixels: int) -> Tensor:  # [N] -> [N, pixels]

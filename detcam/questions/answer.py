@@ -94,7 +94,7 @@ class Answer:
         )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class AskedExplanation(Explanation):
     """An explanation whose objects are the best candidates for what the user asked.
 

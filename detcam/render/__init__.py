@@ -1,5 +1,5 @@
 """Rendering: heatmaps and boxes drawn on images."""
 
-from detcam.render.overlay import COLORMAPS, blend, colour_table, contact_sheet, draw_box, draw_box_on, shrunk
+from detcam.render.overlay import COLORMAPS, blend, colour_table, contact_sheet, draw_box_on, shrunk
 
-__all__ = ["COLORMAPS", "blend", "colour_table", "contact_sheet", "draw_box", "draw_box_on", "shrunk"]
+__all__ = ["COLORMAPS", "blend", "colour_table", "contact_sheet", "draw_box_on", "shrunk"]

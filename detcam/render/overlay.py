@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import cv2
 import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
 
+from detcam import ops
 from detcam.errors import InputError, nearest
+from detcam.render.labels import FONT, shortened, typeset
 
 COLORMAPS = {  # perceptually uniform colour maps first
     "inferno": cv2.COLORMAP_INFERNO,
@@ -18,7 +24,7 @@ COLORMAPS = {  # perceptually uniform colour maps first
     "jet": cv2.COLORMAP_JET,
 }
 BOX_COLOUR = (64, 224, 255)  # RGB; cyan contrasts with the warm tones of the default colour map
-FONT = cv2.FONT_HERSHEY_SIMPLEX
+SHEET = 1600  # width of a contact sheet in pixels
 
 
 def colour_table(colormap: str) -> np.ndarray:
@@ -52,29 +58,73 @@ def blend(image: np.ndarray, heatmap: np.ndarray, alpha: float, colormap: str = 
     return np.rint(mixed).astype(np.uint8)
 
 
-def draw_box(picture: np.ndarray, box: Sequence[float], title: str) -> np.ndarray:
-    """A copy of the image with a box (xyxy, pixels) and a title above the box, or inside it at the top edge."""
-    picture = picture.copy()
-    draw_box_on(picture, box, title)
-    return picture
+def heated(
+    image: np.ndarray, maps: Tensor, windows: Tensor, boxes: Tensor | None, alpha: float, colormap: str
+) -> np.ndarray:
+    """The image with heatmaps, the hottest in front, composited in one pass on the device of the maps.
+
+    Args:
+        image: [H, W, 3] uint8 RGB.
+        maps: [K, h, w] in [0, 1].
+        windows: [K, 4], the part of each map that fills the image, in cells.
+        boxes: [K, 4], the region in which each is drawn, in pixels; None: the image.
+        alpha: opacity at heat 1, in [0, 1].
+        colormap: a key of COLORMAPS.
+
+    Raises:
+        InputError: for another opacity or colour map.
+    """
+    if not 0 <= alpha <= 1:
+        raise InputError(f"alpha: expected a number in [0, 1], got {alpha}")
+    lut = torch.from_numpy(colour_table(colormap)).to(maps.device)
+    index = torch.zeros(len(maps), dtype=torch.int64, device=maps.device)
+    picture = torch.from_numpy(np.require(image, requirements=["C", "W"]))
+    if maps.device.type == "cuda":
+        picture = picture.pin_memory()  # so that the copy is asynchronous
+    picture = picture.to(maps.device, non_blocking=True)
+    painted: np.ndarray = (
+        ops.overlay(picture, maps, lut, index, opacity=alpha, window=windows, boxes=boxes).cpu().numpy()
+    )
+    return painted
 
 
 def draw_box_on(
     picture: np.ndarray, box: Sequence[float], title: str, colour: tuple[int, int, int] = BOX_COLOUR
 ) -> None:
-    """`draw_box` in place, on an image [H, W, 3] uint8, contiguous."""
+    """Draw a box (xyxy, pixels) on a contiguous image [H, W, 3] uint8, in place; its title stands above or inside it.
+
+    A title too wide for the image is shortened, see `detcam.render.labels.shortened`.
+    """
     height, width = picture.shape[:2]
     x1, y1, x2, y2 = (round(v) for v in box)
     thickness = max(round((height + width) / 700), 1)
     scale = max((height + width) / 2400, 0.4)
     cv2.rectangle(picture, (x1, y1), (x2 - 1, y2 - 1), colour, thickness, cv2.LINE_AA)
-    (text_width, text_height), below = cv2.getTextSize(_printable(title), FONT, scale, thickness)
+    font, text = typeset(title)
+    face = None if font is None else ImageFont.truetype(str(font), round(31 * scale))  # as high as OpenCV's letters
+
+    def measured(text: str) -> tuple[int, int, int]:  # width, height above the base line, height below it
+        if face is not None:
+            return math.ceil(face.getlength(text)), *face.getmetrics()
+        (text_width, text_height), below = cv2.getTextSize(text, FONT, scale, thickness)
+        return text_width, text_height, below
+
+    text = shortened(text, lambda cut: measured(cut)[0] + 6 <= width)
+    if not text:
+        return
+    text_width, text_height, below = measured(text)
     bar = text_height + below + 4
     left = min(max(x1, 0), max(width - text_width - 6, 0))
-    top = y1 - bar if y1 >= bar else max(y1, 0)
+    top = max(min(y1 - bar if y1 >= bar else y1, height - bar), 0)
     cv2.rectangle(picture, (left, top), (left + text_width + 6, top + bar), colour, cv2.FILLED)
-    origin = (left + 3, top + text_height + 2)
-    cv2.putText(picture, _printable(title), origin, FONT, scale, (0, 0, 0), thickness, cv2.LINE_AA)
+    if face is None:
+        origin = (left + 3, top + text_height + 2)
+        cv2.putText(picture, text, origin, FONT, scale, (0, 0, 0), thickness, cv2.LINE_AA)
+    else:
+        place = picture[top : top + bar + 1, left : left + text_width + 7]
+        patch = Image.fromarray(place)
+        ImageDraw.Draw(patch).text((3, text_height + 2), text, (0, 0, 0), face, anchor="ls")
+        place[:] = np.asarray(patch)
 
 
 def shrunk(image: np.ndarray, longest: int) -> np.ndarray:
@@ -87,7 +137,7 @@ def shrunk(image: np.ndarray, longest: int) -> np.ndarray:
     return np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA))
 
 
-def contact_sheet(pictures: Sequence[np.ndarray], width: int = 1600) -> np.ndarray:
+def contact_sheet(pictures: Sequence[np.ndarray], width: int = SHEET) -> np.ndarray:
     """Images ([H, W, 3] uint8 RGB, all of one size) on one sheet of about `width` pixels, in reading order."""
     columns = min(len(pictures), 2 if len(pictures) <= 2 else 3 if len(pictures) <= 9 else 5)
     gap = 8
@@ -108,8 +158,3 @@ def contact_sheet(pictures: Sequence[np.ndarray], width: int = 1600) -> np.ndarr
         )
         sheet[y : y + tile_height, x : x + tile_width] = tile
     return sheet
-
-
-def _printable(text: str) -> str:
-    """The text with question marks for characters beyond ASCII, which OpenCV's font lacks."""
-    return text.encode("ascii", "replace").decode()

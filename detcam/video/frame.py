@@ -11,9 +11,11 @@ import torch
 from torch import Tensor
 
 from detcam.geometry import Geometry
+from detcam.render.canvas import resized
+from detcam.render.overlay import heated
 from detcam.types import Objects
-from detcam.video.paint import Style, heated, labelled
-from detcam.video.tracks import Heat, at_boxes, resampled
+from detcam.video.paint import Style, labelled
+from detcam.video.tracks import Heat, at_boxes
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,7 @@ class Frame:
         height, width = self.geometry.source
         whole = torch.zeros(len(self), height, width, device=self.objects.boxes.device)
         if self.warm:
-            full = resampled(*self.cells(self.warm), (height, width))
+            full = resized(*self.cells(self.warm), (height, width))
             rows, columns = self.geometry.seen((height, width))
             whole[self.warm, rows, columns] = full[:, rows, columns]
         return whole
@@ -81,7 +83,8 @@ class Frame:
         chosen = style.chosen(self.objects, self.tracks)
         warm = [i for i in chosen if i in set(self.warm)]
         if warm and style.view != "none":
-            picture = heated(self.image, *self.cells(warm), self._places(warm, style.view), style)
+            places = self._places(warm, style.view)
+            picture = heated(self.image, *self.cells(warm), places, style.alpha, style.colormap)
         else:
             picture = self.image.copy()
         labelled(picture, self.objects, self.tracks, chosen)

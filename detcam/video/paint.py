@@ -5,10 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from detcam import ops, render
+from detcam import render
 from detcam.errors import InputError, nearest
 from detcam.types import Objects
 
@@ -76,24 +74,3 @@ def labelled(picture: np.ndarray, objects: Objects, tracks: list[int], chosen: l
     for i in chosen:
         title = f"{objects.labels[i]} {tracks[i]} {scores[i]:.2f}"
         render.draw_box_on(picture, boxes[i], title, TRACK_COLOURS[tracks[i] % len(TRACK_COLOURS)])
-
-
-def heated(image: np.ndarray, maps: Tensor, windows: Tensor, boxes: Tensor, style: Style) -> np.ndarray:
-    """The image with heatmaps, composited on the device of the maps.
-
-    Args:
-        image: [H, W, 3] uint8 RGB.
-        maps: [K, h, w] in [0, 1].
-        windows: [K, 4], the part of each map that fills the image, in cells.
-        boxes: [K, 4], the region in which each is drawn, in source pixels.
-        style: gives opacity and colour map.
-    """
-    lut = torch.from_numpy(render.colour_table(style.colormap)).to(maps.device)
-    index = torch.zeros(len(maps), dtype=torch.int64, device=maps.device)
-    picture = torch.from_numpy(image)
-    if maps.device.type == "cuda":
-        picture = picture.pin_memory()  # so that the copy is asynchronous
-    picture = picture.to(maps.device, non_blocking=True)
-    result = ops.overlay(picture, maps, lut, index, opacity=style.alpha, window=windows, boxes=boxes)
-    painted: np.ndarray = result.cpu().numpy()
-    return painted

@@ -12,8 +12,8 @@ import torch
 
 from detcam.errors import InputError
 from detcam.explainer import Explainer
+from detcam.render.energy import energies
 from detcam.video.detect import DetectedFrame, Pace, choose, detected_frames
-from detcam.video.energy import energies
 from detcam.video.frame import Frame
 from detcam.video.open import open_source
 from detcam.video.source import Picture

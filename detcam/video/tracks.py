@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from detcam import ops
 from detcam.errors import needing
+from detcam.render.canvas import resized
 from detcam.types import Objects
 
 LOST_SECONDS = 1.0  # a track that is unseen for longer ends
@@ -147,7 +147,7 @@ class HeatMemory:
         if carried:
             before = [old for old in known if old is not None]
             whole = (0.0, 0.0, float(network[1]), float(network[0]))
-            moved = resampled(*at_boxes(before, boxes[carried], whole, network), self._grid)
+            moved = resized(*at_boxes(before, boxes[carried], whole, network), self._grid)
             share = [1 - np.exp(-max(time - old.time, 0.0) / FOLLOW) for old in before]
             heat[carried] = torch.lerp(moved, heat[carried], heat.new_tensor(share).view(-1, 1, 1))
         tops = heat.flatten(1).amax(dim=1).tolist()
@@ -193,10 +193,3 @@ def window_of(
         sides.append([(heat.box[first] + (part[i] - box[first]) * stretch) * cells / pixels for i in (first, last)])
     (left, right), (top, bottom) = sides
     return float(left), float(top), float(right), float(bottom)
-
-
-def resampled(maps: Tensor, windows: Tensor, size: tuple[int, int]) -> Tensor:
-    """The windows [K, 4] (in cells) of maps [K, h, w], resampled to [K, *size]: bilinear, border cells repeated."""
-    index = torch.arange(len(maps), device=maps.device)
-    ones = maps.new_ones(len(maps), 1)
-    return ops.cam_maps(maps[:, None], ones, size, index, normalize="none", relu=False, window=windows)

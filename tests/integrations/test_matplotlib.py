@@ -1,5 +1,7 @@
 """PIL images, matplotlib figures and torchvision's drawing functions."""
 
+import dataclasses
+import io
 import warnings
 
 import numpy as np
@@ -7,8 +9,11 @@ import pytest
 import torch
 from awkward import HEIGHT, ODD, WIDTH, above_threshold, odd_explanation
 from PIL import Image
+from support import explanation_of, random_picture
 
 from detcam import Explanation, InputError
+from detcam.render import colour_table
+from detcam.render.labels import typeset
 
 
 def test_pil_images(odd: Explanation, nothing: Explanation) -> None:
@@ -22,26 +27,27 @@ def test_pil_images(odd: Explanation, nothing: Explanation) -> None:
     assert np.array_equal(np.asarray(nothing.to_pil()), nothing.image)
 
 
-def test_a_figure_shows_every_object_and_no_global_state_changes(odd: Explanation) -> None:
+def test_a_figure_shows_every_object_and_no_global_state_changes(seed: int) -> None:
     pytest.importorskip("matplotlib")
     import matplotlib
     import matplotlib.pyplot as plt
     from matplotlib.patches import Rectangle
 
+    odd = odd_explanation(seed, masks=False)
     before = (plt.get_fignums(), matplotlib.get_backend(), dict(matplotlib.rcParams))
     figure = odd.to_matplotlib()
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph")  # the default font has no Arabic and no emoji
+        warnings.simplefilter("error")  # among them "Glyph missing from font"
         figure.canvas.draw()
     assert (plt.get_fignums(), matplotlib.get_backend(), dict(matplotlib.rcParams)) == before
     overview, *panels = [axes for axes in figure.axes if axes.images]
     assert overview.get_title() == "4 objects"
-    assert [p.get_title() for p in panels] == [f"{name} {s:.2f}" for name, s in zip(ODD, odd.scores, strict=True)]
+    assert [p.get_title() for p in panels] == [typeset_title(*pair) for pair in zip(ODD, odd.scores, strict=True)]
     assert len(overview.patches) == 4
     for i, panel in enumerate(panels):
         picture, heat = panel.images
         assert np.array_equal(picture.get_array(), odd.image)
-        assert np.array_equal(heat.get_array(), odd.heatmaps[i].numpy())
+        np.testing.assert_allclose(heat.get_array(), odd.heatmaps[i], atol=1e-6)
         assert heat.get_extent() == picture.get_extent()
         (outline,) = panel.patches
         assert isinstance(outline, Rectangle)
@@ -51,13 +57,66 @@ def test_a_figure_shows_every_object_and_no_global_state_changes(odd: Explanatio
         np.testing.assert_allclose(corners + 0.5, odd.boxes[i], atol=1e-5)  # matplotlib's pixel 0 begins at -.5
 
 
+def typeset_title(name: str, score: float) -> str:
+    return typeset(f"{name} {score:.2f}", opencv=False)[1]
+
+
 def test_a_figure_of_some_objects_or_none(odd: Explanation, nothing: Explanation) -> None:
     pytest.importorskip("matplotlib")
     titles = [axes.get_title() for axes in odd.to_matplotlib([3, 0]).axes if axes.images]
-    assert titles == ["4 objects", f"{ODD[3]} 0.50", f"{ODD[0]} 0.90"]
+    assert titles == ["4 objects", typeset_title(ODD[3], 0.5), f"{ODD[0]} 0.90"]
     figure = nothing.to_matplotlib()
     figure.canvas.draw()
     assert [axes.get_title() for axes in figure.axes] == ["0 objects"]
+
+
+def test_a_segmenter_s_outlines_follow_its_masks(seed: int) -> None:
+    """A ring has two outlines; each corner of them lies in the mask, on its edge, and no box is drawn."""
+    pytest.importorskip("matplotlib")
+    from matplotlib.patches import Polygon
+
+    rows, columns = np.mgrid[:HEIGHT, :WIDTH]
+    distance = np.hypot(rows - 30, columns - 45)
+    ring = torch.from_numpy((distance < 25) & (distance > 10))[None]
+    e = explanation_of(random_picture(seed, HEIGHT, WIDTH), [torch.rand(3, 4)], labels=("cell " * 30,))
+    e = dataclasses.replace(e, objects=dataclasses.replace(e.objects, masks=ring))
+    overview, panel, bar = e.to_matplotlib(alpha=0.4, colormap="viridis").axes
+    assert len(overview.patches) == len(panel.patches) == 2
+    radii = sorted(
+        np.hypot(*(patch.get_xy() - (45, 30)).T).mean() for patch in panel.patches if isinstance(patch, Polygon)
+    )
+    assert radii == pytest.approx([10.5, 24.5], abs=0.8)
+    _, heat = panel.images
+    np.testing.assert_allclose(heat.get_alpha(), 0.4 * np.sqrt(e.heatmaps[0].numpy()), atol=1e-6)
+    assert heat.get_cmap()(128)[:3] == pytest.approx(colour_table("viridis")[128] / 255)
+    assert bar.get_ylim() == (0, 1)
+    assert "heat" in bar.get_ylabel()
+    assert panel.get_title().startswith("cell cell")
+    assert panel.get_title().endswith("... 0.90")
+    for wrong in ({"alpha": 2}, {"colormap": "virdis"}):
+        with pytest.raises(InputError, match=r"expected a number|did you mean"):
+            e.to_matplotlib(**wrong)
+
+
+@pytest.mark.parametrize("kind", ["svg", "pdf"])
+def test_outlines_and_text_are_vectors_in_a_paper(kind: str, seed: int) -> None:
+    pytest.importorskip("matplotlib")
+    e = odd_explanation(seed, masks=False)
+    plain, outlined = (io.BytesIO() for _ in range(2))
+    figure = e.to_matplotlib([0])
+    figure.savefig(outlined, format=kind)
+    for patch in [patch for axes in figure.axes for patch in axes.patches]:
+        patch.remove()
+    figure.savefig(plain, format=kind)
+    more, less = (file.getvalue() for file in (outlined, plain))
+    if kind == "svg":  # four boxes in the overview would be four paths: here one, and one in the panel
+        assert more.count(b'<path d="M') - less.count(b'<path d="M') == 2
+        assert more.count(b"<image") == less.count(b"<image") <= 4
+        assert b"#40e0ff" in more
+        assert b"#40e0ff" not in less
+    else:
+        assert b"/Type3" in more or b"/Type42" in more, "letters are glyphs of a font"
+        assert len(more) > len(less)
 
 
 def test_torchvision_draws_boxes_masks_and_a_grid(odd: Explanation) -> None:

@@ -188,6 +188,14 @@ class TestEdges:
         assert torch.equal(scene.run(blend=blend), scene.frames)
         assert torch.equal(scene.run_reference(blend=blend), scene.frames)
 
+    @pytest.mark.parametrize("blend", BLENDS)
+    def test_the_reference_paints_large_frames_in_bands(
+        self, device: str, blend: str, seed: int, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        scene = random_scene(seed, height=41, width=67, objects=5).to(device)
+        monkeypatch.setattr(reference, "BAND", 67 * (5 + 16) * 7)  # seven rows
+        assert_painted(scene.run_reference(blend=blend), scene, blend=blend)
+
     @pytest.mark.parametrize("box", [(-1e30, -1e30, 1e30, 1e30), (-float("inf"),) * 2 + (float("inf"),) * 2])
     def test_box_larger_than_the_frame(self, device: str, box: tuple[float, ...], seed: int) -> None:
         scene = random_scene(seed).to(device)

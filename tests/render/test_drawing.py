@@ -6,7 +6,7 @@ import pytest
 from support import random_picture
 
 from detcam.errors import InputError
-from detcam.render import COLORMAPS, blend, contact_sheet, draw_box
+from detcam.render import COLORMAPS, blend, contact_sheet, draw_box_on
 
 
 @pytest.fixture
@@ -40,10 +40,9 @@ def test_an_unknown_colour_map_names_the_nearest(picture: np.ndarray) -> None:
         blend(picture, np.zeros((40, 60), np.float32), 0.5, "virdis")
 
 
-def test_a_box_is_drawn_where_it_is_on_a_copy(seed: int) -> None:
-    picture = np.zeros((200, 300, 3), np.uint8)
-    drawn = draw_box(picture, (100.2, 80.0, 160.0, 149.7), "dog 0.90")
-    assert not picture.any()
+def test_a_box_is_drawn_where_it_is() -> None:
+    drawn = np.zeros((200, 300, 3), np.uint8)
+    draw_box_on(drawn, (100.2, 80.0, 160.0, 149.7), "dog 0.90")
     painted = drawn.any(axis=2)
     rows, _ = np.nonzero(painted[80:])
     _, columns = np.nonzero(painted[84:])  # below the title, which is wider than the box with OpenCV's older font
@@ -56,7 +55,8 @@ def test_a_box_is_drawn_where_it_is_on_a_copy(seed: int) -> None:
 @pytest.mark.parametrize("shape", [(1, 1), (3, 500), (500, 3), (40, 60)])
 @pytest.mark.parametrize("box", [(0, 0, 1, 1), (-50, -50, 900, 900), (5, 5, 5, 5), (2, 30, 9, 39)])
 def test_boxes_at_the_edge_of_pictures_of_any_size(shape: tuple[int, int], box: tuple[float, ...]) -> None:
-    drawn = draw_box(np.zeros((*shape, 3), np.uint8), box, "日本語 ☕ 0.50")
+    drawn = np.zeros((*shape, 3), np.uint8)
+    draw_box_on(drawn, box, "日本語 ☕ 0.50")
     assert drawn.shape == (*shape, 3)
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from detcam import Objects
 from detcam.geometry import Geometry
-from detcam.video.energy import energies
+from detcam.render.energy import energies
 from detcam.video.tracks import FOLLOW, HALF_LIFE, HeatMemory, Tracker
 
 
