@@ -32,7 +32,7 @@ from detcam.evaluate.labels.base import Labels
 from detcam.evaluate.labels.read import read_labels
 from detcam.evaluate.matching import Matched, match
 from detcam.evaluate.metrics import faithfulness
-from detcam.evaluate.metrics.bootstrap import Interval, bootstrap, paired
+from detcam.evaluate.metrics.bootstrap import Interval, bootstrap
 from detcam.evaluate.metrics.localisation import energy, energy_in_mask, pointing
 from detcam.evaluate.planted.interventions import CONF, Witness
 from detcam.evaluate.planted.judge import seeds_of
@@ -160,7 +160,7 @@ def summarised(rows: list[dict[str, Values]]) -> dict[str, Any]:
         for measure in ("insertion", "deletion", "in mask") if twin in rows[0] else ():
             ours, theirs = (column(rows, key, measure) for key in (name, twin))
             table[name][f"twin {measure}"] = listed(bootstrap(theirs, images))
-            table[name][f"{measure} - twin"] = listed(paired(ours, theirs, images))
+            table[name][f"{measure} - twin"] = listed(bootstrap(ours - theirs, images))
     return table
 
 

@@ -27,7 +27,7 @@ from detcam.engine.randomised import randomised
 from detcam.evaluate.judge import Protocol, pictures
 from detcam.evaluate.labels.read import read_labels
 from detcam.evaluate.matching import match
-from detcam.evaluate.metrics.bootstrap import bootstrap, paired
+from detcam.evaluate.metrics.bootstrap import bootstrap
 from detcam.evaluate.published import PROTOCOLS, PublishedCurves, measures
 from detcam.images import read_image
 from detcam.methods.perturbation import DRISE
@@ -89,7 +89,7 @@ def report(values: dict[str, list[list[float]]], of: Sequence[int]) -> dict[str,
         "pictures": len(set(of)),
         "interval": INTERVAL,
         "contenders": table(lambda n, k: bootstrap(rows[n][:, k], places)),
-        "search_minus": table(lambda n, k: paired(search[:, k], rows[n][:, k], places)),
+        "search_minus": table(lambda n, k: bootstrap(search[:, k] - rows[n][:, k], places)),
     }
 
 

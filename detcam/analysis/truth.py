@@ -13,7 +13,7 @@ from detcam.boxes import box_iou
 from detcam.errors import InputError
 from detcam.evaluate.labels.base import Label, Labels
 from detcam.evaluate.labels.read import read_labels
-from detcam.evaluate.matching import IOU, pair
+from detcam.evaluate.matching import IOU, label_boxes, pair
 from detcam.saved import Saved
 
 Key = tuple[str, ...]
@@ -81,7 +81,7 @@ class Truth:
         boxes = torch.tensor([item["box"] for item in saved.objects], dtype=torch.float32).reshape(-1, 4)
         scores = torch.tensor([item["score"] for item in saved.objects], dtype=torch.float32)
         numbers, names = ([item[fact] for item in saved.objects] for fact in ("class_id", "label"))
-        pairs = pair(boxes, scores, numbers, names, labels)
+        pairs = pair(box_iou(boxes, label_boxes(labels, boxes.device)), scores, numbers, names, labels)
         matched = {j for _, j, _ in pairs}
         misses = [self._miss(saved, label) for j, label in enumerate(labels) if j not in matched]
         return {i for i, _, _ in pairs}, misses

@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
-from detcam.errors import InputError, nearest
 from detcam.evaluate.metrics.localisation import LOCALISATION, NEED_MASKS, Case, energy_in_box
 from detcam.explanation import Explanation
 
@@ -15,17 +14,6 @@ ALWAYS = "energy_in_box"  # a column of every dataset
 METRICS = {m.name: function for m, function in LOCALISATION if m.name not in {*NEED_MASKS, ALWAYS}}
 SIDE = 1024  # pixels: heatmaps of larger images are measured at this size, at which they are still smooth
 AT_ONCE = 32 * 2**20  # pixels of heatmaps in memory: an image may have 300 objects
-
-
-def check_metrics(names: Sequence[str]) -> None:
-    """Check the names of metrics.
-
-    Raises:
-        InputError: for a metric that does not exist.
-    """
-    for name in names:
-        if name not in METRICS:
-            raise InputError(f"metric {name!r} does not exist: {nearest(name, METRICS)}")
 
 
 def measure(explanation: Explanation, names: Sequence[str]) -> dict[str, list[float | None]]:

@@ -14,10 +14,10 @@ from pydantic import ConfigDict
 
 from detcam.batch.dataset.rows import Batch, Outcome, explained, failed
 from detcam.batch.items import Chunk, Item
-from detcam.batch.metrics import check_metrics
+from detcam.batch.metrics import METRICS
 from detcam.batch.sources.prefetch import Picture, batches
 from detcam.config import Preset
-from detcam.errors import DetcamError, ImageError, InputError, OutputError
+from detcam.errors import DetcamError, ImageError, InputError, OutputError, nearest
 from detcam.explainer import Explainer
 from detcam.explanation import Explanation
 
@@ -74,7 +74,9 @@ class Worker:
     """
 
     def __init__(self, options: Options, device: str | None = None, name: str = "worker-0") -> None:
-        check_metrics(options.metrics)
+        for metric in options.metrics:
+            if metric not in METRICS:
+                raise InputError(f"metric {metric!r} does not exist: {nearest(metric, METRICS)}")
         self._options, self._name = options, name
         self._tick: Tick = ignore
         self._explainer = Explainer(**options.arguments(device), progress=lambda done, total: self._tick())

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rich.filesize import decimal
+
 from detcam.cli.console import counted
 
 if TYPE_CHECKING:
@@ -31,7 +33,7 @@ def summary(tally: Tally, out: str, page: Path | None) -> Iterator[str]:
     if tally.before:
         yield f"{counted(tally.before, 'image')} were done before, {new} are new"
     if new:
-        yield f"{duration(tally.seconds)}, {tally.rate:.3g} images a second, {size(tally.written)} written"
+        yield f"{duration(tally.seconds)}, {tally.rate:.3g} images a second, {decimal(tally.written)} written"
     if tally.errors:
         yield (
             f"{counted(tally.errors, 'image')} failed, see pictures/ in {out} where status is 'error'; --resume "
@@ -50,8 +52,8 @@ def sentences(expected: Estimate) -> Iterator[str]:
         f"{expected.objects:.1f} objects each"
     )
     yield (
-        f"expected: {duration(expected.seconds)} with {counted(expected.workers, 'worker')}, {size(expected.bytes)} in "
-        f"{expected.shards} shards of each table"
+        f"expected: {duration(expected.seconds)} with {counted(expected.workers, 'worker')}, "
+        f"{decimal(expected.bytes)} in {expected.shards} shards of each table"
     )
     for key, error in expected.errors:
         yield f"  {key} fails: {error}"
@@ -63,12 +65,3 @@ def duration(seconds: float) -> str:
         if seconds < limit:
             return f"{seconds / unit:.0f} s" if unit == 1 else f"{seconds / unit:.1f} {name}"
     return f"{seconds / 86_400:.1f} days"
-
-
-def size(count: float) -> str:
-    """`87.6 kB`, `1.2 GB`."""
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:.3g} TB"

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path, PurePath
 from typing import Annotated, Any
 
 import typer
@@ -45,6 +45,9 @@ TWICE = " Give it twice to compare."
 LISTED = 20  # rows in the terminal; all are in the files
 PICTURE_WIDTH = 18  # of a terminal's 80 columns
 ROOMY = 72  # columns from which there is room for the images' names
+OPTIONS = ("model", "method", "layers", "target", "config")  # that may differ between the sides
+FILES = ("model", "config")
+Side = dict[str, str]  # option -> value, for the options that were given
 
 
 @with_preset_options()
@@ -71,7 +74,6 @@ def compare(
     listed too. Writes compare.json and the HTML page compare.html.
     """
     from detcam.analysis.comparison import check_iou
-    from detcam.cli.sides import names, sides
     from detcam.report.comparison_page import PAGE, write_comparison
 
     files = [str(path) for path in config or ()]
@@ -97,6 +99,45 @@ def compare(
         print(json.dumps(document, indent=2, ensure_ascii=False))
     else:
         report(document, out_dir / PAGE, console())
+
+
+def sides(given: Mapping[str, Sequence[str]]) -> tuple[Side, Side]:
+    """The options of the first and the second side.
+
+    Args:
+        given: the values of each of OPTIONS: none, a single value for both sides, or one value for each side.
+
+    Raises:
+        InputError: if an option is given more than twice, or no option is given twice.
+    """
+    for name, values in given.items():
+        if len(values) > 2:
+            raise InputError(f"--{name} is given {len(values)} times: give it at most twice, once for each side")
+    if all(len(values) < 2 for values in given.values()):
+        options = ", ".join(f"--{name}" for name in OPTIONS)
+        raise InputError(
+            f"nothing to compare: give at least one of {options} twice, e.g. --model old.pt --model new.pt, or "
+            "--method odam --method gradcam"
+        )
+    first, second = ({name: values[place] for name, values in given.items() if values} for place in (0, -1))
+    return first, second
+
+
+def names(a: Side, b: Side) -> tuple[str, str]:
+    """Names made of the options that differ, e.g. "old.pt" and "new.pt"; of all given options if none differs."""
+    different = [name for name in OPTIONS if a.get(name) != b.get(name)] or list(a)
+    pairs = [ends(a[name], b[name]) if name in FILES else (a[name], b[name]) for name in different]
+    return " · ".join(pair[0] for pair in pairs), " · ".join(pair[1] for pair in pairs)
+
+
+def ends(first: str, second: str) -> tuple[str, str]:
+    """The shortest ends of two paths that differ: "run1/best.pt" and "run2/best.pt"."""
+    parts = PurePath(first).parts, PurePath(second).parts
+    for count in range(1, max(map(len, parts)) + 1):
+        short = [PurePath(*path[-count:]).as_posix() for path in parts]
+        if short[0] != short[1] or first == second:
+            return short[0], short[1]
+    return first, second
 
 
 def _compared(

@@ -75,7 +75,8 @@ def video(
     where = dict(zip(("method", "layers"), VIEWS["where"], strict=True))
     if (preset.method, preset.layers) == ("auto", "auto"):
         options |= where
-    style = Style(view, _names(classes), track, strongest, side_by_side, colormap=colormap)
+    shown = None if classes is None else tuple(name.strip() for name in classes.split(",") if name.strip())
+    style = Style(view, shown, track, strongest, side_by_side, colormap=colormap)
     with open_source(source) as opened:
         explainer = Explainer(**options)
         _check_classes(style.classes, explainer)
@@ -101,10 +102,6 @@ def video(
     )
     if stop.is_set():
         raise Interrupted(f"{out_file} holds the first {done['frames']} frames and can be played")
-
-
-def _names(classes: str | None) -> tuple[str, ...] | None:
-    return None if classes is None else tuple(name.strip() for name in classes.split(",") if name.strip())
 
 
 def _check_classes(classes: tuple[str, ...] | None, explainer: Any) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from detcam.errors import InputError
@@ -112,4 +112,4 @@ def reads_layers(method: AnyMethod) -> bool:
 def hastened(method: AnyMethod) -> AnyMethod:
     """The method with fewer masks, cells, steps and samples, where it has such parameters."""
     fewer = {p: min(QUICK[p], facts["default"]) for p, facts in method.parameters().items() if p in QUICK}
-    return type(method)(**fewer) if fewer else method
+    return replace(method, **fewer) if fewer else method  # type: ignore[type-var]

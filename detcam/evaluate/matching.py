@@ -51,7 +51,7 @@ def match(explanation: Explanation, labels: Sequence[Label], segments: str | Non
     if segments == "class":
         labels = by_class(labels)
     device = explanation.boxes.device
-    boxes = _boxes(labels, device)
+    boxes = label_boxes(labels, device)
     painted = [label.mask for label in labels if label.mask is not None]
     every = torch.from_numpy(np.stack(painted)).to(device) if painted and len(painted) == len(labels) else None
     objects = explanation.objects
@@ -59,7 +59,7 @@ def match(explanation: Explanation, labels: Sequence[Label], segments: str | Non
         iou = torch.stack([mask_iou(mask.float(), every) for mask in objects.masks])
     else:
         iou = box_iou(explanation.boxes, boxes)
-    pairs = _paired(iou, explanation.scores, explanation.class_ids.tolist(), explanation.labels, labels)
+    pairs = pair(iou, explanation.scores, explanation.class_ids.tolist(), explanation.labels, labels)
     paired = [j for _, j, _ in pairs]
     masks = others = None
     if paired and every is not None:
@@ -86,12 +86,12 @@ def by_class(labels: Sequence[Label]) -> list[Label]:
 
 
 def pair(
-    boxes: Tensor, scores: Tensor, class_ids: Sequence[int], names: Sequence[str], labels: Sequence[Label]
+    iou: Tensor, scores: Tensor, class_ids: Sequence[int], names: Sequence[str], labels: Sequence[Label]
 ) -> list[tuple[int, int, float]]:
-    """Pair the N objects of an image with its labels: same class, box IoU over 0.5, best score first, each label once.
+    """Pair the N objects of an image with its L labels: same class, IoU over 0.5, best score first, each label once.
 
     Args:
-        boxes: [N, 4] xyxy in source pixels.
+        iou: [N, L] of each object with each label.
         scores: [N].
         class_ids: N class numbers.
         names: N class names.
@@ -100,13 +100,6 @@ def pair(
     Returns:
         (object, label, IoU) by falling score.
     """
-    return _paired(box_iou(boxes, _boxes(labels, boxes.device)), scores, class_ids, names, labels)
-
-
-def _paired(
-    iou: Tensor, scores: Tensor, class_ids: Sequence[int], names: Sequence[str], labels: Sequence[Label]
-) -> list[tuple[int, int, float]]:
-    """See `pair`; `iou` [N, L] of objects and labels."""
     free = set(range(len(labels)))
     pairs: list[tuple[int, int, float]] = []
     for i in scores.argsort(descending=True, stable=True).tolist():
@@ -118,6 +111,6 @@ def _paired(
     return pairs
 
 
-def _boxes(labels: Sequence[Label], device: torch.device) -> Tensor:
-    """[len(labels), 4] float32."""
+def label_boxes(labels: Sequence[Label], device: torch.device) -> Tensor:
+    """[L, 4] float32 xyxy in source pixels."""
     return torch.as_tensor(np.array([label.box for label in labels]).reshape(-1, 4), dtype=torch.float32).to(device)

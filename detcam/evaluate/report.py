@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from detcam.errors import DependencyError
 from detcam.evaluate.contenders import BASELINES
-from detcam.evaluate.metrics.bootstrap import LEAST, Interval, Values, bootstrap, paired
+from detcam.evaluate.metrics.bootstrap import LEAST, Interval, Values, bootstrap
 from detcam.evaluate.metrics.localisation import Measure
 from detcam.evaluate.metrics.stability import PASSED
 from detcam.evaluate.plots import draw
@@ -49,7 +49,7 @@ class Results:
 
     def difference(self, name: str, other: str, measure: str) -> Interval:
         """The mean of `name` - `other` over objects with both values, and its interval."""
-        return paired(self.values[name][measure], self.values[other][measure], self.pictures)
+        return bootstrap(self.values[name][measure] - self.values[other][measure], self.pictures)
 
     def wins(self, name: str, other: str, measure: Measure) -> int:
         """1 if `name` is better than `other` over the whole interval, -1 if worse, else 0."""
@@ -67,13 +67,11 @@ def collect(rows: Iterable[dict[str, Any]], measures: Sequence[Measure]) -> Resu
     return Results(names, np.array([place for place, _ in objects], dtype=np.int64), values)
 
 
-def summarise(
-    rows: Sequence[dict[str, Any]], measures: Sequence[Measure], settings: dict[str, Any], reference: str = REFERENCE
-) -> dict[str, Any]:
+def summarise(rows: Sequence[dict[str, Any]], measures: Sequence[Measure], settings: dict[str, Any]) -> dict[str, Any]:
     """The report as plain JSON values; undefined numbers are None."""
     results = collect(rows, measures)
     present = [m for m in measures if any(not np.isnan(results.values[n][m.name]).all() for n in results.names)]
-    reference = reference if reference in results.names else next(iter(results.names), "")
+    reference = REFERENCE if REFERENCE in results.names else next(iter(results.names), "")
     others = [name for name in results.names if name != reference]
     failed: dict[str, list[str]] = {}
     for row in rows:

@@ -49,15 +49,8 @@ class Store:
             )
         path = self.folder / SETTINGS
         earlier = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-        changed = [
-            f"{key} was {json.dumps(earlier.get(key))}, now {json.dumps(settings.get(key))}"
-            for key in sorted(earlier.keys() | settings.keys())
-            if earlier.get(key) != settings.get(key)
-        ]
-        if changed:
-            raise InputError(
-                f"{self.folder} was made with other settings ({'; '.join(changed)}): repeat them, or change --out"
-            )
+        if changed := differences(earlier, settings):
+            raise InputError(f"{self.folder} was made with other settings ({changed}): repeat them, or change --out")
 
     def done(self) -> set[str]:
         """The names of the images that have a row."""
@@ -71,6 +64,15 @@ class Store:
         """All rows, by file name."""
         for path in sorted((self.folder / ROWS).glob("*.json")):
             yield json.loads(path.read_text(encoding="utf-8"))
+
+
+def differences(was: dict[str, Any], now: dict[str, Any]) -> str:
+    """`NAME was VALUE, now VALUE; ...` for the settings that differ; empty if none does."""
+    return "; ".join(
+        f"{name} was {json.dumps(was.get(name))}, now {json.dumps(now.get(name))}"
+        for name in sorted(was.keys() | now.keys())
+        if was.get(name) != now.get(name)
+    )
 
 
 def write(path: Path, document: Any) -> None:

@@ -8,11 +8,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool2d, normalize
 
-from detcam.methods.base import Method, parameter
+from detcam.methods.base import MOST, Method, parameter
 from detcam.methods.components import first_component, first_kernel_component
 
 MOST_CELLS = 6400  # of a map whose kernel is held: 80 x 80 cells take 330 MB
-MOST = 2**62
 
 
 class SharedMethod(Method):

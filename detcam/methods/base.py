@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from detcam.adapters import Adapter, Target
 
 Scalar = Literal["target", "prob", "similarity", "match"]
+MOST = 2**62  # upper bound of whole numbers that have none of their own
 
 
 class AnyMethod(ABC):
@@ -29,7 +30,7 @@ class AnyMethod(ABC):
     unoptimised cost of N objects, in whole forwards F, partial backwards B and forwards T of the model after the
     layer), `layers` (the preset for layers="auto") and `caution` (a warning to readers of its maps, or None).
 
-    Parameters are the fields of a frozen dataclass, made with `parameter`.
+    Parameters are the fields of a frozen dataclass that are made with `parameter`.
     """
 
     name: ClassVar[str]
@@ -59,7 +60,8 @@ class AnyMethod(ABC):
         """Name -> {"default": ..., "range": [low, high], or the names to choose from} of every parameter."""
         if not dataclasses.is_dataclass(cls):
             return {}
-        return {f.name: {"default": f.default, "range": f.metadata["range"]} for f in dataclasses.fields(cls)}
+        fields = [field for field in dataclasses.fields(cls) if "range" in field.metadata]
+        return {field.name: {"default": field.default, "range": field.metadata["range"]} for field in fields}
 
 
 def parameter(default: Any, low: float, high: float) -> Any:

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from detcam.engine.sweeps import Probe
-from detcam.methods.base import SweepMethod, parameter
-from detcam.methods.perturbation import MOST, map_size
+from detcam.methods.base import MOST, SweepMethod, parameter
+from detcam.methods.perturbation import map_size
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from detcam.engine.sweeps import Probe
 from detcam.errors import MethodError, nearest
-from detcam.methods.base import SweepMethod
+from detcam.methods.base import MOST, SweepMethod
 from detcam.methods.pixel import GuidedBackprop, report
 
 DEFAULT = "IntegratedGradients"
@@ -65,7 +65,7 @@ class Captum(SweepMethod):
     @classmethod
     def parameters(cls) -> dict[str, dict[str, Any]]:
         """See `AnyMethod.parameters`; the attribution is part of the name, and its options are Captum's."""
-        return {"seed": {"default": 0, "range": [0, 2**62]}}
+        return {"seed": {"default": 0, "range": [0, MOST]}}
 
     def sweep(self, probe: Probe, layer: str) -> Tensor:
         """See `SweepMethod.sweep`.

@@ -54,15 +54,20 @@ class Combination(AnyMethod):
     source = "Jiang et al. 2021, IEEE TIP 30, sec. III-C, for one method at several layers"
     reads = "as its parts"
     passes = "1 F + the further passes of its parts"
+    parts: tuple[Part, ...]
+    how: How
 
     def __init__(self, parts: Sequence[Part], how: How = "product") -> None:
         if len(parts) < 2 or how not in HOW:
             raise MethodError(f"combination: expected two or more parts and one of {HOW}, got {len(parts)} and {how!r}")
-        self.parts, self.how = tuple(parts), how
-        self.object_specific = any(part.method.object_specific for part in parts)  # type: ignore[misc]
-        self.caution = next((p.method.caution for p in parts if p.method.caution), None)  # type: ignore[misc]
+        vars(self).update(
+            parts=tuple(parts),
+            how=how,
+            object_specific=any(part.method.object_specific for part in parts),
+            caution=next((part.method.caution for part in parts if part.method.caution), None),
+        )
         if type(self) is Combination:
-            self.name = f"{how}:{','.join(_spelled(part) for part in parts)}"  # type: ignore[misc]
+            vars(self).update(name=f"{how}:{','.join(_spelled(part) for part in parts)}")
 
     def join(self, maps: list[Tensor]) -> Tensor:
         """Joined maps [n, h, w] in [0, 1] from the maps of each part, [n, h_i, w_i] float32."""
@@ -86,13 +91,7 @@ def _spelled(part: Part) -> str:
 
 
 @dataclass(frozen=True)
-class _Blur(AnyMethod):
-    """The parameter of `Fused`, apart from `Combination`, whose constructor takes parts."""
-
-    blur: float = parameter(1.5, 0.0, 100.0)
-
-
-class Fused(_Blur, Combination):
+class Fused(Combination):
     """The product of two element-wise maps: at the neck's inputs and at the object's feature level.
 
     The map at the tensors that enter the neck accounts for the whole score but is broad; the map at the feature level
@@ -100,12 +99,14 @@ class Fused(_Blur, Combination):
     Gaussian of `blur` cells, they are multiplied.
     """
 
+    blur: float = parameter(1.5, 0.0, 100.0)
+
     name = "fused"
     formula = "E / max E * G(L) / max G(L), E and L ReLU(sum_k g_k * A_k) at evidence and level, G a Gaussian"
     source = "this project, after Jiang et al. 2021 (fusion) and Zhao & Chan 2023 (both maps)"
     reads = "activations, gradients"
     passes = "1 F + 2 N B"
 
-    def __init__(self, blur: float = 1.5) -> None:
-        _Blur.__init__(self, blur)
-        Combination.__init__(self, [Part(ODAM(), "evidence"), Part(ODAM(), "level", blur)])
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        super().__init__([Part(ODAM(), "evidence"), Part(ODAM(), "level", self.blur)])

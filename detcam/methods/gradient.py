@@ -126,7 +126,7 @@ class ODAM(HiResCAM):
     source = "Zhao & Chan, ICLR 2023, arXiv:2304.06354, eq. 4"
 
 
-class LayerCAM(Method):
+class LayerCAM(HiResCAM):
     """LayerCAM: positive gradients times activations, cell by cell.
 
     Jiang et al. 2021, "LayerCAM: Exploring Hierarchical Class Activation Maps for Localization", equations 4 to 6.
@@ -135,11 +135,7 @@ class LayerCAM(Method):
     name = "layercam"
     formula = "ReLU(sum_k ReLU(g_k) * A_k)"
     source = "Jiang et al. 2021, IEEE TIP 30, eq. 4-6"
-    elementwise = True
-
-    def maps(self, acts: Tensor, grads: Tensor | None) -> Tensor:
-        """See `Method.maps`."""
-        return self.terms(acts, grads).sum(dim=1)
+    gradient_times_activation = False
 
     def terms(self, acts: Tensor, grads: Tensor | None) -> Tensor:
         """See `Method.terms`."""

@@ -11,17 +11,9 @@ from torch.nn.functional import interpolate
 
 from detcam.engine.capture import Capture
 from detcam.engine.sweeps import Probe
-from detcam.methods.base import SweepMethod, parameter
+from detcam.methods.base import MOST, SweepMethod, parameter
 from detcam.methods.gradient import EPSILON, GradCAM
-from detcam.methods.pixel import (
-    MOST,
-    GuidedBackprop,
-    PixelMethod,
-    gradients_at,
-    guided,
-    input_gradients,
-    noisy_versions,
-)
+from detcam.methods.pixel import GuidedBackprop, PixelMethod, gradients_at, guided, input_gradients, noisy_versions
 
 DUST = 1e-7  # keeps the quotient finite where a map is constant; pytorch-grad-cam uses the same
 

@@ -11,10 +11,9 @@ from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d, conv_transpose2d, interpolate
 
 from detcam.engine.sweeps import Probe
-from detcam.methods.base import Scalar, SweepMethod, parameter
+from detcam.methods.base import MOST, Scalar, SweepMethod, parameter
 
 CELL = 8  # network pixels per cell of a map that could be as fine as the input
-MOST = 2**62
 
 
 def map_size(size: tuple[int, int]) -> tuple[int, int]:
@@ -95,10 +94,7 @@ class DRISE(RISE):
     confidence of 1e-5 would count like any other.
     """
 
-    masks: int = parameter(1000, 1, MOST)
     cells: int = parameter(16, 1, 1024)
-    kept: float = parameter(0.5, 0.01, 0.99)
-    seed: int = parameter(0, 0, MOST)
 
     name = "drise"
     formula = "sum_m s_m M_m / sum_m M_m, s_m = max over predictions of IoU * cos(p, p_object) * confidence"
@@ -156,26 +152,21 @@ class ScoreCAM(SweepMethod):
     passes = "(2 + C) F, C the channels of all layers"
     layers = "evidence"
 
-    @property
-    def versions(self) -> int:
-        """The number of masks made from each channel."""
-        return 1
-
     def mask(self, mask: Tensor, version: int, generator: torch.Generator) -> Tensor:
         """One version of a channel's mask [H, W]."""
         return mask
 
     def sweep(self, probe: Probe, layer: str) -> Tensor:
         """See `SweepMethod.sweep`."""
-        acts = probe.layers[layer]
+        acts, samples = probe.layers[layer], getattr(self, "samples", 1)  # masks made from each channel
         generator = torch.Generator().manual_seed(getattr(self, "seed", 0))
         scores = []
-        for part in probe.batches(self.versions * len(acts)):
+        for part in probe.batches(samples * len(acts)):
             turns = [divmod(number, len(acts)) for number in range(part.start, part.stop)]  # (version, channel)
             masks = channel_masks(acts[[channel for _, channel in turns]], probe.size)
             versions = [self.mask(mask, turn, generator) for mask, (turn, _) in zip(masks, turns, strict=True)]
             scores.append(probe.scores(probe.image * torch.stack(versions)[:, None]))
-        mean = torch.cat(scores).unflatten(0, (self.versions, len(acts))).mean(dim=0)  # [C, M]
+        mean = torch.cat(scores).unflatten(0, (samples, len(acts))).mean(dim=0)  # [C, M]
         return torch.einsum("cm,chw->mhw", mean.softmax(dim=0), acts)
 
 
@@ -203,11 +194,6 @@ class SSCAM(ScoreCAM):
     source = "Wang et al. 2020, arXiv:2006.14255, alg. 1"
     passes = "(2 + samples C) F, C the channels of all layers"
 
-    @property
-    def versions(self) -> int:
-        """See `ScoreCAM.versions`."""
-        return self.samples
-
     def mask(self, mask: Tensor, version: int, generator: torch.Generator) -> Tensor:
         """See `ScoreCAM.mask`."""
         return mask + self.deviation * torch.randn(mask.shape, generator=generator).to(mask.device)
@@ -227,11 +213,6 @@ class ISCAM(ScoreCAM):
     formula = "ReLU(sum_k w_k A_k), w = softmax_k(mean_i S(x * H_k (1 + ... + i) / samples))"
     source = "Naidu et al. 2020, arXiv:2010.03023, eq. 6-8"
     passes = "(2 + samples C) F, C the channels of all layers"
-
-    @property
-    def versions(self) -> int:
-        """See `ScoreCAM.versions`."""
-        return self.samples
 
     def mask(self, mask: Tensor, version: int, generator: torch.Generator) -> Tensor:
         """See `ScoreCAM.mask`."""

@@ -18,9 +18,8 @@ from torch import Tensor, nn
 from detcam.engine.gradients import scaled_gradients
 from detcam.engine.sweeps import Probe
 from detcam.errors import MethodError, TargetError
-from detcam.methods.base import SweepMethod, parameter
+from detcam.methods.base import MOST, SweepMethod, parameter
 
-MOST = 2**62
 RECTIFIERS = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Mish, nn.Hardswish)
 
 

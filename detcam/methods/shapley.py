@@ -30,39 +30,29 @@ class ShapleyCAM(GradCAM):
     def gradients(
         self, scalars: Tensor, images: Tensor, tensors: list[Tensor]
     ) -> Iterator[tuple[Tensor, list[Tensor | None]]]:
-        """See `second_order_gradients`."""
-        return second_order_gradients(scalars, images, tensors)
+        """See `Method.gradients`, with g - H A / 2 in place of g: H the scalar's Hessian with respect to that tensor A.
 
+        One object at a time, with one more backward per tensor, through the first backward.
 
-def second_order_gradients(
-    scalars: Tensor,  # [N]
-    images: Tensor,  # [N] int64
-    tensors: list[Tensor],  # each [B, C, h, w]
-) -> Iterator[tuple[Tensor, list[Tensor | None]]]:
-    """Like `object_gradients`, with g - H A / 2 in place of g: H the scalar's Hessian with respect to that tensor A.
-
-    One object at a time, with one more backward per tensor, through the first backward. Yields the same tuples as
-    `object_gradients`.
-
-    Raises:
-        MethodError: if torch lacks the second derivative of an operation of the model.
-    """
-    for position, image in enumerate(images.tolist()):
-        found: list[Tensor | None] = [None] * len(tensors)
-        with torch.enable_grad():
-            if scalars.requires_grad:
-                options: dict[str, Any] = {"create_graph": True, "allow_unused": True}
-                found = list(torch.autograd.grad(scalars[position], tensors, **options))
-        corrected: list[Tensor | None] = []
-        for tensor, gradient in zip(tensors, found, strict=True):
-            product = None
-            if gradient is not None and gradient.requires_grad:
-                start = tensor.detach()
-                product = _second(gradient, tensor, start)
-            if gradient is not None:
-                gradient = (gradient.detach() if product is None else gradient.detach() - product / 2)[image][None]
-            corrected.append(gradient)
-        yield torch.tensor([position], device=images.device), corrected
+        Raises:
+            MethodError: if torch lacks the second derivative of an operation of the model.
+        """
+        for position, image in enumerate(images.tolist()):
+            found: list[Tensor | None] = [None] * len(tensors)
+            with torch.enable_grad():
+                if scalars.requires_grad:
+                    options: dict[str, Any] = {"create_graph": True, "allow_unused": True}
+                    found = list(torch.autograd.grad(scalars[position], tensors, **options))
+            corrected: list[Tensor | None] = []
+            for tensor, gradient in zip(tensors, found, strict=True):
+                product = None
+                if gradient is not None and gradient.requires_grad:
+                    start = tensor.detach()
+                    product = _second(gradient, tensor, start)
+                if gradient is not None:
+                    gradient = (gradient.detach() if product is None else gradient.detach() - product / 2)[image][None]
+                corrected.append(gradient)
+            yield torch.tensor([position], device=images.device), corrected
 
 
 def _second(gradient: Tensor, tensor: Tensor, start: Tensor) -> Tensor | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
@@ -13,7 +13,7 @@ from torch.nn.functional import interpolate
 
 from detcam.errors import MethodError
 from detcam.methods.activation import vectors_of
-from detcam.methods.base import AnyMethod, Method, parameter
+from detcam.methods.base import MOST, AnyMethod, Method, parameter
 from detcam.methods.components import first_component
 from detcam.methods.gradient import ODAM
 
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from detcam.adapters import Adapter, Target
 
 STEP = 32  # sides of a network's input are multiples of this
-MOST = 2**62
 
 
 @dataclass(frozen=True)
@@ -44,9 +43,9 @@ class Version:
         """Where boxes [N, 4] xyxy of the unchanged image lie in it."""
         across, down = self.scale
         moved = boxes * boxes.new_tensor([across, down, across, down])
-        if not self.flipped:
-            return moved
-        return torch.stack([*_mirrored(moved, self.pixels), *moved[:, 1::2].T])[[0, 2, 1, 3]].T
+        if self.flipped:  # the right side becomes the left side
+            moved[:, 0::2] = self.pixels.shape[3] - moved[:, [2, 0]]
+        return moved
 
     def back(self, raw: Tensor, size: tuple[int, int]) -> Tensor:
         """A map [h, w] of it as a map of the unchanged image, of `size`."""
@@ -54,11 +53,6 @@ class Version:
         if straight.shape == size:
             return straight
         return interpolate(straight[None, None], size, mode="bilinear")[0, 0]
-
-
-def _mirrored(boxes: Tensor, pixels: Tensor) -> tuple[Tensor, Tensor]:
-    """The new left and right sides [N] of boxes in a mirrored image."""
-    return pixels.shape[3] - boxes[:, 2], pixels.shape[3] - boxes[:, 0]
 
 
 class Smoothing(AnyMethod):
@@ -75,31 +69,19 @@ class Smoothing(AnyMethod):
     method: AnyMethod
     equal: bool = False
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        inner = self.method
+        facts = {"object_specific": inner.object_specific, "caution": inner.caution, "layers": inner.layers}
+        vars(self).update(facts, name=f"{self.name}:{inner.name}")  # as the fields of a frozen dataclass are set
+
     @abstractmethod
     def versions(self, pixels: Tensor, channels: int = 3) -> Iterator[Version]:
         """Changed versions of a network's input [1, C, H, W], of which the first `channels` are the image."""
 
 
-def _like(smoothing: Smoothing, method: AnyMethod, prefix: str) -> None:
-    """Take over the description of the smoothed method; fields of a frozen dataclass stay."""
-    facts = {
-        "method": method,
-        "name": f"{prefix}:{method.name}",
-        "object_specific": method.object_specific,
-        "caution": method.caution,
-        "layers": method.layers,
-    }
-    vars(smoothing).update(facts)
-
-
 @dataclass(frozen=True)
-class _Noise(AnyMethod):
-    samples: int = parameter(10, 1, MOST)
-    deviation: float = parameter(0.1, 0.0, 100.0)
-    seed: int = parameter(0, 0, MOST)
-
-
-class NoiseTunnel(_Noise, Smoothing):
+class NoiseTunnel(Smoothing):
     """Noise tunnel: the mean map over noisy versions of the image, of any method.
 
     Smilkov et al. 2017, "SmoothGrad: removing noise by adding noise", section 2, for any map. `deviation` is a share of
@@ -112,17 +94,16 @@ class NoiseTunnel(_Noise, Smoothing):
         seed: of the noise.
     """
 
+    method: AnyMethod = field(default_factory=ODAM)
+    samples: int = parameter(10, 1, MOST)
+    deviation: float = parameter(0.1, 0.0, 100.0)
+    seed: int = parameter(0, 0, MOST)
+
     name = "noisy"
     formula = "mean_i map(x + noise_i)"
     source = "Smilkov et al. 2017, arXiv:1706.03825, sec. 2"
     reads = "as its method"
     passes = "1 F + samples times those of its method"
-
-    def __init__(
-        self, method: AnyMethod | None = None, samples: int = 10, deviation: float = 0.1, seed: int = 0
-    ) -> None:
-        super().__init__(samples, deviation, seed)
-        _like(self, method or ODAM(), "noisy")
 
     def versions(self, pixels: Tensor, channels: int = 3) -> Iterator[Version]:
         """See `Smoothing.versions`."""
@@ -135,11 +116,7 @@ class NoiseTunnel(_Noise, Smoothing):
 
 
 @dataclass(frozen=True)
-class _Scale(AnyMethod):
-    scale: float = parameter(1.25, 1.0, 4.0)
-
-
-class Augmented(_Scale, Smoothing):
+class Augmented(Smoothing):
     """Augmentation smoothing: the mean map over the image and its mirror image at three scales, of any method.
 
     As pytorch-grad-cam's `aug_smooth`, which mirrors too but changes the brightness in place of the scale. Sides are
@@ -150,16 +127,15 @@ class Augmented(_Scale, Smoothing):
         scale: factor by which the image is enlarged and reduced; 1: it is mirrored only.
     """
 
+    method: AnyMethod = field(default_factory=ODAM)
+    scale: float = parameter(1.25, 1.0, 4.0)
+
     name = "augmented"
     formula = "mean over {x, mirrored x} at scales {1, s, 1 / s} of map / max |map|, moved back"
     source = "this project, after pytorch-grad-cam's aug_smooth (Gildenblat 2021)"
     reads = "as its method"
     passes = "1 F + 6 times those of its method"
     equal = True
-
-    def __init__(self, method: AnyMethod | None = None, scale: float = 1.25) -> None:
-        super().__init__(scale)
-        _like(self, method or ODAM(), "augmented")
 
     def versions(self, pixels: Tensor, channels: int = 3) -> Iterator[Version]:
         """See `Smoothing.versions`."""

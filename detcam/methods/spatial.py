@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from detcam.methods.base import Method, PooledMethod, parameter
-from detcam.methods.gradient import GradCAM, GradCAMPlusPlus
+from detcam.methods.gradient import GradCAM, GradCAMPlusPlus, HiResCAM
 
 
-class ElementWiseGradCAM(Method):
+class ElementWiseGradCAM(HiResCAM):
     """Element-wise Grad-CAM: the positive contributions of the channels in each cell, summed.
 
     HiResCAM with the ReLU inside the sum, as pytorch-grad-cam's GradCAMElementWise has it.
@@ -22,22 +22,11 @@ class ElementWiseGradCAM(Method):
     name = "elementwise"
     formula = "sum_k ReLU(g_k * A_k)"
     source = "Pillai et al. 2022, arXiv:2110.00527, as in pytorch-grad-cam"
-    elementwise = True
-
-    def maps(self, acts: Tensor, grads: Tensor | None) -> Tensor:
-        """See `Method.maps`."""
-        return self.terms(acts, grads).sum(dim=1)
+    gradient_times_activation = False
 
     def terms(self, acts: Tensor, grads: Tensor | None) -> Tensor:
         """See `Method.terms`."""
-        assert grads is not None
-        return (acts * grads).clamp(min=0)
-
-
-def space_maps(grads: Tensor) -> Tensor:
-    """[n, C, h, w] in [0, 1]: absolute gradients divided by the channel's largest; 0 for a channel of zeros."""
-    size = grads.abs()
-    return size / size.amax(dim=(2, 3), keepdim=True).clamp(min=torch.finfo(size.dtype).tiny)
+        return super().terms(acts, grads).clamp(min=0)
 
 
 class SSGradCAM(Method):
@@ -55,7 +44,9 @@ class SSGradCAM(Method):
     def maps(self, acts: Tensor, grads: Tensor | None) -> Tensor:
         """See `Method.maps`."""
         assert grads is not None
-        return torch.einsum("nc,nchw,nchw->nhw", self.pooled.weights(acts, grads), space_maps(grads), acts)
+        size = grads.abs()
+        spaces = size / size.amax(dim=(2, 3), keepdim=True).clamp(min=torch.finfo(size.dtype).tiny)  # silent ones are 0
+        return torch.einsum("nc,nchw,nchw->nhw", self.pooled.weights(acts, grads), spaces, acts)
 
 
 class SSGradCAMPlusPlus(SSGradCAM):

@@ -12,8 +12,8 @@ from torch.nn.functional import adaptive_avg_pool2d
 
 from detcam.engine.sweeps import Probe
 from detcam.errors import MethodError
-from detcam.methods.base import Scalar, SweepMethod, parameter
-from detcam.methods.perturbation import MOST, map_size
+from detcam.methods.base import MOST, Scalar, SweepMethod, parameter
+from detcam.methods.perturbation import map_size
 
 
 def segments(image: Tensor, count: int, adaptive: bool = False) -> Tensor:

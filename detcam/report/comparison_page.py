@@ -126,7 +126,6 @@ class Gathered:
             "names": self._names,
             "settings": self._settings,
             "summary": document["summary"],
-            "iou": document["iou"],
             "left_out": len(self._rows) - len(shown),
             "colours": colour_tables(),
             "pictures": [self.packed[place] for place in order],

@@ -125,18 +125,17 @@ def _choices(saved: Saved, root: Path) -> dict[str, str]:
 
 
 def _variant(saved: Saved, root: Path) -> dict[str, Any]:
-    objects = [{**_facts(item), "map": pack_map(raw, CELLS)} for item, raw in _objects(saved)]
-    reading = READING.get(saved.view, "")
-    return {"choices": _choices(saved, root), "reading": reading, "span": span(saved.geometry), "objects": objects}
+    facts = {"choices": _choices(saved, root), "reading": READING.get(saved.view, "")}
+    return {**facts, "span": span(saved.geometry), "objects": _objects(saved, CELLS)}
 
 
-def _objects(saved: Saved) -> list[tuple[dict[str, Any], Any]]:
-    return list(zip(saved.objects, saved.maps(), strict=True))
-
-
-def _facts(item: dict[str, Any]) -> dict[str, Any]:
-    facts = {name: item[name] for name in ("label", "score", "box", "note")}
-    return facts | {"energy": item["energy_in_box"], "check": item.get("check")}
+def _objects(saved: Saved, cells: int) -> list[dict[str, Any]]:
+    """The objects as the pages take them, with at most `cells` rows or columns of their maps."""
+    return [
+        {name: item[name] for name in ("label", "score", "box", "note")}
+        | {"energy": item["energy_in_box"], "check": item.get("check"), "map": pack_map(raw, cells)}
+        for item, raw in zip(saved.objects, saved.maps(), strict=True)
+    ]
 
 
 def _index(groups: list[list[Saved]], root: Path, summarised: bool) -> str:
@@ -154,7 +153,7 @@ def _index(groups: list[list[Saved]], root: Path, summarised: bool) -> str:
                 "height": saved.document["image"]["height"],
                 "thumbnail": thumbnail(saved),
                 "span": span(saved.geometry),
-                "objects": [{**_facts(item), "map": pack_map(raw, THUMBNAIL_CELLS)} for item, raw in _objects(saved)],
+                "objects": _objects(saved, THUMBNAIL_CELLS),
             }
             for saved in shown
         ],

@@ -5,9 +5,9 @@ video file; `write`, which `detcam video` runs, does both.
 """
 
 from detcam.video.frame import Frame
-from detcam.video.open import open_source
 from detcam.video.paint import VIEWS, Style
 from detcam.video.pipeline import Stats, explain
+from detcam.video.readers import open_source
 from detcam.video.sink import Sink
 from detcam.video.source import Source
 from detcam.video.tracks import Heat

@@ -103,16 +103,9 @@ def period(budget: float, plain: float, explained: float) -> int:
     return LONGEST if spare * LONGEST <= extra else max(math.ceil(extra / spare), 1)
 
 
-@dataclass(frozen=True)
-class Choice:
-    """The explainer and the K for a budget, and a sentence about them for the user."""
-
-    explainer: Explainer
-    every: int
-    description: str
-
-
-def choose(images: list[np.ndarray], explainer: Explainer, budget: float, cheaper: Explainer | None) -> Choice:
+def choose(
+    images: list[np.ndarray], explainer: Explainer, budget: float, cheaper: Explainer | None
+) -> tuple[Explainer, int, str]:
     """Choose the explainer and the K for `budget` frames per second, by timing some frames of the video.
 
     Args:
@@ -120,6 +113,9 @@ def choose(images: list[np.ndarray], explainer: Explainer, budget: float, cheape
         explainer: the explainer that the user asked for.
         budget: frames per second.
         cheaper: fallback if `explainer` would explain too few frames.
+
+    Returns:
+        The explainer, the K, and a sentence about them for the user.
     """
     plain = _seconds(lambda image: detect(explainer, [image]), images)
     explained = _seconds(explainer, images)
@@ -135,7 +131,7 @@ def choose(images: list[np.ndarray], explainer: Explainer, budget: float, cheape
             explained = cheap
     cost = f"a frame takes {plain * 1000:.0f} ms to detect, {explained * 1000:.0f} ms to explain"
     short = "; the detector alone is too slow for this budget" if plain > 1 / budget else ""
-    return Choice(explainer, every, f"budget of {budget:g} frames a second: {choice} ({cost}{short})")
+    return explainer, every, f"budget of {budget:g} frames a second: {choice} ({cost}{short})"
 
 
 def _seconds(run: Callable[[np.ndarray], object], images: list[np.ndarray]) -> float:

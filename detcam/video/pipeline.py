@@ -15,7 +15,7 @@ from detcam.explainer import Explainer
 from detcam.render.energy import energies
 from detcam.video.detect import DetectedFrame, Pace, choose, detected_frames
 from detcam.video.frame import Frame
-from detcam.video.open import open_source
+from detcam.video.readers import open_source
 from detcam.video.source import Picture
 from detcam.video.stages import Ahead, Clock, timed
 from detcam.video.tracks import HeatMemory, Tracker
@@ -107,8 +107,7 @@ def explain(
                 with counts.clock("paint")("choose"):
                     tried = list(islice(waiting, TRIED))
                     if tried:
-                        choice = choose([p.image for p in tried], explainer, budget, cheaper)
-                        used, k, counts.choice = choice.explainer, choice.every, choice.description
+                        used, k, counts.choice = choose([p.image for p in tried], explainer, budget, cheaper)
             pace, clock = Pace(k, budget), counts.clock("model")
             detected = detected_frames(timed(chain(tried, waiting), clock, "input"), used, pace, size, clock)
             model: Ahead[DetectedFrame] = Ahead(detected, ROOM, clock, stop=stop)

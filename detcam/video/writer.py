@@ -17,9 +17,9 @@ from detcam.errors import OutputError, writing
 from detcam.explainer import Explainer
 from detcam.files import unfinished
 from detcam.video.frame import Frame
-from detcam.video.open import open_source
 from detcam.video.paint import Style
 from detcam.video.pipeline import ROOM, Stats, explain
+from detcam.video.readers import open_source
 from detcam.video.sink import Sink
 from detcam.video.stages import Ahead, Clock, timed
 

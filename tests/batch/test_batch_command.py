@@ -13,7 +13,7 @@ from photos import write_photos
 from detcam import cli
 from detcam.batch import load
 from detcam.batch.estimate import Estimate
-from detcam.cli.batch_summary import duration, sentences, size
+from detcam.cli.batch_summary import duration, sentences
 
 QUICK = ["--imgsz", "160", "--workers", "1", "--threads", "1"]
 
@@ -124,4 +124,3 @@ def test_help_names_no_library() -> None:
 
 def test_words() -> None:
     assert [duration(s) for s in (0.4, 59, 300, 7200, 200_000)] == ["0 s", "59 s", "5.0 min", "2.0 h", "2.3 days"]
-    assert [size(n) for n in (12, 8760, 1.2e9, 5e15)] == ["12 bytes", "8.76 kB", "1.2 GB", "5e+03 TB"]

@@ -153,8 +153,6 @@ def test_no_work_needs_no_cluster_and_no_cluster_is_told() -> None:
     nobody(iter(()), OPTIONS, lambda batch: None)
     with pytest.raises(InputError, match=r"no Ray cluster answers at '127\.0\.0\.1:1'.*refused"):
         nobody([Chunk(0, range(1), items("a"))], OPTIONS, lambda batch: None)
-    engine = RayEngine(workers=3, threads=2)
-    assert (engine.workers, engine.threads) == (3, 2)
 
 
 class Died(BaseException):

@@ -12,7 +12,7 @@ from rich.cells import cell_len
 
 import detcam
 from detcam import cli
-from detcam.cli.sides import ends, names, sides
+from detcam.cli.compare import ends, names, sides
 from detcam.scenes import HELD_OUT_SEED, draw_scene
 
 QUICK = ["--imgsz", "192", "--model", "scenes-yolo"]

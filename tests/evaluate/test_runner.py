@@ -18,13 +18,14 @@ from detcam.boxes import box_iou
 from detcam.cli.evaluate import finish
 from detcam.engine import masking
 from detcam.errors import InputError, MethodError
-from detcam.evaluate.contenders import BASELINES, Contender, Sweep, contenders
+from detcam.evaluate.contenders import BASELINES, Contender, Sweep, contenders, hastened
 from detcam.evaluate.judge import Judge, Protocol, pictures
 from detcam.evaluate.labels.read import read_labels
 from detcam.evaluate.plots import draw
 from detcam.evaluate.report import collect, markdown, save, summarise
 from detcam.evaluate.store import Store
 from detcam.images import read_image
+from detcam.methods import get_method
 from detcam.runners.likeness import Likeness
 from detcam.scenes import HELD_OUT_SEED
 
@@ -310,6 +311,11 @@ def test_who_takes_part() -> None:
     assert quick.method.masks < 1000  # type: ignore[attr-defined]
     with pytest.raises(InputError, match="does not exist"):
         contenders(model, ["nothing"], ["level"])
+
+
+def test_a_quick_wrapper_keeps_its_method() -> None:
+    quick = hastened(get_method("noisy:gradcam"))
+    assert (quick.name, quick.samples) == ("noisy:gradcam", 2)  # type: ignore[attr-defined]
 
 
 def test_without_matplotlib_the_report_is_written(

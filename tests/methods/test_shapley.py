@@ -14,7 +14,7 @@ from detcam import Explanation
 from detcam.engine import object_gradients
 from detcam.errors import MethodError, TargetError
 from detcam.methods.finer import FinerCAM
-from detcam.methods.shapley import second_order_gradients
+from detcam.methods.shapley import ShapleyCAM
 
 
 class OneAnchor(nn.Module):
@@ -117,7 +117,7 @@ def test_curvature_equals_a_finite_difference(seed: int) -> None:
     step = 1e-6
     product = (plain(acts * (1 + step)) - plain(acts * (1 - step))) / (2 * step)
     leaf = acts.clone().requires_grad_()
-    turns = list(second_order_gradients(scalars(leaf), images, [leaf]))
+    turns = list(ShapleyCAM().gradients(scalars(leaf), images, [leaf]))
     assert [int(turn) for turn, _ in turns] == [0, 1, 2, 3]
     torch.testing.assert_close(torch.cat([g[0] for _, g in turns]), plain(acts) - product / 2, rtol=1e-5, atol=1e-5)
 
@@ -125,10 +125,10 @@ def test_curvature_equals_a_finite_difference(seed: int) -> None:
 def test_a_linear_score_has_no_curvature(seed: int) -> None:
     leaf, other = (torch.randn(1, 3, 4, 5, requires_grad=True) for _ in range(2))
     weights = torch.randn(3, 4, 5)
-    ((_, (found, none)),) = second_order_gradients((leaf[0] * weights).sum()[None], torch.tensor([0]), [leaf, other])
+    ((_, (found, none)),) = ShapleyCAM().gradients((leaf[0] * weights).sum()[None], torch.tensor([0]), [leaf, other])
     torch.testing.assert_close(found[0], weights)
     assert none is None
-    ((_, (none,)),) = second_order_gradients(torch.ones(1), torch.tensor([0]), [leaf])
+    ((_, (none,)),) = ShapleyCAM().gradients(torch.ones(1), torch.tensor([0]), [leaf])
     assert none is None
 
 
@@ -158,7 +158,7 @@ class Squared(torch.autograd.Function):
 def test_operations_without_second_derivatives_are_named(seed: int) -> None:
     leaf = torch.randn(1, 2, 4, 5, requires_grad=True)
     with pytest.raises(MethodError, match="no second derivative of an operation of this model"):
-        list(second_order_gradients(Squared.apply(leaf).sum()[None], torch.tensor([0]), [leaf]))
+        list(ShapleyCAM().gradients(Squared.apply(leaf).sum()[None], torch.tensor([0]), [leaf]))
 
 
 @pytest.mark.parametrize("layers", few(["level", "evidence", ["model.4", "model.9"]], "level"))

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 from detcam.batch.dataset.folder import Folder
 from detcam.batch.dataset.rows import Batch
 from detcam.errors import InputError
+from detcam.evaluate.store import differences
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -98,16 +99,10 @@ class Dataset:
                 f"{self.folder.name} holds {done} shards of an earlier job: add --resume to go on with it, or choose "
                 "another --out"
             )
-        was, now = flat(earlier), flat(manifest)
-        changed = [
-            f"{name} was {json.dumps(was.get(name))}, now {json.dumps(now.get(name))}"
-            for name in sorted(was.keys() | now.keys())
-            if was.get(name) != now.get(name) and name not in NAMES
-        ]
-        if changed:
+        was, now = ({k: v for k, v in flat(m).items() if k not in NAMES} for m in (earlier, manifest))
+        if changed := differences(was, now):
             raise InputError(
-                f"{self.folder.name} was made with other settings ({'; '.join(changed)}): use those, or choose "
-                "another --out"
+                f"{self.folder.name} was made with other settings ({changed}): use those, or choose another --out"
             )
 
     def write(self, batch: Batch) -> int:

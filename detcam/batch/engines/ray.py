@@ -16,7 +16,7 @@ from detcam.batch.engines.local import STARTS, cores
 from detcam.batch.engines.ray_queue import ChunkQueue
 from detcam.batch.engines.ray_worker import ChunkWorker, Receipt, WorkerSettings
 from detcam.batch.items import Chunk
-from detcam.batch.sources.storage import absolute
+from detcam.batch.sources.storage import is_url
 from detcam.batch.worker import TIMEOUT, OnBatch, Options
 from detcam.errors import DependencyError, DetcamError, InputError
 
@@ -58,17 +58,8 @@ class RayEngine:
         self._asked_workers, self._asked_threads, self._device = workers, threads, device
         self._timeout = timeout
         self._address = address or os.environ.get("RAY_ADDRESS") or "local"
-        self._out = None if out is None else absolute(os.fspath(out))
-
-    @property
-    def workers(self) -> int:
-        """The number of actors."""
-        return self._shares[0]
-
-    @property
-    def threads(self) -> int:
-        """The threads of each actor."""
-        return self._shares[1]
+        place = None if out is None else os.fspath(out)
+        self._out = place if place is None or is_url(place) else os.path.abspath(place)  # workers have other folders
 
     def __call__(self, chunks: Iterable[Chunk], options: Options, on_batch: OnBatch) -> None:
         """See `Engine`.

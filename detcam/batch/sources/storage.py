@@ -49,11 +49,6 @@ def path_on_disk(place: str) -> str | None:
     return None if is_url(path) else path
 
 
-def absolute(place: str) -> str:
-    """The same place for a process with another working folder."""
-    return place if is_url(place) else os.path.abspath(place)
-
-
 def opened_store(place: str) -> tuple[Any, str]:
     """The fsspec file system of a place, and the path in it.
 
@@ -153,13 +148,9 @@ def _walk_disk(folder: str, depth: int | None) -> Iterator[str]:
                 info = os.stat(path)
             if depth is not None or (info.st_dev, info.st_ino) not in entered:
                 entered.add((info.st_dev, info.st_ino))
-                pending += [name + child for child in reversed(_names(path))]
-
-
-def _names(folder: str) -> list[str]:
-    """The sorted names in a folder. Names of folders end with a slash, so names sort as whole paths do."""
-    with readable_errors(folder), os.scandir(folder) as entries:
-        return sorted(filter(None, map(_name, entries)))
+                with readable_errors(path), os.scandir(path) as entries:  # names sort as whole paths do
+                    names = sorted(filter(None, map(_name, entries)), reverse=True)
+                pending += [name + child for child in names]
 
 
 def _name(entry: os.DirEntry[str]) -> str | None:

@@ -52,8 +52,3 @@ class Labels(ABC):
 def is_number(text: str) -> bool:
     """Whether a class is a number."""
     return text.isascii() and text.isdecimal() and len(text) <= DIGITS
-
-
-def shortened(line: str) -> str:
-    """A line of a file, shortened for an error message."""
-    return repr(line if len(line) <= 40 else line[:37] + "...")

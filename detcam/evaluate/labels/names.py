@@ -14,7 +14,6 @@ from detcam.files import read_regular
 if TYPE_CHECKING:
     from detcam.evaluate.labels.base import Label
 
-DESCRIPTION = "data.yaml"
 UP = 2  # parent folders of the labels to search: ROOT/labels/val
 MAX_BYTES = 2**20
 
@@ -27,7 +26,7 @@ def names_beside(folder: Path) -> dict[int, str] | None:
     folder = folder.resolve()
     for place in (folder, *folder.parents[:UP]):
         try:
-            description = yaml.safe_load(read_regular(place / DESCRIPTION, MAX_BYTES).decode("utf-8"))
+            description = yaml.safe_load(read_regular(place / "data.yaml", MAX_BYTES).decode("utf-8"))
             names = description["names"]
         except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError, KeyError, TypeError):
             continue

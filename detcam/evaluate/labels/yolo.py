@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import reprlib
 from pathlib import Path
 
 import cv2
 import numpy as np
 
 from detcam.errors import InputError
-from detcam.evaluate.labels.base import MAX_BYTES, Label, Labels, is_number, shortened
+from detcam.evaluate.labels.base import MAX_BYTES, Label, Labels, is_number
 from detcam.evaluate.labels.names import names_beside
 from detcam.files import read_regular
 
@@ -43,10 +44,10 @@ def _yolo_label(line: str, place: str, height: int, width: int) -> Label:
     try:
         numbers = np.array([float(value) for value in coordinates])
     except ValueError:
-        raise InputError(f"{place}: {shortened(line)} is not all numbers: expected `class x y w h`") from None
+        raise InputError(f"{place}: {reprlib.repr(line)} is not all numbers: expected `class x y w h`") from None
     if not is_number(kind):
         raise InputError(
-            f"{place}: class {shortened(kind)} is not a whole number from 0: write its number in the model"
+            f"{place}: class {reprlib.repr(kind)} is not a whole number from 0: write its number in the model"
         )
     if len(numbers) != 4 and (len(numbers) < 6 or len(numbers) % 2):
         raise InputError(

@@ -44,7 +44,7 @@ def bootstrap(values: Values, pictures: NDArray[np.int64], seed: int = 0) -> Int
     Introduction to the Bootstrap", section 8; clusters). NaN values are left out.
 
     Args:
-        values: [n] float64, per object.
+        values: [n] float64, per object; a - b for the mean of a paired difference.
         pictures: [n] int64, the image of each object.
         seed: of the resampling.
     """
@@ -61,8 +61,3 @@ def bootstrap(values: Values, pictures: NDArray[np.int64], seed: int = 0) -> Int
     means = (resampled @ sums) / (resampled @ counts)
     low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return Interval(mean, float(low), float(high), len(values), len(sums))
-
-
-def paired(a: Values, b: Values, pictures: NDArray[np.int64]) -> Interval:
-    """The mean of a - b over the objects with both values defined, and its interval: see `bootstrap`."""
-    return bootstrap(a - b, pictures)

@@ -67,17 +67,17 @@ class Curves:
         deletion, insertion = (torch.trapezoid(c, self.shares.to(c), dim=1) for c in (self.deletion, self.insertion))
         return deletion / initial, insertion / initial, deletion, insertion, self.minimal_subset()
 
-    def minimal_subset(self, enough: float = ENOUGH) -> Tensor:
-        """[n] the least share of pixels, hottest first, that alone gives `enough` of s0; linear between steps.
+    def minimal_subset(self) -> Tensor:
+        """[n] the least share of pixels, hottest first, that alone gives `ENOUGH` of s0; linear between steps.
 
         In [0, 1], lower is better; after Petsiuk et al. 2021 and Chen et al. 2025 ("Visual Precision Search"). 0 if the
         fully masked image reaches it.
         """
         relative = self.insertion / self.initial.where(self.initial > 0, torch.nan)[:, None]
-        first = (relative >= enough).int().argmax(dim=1, keepdim=True)
+        first = (relative >= ENOUGH).int().argmax(dim=1, keepdim=True)
         after, before = relative.gather(1, first), relative.gather(1, (first - 1).clamp(min=0))
         at = self.shares.to(relative)[first], self.shares.to(relative)[(first - 1).clamp(min=0)]
-        part = torch.where(after > before, (enough - before) / (after - before), 0).clamp(0, 1)
+        part = torch.where(after > before, (ENOUGH - before) / (after - before), 0).clamp(0, 1)
         return torch.where(first > 0, at[1] + part * (at[0] - at[1]), after * 0)[:, 0]
 
 

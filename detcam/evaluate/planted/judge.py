@@ -14,8 +14,8 @@ from torch.nn.functional import avg_pool2d, interpolate
 from detcam.errors import InputError
 from detcam.evaluate.contenders import contenders
 from detcam.evaluate.metrics.localisation import Case, Measure, energy, energy_in_box, pointing
+from detcam.evaluate.metrics.stability import rank_correlation
 from detcam.evaluate.planted.interventions import Found, Witness, part_masks
-from detcam.evaluate.planted.oracle import heat_of_parts, spearman, top_agreement
 from detcam.scenes import HELD_OUT_SEED
 
 Progress = Callable[[int, int], None]  # (scenes done, scenes in all)
@@ -146,7 +146,7 @@ def measured(heatmaps: Tensor, found: Found, parts: Tensor, drops: Tensor) -> Te
         energy(heatmaps, distractors),
         energy_in_box(Case(heatmaps, boxes)),
         top_agreement(heat, drops),
-        spearman(heat, drops),
+        rank_correlation(heat, drops).nan_to_num(0.0),
     )
     return torch.stack(columns, dim=1)
 
@@ -169,3 +169,26 @@ def relevance_rank(heatmaps: Tensor, regions: Tensor) -> Tensor:
     room = (k - over.sum(dim=1)) / tied.sum(dim=1).clamp(min=1)
     right = (over & inside).sum(dim=1) + (tied & inside).sum(dim=1) * room
     return torch.where(k > 0, right / k.clamp(min=1), 0.0).float()
+
+
+def heat_of_parts(heatmaps: Tensor, parts: Tensor) -> Tensor:
+    """[n, P] share of each heatmap's sum that lies in each part; zeros for a blank map.
+
+    Args:
+        heatmaps: [n, H, W], at least 0.
+        parts: [n, P, H, W] bool, disjoint.
+    """
+    total = heatmaps.sum(dim=(1, 2)).clamp(min=torch.finfo(heatmaps.dtype).tiny)
+    return torch.einsum("nhw,nphw->np", heatmaps, parts.to(heatmaps.dtype)) / total[:, None]
+
+
+def top_agreement(heat: Tensor, drops: Tensor) -> Tensor:
+    """[n] whether the hottest part is the part whose loss costs the score most: 1, 0, or 1/k for k ties.
+
+    Args:
+        heat: [n, P], see `heat_of_parts`.
+        drops: [n, P] fall of the score without each part.
+    """
+    hottest = heat == heat.amax(dim=1, keepdim=True)
+    costliest = drops.argmax(dim=1, keepdim=True)
+    return hottest.gather(1, costliest)[:, 0].float() / hottest.sum(dim=1)
