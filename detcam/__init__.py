@@ -1,6 +1,6 @@
 """A heatmap for every object that a detector or segmenter finds: which pixels made the model predict it."""
 
-from detcam import video
+from detcam import layers, video
 from detcam.analysis.comparison import compare
 from detcam.errors import DetcamError, InputError
 from detcam.explainer import Explainer
@@ -17,6 +17,7 @@ __all__ = [
     "Objects",
     "compare",
     "explain_results",
+    "layers",
     "ultralytics_callback",
     "video",
 ]

@@ -6,7 +6,7 @@ import os
 import reprlib
 from collections.abc import Callable, Collection
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -66,10 +66,13 @@ class Preset(BaseModel):
         default=0.7, ge=0, le=1, description="IoU above which the lower-scoring of two boxes is dropped."
     )
     max_det: int = Field(default=300, ge=1, description="Maximum number of objects per image.")
-    imgsz: int | None = Field(
+    classes: list[int | str] | None = Field(
+        default=None, description="The only classes to explain, by number or name. Separate them with commas."
+    )
+    names: list[str] | None = Field(default=None, description="Names of the classes, in place of the model's.")
+    imgsz: Annotated[int, Field(ge=32)] | Annotated[list[int], Field(min_length=2, max_length=2)] | None = Field(
         default=None,
-        ge=32,
-        description="Longest side of the network's input in pixels.",
+        description="Longest side of the network's input in pixels, or height,width.",
         json_schema_extra=OF_THE_MODEL,
     )
     device: str | None = Field(

@@ -5,16 +5,16 @@ from __future__ import annotations
 import os
 import reprlib
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, overload
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from detcam.adapters import Adapter, CallableAdapter, Target, adapter_for
+from detcam.adapters import Adapter, CallableAdapter, ImageSize, Target, adapter_for, opened, unwrapped
 from detcam.engine import shadow
 from detcam.engine.shadow import hooks_kept
 from detcam.engine.sweeps import Progress
@@ -23,6 +23,7 @@ from detcam.explanation import Explanation
 from detcam.geometry import Geometry
 from detcam.images import displayable, read_image
 from detcam.methods import VIEWS, AnyMethod, get_method, view_of
+from detcam.models.complaints import models_reason
 from detcam.models.load import load_model
 from detcam.models.versions import Origin
 from detcam.options import (
@@ -30,6 +31,8 @@ from detcam.options import (
     check_options,
     check_target,
     checked_device,
+    set_classes,
+    set_names,
     set_segments,
     set_text,
 )
@@ -85,8 +88,9 @@ class Explainer:
 
     Args:
         model: an nn.Module or the library's own wrapper, a weights path, or the name of a demo model. It is never
-            changed: the explainer works on a private view that shares its weights. For models inside `torch.compile`,
-            DataParallel and DistributedDataParallel, the inner model is explained.
+            changed: the explainer works on a private view that shares its weights. A wrapper (compiled, parallel,
+            averaged, PEFT, a pipeline, a module without a forward of its own) is opened, and layers are those of the
+            model inside.
         method: a name from `detcam.methods.METHODS`, an instance of a method, e.g. `RISE(masks=4000)`, or "auto":
             "layerig" at the stem, which shows the evidence for an object wherever in the image it lies; at other
             `layers`, and in models without a stem, "odam".
@@ -102,7 +106,7 @@ class Explainer:
         iou: IoU above which non-maximum suppression drops the weaker box, in [0, 1].
         max_det: largest number of objects per image.
         imgsz: longest side of the network's input in pixels (for torchvision's detectors the shorter side, like their
-            own option); None: the size that the model's own predict call uses.
+            own option), or (height, width) that it fits into; None: the size that the model's own predict call uses.
         device: where to run; None: where the model is.
         memory: approximate limit in bytes for the gradients of a chunk of objects, or for a batch of a sweep's
             forwards; a lower limit makes more chunks.
@@ -116,12 +120,15 @@ class Explainer:
             classes.
         trust_checkpoint: load a weights path whatever classes it names, running any code in it; see
             `detcam.models.load.load_model`.
+        classes: the only classes whose objects are explained, by number or name; chosen before `max_det` applies.
+        names: class names by number, in place of the model's.
 
     Raises:
         InputError: for a model, method, layer, target, option or device that cannot be used.
         DependencyError: if the model's library is not installed.
     """
 
+    @models_reason()
     def __init__(
         self,
         model: Any,
@@ -131,7 +138,7 @@ class Explainer:
         conf: float = 0.25,
         iou: float = 0.7,
         max_det: int = 300,
-        imgsz: int | None = None,
+        imgsz: ImageSize | None = None,
         device: str | torch.device | None = None,
         memory: int = 256 * 2**20,
         processor: Any = None,
@@ -140,10 +147,12 @@ class Explainer:
         adapter: type[Adapter] | CallableAdapter | None = None,
         text: Sequence[str] | None = None,
         trust_checkpoint: bool = False,
+        classes: Sequence[int | str] | None = None,
+        names: Mapping[int, str] | Sequence[str] | None = None,
     ) -> None:
         check_options(conf, iou, max_det, imgsz, target)
         check_layers(layers)
-        model = _unwrapped(model)
+        model = unwrapped(model)
         self.method = get_method(method, layers)
         self.conf, self.iou, self.max_det = conf, iou, max_det
         name = str(model) if isinstance(model, (str, os.PathLike)) else type(model).__name__
@@ -151,13 +160,17 @@ class Explainer:
             model = load_model(model, trust_checkpoint)
         if adapter is not None and not hasattr(adapter, "unwrap"):
             raise InputError(f"adapter: expected a CallableAdapter or an Adapter class, got {reprlib.repr(adapter)}")
-        adapter = adapter or adapter_for(model)
+        if adapter is None:
+            model, of_wrapper = opened(model)
+            adapter, processor = adapter_for(model), of_wrapper if processor is None else processor
         module = adapter.unwrap(model)
         view = shadow(module)
         if device is not None:
             view.to(checked_device(device))  # moves the view's tensors only
-        self.adapter = adapter(view, model, imgsz, processor)
+        self.adapter = adapter(view, model, tuple(imgsz) if isinstance(imgsz, list) else imgsz, processor)
         set_text(self.adapter, text)
+        set_names(self.adapter, names)
+        set_classes(self.adapter, classes)
         check_target(target, self.adapter)
         set_segments(self.adapter, segments)
         self._model_run, self._memory = ModelRun(self.adapter, max_det), memory
@@ -170,6 +183,10 @@ class Explainer:
                 raise
             self.method = get_method(VIEWS["where"][0])  # the model has no stem
             self.runner = runner_for(self.method, layers, request)
+        if not self.runner.plan.names and "activations" in self.method.reads:
+            raise LayerError(
+                f"method {self.method.name!r} reads layers, and this model has none: use 'drise' or 'rise'"
+            )
         self.plan, self.target = self.runner.plan, self.runner.target
         self._lock, self._origin = _Lock(), Origin(view, model)
         self.settings = {
@@ -267,6 +284,7 @@ class Explainer:
         image, shown = displayable(picture)
         return PreparedImage(position, image, *self.adapter.prepare(picture), picture, shown)
 
+    @models_reason()
     def explain_batch(self, batch: list[PreparedImage], asked: Question | None = None) -> list[Explanation]:
         """Explain images of the same network size in one forward; with a question, the objects that answer it.
 
@@ -282,7 +300,7 @@ class Explainer:
             pixels = pixels.contiguous(memory_format=torch.channels_last)
             outputs, captured = self._model_run(pixels, self.runner)
             if asked is None:
-                objects = self.adapter.detect(outputs, geometries, self.conf, self.iou, self.max_det)
+                objects = self.adapter.objects(outputs, geometries, self.conf, self.iou, self.max_det)
             else:
                 objects = [asked.objects(self.adapter, outputs, geometries[0])]
             maps = self.runner.maps(pixels, outputs, objects, captured)
@@ -334,14 +352,3 @@ class Explainer:
         if not bool((raw > 0).any()):
             return "zero map: no cell contributes positively"
         return self.method.caution
-
-
-def _unwrapped(model: Any) -> Any:
-    """The model inside `torch.compile`, DataParallel or DistributedDataParallel, which only change how it runs."""
-    while True:
-        if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
-            model = model.module
-        elif isinstance(model, nn.Module) and "_orig_mod" in model._modules:
-            model = model._modules["_orig_mod"]
-        else:
-            return model

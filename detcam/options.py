@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import reprlib
+from collections.abc import Mapping
 from numbers import Integral, Real
 from typing import Any
 
@@ -16,7 +17,7 @@ from detcam.errors import InputError, LayerError, TargetError, nearest
 LAYER_PRESETS = ("level", "evidence", "stem")
 
 
-def check_options(conf: float, iou: float, max_det: int, imgsz: int | None, target: Target) -> None:
+def check_options(conf: float, iou: float, max_det: int, imgsz: Any, target: Target) -> None:
     """Check that numbers are in range and that the target exists for some family.
 
     Raises:
@@ -25,9 +26,11 @@ def check_options(conf: float, iou: float, max_det: int, imgsz: int | None, targ
     for name, share in (("conf", conf), ("iou", iou)):
         if not isinstance(share, Real) or not 0 <= share <= 1:
             raise InputError(f"{name}: expected a number in [0, 1], got {share!r}")
-    for name, count, least in (("max_det", max_det, 1), ("imgsz", 640 if imgsz is None else imgsz, 32)):
-        if not isinstance(count, Integral) or count < least:
-            raise InputError(f"{name}: expected a whole number of at least {least}, got {count!r}")
+    if not isinstance(max_det, Integral) or max_det < 1:
+        raise InputError(f"max_det: expected a whole number of at least 1, got {max_det!r}")
+    sides = imgsz if isinstance(imgsz, (tuple, list)) and len(imgsz) == 2 else [640 if imgsz is None else imgsz]
+    if any(not isinstance(side, Integral) or side < 32 for side in sides):
+        raise InputError(f"imgsz: expected pixels, at least 32, or (height, width), got {imgsz!r}")
     if isinstance(target, str) and target not in TARGETS:
         raise TargetError(f"target {target!r} does not exist: {nearest(target, TARGETS)}")
 
@@ -71,6 +74,40 @@ def set_segments(adapter: Adapter, segments: str) -> None:
             f"segments: {segments!r} is for semantic segmenters, and objects of this {adapter.family} {adapter.task} "
             "model are not segments: leave segments out"
         )
+
+
+def set_names(adapter: Adapter, names: Any) -> None:
+    """Name the classes of the model, in place of the names that it has.
+
+    Raises:
+        InputError: for anything but names by class number.
+    """
+    if names is None:
+        return
+    listed = dict(enumerate(names)) if isinstance(names, (list, tuple)) else names
+    whole = isinstance(listed, Mapping) and all(isinstance(kind, Integral) for kind in listed)
+    if not whole or any(not isinstance(name, str) for name in listed.values()):
+        raise InputError(f"names: expected class names by number, e.g. ['cat', 'dog'] or {{1: 'cat'}}, got {names!r}")
+    adapter.names = {**getattr(adapter, "names", {}), **listed}
+
+
+def set_classes(adapter: Adapter, classes: Any) -> None:
+    """Set the only classes whose objects count, by number or name.
+
+    Raises:
+        InputError: for anything but a list of them, and for a class that the model does not have.
+    """
+    if classes is None:
+        return
+    names: dict[int, str] = getattr(adapter, "names", {})
+    numbers = []
+    for kind in [classes] if isinstance(classes, (str, Integral)) else classes:
+        known = kind in (names or [kind]) if isinstance(kind, Integral) else kind in names.values()
+        if not known:
+            hint = nearest(str(kind), names.values()) if names else "give numbers, or names="
+            raise InputError(f"classes: {kind!r} is not a class of the model: {hint}")
+        numbers += [int(kind)] if isinstance(kind, Integral) else [n for n, name in names.items() if name == kind]
+    adapter.chosen_classes = tuple(numbers)
 
 
 def set_text(adapter: Adapter, text: Any) -> None:

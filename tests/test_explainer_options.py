@@ -53,7 +53,7 @@ def test_a_gpu_that_is_not_there(detector: nn.Module) -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [{"conf": "0.5"}, {"iou": None}, {"max_det": "3"}, {"imgsz": "640"}, {"imgsz": (320, 640)}], ids=str
+    "options", [{"conf": "0.5"}, {"iou": None}, {"max_det": "3"}, {"imgsz": "640"}, {"imgsz": (320, 31)}], ids=str
 )
 def test_options_of_another_type(options: dict[str, Any], detector: nn.Module) -> None:
     refuse(InputError, next(iter(options)), lambda: Explainer(detector, **options))

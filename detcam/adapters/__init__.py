@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from detcam.adapters.base import TARGETS, Adapter, LayerPlan, Readout, Selection, Source, Target
+from detcam.adapters.base import TARGETS, Adapter, ImageSize, LayerPlan, Readout, Selection, Source, Target
 from detcam.adapters.custom import CallableAdapter
 from detcam.adapters.rfdetr import RfdetrAdapter
 from detcam.adapters.shared.attention import AttentionPlan, sampling
@@ -26,6 +26,7 @@ from detcam.adapters.transformers.semantic import TransformersSegmenterAdapter
 from detcam.adapters.ultralytics.classify import UltralyticsClassifier
 from detcam.adapters.ultralytics.rtdetr import RtdetrAdapter
 from detcam.adapters.ultralytics.yolo import YoloAdapter
+from detcam.adapters.wrappers import model_inside, unwrapped
 from detcam.errors import ModelError
 from detcam.models.versions import require_supported
 
@@ -55,6 +56,19 @@ ADAPTERS: tuple[type[Adapter], ...] = (
 NAMED: dict[str, type[Adapter]] = {"panoptic": PanopticAdapter}  # adapters that a preset may name
 
 
+def opened(model: Any) -> tuple[Any, Any]:
+    """The model that an adapter serves, out of a wrapper if need be, and the wrapper's processor or None.
+
+    Raises:
+        ModelError: for a wrapper that cannot be opened; names the attribute to give.
+    """
+
+    def serves(part: Any) -> bool:
+        return any(adapter.serves(part) for adapter in ADAPTERS)
+
+    return (model, None) if serves(model) else model_inside(model, serves)
+
+
 def adapter_for(model: Any) -> type[Adapter]:
     """The adapter class of the family that `model` belongs to.
 
@@ -67,7 +81,8 @@ def adapter_for(model: Any) -> type[Adapter]:
             return adapter
     raise ModelError(
         f"{type(model).__module__}.{type(model).__name__} is not a detector that detcam knows: give a model of one of "
-        f"the families {', '.join(a.family for a in ADAPTERS)}, or adapter=CallableAdapter(...) for your own model"
+        f"the families {', '.join(dict.fromkeys(a.family for a in ADAPTERS))}, the attribute that holds one, or "
+        "adapter=CallableAdapter(...) for your own model"
     )
 
 
@@ -78,6 +93,7 @@ __all__ = [
     "Adapter",
     "AttentionPlan",
     "CallableAdapter",
+    "ImageSize",
     "LayerPlan",
     "PanopticAdapter",
     "Readout",
@@ -86,5 +102,7 @@ __all__ = [
     "Target",
     "YoloAdapter",
     "adapter_for",
+    "opened",
     "sampling",
+    "unwrapped",
 ]

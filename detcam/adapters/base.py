@@ -21,8 +21,16 @@ from detcam.geometry import Geometry
 from detcam.images import with_channels
 from detcam.types import Objects, Prompt
 
+ImageSize = int | tuple[int, int]  # a side, or (height, width), in pixels
+UNLIMITED = 2**31 - 1  # objects
 Target = str | Callable[[Any, list[Objects]], Tensor]
 TARGETS = (*CLASS_TARGETS, *BOX_TARGETS, "objectness", *MASK_TARGETS, *MASK_PATHS, "iou")
+
+
+def sides_of(imgsz: ImageSize, stride: int = 1) -> tuple[int, int]:
+    """(height, width) of an input size, rounded up to multiples of the stride."""
+    height, width = (imgsz, imgsz) if isinstance(imgsz, int) else imgsz
+    return -(-height // stride) * stride, -(-width // stride) * stride
 
 
 @dataclass(frozen=True)
@@ -94,7 +102,7 @@ class Adapter(ABC):
     Args:
         module: a private view of the module that `unwrap` returned.
         model: the user's model or wrapper, to read its settings from.
-        imgsz: input size of the network in pixels, as the user set it; None: the size of the model's predict call.
+        imgsz: input size in pixels, as the user set it: a side, or (height, width); None: that of the predict call.
         processor: the library's pre- and post-processing, for libraries that keep it apart from the model.
     """
 
@@ -112,9 +120,10 @@ class Adapter(ABC):
     task: str
     names: dict[int, str]  # class names by number, where the model has names
     channels: int = 3  # that the network reads
+    chosen_classes: tuple[int, ...] | None = None  # settable: the only classes whose objects count
     stable: bool = True  # whether an object's index means the same anchor or query in a changed image
 
-    def __init__(self, module: Any, model: Any, imgsz: int | None = None, processor: Any = None) -> None:
+    def __init__(self, module: Any, model: Any, imgsz: ImageSize | None = None, processor: Any = None) -> None:
         parameter = next(module.parameters())
         self.module, self.device, self.dtype = module, parameter.device, parameter.dtype
         self.channels = input_channels(module)
@@ -172,6 +181,14 @@ class Adapter(ABC):
     def detect(self, outputs: Any, geometries: list[Geometry], conf: float, iou: float, max_det: int) -> list[Objects]:
         """The objects of each image: exactly the objects of the library's own predict call, in its order."""
 
+    def objects(self, outputs: Any, geometries: list[Geometry], conf: float, iou: float, max_det: int) -> list[Objects]:
+        """The objects of `detect` of the chosen classes; the limit `max_det` applies after the choice."""
+        if self.chosen_classes is None:
+            return self.detect(outputs, geometries, conf, iou, max_det)
+        detected = self.detect(outputs, geometries, conf, iou, UNLIMITED)
+        kept = [torch.isin(o.class_ids, o.class_ids.new_tensor(self.chosen_classes)) for o in detected]
+        return [o.select(k.nonzero().flatten()[:max_det]) for o, k in zip(detected, kept, strict=True)]
+
     def trial_objects(self, outputs: Any, geometry: Geometry, conf: float, iou: float, max_det: int) -> Objects:
         """Objects of one image to try layers on: the objects of `detect`."""
         return self.detect(outputs, [geometry], conf, iou, max_det)[0]
@@ -202,6 +219,11 @@ class Adapter(ABC):
             name = find_stem(self.module, lambda: self.forward(pixels[None], 1))
         return LayerPlan((name,), cut_all=True, fuse="sum")
 
+    @property
+    def lists_candidates(self) -> bool:
+        """Whether `candidates` returns any."""
+        return type(self).candidates is not Adapter.candidates
+
     def candidates(self, outputs: Any) -> tuple[Tensor, Tensor, Tensor]:
         """All candidates of a batch, before any threshold or suppression; D-RISE and ask= search them.
 
@@ -216,8 +238,8 @@ class Adapter(ABC):
             MethodError: if the family has no candidates.
         """
         raise MethodError(
-            f"{self.family} models list no candidates, which drise and ask need: use another method, e.g. 'rise', and "
-            "leave ask out"
+            f"{self.family} {self.task} models list no candidates, which drise and ask need: use another method, e.g. "
+            "'rise'"
         )
 
     def image_candidates(self, outputs: Any, geometry: Geometry) -> tuple[Tensor, Tensor]:

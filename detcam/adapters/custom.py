@@ -1,4 +1,4 @@
-"""Custom models: any nn.Module, described by four functions."""
+"""Custom models: any nn.Module or black box, described by a few functions."""
 
 from __future__ import annotations
 
@@ -10,13 +10,26 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from detcam.adapters.base import TARGETS, Adapter, LayerPlan
-from detcam.errors import LayerError, ModelError, TargetError, nearest
+from detcam.adapters.base import TARGETS, Adapter, ImageSize, LayerPlan, sides_of
+from detcam.adapters.shared.channels import input_channels
+from detcam.errors import LayerError, MethodError, ModelError, TargetError, nearest
 from detcam.geometry import Geometry, letterbox
 from detcam.images import unit_tensor
 from detcam.types import Objects
 
 IMGSZ = 640  # pixels
+SHARE = 1.1  # shares of an image, of boxes that may leave it a little
+
+
+class BlackBox(nn.Module):
+    """What runs a model without layers (an ONNX session, a web service, TorchScript); copies share it."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.__dict__["model"] = model  # not a submodule
+
+    def __deepcopy__(self, memo: Any) -> BlackBox:
+        return BlackBox(self.model)
 
 
 class CallableAdapter(Adapter):
@@ -41,26 +54,32 @@ class CallableAdapter(Adapter):
         adapter = CallableAdapter(forward, detect, score, layers=["neck.2"])
 
     Images are scaled to fit a square of `imgsz` pixels (the Explainer's option; 640 if it is None) and padded with
-    grey on both sides. `detect` gets `conf`; of its objects the first `max_det` are kept; `iou` has no effect.
+    grey on both sides, or made by `prepare`. `detect` gets `conf`; of its objects the first `max_det` are kept; `iou`
+    has no effect.
 
     Args:
         forward: (module, batch) -> outputs of any type, with the graph. `module` is a private view of the model that
-            shares its weights: call the view, not the model. `batch` is [B, 3, imgsz, imgsz] RGB in [0, 1], with the
-            model's dtype and device; normalise it here if the model needs that.
+            shares its weights: call the view, not the model. A black box (TorchScript, no nn.Module) comes as it is.
+            `batch` is [B, 3, imgsz, imgsz] RGB in [0, 1], with the model's dtype and device; normalise it here if the
+            model needs that.
         detect: (outputs, conf) -> a dict of tensors for each image: "boxes" [N, 4] xyxy in pixels of the batch,
             "scores" [N] in [0, 1], "class_ids" [N] int64, "index" [N] int64 (tells `score` where the object was read),
             in the order of the explanation; if there are masks, "mask_logits" [N, h, w] over the batch's height and
             width. Runs without gradients.
         score: (outputs, objects of each image, target) -> a differentiable scalar for each object of all images in
             turn, [sum N]; or [sum N, K], whose K maps combine by element-wise maximum. Preferably a logit.
-        layers: names from the model's `named_modules()` whose maps [B, C, h, w] give the heatmaps; or a dict of such
-            names for the presets "level", "evidence" and "stem" (found if it is not given).
+        layers: names from the model's `named_modules()` whose maps [B, C, h, w] give the heatmaps; or a dict of
+            names for the presets "level", "evidence" and "stem" (found if it is not given). Empty for a black box:
+            methods that run forwards only explain it, e.g. "drise".
         names: class names by number.
         targets: the targets that `score` knows.
+        candidates: outputs -> (boxes [B, A, 4] xyxy in pixels of the batch, probabilities [B, A, K]) of all candidates,
+            before any threshold, numbered like "index": for "drise" and `ask=`.
+        prepare: image [H, W, C] -> pixels [C, h, w], an image stretched to the whole input, or (pixels, Geometry).
     """
 
     family = "custom"
-    models = "any nn.Module, described by a CallableAdapter"
+    models = "any nn.Module or black box, described by a CallableAdapter"
     targets = TARGETS
     install = "nothing to install"
     levels = 1
@@ -74,19 +93,22 @@ class CallableAdapter(Adapter):
         layers: str | Sequence[str] | Mapping[str, Sequence[str]],
         names: Mapping[int, str] | Sequence[str] = (),
         targets: tuple[str, ...] = ("class",),
+        candidates: Callable[[Any], Sequence[Tensor]] | None = None,
+        prepare: Callable[[np.ndarray], Any] | None = None,
     ) -> None:
+        self._candidates, self._prepare = candidates, prepare
         self._forward, self._detect, self._score, self._layers = forward, detect, score, layers
         self.names = dict(names) if isinstance(names, Mapping) else dict(enumerate(names))
         self.available = targets
 
     def __call__(
-        self, module: nn.Module, model: Any, imgsz: int | None = None, processor: Any = None
+        self, module: nn.Module, model: Any, imgsz: ImageSize | None = None, processor: Any = None
     ) -> CallableAdapter:
         """The same adapter for a private view of the model, with the arguments that `Adapter` takes."""
         bound = copy.copy(self)
         parameter = next(module.parameters(), torch.empty(0))
         bound.module, bound.device, bound.dtype = module, parameter.device, parameter.dtype
-        bound.imgsz = imgsz or IMGSZ
+        bound.imgsz, bound.channels = imgsz or IMGSZ, input_channels(module)
         return bound
 
     @classmethod
@@ -96,23 +118,36 @@ class CallableAdapter(Adapter):
 
     @classmethod
     def unwrap(cls, model: Any) -> nn.Module:
-        """See `Adapter.unwrap`.
-
-        Raises:
-            ModelError: if the model is not an nn.Module.
-        """
-        if not isinstance(model, nn.Module):
-            raise ModelError(f"CallableAdapter: expected an nn.Module, got a {type(model).__name__}: give the network")
-        return model
+        """See `Adapter.unwrap`: what is not an nn.Module is a black box."""
+        return (
+            model if isinstance(model, nn.Module) and not isinstance(model, torch.jit.ScriptModule) else BlackBox(model)
+        )
 
     def prepare(self, image: np.ndarray) -> tuple[Tensor, Geometry]:
-        """See `Adapter.prepare`: a square letterbox."""
-        padded, geometry = letterbox(self.fit(image), (self.imgsz, self.imgsz), stride=self.imgsz)
+        """See `Adapter.prepare`: a letterbox, or the user's function.
+
+        Raises:
+            ModelError: if the user's function returns anything else than documented.
+        """
+        image = self.fit(image)
+        if self._prepare is not None:
+            made = self._prepare(image)
+            pixels, geometry = made if isinstance(made, tuple) else (made, None)
+            if not isinstance(pixels, Tensor) or pixels.ndim != 3 or not isinstance(geometry, Geometry | None):
+                actual = list(pixels.shape) if isinstance(pixels, Tensor) else type(pixels).__name__
+                raise ModelError(
+                    f"CallableAdapter.prepare: expected pixels [C, h, w] or (pixels, Geometry), got {actual}"
+                )
+            size = (pixels.shape[1], pixels.shape[2])
+            geometry = geometry or Geometry((image.shape[0], image.shape[1]), size, (0, 0), size)
+            return pixels.to(self.device, self.dtype), geometry
+        size = sides_of(self.imgsz)
+        padded, geometry = letterbox(image, size, stride=max(size))
         return unit_tensor(padded, self.device, self.dtype), geometry
 
     def forward(self, batch: Tensor, max_det: int) -> Any:
         """See `Adapter.forward`."""
-        return self._forward(self.module, batch)
+        return self._forward(self.module.model if isinstance(self.module, BlackBox) else self.module, batch)  # type: ignore[arg-type]
 
     @torch.no_grad()
     def detect(self, outputs: Any, geometries: list[Geometry], conf: float, iou: float, max_det: int) -> list[Objects]:
@@ -151,6 +186,7 @@ class CallableAdapter(Adapter):
                 f"CallableAdapter.detect: expected dicts with boxes [N, 4], scores [N], class_ids [N] and index [N], "
                 f"got something else ({reason})"
             ) from None
+        _check_pixels(boxes, "detect")
         return objects.select(boxes.isfinite().all(dim=1).nonzero().flatten()[:max_det])
 
     def score(self, outputs: Any, objects: list[Objects], target: str) -> Tensor:
@@ -164,7 +200,49 @@ class CallableAdapter(Adapter):
         if not isinstance(scalars, Tensor) or scalars.ndim not in (1, 2) or len(scalars) != total:
             actual = list(scalars.shape) if isinstance(scalars, Tensor) else type(scalars).__name__
             raise TargetError(f"CallableAdapter.score: expected a tensor of shape [{total}], got {actual}")
+        if total and torch.is_grad_enabled() and not scalars.requires_grad:
+            culprit = "score" if _has_graph(outputs) else "forward"
+            raise TargetError(
+                f"CallableAdapter.{culprit} ends the gradient between layers and scalars: leave out detach(), item(), "
+                "NumPy and no_grad, or use a method that runs forwards only, e.g. 'rise'"
+            )
         return scalars
+
+    @property
+    def lists_candidates(self) -> bool:
+        """See `Adapter.lists_candidates`."""
+        return self._candidates is not None
+
+    @torch.no_grad()
+    def candidates(self, outputs: Any) -> tuple[Tensor, Tensor, Tensor]:
+        """See `Adapter.candidates`.
+
+        Raises:
+            MethodError: without a function that lists them.
+            ModelError: if that function returns anything else than documented.
+        """
+        if self._candidates is None:
+            raise MethodError(
+                "custom models list no candidates without CallableAdapter(candidates=...), which drise and ask need: "
+                "give it, or use another method, e.g. 'rise'"
+            )
+        try:
+            boxes, probabilities, *_ = (part.detach().float() for part in self._candidates(outputs))
+            valid = boxes.shape[2:] == (4,) and probabilities.ndim == 3 and boxes.shape[:2] == probabilities.shape[:2]
+        except (TypeError, ValueError, AttributeError):
+            valid = False
+        if not valid:
+            raise ModelError("CallableAdapter.candidates: expected tensors boxes [B, A, 4] and probabilities [B, A, K]")
+        _check_pixels(boxes.flatten(0, 1), "candidates")
+        return boxes, probabilities, probabilities.amax(dim=2)
+
+    @torch.no_grad()
+    def objects_at(self, outputs: Any, candidates: Tensor, class_ids: Tensor, geometry: Geometry) -> Objects:
+        """See `Adapter.objects_at`."""
+        boxes, probabilities, _ = self.candidates(outputs)
+        scores = probabilities[0, candidates, class_ids]
+        row = {"boxes": boxes[0, candidates], "scores": scores, "class_ids": class_ids, "index": candidates}
+        return self._objects(row, geometry, len(candidates))
 
     def layers(self, preset: str) -> LayerPlan:
         """See `Adapter.layers`; if the user gave one preset only, it serves for both.
@@ -174,7 +252,7 @@ class CallableAdapter(Adapter):
         """
         layers = self._layers
         if isinstance(layers, Mapping):
-            layers = layers.get(preset) or next(iter(layers.values()))
+            layers = layers.get(preset) or next(iter(layers.values()), ())
         return self._plan(layers)
 
     def stem(self) -> LayerPlan:
@@ -191,3 +269,20 @@ class CallableAdapter(Adapter):
             if name not in known:
                 raise LayerError(f"CallableAdapter: layer {name!r} does not exist: {nearest(name, known)}")
         return LayerPlan(names, cut_all=True, fuse="sum")
+
+
+def _check_pixels(boxes: Tensor, where: str) -> None:
+    """Refuse boxes [n, 4] that are shares of the image: no pixel is so small."""
+    if len(boxes) and bool((boxes[:, 2:] > boxes[:, :2]).any()) and float(boxes.nan_to_num(0).abs().amax()) <= SHARE:
+        raise ModelError(
+            f"CallableAdapter.{where}: expected boxes xyxy in pixels of the batch, got shares of it in 0..1: multiply "
+            "them by its width and height"
+        )
+
+
+def _has_graph(outputs: Any) -> bool:
+    """Whether a tensor in outputs of any type carries a graph."""
+    if isinstance(outputs, Tensor):
+        return outputs.requires_grad
+    parts = outputs.values() if isinstance(outputs, Mapping) else getattr(outputs, "__dict__", {}).values()
+    return any(map(_has_graph, outputs if isinstance(outputs, (tuple, list)) else parts))

@@ -13,7 +13,7 @@ from detcam.adapters.shared.channels import cycled, input_channels
 from detcam.adapters.shared.mask_scores import MASK_TARGETS
 from detcam.adapters.shared.queries import QueryAdapter, QueryOutputs, query_objects, whole_inputs, with_mask_logits
 from detcam.adapters.shared.scores import BOX_TARGETS, CLASS_TARGETS
-from detcam.errors import ModelError
+from detcam.errors import InputError, ModelError
 from detcam.geometry import Geometry
 from detcam.images import unit_tensor
 from detcam.models.versions import libraries_of
@@ -50,6 +50,8 @@ class RfdetrAdapter(QueryAdapter):
         self.block = int(encoder.patch_size) * self.windows
         context = None if isinstance(model, nn.Module) else model.model
         side = imgsz or (encoder.shape[0] if context is None else context.resolution)
+        if not isinstance(side, int):
+            raise InputError(f"imgsz: RF-DETR takes squares only, got {imgsz}: give one side")
         self.imgsz = -(-int(side) // self.block) * self.block
         self.channels = input_channels(module.backbone)
         scales = getattr(model, "means", MEANS), getattr(model, "stds", DEVIATIONS)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
+from detcam.adapters.base import ImageSize, sides_of
 from detcam.adapters.shared.channels import cycled
 from detcam.adapters.shared.semantic import SemanticAdapter, SemanticOutputs
 from detcam.errors import ImageError, ModelError
@@ -28,14 +29,16 @@ class SmpAdapter(SemanticAdapter):
     [H, W, 3] to float [H, W, 3]. Without a processor, pixels are divided by 255, and normalised with ImageNet's mean
     and standard deviation if the model was made with encoder weights. The image keeps its size, or its longest side
     becomes `imgsz` pixels; zeros at the right and the bottom pad it to a multiple of 32. A single class means
-    foreground or background, as in the library's binary mode.
+    foreground or background, as in the library's binary mode; with activation="sigmoid" several classes overlap.
     """
 
     family = "segmentation-models-pytorch"
-    models = "Unet, Unet++, FPN, PSPNet, PAN, Linknet, MAnet, DeepLabV3, DeepLabV3+, UPerNet, SegFormer; any encoder"
+    models = (
+        "Unet, Unet++, FPN, PSPNet, PAN, Linknet, MAnet, DeepLabV3, DeepLabV3+, UPerNet, SegFormer, DPT; any encoder"
+    )
     install = 'pip install "detcam[smp]"'
 
-    def __init__(self, module: Any, model: Any, imgsz: int | None = None, processor: Any = None) -> None:
+    def __init__(self, module: Any, model: Any, imgsz: ImageSize | None = None, processor: Any = None) -> None:
         super().__init__(module, model, imgsz, processor)
         self.longest = imgsz
         self.imgsz = imgsz or "size of the image"
@@ -44,14 +47,18 @@ class SmpAdapter(SemanticAdapter):
         scales = (IMAGENET_MEAN, IMAGENET_STD) if normalised else ((0.0,), (1.0,))
         self.mean, self.std = (cycled(values, self.channels) for values in scales)
         self.processor = processor
-        classes = module.segmentation_head[0].out_channels
+        head = module.segmentation_head
+        classifier, last = [part for part in head.named_modules() if isinstance(part[1], nn.Conv2d)][-1]
+        activation = getattr(head, "activation", None) or list(head.children())[-1]  # DPT has no sequence
+        classes = last.out_channels
         self.binary = classes == 1
+        sigmoids = (nn.Sigmoid, nn.LogSigmoid)
+        self.multilabel = not self.binary and isinstance(getattr(activation, "activation", activation), sigmoids)
         names = ["background", "foreground"] if self.binary else [f"class {i}" for i in range(classes)]
         self.plans = {"level": ("decoder",), "evidence": _stages_read(module) or ("decoder",)}
-        self._watch("segmentation_head.0", dict(enumerate(names)))
+        self._watch(f"segmentation_head.{classifier}", dict(enumerate(names)))
         self._resized: list[Tensor] = []
-        resized = module.segmentation_head[1]
-        resized.register_forward_hook(lambda module, args, output: self._resized.append(output))
+        activation.register_forward_pre_hook(lambda module, args: self._resized.append(args[0]))
 
     @classmethod
     def serves(cls, model: Any) -> bool:
@@ -92,7 +99,7 @@ class SmpAdapter(SemanticAdapter):
         image = self.fit(image)
         source = resized = (image.shape[0], image.shape[1])
         if self.longest is not None:
-            ratio = self.longest / max(source)
+            ratio = min(side / pixels for side, pixels in zip(sides_of(self.longest), source, strict=True))
             resized = (max(round(source[0] * ratio), 1), max(round(source[1] * ratio), 1))
             image = resize(image, resized)
         if image.dtype != np.uint8 and "input_range" in getattr(self.processor, "keywords", {}):
@@ -105,7 +112,8 @@ class SmpAdapter(SemanticAdapter):
             )
         array = (array - self.mean) / self.std
         pixels = torch.from_numpy(array).permute(2, 0, 1).to(self.device, self.dtype)
-        pixels = pad(pixels, (0, -resized[1] % STRIDE, 0, -resized[0] % STRIDE))
+        network = sides_of(self.longest if isinstance(self.longest, tuple) else resized, STRIDE)
+        pixels = pad(pixels, (0, network[1] - resized[1], 0, network[0] - resized[0]))
         return pixels, Geometry(source, resized, (0, 0), (pixels.shape[1], pixels.shape[2]))
 
     def forward(self, batch: Tensor, max_det: int) -> SemanticOutputs:

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from torch import nn
+
+from detcam.adapters.base import sides_of
 from detcam.adapters.shared.classifier import StepsAdapter, compose_steps, imagenet_names
+from detcam.errors import ModelError
 from detcam.models.versions import libraries_of
 
 
@@ -20,13 +24,23 @@ class TimmClassifier(StepsAdapter):
         """See `Adapter.serves`."""
         return "timm" in libraries_of(model)
 
+    @classmethod
+    def unwrap(cls, model: Any) -> nn.Module:
+        """See `Adapter.unwrap`: an error for parts of models."""
+        if not hasattr(model, "num_classes"):
+            raise ModelError(
+                f"{type(model).__name__} has no class logits to explain: give the classifier, timm.create_model(...) "
+                "without features_only, or adapter=CallableAdapter(...) for the model that it is a part of"
+            )
+        return model
+
     def _set_up(self, module: Any, model: Any, imgsz: int | None, processor: Any) -> None:
         from timm.data import create_transform, resolve_model_data_config
 
         config = resolve_model_data_config(module)
         if imgsz is not None:
-            config["input_size"] = (self.channels, imgsz, imgsz)
-        self.imgsz = config["input_size"][1]
+            config["input_size"] = (self.channels, *sides_of(imgsz))
+        self.imgsz = imgsz or config["input_size"][1]
         self.steps = compose_steps(processor) if processor is not None else create_transform(**config).transforms
         self.classes = module.num_classes
         self.names = imagenet_names(self.classes)

@@ -15,6 +15,7 @@ import typer
 from detcam.cli import batch, compare, demo, evaluate, explain, lists, report, video
 from detcam.cli.interrupt import CODE, NOTHING, Interrupted
 from detcam.errors import DetcamError, plain
+from detcam.models.complaints import models_reason
 
 app = typer.Typer(
     name="detcam",
@@ -53,7 +54,8 @@ def run(arguments: Sequence[str]) -> int:
     arguments = [argument for argument in arguments if argument != "--debug"]
     os.environ.setdefault("YOLO_VERBOSE", "False")  # its banner would mix with the output of detcam
     try:
-        code = app(list(arguments), standalone_mode=False, prog_name="detcam") or 0
+        with models_reason():
+            code = app(list(arguments), standalone_mode=False, prog_name="detcam") or 0
         if code == CODE:  # typer's exit code for Ctrl-C, before a command writes anything
             raise KeyboardInterrupt
         return int(code)

@@ -67,13 +67,18 @@ def explain(
     from detcam.questions.parsing import parse_pair, parse_prompt
 
     if not images:
-        raise InputError("images: give at least one image, e.g. detcam explain street.jpg")
+        raise InputError("images: give at least one image, e.g. detcam explain street.jpg --model yolov8n.pt")
     questions = {
         "ask": [parse_pair(text) for text in ask or ()] or None,
         "prompts": [parse_prompt(text) for text in prompt or ()] or None,
     }
     images = require_files(images)
     require_writable(out_dir)
+    if "model" not in preset.model_fields_set:
+        raise InputError(
+            "model: none is given: give --model yolov8n.pt (a path or a name), or --model scenes for the demo model of "
+            "drawn scenes"
+        )
     folders = folders_of(images, out_dir)
     options = {**preset.options(), "trust_checkpoint": trust_checkpoint}
     places = list(zip(images, folders, strict=True))

@@ -80,7 +80,7 @@ def _kind(name: str) -> Any:
     """The type of a flag, from that of the field: a list is a repeated flag, or text with commas where text will do."""
     hint = Preset.model_fields[name].annotation
     kinds = get_args(hint) or (hint,)
-    return next((kind for kind in (int, float, str, list[str]) if kind in kinds), str)
+    return str if name == "imgsz" else next((kind for kind in (int, float, str, list[str]) if kind in kinds), str)
 
 
 def help_of(name: str, more: str = "") -> str:
@@ -100,7 +100,16 @@ def preset_of(config: str | Path | None = None, **flags: Any) -> Preset:
     preset = read_preset(config, _elsewhere) if config else Preset()
     if "," in (flags.get("layers") or ""):
         flags["layers"] = flags["layers"].split(",")
-    return preset.updated(**flags | {"text": flags.get("text") or None})
+    if isinstance(flags.get("classes"), str):
+        flags["classes"] = [_number(part.strip()) for part in flags["classes"].split(",")]
+    if isinstance(flags.get("imgsz"), str):
+        sides = [_number(side.strip()) for side in flags["imgsz"].split(",")]
+        flags["imgsz"] = sides[0] if len(sides) == 1 else sides
+    return preset.updated(**flags | {name: flags.get(name) or None for name in ("text", "names")})
+
+
+def _number(text: str) -> int | str:
+    return int(text) if text.isdecimal() else text
 
 
 def _elsewhere(key: str) -> str:

@@ -20,6 +20,7 @@ from detcam.models.allowed_classes import allowed
 from detcam.models.versions import require
 
 TRUST = "if you trust its maker, give --trust-checkpoint (in Python trust_checkpoint=True)"
+SOURCE = "install the package, or the fork of ultralytics, that it was trained with"
 INSTALL = 'pip install "detcam[ultralytics]"'
 LARGEST = 2**30  # bytes: limit for old files that are searched for names
 USUAL = ("torch.", "collections.", "copyreg.", "copy_reg.", "_codecs.", "builtins.object", "builtins.set")  # not layers
@@ -71,8 +72,8 @@ def _unpickled(path: Path) -> Any:
         elsewhere = [name for name in named(path) if name.split(".")[0] in REPOSITORIES]
         if elsewhere:
             raise _of_repository(path, elsewhere[0]) from None
-        if isinstance(error, ModuleNotFoundError):
-            raise ModelError(f"model {path} needs the module {error.name!r}, which is missing: install it") from None
+        if isinstance(error, ImportError) or "Can't get attribute" in str(error):
+            raise ModelError(f"model {path} needs code that is not here ({reason(error)}): {SOURCE}") from None
         raise ModelError(f"model {path} cannot be loaded ({reason(error)}): get a complete copy") from None
 
 

@@ -13,6 +13,19 @@ from detcam.models.transformers_folder import read_folder
 
 DOWNLOADABLE = ("yolo", "rtdetr")  # bare names that ultralytics downloads
 SUFFIXES = (".pt", ".pth")
+EXPORTED = (
+    ".onnx",
+    ".engine",
+    ".trt",
+    ".plan",
+    ".torchscript",
+    ".tflite",
+    ".xml",
+    ".mlpackage",
+    ".mlmodel",
+    ".pb",
+    ".mnn",
+)
 
 
 def load_model(name: str | os.PathLike[str], trust_checkpoint: bool = False) -> Any:
@@ -46,10 +59,15 @@ def load_model(name: str | os.PathLike[str], trust_checkpoint: bool = False) -> 
         raise ModelError(f"model {path} cannot be read ({error}): check the path") from None
     if path.suffix == ".safetensors":
         raise ModelError(f"model {path} holds weights only: give the folder with its config.json")
+    if path.suffix.lower() in EXPORTED:
+        raise ModelError(
+            f"model {path} is an exported network, without layers or gradients: give the weights that it was exported "
+            "from, or run it as a black box: CallableAdapter(..., layers=[], candidates=...) with method='drise'"
+        )
     if path.suffix not in SUFFIXES:
         hint = nearest(str(name), zoo.names())
         if "scenes-yolo" not in zoo.names():  # installed from a wheel
-            hint += "; the demo models of YOLO lie in a checkout, see detcam.zoo"
+            hint = f"{hint.removesuffix('?')}; the demo models of YOLO lie in a checkout, see detcam.zoo"
         raise ModelError(f"model {str(name)!r} is not a .pt file or demo model: {hint}")
     if not exists:
         path = _downloaded(path, str(name))

@@ -25,10 +25,15 @@ def question(
     """
     if sum(one is not None for one in (ask, prompts, truth)) > 1:
         raise InputError("ask, prompts, truth: expected one of them, got several: ask them one after the other")
-    if ask is not None:
-        return Missed(ask, size, conf, iou, max_det)
     model = f"this {adapter.family} {adapter.task} model"
-    instead = "ask about a box with ask=[(box, class)]"
+    askable = adapter.lists_candidates and type(adapter).objects_at is not Adapter.objects_at
+    instead = "ask about a box with ask=[(box, class)]" if askable else "leave it out"
+    if ask is not None:
+        if not adapter.lists_candidates:
+            custom = "give CallableAdapter(candidates=...) or leave ask out"
+            instead = "use prompts=[(x, y)]" if adapter.prompt_kinds else custom
+            raise InputError(f"ask: {model} lists no candidates: {instead}")
+        return Missed(ask, size, conf, iou, max_det)
     if prompts is not None:
         if not adapter.prompt_kinds:
             raise InputError(f"prompts: {model} takes no prompts: {instead}")

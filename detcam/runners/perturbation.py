@@ -28,7 +28,7 @@ def perturbation_target(method: SweepMethod, target: Target, adapter: Adapter) -
     Raises:
         TargetError: for a scalar of the kept query alone, where that query cannot be found again.
     """
-    listed = type(adapter).candidates is not Adapter.candidates
+    listed = adapter.lists_candidates
     if method.scalar == "similarity" or (method.scalar == "match" and listed):
         return "similarity"
     if not adapter.stable and isinstance(target, str) and "forwards" in method.reads:

@@ -56,7 +56,7 @@ def detect(explainer: Explainer, images: list[np.ndarray]) -> list[tuple[Objects
     geometries = [geometry for _, geometry in placed]
     with torch.inference_mode(False), torch.no_grad(), torch.autocast(adapter.device.type, enabled=False):
         outputs = adapter.forward(pixels, explainer.max_det)
-        objects = adapter.detect(outputs, geometries, explainer.conf, explainer.iou, explainer.max_det)
+        objects = adapter.objects(outputs, geometries, explainer.conf, explainer.iou, explainer.max_det)
     return list(zip(objects, geometries, strict=True))
 
 

@@ -64,7 +64,10 @@ def test_control_characters_do_not_reach_the_terminal(
 def test_a_picture_with_such_a_name_is_explained(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "\x1b[2J\nok.png"
     path.write_bytes(cv2.imencode(".png", random_picture(1, 64, 64))[1].tobytes())
-    assert detcam.cli.app.run(["explain", str(path), "--out", str(tmp_path / "out"), "--conf", "0.9"]) == 0
+    assert (
+        detcam.cli.app.run(["explain", "--model", "scenes", str(path), "--out", str(tmp_path / "out"), "--conf", "0.9"])
+        == 0
+    )
     said = capsys.readouterr()
     assert harmless(said.out)
     assert said.out.count("\n") == 1

@@ -137,7 +137,7 @@ def test_mistakes_are_named(model: nn.Module, seed: int) -> None:
         explain(model, picture, layers=["nick.1"])
     with pytest.raises(TargetError, match="'mask' does not exist for this custom detect model"):
         explain(model, picture, target="mask")
-    with pytest.raises(ModelError, match=r"expected an nn\.Module, got a function"):
+    with pytest.raises(LayerError, match=r"layer 'neck\.1' does not exist"):
         Explainer(forward, adapter=adapter())
 
 

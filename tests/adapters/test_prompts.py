@@ -248,7 +248,7 @@ def test_the_command_line_takes_prompts(tmp_path: Path, monkeypatch: pytest.Monk
 
     cv2.imwrite(str(tmp_path / "planted.png"), planted_picture()[:, :, ::-1])
     monkeypatch.setattr(detcam.explainer, "load_model", lambda name, trust: planted_segmenter())
-    options = ["explain", str(tmp_path / "planted.png"), "--view", "where", "--imgsz", "48"]
+    options = ["explain", "--model", "scenes", str(tmp_path / "planted.png"), "--view", "where", "--imgsz", "48"]
     options += ["--out", str(tmp_path / "out"), "--json"]
     assert run([*options, "--prompt", "16,16", "--prompt", "44,30,60,36:class 2"]) == 0
     document = json.loads(capsys.readouterr().out)[0]

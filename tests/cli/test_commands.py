@@ -39,7 +39,7 @@ def check_folder(folder: Path, objects: int | None = None) -> dict:
 
 
 def test_explain_writes_every_file(scene: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.run(["explain", str(scene), "--out", str(tmp_path / "o")]) == 0
+    assert cli.run(["explain", "--model", "scenes", str(scene), "--out", str(tmp_path / "o")]) == 0
     document = check_folder(tmp_path / "o")
     assert len(document["objects"]) >= 3
     assert "objects (" in capsys.readouterr().out
@@ -49,7 +49,7 @@ def test_several_images_get_a_folder_each(scene: Path, tmp_path: Path, capsys: p
     (tmp_path / "sub").mkdir()
     twin = tmp_path / "sub" / scene.name
     twin.write_bytes(scene.read_bytes())
-    assert cli.run(["explain", str(scene), str(twin), "--out", str(tmp_path / "o"), "--json"]) == 0
+    assert cli.run(["explain", "--model", "scenes", str(scene), str(twin), "--out", str(tmp_path / "o"), "--json"]) == 0
     printed = json.loads(capsys.readouterr().out)
     first, second = check_folder(tmp_path / "o" / "scene"), check_folder(tmp_path / "o" / "scene_2")
     assert first["objects"] == second["objects"]
@@ -57,15 +57,15 @@ def test_several_images_get_a_folder_each(scene: Path, tmp_path: Path, capsys: p
 
 
 def test_fewer_objects_leave_no_overlay_of_an_earlier_run(scene: Path, tmp_path: Path) -> None:
-    assert cli.run(["explain", str(scene), "--out", str(tmp_path)]) == 0
-    assert cli.run(["explain", str(scene), "--max-det", "1", "--out", str(tmp_path)]) == 0
+    assert cli.run(["explain", "--model", "scenes", str(scene), "--out", str(tmp_path)]) == 0
+    assert cli.run(["explain", "--model", "scenes", str(scene), "--max-det", "1", "--out", str(tmp_path)]) == 0
     check_folder(tmp_path, objects=1)
 
 
 def test_no_detections_are_a_normal_result(tmp_path: Path) -> None:
     blank = tmp_path / "blank.png"
     cv2.imwrite(str(blank), np.full((120, 200, 3), 127, np.uint8))
-    assert cli.run(["explain", str(blank), "--conf", "0.9", "--out", str(tmp_path / "o")]) == 0
+    assert cli.run(["explain", "--model", "scenes", str(blank), "--conf", "0.9", "--out", str(tmp_path / "o")]) == 0
     check_folder(tmp_path / "o", objects=0)
 
 
@@ -104,26 +104,30 @@ def write_bad_files(folder: Path, scene: Path) -> None:
     ("arguments", "words"),
     [
         (["explain", "missing.jpg"], ["missing.jpg", "does not exist"]),
-        (["explain", "text.jpg"], ["text.jpg", "not an image"]),
-        (["explain", "cut.jpg"], ["cut.jpg", "damaged"]),
-        (["explain", "empty.jpg"], ["empty.jpg", "0 bytes"]),
-        (["explain", "folder"], ["folder", "directory"]),
-        (["explain", "SCENE", "--method", "gradcm"], ["gradcm", "'gradcam'"]),
+        (["explain", "text.jpg", "--model", "scenes"], ["text.jpg", "not an image"]),
+        (["explain", "cut.jpg", "--model", "scenes"], ["cut.jpg", "damaged"]),
+        (["explain", "empty.jpg", "--model", "scenes"], ["empty.jpg", "0 bytes"]),
+        (["explain", "folder", "--model", "scenes"], ["folder", "directory"]),
+        (["explain", "SCENE", "--model", "scenes", "--method", "gradcm"], ["gradcm", "'gradcam'"]),
         (["explain", "SCENE", "--model", "scenes-yolo", "--layers", "model.99"], ["model.99", "'model.9'"]),
         (
             ["explain", "SCENE", "--model", "scenes-yolo", "--layers", "model.22.cv2.0"],
             ["model.22.cv2.0", "does not depend"],
         ),
-        (["explain", "SCENE", "--target", "clas"], ["clas", "'class'"]),
-        (["explain", "SCENE", "--target", "objectness"], ["objectness", "torchvision"]),
+        (["explain", "SCENE", "--model", "scenes", "--target", "clas"], ["clas", "'class'"]),
+        (["explain", "SCENE", "--model", "scenes", "--target", "objectness"], ["objectness", "torchvision"]),
         (["explain", "SCENE", "--model", "no.pt"], ["no.pt", "does not exist"]),
         (["explain", "SCENE", "--model", "weights.pt"], ["weights.pt", "cannot be loaded"]),
         (["explain", "SCENE", "--model", "scens"], ["scens", "'scenes'"]),
-        (["explain", "SCENE", "--conf", "7"], ["conf", "7"]),
-        (["explain", "SCENE", "--out", "file/deeper"], ["file/deeper", "--out"]),
-        (["explain", "SCENE", "--config", "none.yaml"], ["none.yaml"]),
-        (["explain", "SCENE", "--cnf", "1"], ["--cnf"]),
+        (["explain", "SCENE", "--model", "scenes", "--conf", "7"], ["conf", "7"]),
+        (["explain", "SCENE", "--model", "scenes", "--out", "file/deeper"], ["file/deeper", "--out"]),
+        (["explain", "SCENE", "--model", "scenes", "--config", "none.yaml"], ["none.yaml"]),
+        (["explain", "SCENE", "--model", "scenes", "--cnf", "1"], ["--cnf"]),
         (["explain"], ["images"]),
+        (["explain", "SCENE"], ["model: none is given", "--model yolov8n.pt", "--model scenes"]),
+        (["explain", "SCENE", "--model", "a.onnx"], ["a.onnx is an exported network", "candidates="]),
+        (["explain", "SCENE", "--model", "scenes", "--classes", "kyte"], ["'kyte' is not a class", "'kite'"]),
+        (["explain", "SCENE", "--model", "scenes", "--imgsz", "64,64,64"], ["imgsz"]),
         (["nonsense"], ["nonsense"]),
         (["layers", "no.pt"], ["no.pt"]),
         (["demo", "--scenes", "0"], ["scenes"]),
@@ -155,7 +159,7 @@ def test_no_gpu_for_device_cuda(scene: Path, tmp_path: Path, capsys: pytest.Capt
 
     if torch.cuda.is_available():
         pytest.skip("this machine has a GPU, so --device cuda is no error")
-    assert cli.run(["explain", str(scene), "--device", "cuda", "--out", str(tmp_path / "o")]) == 2
+    assert cli.run(["explain", "--model", "scenes", str(scene), "--device", "cuda", "--out", str(tmp_path / "o")]) == 2
     assert "use device 'cpu'" in capsys.readouterr().err
     assert not (tmp_path / "o").exists()
 
@@ -167,7 +171,7 @@ def test_a_failure_inside_is_exit_1_and_a_traceback_only_with_debug(
         raise RuntimeError("the roof is leaking")
 
     monkeypatch.setattr("detcam.explainer.Explainer.__init__", broken)
-    arguments = ["explain", str(scene), "--out", str(tmp_path / "o")]
+    arguments = ["explain", "--model", "scenes", str(scene), "--out", str(tmp_path / "o")]
     assert cli.run(arguments) == 1
     quiet = capsys.readouterr().err
     assert "the roof is leaking" in quiet

@@ -202,7 +202,7 @@ def test_before_anything_is_written(
     monkeypatch.setattr("detcam.explainer.Explainer.__init__", stop)
     monkeypatch.setattr("detcam.models.load.load_model", stop)
     for command in (
-        ["explain", str(picture), "--out", str(out)],
+        ["explain", "--model", "scenes", str(picture), "--out", str(out)],
         ["demo", "--out", str(out)],
         ["compare", str(picture), "--layers", "level", "--layers", "evidence", "--out", str(out)],
         ["video", str(clip), "--out", str(tmp_path / "out.mp4")],

@@ -90,7 +90,7 @@ def test_wrong_values_are_named(command: str, capsys: pytest.CaptureFixture[str]
         (["--conf", "2"], "option 'conf' is 2.0"),
         (["--segments", "x"], "option 'segments' is 'x': input should be 'class' or 'component'"),
         (["--adapter", "x"], "option 'adapter' is 'x': input should be 'auto' or 'panoptic'"),
-        (["--imgsz", "big"], "Invalid value for '--imgsz'"),
+        (["--imgsz", "big"], "option 'imgsz' is 'big'"),
     ):
         assert cli.run([command, "--print-config", *flags]) == 2
         error = capsys.readouterr().err

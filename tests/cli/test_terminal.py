@@ -112,7 +112,7 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_pipe_gets_plain_lines(scene: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for command in (["explain", str(scene), str(scene), "--out", str(tmp_path)], ["doctor"]):
+    for command in (["explain", "--model", "scenes", str(scene), str(scene), "--out", str(tmp_path)], ["doctor"]):
         assert cli.run(command) == 0
         shown = capsys.readouterr().out
         assert shown
@@ -140,7 +140,10 @@ def test_a_terminal_without_colour_gets_none_and_keeps_its_lines(
     with open(end, "w", encoding="utf-8") as terminal, monkeypatch.context() as patched:
         patched.setattr(sys, "stdout", terminal)
         patched.setattr(sys, "stderr", terminal)
-        codes = [cli.run(["explain", str(scene), str(scene), "--out", str(tmp_path)]), cli.run(["families"])]
+        codes = [
+            cli.run(["explain", "--model", "scenes", str(scene), str(scene), "--out", str(tmp_path)]),
+            cli.run(["families"]),
+        ]
     reader.join(60)
     os.close(main)
     text = b"".join(parts).decode()

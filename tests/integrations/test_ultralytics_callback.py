@@ -90,11 +90,14 @@ def test_what_is_predicts_is_refused() -> None:
             ultralytics_callback(**{name: 1})
 
 
-def test_a_wrong_option_says_so_when_predict_is_called(detector: nn.Module, picture: np.ndarray) -> None:
+def test_a_wrong_option_is_a_warning_and_predict_goes_on(detector: nn.Module, picture: np.ndarray) -> None:
     model = wrapped(detector)
+    plain = model.predict(bgr(picture), imgsz=160, device="cpu", verbose=False)[0]
     model.add_callback("on_predict_batch_end", ultralytics_callback(method="odem"))
-    with pytest.raises(InputError, match="odam"):
-        model.predict(bgr(picture), imgsz=160, device="cpu", verbose=False)
+    with pytest.warns(UserWarning, match="no explanation: .*odam"):
+        (result,) = model.predict(bgr(picture), imgsz=160, device="cpu", verbose=False)
+    assert result.explanation is None
+    assert torch.equal(result.boxes.data, plain.boxes.data)
 
 
 @pytest.mark.nightly

@@ -3,6 +3,7 @@
 import pickle
 import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from torch import nn
 
 from detcam import Explainer, InputError, zoo
 from detcam.errors import ModelError
+from detcam.models.checkpoint import SOURCE
 from detcam.models.load import load_model
 
 
@@ -35,7 +37,8 @@ def test_paths_that_hold_no_model(tmp_path: Path) -> None:
     refuse(empty, r"empty\.pt cannot be loaded")
     refuse(plain, r"plain\.pt cannot be loaded")
     refuse(folder, r"is a folder without config\.json")
-    refuse(tmp_path / "model.onnx", "not a .pt file")
+    for suffix in (".onnx", ".engine", ".torchscript"):
+        refuse(tmp_path / f"model{suffix}", "exported network.*black box: CallableAdapter")
 
 
 def test_a_misspelt_demo_model_names_the_nearest() -> None:
@@ -59,6 +62,28 @@ def test_a_checkpoint_that_would_run_code_is_refused(tmp_path: Path) -> None:
     bare.write_bytes(pickle.dumps(Evil()))
     refuse(bare, r"bare\.pt cannot be loaded")
     assert not marker.exists()
+
+
+@pytest.mark.parametrize("place", ["ultralytics.nn.modules.block", "ultralytics.nn.extra", "someones.layers"])
+def test_code_of_a_fork_or_package_is_asked_for_instead_of_another_copy(place: str, tmp_path: Path) -> None:
+    pytest.importorskip("ultralytics.nn.tasks")
+    layer = type("EditedLayer", (nn.Module,), {"__module__": place})
+    packages = [place[:i] for i, letter in enumerate(place) if letter == "."] + [place]
+    absent = [name for name in packages if name not in sys.modules]
+    path = tmp_path / "edited.pt"
+    with pytest.MonkeyPatch.context() as patch:
+        for name in absent:
+            patch.setitem(sys.modules, name, ModuleType(name))
+        patch.setattr(sys.modules[place], "EditedLayer", layer, raising=False)
+        torch.save({"model": layer()}, path)
+    refuse(path, rf"holds {place}\.EditedLayer.* --trust-checkpoint")
+    with pytest.raises(ModelError) as caught:
+        load_model(path, trust_checkpoint=True)
+    text = str(caught.value)
+    assert "needs code that is not here" in text
+    assert text.endswith(SOURCE)
+    assert "complete copy" not in text
+    assert "\n" not in text
 
 
 def test_other_networks_are_refused(tmp_path: Path) -> None:

@@ -166,10 +166,13 @@ def test_the_command_line(seed: int, tmp_path: Path, capsys: pytest.CaptureFixtu
     for i in range(2):
         cv2.imwrite(str(tmp_path / f"scene {i}.png"), draw_scene(HELD_OUT_SEED + i).image[:, :, ::-1])
     first, second = (str(tmp_path / f"scene {i}.png") for i in range(2))
-    assert cli.run(["explain", first, "--out", str(tmp_path / "one"), "--report"]) == 0
+    assert cli.run(["explain", "--model", "scenes", first, "--out", str(tmp_path / "one"), "--report"]) == 0
     assert f"Open {tmp_path / 'one' / 'report.html'}" in capsys.readouterr().out
     assert data_of(tmp_path / "one" / "report.html")["name"] == "scene 0.png"
-    assert cli.run(["explain", first, second, "--out", str(tmp_path / "two"), "--report", "--json"]) == 0
+    assert (
+        cli.run(["explain", "--model", "scenes", first, second, "--out", str(tmp_path / "two"), "--report", "--json"])
+        == 0
+    )
     assert len(json.loads(capsys.readouterr().out)) == 2
     assert pages(tmp_path / "two") == ["index.html", "looks.html", "scene 0/report.html", "scene 1/report.html"]
     assert cli.run(["report", str(tmp_path / "two" / "scene 1")]) == 0

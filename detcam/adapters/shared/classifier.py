@@ -171,7 +171,7 @@ def _shift(before: int, after: int) -> int:
 
 def standard_steps(
     resize: int,
-    crop: int,
+    crop: int | tuple[int, int],
     mean: Sequence[float] = IMAGENET_MEAN,
     std: Sequence[float] = IMAGENET_STD,
     interpolation: Any = None,

@@ -153,8 +153,10 @@ def _overlaps(geometry: Geometry, axis: int, cells: int) -> Tensor:
     return (lengths.clamp(min=0) / (edges[1] - edges[0])).float()
 
 
-def segment_score(logits: Tensor, share: Tensor, label: int, target: str, left_out: set[int]) -> Tensor:
-    """Mean over a segment of the class logit, its softmax, or its margin over the best other class's: a scalar.
+def segment_score(
+    logits: Tensor, share: Tensor, label: int, target: str, left_out: set[int], multilabel: bool = False
+) -> Tensor:
+    """Mean over a segment of the class logit, its probability, or its margin over the best other class's: a scalar.
 
     Args:
         logits: [C, kh, kw] in a window around the segment.
@@ -162,9 +164,10 @@ def segment_score(logits: Tensor, share: Tensor, label: int, target: str, left_o
         label: the class.
         target: "class", "prob" or "margin".
         left_out: classes that are not objects: no other classes for a margin, unless they are the only ones.
+        multilabel: whether each class has a sigmoid.
     """
     if target == "prob":
-        cells = logits.softmax(dim=0)[label]
+        cells = logits[label].sigmoid() if multilabel else logits.softmax(dim=0)[label]
     elif target == "margin":
         others = [i for i in range(len(logits)) if i != label]
         rivals = [i for i in others if i not in left_out] or others

@@ -50,7 +50,10 @@ class SemanticAdapter(Adapter):
     the segment covers. "prob" is the mean softmax, "margin" the mean of the logit minus the best other class's,
     where the background is no other class.
 
-    An object's score is the mean softmax of its class over its pixels; `conf` is the threshold. There is no
+    Where classes have a sigmoid each (`multilabel`) they overlap: each class is an object where its probability is over
+    one half, and "prob" is the mean sigmoid.
+
+    An object's score is the mean probability of its class over its pixels; `conf` is the threshold. There is no
     suppression, so `iou` has no effect. Of more than `max_det` segments the largest are kept. A class named
     "background" is not an object.
 
@@ -63,16 +66,21 @@ class SemanticAdapter(Adapter):
     levels = 1
     task = "semantic"
     segments: str = "class"  # settable: "class": one segment per class; "component": one per connected segment
+    multilabel: bool = False  # settable: each class has a sigmoid, so that classes overlap
     plans: dict[str, tuple[str, ...]]  # the modules of each preset
 
     def _watch(self, classifier: str, names: dict[int, str]) -> None:
         """Finish the construction; the output of the module `classifier` is the logits before the final resize."""
         self.names = names
-        self.available = self._available(len(names))
-        self._left_out = {i for i, name in names.items() if name.strip("_ ").lower() == "background"}
+        self.available = self._available(len(names), *(("margin",) if self.multilabel else ()))
         self._logits: list[Tensor] = []
         hooked = self.module.get_submodule(classifier)
         hooked.register_forward_hook(lambda module, args, output: self._logits.append(output))
+
+    @property
+    def _left_out(self) -> set[int]:
+        """The classes that are not objects."""
+        return {i for i, name in self.names.items() if name.strip("_ ").lower() == "background"}
 
     def _run(self, batch: Tensor) -> Tensor:
         """The model's logits for a batch."""
@@ -88,27 +96,40 @@ class SemanticAdapter(Adapter):
     def detect(
         self, outputs: SemanticOutputs, geometries: list[Geometry], conf: float, iou: float, max_det: int
     ) -> list[Objects]:
-        """See `Adapter.detect`: the arg max of the logits, resized to the source image as in the libraries."""
+        """See `Adapter.detect`: the arg max, or sigmoids, of the logits resized to the source image as in libraries."""
         if self.segments not in SEGMENTS:
             raise InputError(f"segments: {self.segments!r} does not exist: {nearest(self.segments, SEGMENTS)}")
         objects = []
         for logits, geometry in zip(outputs.full, geometries, strict=True):
             full, seen = on_source(logits, geometry)
-            best, labels = full.max(dim=0)
-            probability = (best.float() - full.float().logsumexp(dim=0)).exp()
-            labels = labels.masked_fill(~seen, -1)
-            segments = segments_of(labels, probability, self._left_out, self.segments, conf, max_det)
-            objects.append(self._objects(outputs, *segments, geometry))
+            found = [
+                segments_of(labels.masked_fill(~seen, -1), probability, self._left_out, self.segments, conf, max_det)
+                for labels, probability in self._label_maps(full)
+            ]
+            masks, classes, scores = (torch.cat(parts) for parts in zip(*found, strict=True))
+            largest = masks.sum(dim=(1, 2)).argsort(descending=True, stable=True)[:max_det]
+            objects.append(self._objects(outputs, masks[largest], classes[largest], scores[largest], geometry))
         return objects
+
+    def _label_maps(self, logits: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """The label map [H, W] of logits [C, H, W] and its probabilities; if classes overlap, a map for each class.
+
+        -1 stands for no class.
+        """
+        if not self.multilabel:
+            best, labels = logits.max(dim=0)
+            yield labels, (best.float() - logits.float().logsumexp(dim=0)).exp()
+        for number, row in enumerate(logits if self.multilabel else ()):
+            yield torch.where(row > 0, number, -1), row.float().sigmoid()
 
     @torch.no_grad()
     def segment_similarity(self, outputs: SemanticOutputs, objects: Objects) -> Tensor:
-        """See `Adapter.segment_similarity`; segments lie on the grid of the last classifier, p is the mean softmax."""
+        """See `Adapter.segment_similarity`; segments lie on the grid of the last classifier, p is their mean."""
         assert objects.mask_logits is not None
         shares = (objects.mask_logits + 1) / 2  # [b, h, w] of each cell
-        best, labels = outputs.logits.float().softmax(dim=1).max(dim=1)
         scores = []
-        for share, number, label, p in zip(shares, objects.class_ids.tolist(), labels, best, strict=True):
+        for share, number, logits in zip(shares, objects.class_ids.tolist(), outputs.logits, strict=True):
+            label, p = list(self._label_maps(logits))[number if self.multilabel else 0]
             of_class = label.where(label == number, -1)
             masks, _, means = segments_of(of_class, p, set(), self.segments, 0.0, label.numel())
             fits = mask_iou(share, masks)
@@ -135,10 +156,12 @@ class SemanticAdapter(Adapter):
             seen = labels[mask & (labels >= 0)]
             if not len(seen):
                 raise InputError(f"prompts[{i}]: the network saw no pixel of it, the processor crops the image there")
+            number = int(seen.bincount().argmax()) if prompt.class_id is None else prompt.class_id
             if prompt.kind == "point":
-                mask = segment_at(labels, *mask.nonzero()[0].tolist())
+                inside = on_source(outputs.full[0], geometry)[0][number] > 0 if self.multilabel else labels
+                mask = segment_at(inside, *mask.nonzero()[0].tolist())
             masks.append(mask)
-            classes.append(int(seen.bincount().argmax()) if prompt.class_id is None else prompt.class_id)
+            classes.append(number)
         chosen = torch.stack(masks) if masks else labels.new_zeros((0, *labels.shape), dtype=torch.bool)
         kinds = torch.tensor(classes, dtype=torch.int64, device=labels.device)
         return self.objects_for_masks(outputs, chosen, kinds, geometry)
@@ -160,14 +183,15 @@ class SemanticAdapter(Adapter):
             InputError: for a mask without a pixel that the network saw, or a class that the model does not have.
         """
         full, seen = on_source(outputs.full[image], geometry)
-        normaliser = full.float().logsumexp(dim=0)
         scores = []
         for i, (mask, label) in enumerate(zip(masks & seen, class_ids.tolist(), strict=True)):
             if not bool(mask.any()):
                 raise InputError(f"mask {i} has no pixel that the network saw: give another mask")
             if not 0 <= label < len(full):
                 raise InputError(f"mask {i}: class {label} does not exist: give one of 0 to {len(full) - 1}")
-            scores.append((full[label].float() - normaliser)[mask].exp().mean())
+            row = full[label].float()[mask]
+            total = 0 if self.multilabel else full.float()[:, mask].logsumexp(dim=0)
+            scores.append((row.sigmoid() if self.multilabel else (row - total).exp()).mean())
         return self._objects(outputs, masks, class_ids, torch.stack(scores) if scores else full.new_zeros(0), geometry)
 
     def _objects(
@@ -192,7 +216,7 @@ class SemanticAdapter(Adapter):
         """See `Adapter.score`."""
         scores = outputs.logits.new_empty(sum(map(len, objects)))
         for members, _, cuts in _windows(outputs.logits, objects):
-            values = [segment_score(*cut, target, self._left_out) for cut in cuts]
+            values = [segment_score(*cut, target, self._left_out, self.multilabel) for cut in cuts]
             scores = scores.index_put((members,), torch.stack(values).to(scores.dtype))
         return scores
 
@@ -203,7 +227,7 @@ class SemanticAdapter(Adapter):
             gradients = []
             for leaf, share, label in cuts:
                 with torch.enable_grad():
-                    scalar = segment_score(leaf.requires_grad_(), share, label, target, self._left_out)
+                    scalar = segment_score(leaf.requires_grad_(), share, label, target, self._left_out, self.multilabel)
                     gradients.append(torch.autograd.grad(scalar, leaf)[0])
             readouts.append(Readout(members, 0, (Source(outputs.logits, torch.stack(gradients)[:, None], starts),)))
         return readouts

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import numpy as np
 from torch import Tensor
 
-from detcam.adapters.base import Adapter, LayerPlan
+from detcam.adapters.base import Adapter, ImageSize, LayerPlan, sides_of
 from detcam.errors import ImageError
 from detcam.geometry import Geometry
 from detcam.images import unit_tensor
@@ -57,7 +57,7 @@ class TorchvisionAdapter(Adapter):
     model's, so the option `iou` has no effect.
 
     `module` is a view of the detector; `imgsz` is the shorter side of the resized image, in pixels (the limit of the
-    longer side scales with it), or both sides for SSD, which resizes to a fixed square.
+    longer side scales with it), or (height, width) that it fits into; for SSD both sides.
     """
 
     family = "torchvision"
@@ -65,23 +65,30 @@ class TorchvisionAdapter(Adapter):
     origin: ClassVar[str]  # the torchvision module of the detector's class or of a base class
     person = False  # whether the model detects key points of people
 
-    def __init__(self, module: Any, model: Any, imgsz: int | None = None, processor: Any = None) -> None:
+    def __init__(self, module: Any, model: Any, imgsz: ImageSize | None = None, processor: Any = None) -> None:
         super().__init__(module, model, imgsz, processor)
         self.backbone = module.backbone
         self.transform = module.transform
         if (means := len(self.transform.image_mean)) > 1:
             self.channels = means
         self.names = names if isinstance(names := getattr(module, "names", {}), dict) else {}
+        facts = ("out_features", "num_classes", "num_columns")  # of a linear layer, of heads
+        counts = {getattr(part, fact, 0) for part in module.modules() for fact in facts}
+        if not self.names and COCO_CLASSES in counts:
+            self.names = dict(enumerate(class_names(list(range(COCO_CLASSES)), COCO_CLASSES, {})))
         if imgsz is not None:
             self._resize_to(imgsz)
         fixed = self.transform.fixed_size  # (width, height), or None
         self.imgsz = self.transform.min_size[-1] if fixed is None else fixed[0] if fixed[0] == fixed[1] else fixed[::-1]
         self.task = "detect"
 
-    def _resize_to(self, imgsz: int) -> None:
+    def _resize_to(self, imgsz: ImageSize) -> None:
         transform = self.transform
         if transform.fixed_size is not None:
-            transform.fixed_size = (imgsz, imgsz)
+            transform.fixed_size = sides_of(imgsz)[::-1]
+            return
+        if not isinstance(imgsz, int):  # the image fits into it
+            transform.min_size, transform.max_size = (min(imgsz),), max(imgsz)
             return
         transform.max_size = round(imgsz * transform.max_size / transform.min_size[-1])
         transform.min_size = (imgsz,)
@@ -151,7 +158,7 @@ def map_names(backbone: Any) -> dict[str, str]:
     Some maps are not the output of a module, and are given the module before: SSD normalises and scales the output of
     `backbone.features`, and `pool` is every second cell of the pyramid's last map.
     """
-    if hasattr(backbone, "fpn"):
+    if _is_pyramid(backbone):
         stages = list(backbone.body.return_layers.values())
         names = {stage: f"backbone.fpn.layer_blocks.{i}" for i, stage in enumerate(stages)}
         extra = backbone.fpn.extra_blocks
@@ -160,15 +167,22 @@ def map_names(backbone: Any) -> dict[str, str]:
         elif extra is not None:
             names["pool"] = names[stages[-1]]
         return names
-    if hasattr(backbone, "features") and hasattr(backbone, "extra"):
+    if any(base.__module__.startswith("torchvision.models.detection.ssd") for base in type(backbone).__mro__):
         maps = [*_ssd_stages(backbone), *(f"backbone.extra.{i}" for i in range(len(backbone.extra)))]
         return {str(i): name for i, name in enumerate(maps)}
     return {}
 
 
+def _is_pyramid(backbone: Any) -> bool:
+    """Whether a backbone has the parts of torchvision's with a pyramid; others may use the same names."""
+    fpn, stages = getattr(backbone, "fpn", None), getattr(getattr(backbone, "body", None), "return_layers", None)
+    blocks: Any = getattr(fpn, "layer_blocks", ())
+    return hasattr(fpn, "extra_blocks") and isinstance(stages, dict) and len(blocks) == len(stages)
+
+
 def neck_inputs(backbone: Any) -> tuple[str, ...]:
     """The backbone's stages that the pyramid reads; for SSD, which has no pyramid, the two maps of its classifier."""
-    if hasattr(backbone, "fpn"):
+    if _is_pyramid(backbone):
         return tuple(f"backbone.body.{name}" for name in backbone.body.return_layers)
     return tuple(map_names(backbone).values())[:2] or ("backbone",)
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import nn
 
+from detcam.adapters.base import sides_of
 from detcam.adapters.shared.classifier import StepsAdapter, compose_steps, imagenet_names, standard_steps
 
 
@@ -33,9 +34,9 @@ class TorchvisionClassifier(StepsAdapter):
 
     def _set_up(self, module: Any, model: Any, imgsz: int | None, processor: Any) -> None:
         self.imgsz = imgsz or getattr(module, "image_size", 224)
-        self.steps = (
-            compose_steps(processor) if processor is not None else standard_steps(round(self.imgsz * 8 / 7), self.imgsz)
-        )
+        sides = sides_of(self.imgsz)
+        resize = round(max(sides) * 8 / 7)
+        self.steps = compose_steps(processor) if processor is not None else standard_steps(resize, sides)
         linear: Any = [m for m in module.modules() if isinstance(m, (nn.Linear, nn.Conv2d))][-1]
         self.classes = linear.out_features if isinstance(linear, nn.Linear) else linear.out_channels
         self.names = imagenet_names(self.classes)

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from detcam.adapters.base import ImageSize
 from detcam.adapters.shared.channels import cycled
 from detcam.adapters.shared.semantic import PRESET_SIDE, SemanticAdapter
 from detcam.geometry import Geometry
@@ -28,19 +29,23 @@ class TorchvisionSegmenterAdapter(SemanticAdapter):
     models = "DeepLabV3, FCN, LRASPP, any backbone"
     install = "pip install torchvision"
 
-    def __init__(self, module: Any, model: Any, imgsz: int | None = None, processor: Any = None) -> None:
+    def __init__(self, module: Any, model: Any, imgsz: ImageSize | None = None, processor: Any = None) -> None:
         from torchvision.models.segmentation import FCN_ResNet50_Weights
 
         super().__init__(module, model, imgsz, processor)
         weights = FCN_ResNet50_Weights.COCO_WITH_VOC_LABELS_V1
         self.imgsz = imgsz or PRESET_SIDE
-        preset = weights.transforms(resize_size=self.imgsz)
+        preset = weights.transforms(resize_size=PRESET_SIDE)
         preset.mean, preset.std = (cycled(values, self.channels) for values in (preset.mean, preset.std))
+        if imgsz is not None:
+            preset.resize_size = [imgsz] if isinstance(imgsz, int) else list(imgsz)
         self.transform = processor or preset
         last = getattr(module.classifier, "low_classifier", None) or module.classifier[-1]
         names = list(weights.meta["categories"])
         if last.out_channels != len(names):
             names = ["background", *(f"class {i}" for i in range(1, last.out_channels))]
+        if last.out_channels == 1:  # trained with a sigmoid
+            names, self.multilabel = ["foreground"], True
         self.plans = _torchvision_plans(module)
         self._watch("classifier", dict(enumerate(names)))
 

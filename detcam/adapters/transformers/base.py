@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from detcam.adapters.base import Adapter
+from detcam.adapters.base import Adapter, ImageSize, sides_of
 from detcam.errors import ModelError
 from detcam.geometry import Geometry, white
 
@@ -26,7 +26,7 @@ class TransformersAdapter(Adapter):
     processor: Any  # the image processor
     resize: dict[str, Any]  # options of the processor, for the size of the input
 
-    def __init__(self, module: Any, model: Any, imgsz: int | None = None, processor: Any = None) -> None:
+    def __init__(self, module: Any, model: Any, imgsz: ImageSize | None = None, processor: Any = None) -> None:
         self.config = module.config
         self.names = {int(i): name for i, name in self.config.id2label.items()}
         super().__init__(module, model, imgsz, processor)
@@ -109,19 +109,36 @@ def size_of(processor: Any) -> dict[str, int]:
     return {name: int(pixels) for name, pixels in dict(processor.size).items() if pixels is not None}
 
 
-def sized(processor: Any, imgsz: int) -> dict[str, dict[str, int]]:
+def sized(processor: Any, imgsz: ImageSize, stride: int = 1) -> dict[str, dict[str, int]]:
     """A processor's options for an input of `imgsz` pixels: the shorter side if the processor keeps the aspect."""
-    square = {"height": imgsz, "width": imgsz}
-    sizes = {"size": {"shortest_edge": imgsz} if "shortest_edge" in size_of(processor) else square}
-    return sizes | ({"crop_size": square} if getattr(processor, "do_center_crop", None) else {})
+    sides, crops = sides_of(imgsz, stride), bool(getattr(processor, "do_center_crop", None))
+    sizes = {"size": _scaled(processor.size, imgsz, stride)}
+    if "shortest_edge" in sizes["size"] and (crops or isinstance(imgsz, int)):
+        sizes["size"] = {"shortest_edge": max(sides)}
+    return sizes | ({"crop_size": {"height": sides[0], "width": sides[1]}} if crops else {})
 
 
-def longest_side(size: Any, imgsz: int) -> dict[str, int]:
-    """The `size` of a processor for a longest side of `imgsz` pixels."""
-    if "shortest_edge" in {k for k, v in dict(size).items() if v is not None}:
-        return {"shortest_edge": imgsz, "longest_edge": imgsz}
-    side = -(-imgsz // STRIDE) * STRIDE
-    return {"height": side, "width": side}
+def longest_side(processor: Any, imgsz: ImageSize) -> dict[str, dict[str, int]]:
+    """A processor's options for a longest side of `imgsz` pixels, in the aspect of its size, or for (height, width)."""
+    sizes = {"size": _scaled(processor.size, imgsz, STRIDE)}
+    if getattr(processor, "pad_size", None):
+        height, width = list(sizes["size"].values()) if len(sizes["size"]) == 2 else sides_of(imgsz, STRIDE)
+        if "shortest_edge" in sizes["size"]:
+            height = width
+        sizes["pad_size"] = {"height": height, "width": width}
+    return sizes
+
+
+def _scaled(size: Any, imgsz: ImageSize, stride: int) -> dict[str, int]:
+    """The `size` of a processor, scaled so that its longest side has `imgsz` pixels, rounded up to the stride."""
+    given = {name: pixels for name, pixels in dict(size).items() if pixels is not None}
+    if "shortest_edge" in given:
+        height, width = sides_of(imgsz, 1)
+        return {"shortest_edge": min(height, width), "longest_edge": max(height, width)}
+    if isinstance(imgsz, int):
+        longest = max(given.values()) * stride
+        return {name: -(-pixels * imgsz // longest) * stride for name, pixels in given.items()}
+    return dict(zip(given, sides_of(imgsz, stride), strict=True))  # height first
 
 
 def sizes_of(inside: Tensor) -> Tensor:

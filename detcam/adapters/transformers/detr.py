@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from detcam.adapters.base import LayerPlan, Selection
+from detcam.adapters.base import ImageSize, LayerPlan, Selection
 from detcam.adapters.shared.attention import AttentionPlan, attention_plan
 from detcam.adapters.shared.queries import QueryAdapter, QueryOutputs, query_objects, strongest
 from detcam.adapters.transformers.base import TransformersAdapter, default_processor, longest_side, size_of, sizes_of
@@ -78,7 +78,7 @@ class DetrAdapter(TransformersAdapter, QueryAdapter):
     served = ".*ForObjectDetection"
     kinds: ClassVar = _KINDS
 
-    def __init__(self, module: Any, model: Any, imgsz: int | None = None, processor: Any = None) -> None:
+    def __init__(self, module: Any, model: Any, imgsz: ImageSize | None = None, processor: Any = None) -> None:
         super().__init__(module, model, imgsz, processor)
         self.kind = self.kinds[self.config.model_type]
         self.softmax = self.kind.softmax
@@ -96,9 +96,9 @@ class DetrAdapter(TransformersAdapter, QueryAdapter):
         for name in self.entries:
             module.get_submodule(name).register_forward_hook(partial(self._remember, name))
 
-    def _resized(self, imgsz: int | None) -> dict[str, Any]:
+    def _resized(self, imgsz: ImageSize | None) -> dict[str, Any]:
         """The options of the image processor for an input of `imgsz` pixels."""
-        return {} if imgsz is None else {"size": longest_side(self.processor.size, imgsz)}
+        return {} if imgsz is None else longest_side(self.processor, imgsz)
 
     def _remember(self, name: str, module: nn.Module, args: Any, output: Tensor) -> None:
         self.cells[name] = (output.shape[2], output.shape[3])

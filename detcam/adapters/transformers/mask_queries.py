@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
-from detcam.adapters.base import LayerPlan, Selection
+from detcam.adapters.base import ImageSize, LayerPlan, Selection
 from detcam.adapters.shared.mask_scores import MASK_TARGETS
 from detcam.adapters.shared.queries import (
     QueryAdapter,
@@ -92,7 +92,7 @@ class MaskQueryAdapter(TransformersAdapter, QueryAdapter):
     clipped = True
     wanted: ClassVar[str | None] = None  # "instance" or "panoptic"; None: told by the checkpoint's name
 
-    def __init__(self, module: Any, model: Any, imgsz: int | None = None, processor: Any = None) -> None:
+    def __init__(self, module: Any, model: Any, imgsz: ImageSize | None = None, processor: Any = None) -> None:
         super().__init__(module, model, imgsz, processor)
         self.processor = processor or processor_for(self.config)
         self.segmentation = self.wanted or ("panoptic" if "panoptic" in self.config._name_or_path else "instance")
@@ -110,7 +110,7 @@ class MaskQueryAdapter(TransformersAdapter, QueryAdapter):
         for name in {*self.plans["level"], *self.plans["evidence"]}:
             module.get_submodule(name).register_forward_hook(partial(self._record, name))
 
-    def _resizing(self, imgsz: int | None) -> dict[str, Any]:
+    def _resizing(self, imgsz: ImageSize | None) -> dict[str, Any]:
         """The options of the processor for an input of `imgsz` pixels."""
         if self.config.model_type.startswith("eomt"):  # a fixed size, with padding
             side = self.config.image_size
@@ -120,7 +120,7 @@ class MaskQueryAdapter(TransformersAdapter, QueryAdapter):
         task: dict[str, Any] = {"task_inputs": [self.segmentation]} if self.config.model_type == "oneformer" else {}
         if imgsz is None:
             return task
-        return task | {"size": longest_side(getattr(self.processor, "image_processor", self.processor).size, imgsz)}
+        return task | longest_side(getattr(self.processor, "image_processor", self.processor), imgsz)
 
     def _record(self, name: str, module: nn.Module, args: Any, output: Any) -> None:
         self._maps.setdefault(name, []).extend(_maps(output))

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from detcam.adapters.base import LayerPlan
+from detcam.adapters.base import ImageSize, LayerPlan
 from detcam.adapters.shared.queries import query_objects, whole_inputs
 from detcam.adapters.transformers.base import size_of
 from detcam.adapters.transformers.detr import DetrKind
@@ -36,7 +36,7 @@ class OwlAdapter(PromptedAdapter):
         for name in ("owlvit", "owlv2")
     }
 
-    def _resized(self, imgsz: int | None) -> dict[str, Any]:
+    def _resized(self, imgsz: ImageSize | None) -> dict[str, Any]:
         if imgsz is not None:
             size = size_of(self.processor)
             raise InputError(f"imgsz: this model takes {size} only, got {imgsz}: leave imgsz out")

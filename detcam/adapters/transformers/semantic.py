@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from detcam.adapters.base import ImageSize
 from detcam.adapters.shared.semantic import SemanticAdapter
 from detcam.adapters.transformers.base import (
     TransformersAdapter,
@@ -99,16 +100,17 @@ class TransformersSegmenterAdapter(TransformersAdapter, SemanticAdapter):
     served = ".*ForSemanticSegmentation"
     kinds = _KINDS
 
-    def __init__(self, module: Any, model: Any, imgsz: int | None = None, processor: Any = None) -> None:
+    def __init__(self, module: Any, model: Any, imgsz: ImageSize | None = None, processor: Any = None) -> None:
         super().__init__(module, model, imgsz, processor)
         kind = _KINDS[self.config.model_type]
         self.processor = processor or _processor(self.config, kind)
-        self.resize = {} if imgsz is None else sized(self.processor, -(-imgsz // STRIDE) * STRIDE)
+        self.resize = {} if imgsz is None else sized(self.processor, imgsz, STRIDE)
         self.imgsz = imgsz or size_of(self.processor)
         return_dicts(module)
         known = {name for name, _ in module.named_modules()}
         evidence = next(names for names in kind.evidence(self.config) if known.issuperset(names))
         self.plans = {"level": (kind.level,), "evidence": tuple(evidence)}
+        self.multilabel = len(self.names) == 1 or self.config.problem_type == "multi_label_classification"
         self._watch(kind.classifier, self.names)
 
     def prepare(self, image: np.ndarray) -> tuple[Tensor, Geometry]:

@@ -79,7 +79,7 @@ def module_of(model: Any) -> Any:
     Of a wrapper around an exported model, its path; anything else as it is.
     """
     while not isinstance(getattr(model, "model", None), nn.Sequential):
-        held = (getattr(model, name, None) for name in ("ema", "model"))
+        held = (getattr(model, name, None) for name in ("ema", "model", "module"))
         inside = next((part for part in held if part is not None), None)
         if inside is None:
             return model
@@ -117,7 +117,8 @@ def names_of(module: Any, classes: int) -> dict[int, str]:
     """The names of `classes` classes by number, as predict reads them; "class 17" where a module has none."""
     given = getattr(module, "names", None) or {}
     items = given.items() if isinstance(given, dict) else enumerate(given)
-    return {**{i: f"class {i}" for i in range(classes)}, **{int(i): str(name) for i, name in items}}
+    known = {int(i): str(name) for i, name in items if str(i).isdecimal()}
+    return {**{i: f"class {i}" for i in range(classes)}, **known}
 
 
 def predict_size(model: Any) -> int | tuple[int, int]:

@@ -87,6 +87,8 @@ class YoloAdapter(UltralyticsAdapter):
         """See `Adapter.unwrap`: an error for tasks without boxes, and for exported formats."""
         module = module_of(model)
         if isinstance(module, (str, os.PathLike)):
+            if str(module).endswith((".pt", ".yaml")):
+                raise ModelError(f"{type(model).__name__} has not loaded {module} yet: give YOLO({str(module)!r})")
             raise ModelError(
                 f"{module}: an exported model has no gradients: give the .pt weights that it was exported from"
             )
