@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from detcam.adapters import Adapter
+from detcam.adapters import Adapter, channels_last
 from detcam.engine import Capture, object_gradients
 from detcam.explainer import Explainer
 from detcam.options import LAYER_PRESETS
@@ -107,7 +107,7 @@ def _outputs(explainer: Explainer, batch: Tensor, size: tuple[int, int]) -> list
 
     def record(name: str, module: nn.Module, args: Any, output: Any) -> None:
         alone = isinstance(output, Tensor)
-        made = [_Output(name, *part, alone) for part in _maps(output, "", explainer.adapter, size)]
+        made = [_Output(name, *part, alone) for part in _maps(output, "", explainer.adapter, module, size)]
         runs.setdefault(name, []).append([m for m in made if len(m.tensor) == len(batch)])
 
     named = explainer.adapter.module.named_modules()
@@ -121,12 +121,14 @@ def _outputs(explainer: Explainer, batch: Tensor, size: tuple[int, int]) -> list
 
 
 def _maps(
-    output: Any, suffix: str, adapter: Adapter, size: tuple[int, int]
+    output: Any, suffix: str, adapter: Adapter, module: nn.Module, size: tuple[int, int]
 ) -> Iterator[tuple[str, Tensor, tuple[int, int, int], int]]:
     """(suffix, tensor, (channels, height, width), grid) of each map in a module's output; see `_Output`."""
     if isinstance(output, Tensor) and output.is_floating_point():
         if output.ndim == 4:
-            yield suffix, output, (output.shape[1], output.shape[2], output.shape[3]), 0
+            last = channels_last(size, module, output.shape)
+            channels, height, width = (output.movedim(-1, 1) if last else output).shape[1:]
+            yield suffix, output, (channels, height, width), 0
         elif output.ndim == 3:
             grids = adapter.grids(output.shape[1], size)
             for i, (_, rows, columns) in enumerate(grids):
@@ -134,7 +136,7 @@ def _maps(
     elif isinstance(output, (Mapping, tuple, list)):
         items = output.items() if isinstance(output, Mapping) else enumerate(output)
         for key, value in items:
-            yield from _maps(value, f"{suffix}[{key}]", adapter, size)
+            yield from _maps(value, f"{suffix}[{key}]", adapter, module, size)
 
 
 def _chosen(outputs: list[_Output], module: nn.Module, presets: set[str]) -> list[_Output]:
@@ -181,7 +183,8 @@ def _shares(explainer: Explainer, batch: Tensor, geometry: Any, names: list[str]
     """Share of objects whose score has a gradient at each captured map; None without objects."""
     adapter = explainer.adapter
     modules = {name: adapter.module.get_submodule(name) for name in dict.fromkeys(names)}
-    capture = Capture(modules, cut_all=False, grids=lambda tokens: adapter.grids(tokens, geometry.network))
+    grids, last = (lambda tokens: adapter.grids(tokens, geometry.network)), partial(channels_last, geometry.network)
+    capture = Capture(modules, False, grids, last)
     with torch.enable_grad(), capture:
         outputs = adapter.forward(batch, explainer.max_det)
     found = adapter.trial_objects(outputs, geometry, explainer.conf, explainer.iou, OBJECTS)

@@ -8,6 +8,7 @@ from detcam.adapters.base import TARGETS, Adapter, ImageSize, LayerPlan, Readout
 from detcam.adapters.custom import CallableAdapter
 from detcam.adapters.rfdetr import RfdetrAdapter
 from detcam.adapters.shared.attention import AttentionPlan, sampling
+from detcam.adapters.shared.stages import channels_last
 from detcam.adapters.smp import SmpAdapter
 from detcam.adapters.timm import TimmClassifier
 from detcam.adapters.torchvision.classify import TorchvisionClassifier
@@ -102,6 +103,7 @@ __all__ = [
     "Target",
     "YoloAdapter",
     "adapter_for",
+    "channels_last",
     "opened",
     "sampling",
     "unwrapped",

@@ -200,12 +200,6 @@ class CallableAdapter(Adapter):
         if not isinstance(scalars, Tensor) or scalars.ndim not in (1, 2) or len(scalars) != total:
             actual = list(scalars.shape) if isinstance(scalars, Tensor) else type(scalars).__name__
             raise TargetError(f"CallableAdapter.score: expected a tensor of shape [{total}], got {actual}")
-        if total and torch.is_grad_enabled() and not scalars.requires_grad:
-            culprit = "score" if _has_graph(outputs) else "forward"
-            raise TargetError(
-                f"CallableAdapter.{culprit} ends the gradient between layers and scalars: leave out detach(), item(), "
-                "NumPy and no_grad, or use a method that runs forwards only, e.g. 'rise'"
-            )
         return scalars
 
     @property
@@ -278,11 +272,3 @@ def _check_pixels(boxes: Tensor, where: str) -> None:
             f"CallableAdapter.{where}: expected boxes xyxy in pixels of the batch, got shares of it in 0..1: multiply "
             "them by its width and height"
         )
-
-
-def _has_graph(outputs: Any) -> bool:
-    """Whether a tensor in outputs of any type carries a graph."""
-    if isinstance(outputs, Tensor):
-        return outputs.requires_grad
-    parts = outputs.values() if isinstance(outputs, Mapping) else getattr(outputs, "__dict__", {}).values()
-    return any(map(_has_graph, outputs if isinstance(outputs, (tuple, list)) else parts))

@@ -8,7 +8,7 @@ from torch import nn
 
 from detcam.adapters.base import sides_of
 from detcam.adapters.shared.classifier import StepsAdapter, compose_steps, imagenet_names
-from detcam.errors import ModelError
+from detcam.errors import InputError, ModelError
 from detcam.models.versions import libraries_of
 
 
@@ -38,9 +38,16 @@ class TimmClassifier(StepsAdapter):
         from timm.data import create_transform, resolve_model_data_config
 
         config = resolve_model_data_config(module)
+        # The size that the model was made for may differ from that of its pretrained configuration.
+        fixed = next((m for m in module.modules() if isinstance(getattr(m, "img_size", None), tuple)), None)
+        size = config["input_size"][1:] if fixed is None else fixed.img_size
         if imgsz is not None:
-            config["input_size"] = (self.channels, *sides_of(imgsz))
-        self.imgsz = imgsz or config["input_size"][1]
+            wanted = sides_of(imgsz)
+            if getattr(fixed, "strict_img_size", False) and wanted != size:
+                raise InputError(f"imgsz: {imgsz}, but the model takes {size[0]} x {size[1]} pixels only: leave it out")
+            size = wanted
+        config["input_size"] = (self.channels, *size)
+        self.imgsz = size[0] if size[0] == size[1] else size
         self.steps = compose_steps(processor) if processor is not None else create_transform(**config).transforms
         self.classes = module.num_classes
         self.names = imagenet_names(self.classes)

@@ -21,7 +21,7 @@ def unwrapped(model: Any) -> Any:
     """The model inside wrappers that change only how it runs: compiled, parallel, averaged, with PEFT's adapters."""
     while True:
         if isinstance(model, PARALLEL) or type(model).__module__.startswith("timm.utils."):
-            model = getattr(model, "module", None) or model.ema
+            model = model.module if hasattr(model, "module") else model.ema
         elif isinstance(model, nn.Module) and "_orig_mod" in model._modules:
             model = model._modules["_orig_mod"]
         elif type(model).__module__.startswith("peft.") and hasattr(type(model), "get_base_model"):
@@ -57,7 +57,7 @@ def model_inside(wrapper: Any, serves: Callable[[Any], bool]) -> tuple[Any, Any]
     if len({id(model) for model in inside.values()}) == 1 and not _computes(wrapper):
         images = "" if getattr(wrapper, "tokenizer", None) else "image_processor"  # alone it reads no text prompts
         held = (getattr(wrapper, name, None) for name in ("processor", "processing_class", images))
-        return next(iter(inside.values())), next(filter(None, held), None)
+        return next(iter(inside.values())), next((part for part in held if part is not None), None)
     if inside:
         found = " or ".join(f"model.{path} ({type(model).__name__})" for path, model in inside.items())
         raise ModelError(f"{name} wraps a model: give {found}, with its preparation as processor=; {INSTEAD}")

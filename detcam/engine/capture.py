@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
@@ -57,6 +57,7 @@ class Capture:
         modules: name -> module.
         cut_all: cut at every module, or at the modules of these names, rather than at the earliest modules only.
         grids: from a number of tokens to the (first token, rows, columns) of each map among them.
+        channels_last: whether an output of a module, by its shape, is [B, h, w, C]; it is captured as [B, C, h, w].
         given: captured name -> the output with which the model continues in place of its output.
         until: captured names; `Reached` ends the forward when all of them are captured.
     """
@@ -66,12 +67,13 @@ class Capture:
         modules: Mapping[str, nn.Module],
         cut_all: bool | Collection[str] = True,
         grids: Callable[[int], list[tuple[int, int, int]]] = lambda tokens: [],
+        channels_last: Callable[[nn.Module, Sequence[int]], bool] = lambda module, shape: False,
         given: Mapping[str, Tensor] | None = None,
         until: Collection[str] | None = None,
     ) -> None:
         self._modules = dict(modules)
         self._cut_names = cut_all if not isinstance(cut_all, bool) else self._modules if cut_all else ()
-        self._grids, self._given = grids, given or {}
+        self._grids, self._channels_last, self._given = grids, channels_last, given or {}
         self._left = None if until is None else set(until)
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
         self._runs: dict[str, int] = {}
@@ -106,7 +108,11 @@ class Capture:
         if isinstance(output, Tensor):
             if output.ndim not in (3, 4) or not output.is_floating_point():
                 return output
-            return self._cut_map(output, name) if output.ndim == 4 else self._cut_tokens(output, name)
+            if output.ndim == 3:
+                return self._cut_tokens(output, name)
+            if self._channels_last(self._modules[module_name(name)], output.shape):
+                return self._cut_map(output.permute(0, 3, 1, 2), name).permute(0, 2, 3, 1)
+            return self._cut_map(output, name)
         if isinstance(output, Mapping):
             changed = {key: self._cut(value, f"{name}[{key}]") for key, value in output.items()}
             return _rebuild_mapping(output, changed)

@@ -29,7 +29,7 @@ def plain_gradients(total: Tensor, tensors: list[Tensor], start: Tensor | None =
     found: dict[int, Tensor] = {}
     handles = [tensor.register_hook(partial(found.__setitem__, i)) for i, tensor in enumerate(tensors)]
     try:
-        total.backward(start, retain_graph=True)  # type: ignore[no-untyped-call]
+        total.backward(start, retain_graph=True)
     finally:
         for handle, tensor in zip(handles, tensors, strict=True):
             handle.remove()

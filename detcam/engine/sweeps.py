@@ -38,7 +38,7 @@ class Probe:
         objects: the N objects of the image.
         layers: name -> [C, h, w] float32, the outputs of the captured layers for the image.
         cut_all: whether the other captured layers keep their values while one changes, as `Capture` cuts them.
-        grids: see `Capture`.
+        grids, channels_last: see `Capture`.
         memory: bytes that a batch of forwards may take, roughly.
         progress: called after every batch.
         starts: a map [h, w] for each object, for methods that start from one; empty: none.
@@ -52,6 +52,7 @@ class Probe:
     layers: Mapping[str, Tensor] = field(default_factory=dict)
     cut_all: bool = True
     grids: Callable[[int], list[tuple[int, int, int]]] = lambda tokens: []
+    channels_last: Callable[[nn.Module, Sequence[int]], bool] = lambda module, shape: False
     memory: int = 256 * 2**20
     progress: Progress | None = None
     starts: Sequence[Tensor] = ()
@@ -99,7 +100,7 @@ class Probe:
             values = {name: value.expand(len(acts), -1, -1, -1) for name, value in changed.items()}
             with (
                 answered(past.calls, len(acts)),
-                Replace(self.module, values, past.runs, self.image.dtype, self.grids),
+                Replace(self.module, values, past.runs, self.image.dtype, self.grids, self.channels_last),
             ):
                 return self.scores(self.image.repeat(len(acts), 1, 1, 1))
 
@@ -229,7 +230,7 @@ class Replace(Capture):
         values: name of a captured map, as in `Capture` -> [b, C, h, w].
         runs: how often each module had run before, which these names count.
         dtype: that of the model's activations.
-        grids: see `Capture`.
+        grids, channels_last: see `Capture`.
     """
 
     def __init__(
@@ -239,9 +240,10 @@ class Replace(Capture):
         runs: Mapping[str, int],
         dtype: torch.dtype,
         grids: Callable[[int], list[tuple[int, int, int]]],
+        channels_last: Callable[[nn.Module, Sequence[int]], bool],
     ) -> None:
         names = {name.split("[")[0].split("#")[0] for name in values}
-        super().__init__({name: module.get_submodule(name) for name in names}, grids=grids)
+        super().__init__({name: module.get_submodule(name) for name in names}, True, grids, channels_last)
         self._values, self._dtype, self._runs = values, dtype, dict(runs)
 
     def _cut_map(self, output: Tensor, name: str) -> Tensor:

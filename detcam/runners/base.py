@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
+from functools import cached_property, partial
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
-from detcam.adapters import Adapter, LayerPlan, Target
+from detcam.adapters import Adapter, LayerPlan, Target, channels_last
 from detcam.engine import Capture, Captured, Reached
 from detcam.engine.sweeps import Progress
-from detcam.errors import LayerError, TargetError, nearest
+from detcam.errors import LayerError, MethodError, TargetError, nearest
 from detcam.options import LAYER_PRESETS
 from detcam.types import Objects
 
+NO_GRADIENTS = "'rise', 'occlusion' or 'eigencam'"
 Layers = str | Sequence[str | nn.Module]  # a preset, or names or modules
 
 
@@ -93,7 +95,7 @@ class ModelRun:
             LayerError: if a layer does not run, or its output is not a map.
         """
         capture = self._capture(pixels, runner, given=given)
-        with torch.set_grad_enabled(runner.differentiable), capture, runner.watching():
+        with torch.set_grad_enabled(runner.differentiable), capture, runner.watching(), self._int8_refused():
             outputs = self.adapter.forward(pixels, self.max_det)
         if capture.missing():
             raise LayerError(
@@ -101,6 +103,28 @@ class ModelRun:
                 "that `detcam layers` lists"
             )
         return outputs, capture.captured
+
+    @contextmanager
+    def _int8_refused(self) -> Iterator[None]:
+        """Context in which an int8 module raises MethodError where it would end a gradient, silently beside a skip."""
+
+        def hook(name: str, module: nn.Module, args: Any, output: Any) -> None:
+            if args and getattr(args[0], "requires_grad", False):  # the output may claim a gradient
+                raise MethodError(
+                    f"layer {name!r} computes in int8, where gradients end: explain the float model, name a layer "
+                    f"behind it, or use a method without gradients, e.g. {NO_GRADIENTS}"
+                )
+
+        handles = [module.register_forward_hook(partial(hook, name)) for name, module in self._int8]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    @cached_property
+    def _int8(self) -> list[tuple[str, nn.Module]]:
+        return [(n, m) for n, m in self.adapter.module.named_modules() if "quantized" in type(m).__module__]
 
     @torch.no_grad()
     def layers(self, pixels: Tensor, runner: Runner, names: Sequence[str]) -> dict[str, Tensor]:
@@ -113,7 +137,8 @@ class ModelRun:
     def _capture(self, pixels: Tensor, runner: Runner, **options: Any) -> Capture:
         size = (pixels.shape[2], pixels.shape[3])
         modules = {name: self.adapter.module.get_submodule(name) for name in runner.plan.names}
-        return Capture(modules, runner.cut, lambda tokens: self.adapter.grids(tokens, size), **options)
+        last = partial(channels_last, size)
+        return Capture(modules, runner.cut, lambda tokens: self.adapter.grids(tokens, size), last, **options)
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ the cut, which works for any scalar.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
@@ -16,9 +17,9 @@ from torch import Tensor
 
 from detcam.adapters import LayerPlan
 from detcam.engine import Captured, NoRule
-from detcam.errors import LayerError
+from detcam.errors import LayerError, MethodError
 from detcam.methods import Method
-from detcam.runners.base import Maps, Request, add_maps, by_name, scalars_of, target_name
+from detcam.runners.base import NO_GRADIENTS, Maps, Request, add_maps, by_name, scalars_of, target_name
 from detcam.runners.gain import gain_maps
 from detcam.runners.windowed import WindowedMaps
 from detcam.types import Objects, image_index
@@ -101,6 +102,7 @@ class GradientRunner:
         self.target = method.target(request.adapter, request.target)
         self.differentiable = method.object_specific
         self._method, self._adapter, self._memory = method, request.adapter, request.memory
+        self._model_run = request.model_run
         self._windowed: WindowedMaps | None = None
         if isinstance(self.target, str) and method.object_specific and not method.second_order:
             self._windowed = WindowedMaps(method, plan, request.memory)
@@ -119,7 +121,20 @@ class GradientRunner:
         if maps is not None:
             return maps
         scalars = scalars_of(self._adapter, self.target, outputs, objects)
+        if not scalars.requires_grad:
+            self._require_gradient(pixels, objects)
         return full_maps(self._method, self.plan, captured, scalars, objects, target_name(self.target))
+
+    def _require_gradient(self, pixels: Tensor, objects: list[Objects]) -> None:
+        """Raise MethodError if the scores have no gradient at the image either."""
+        with torch.enable_grad():
+            outputs = self._model_run.adapter.forward(pixels.detach().requires_grad_(), self._model_run.max_det)
+        if not scalars_of(self._adapter, self.target, outputs, objects).requires_grad:
+            culprit = "the function that scores objects" if _has_graph(outputs) else "the model's forward"
+            raise MethodError(
+                f"the {target_name(self.target)} score has no gradient at all: no_grad, inference_mode, detach or int8 "
+                f"in {culprit} end it: remove them, or use a method without gradients, e.g. {NO_GRADIENTS}"
+            )
 
     def _shared_backward(self, outputs: Any, objects: list[Objects], captured: list[Captured]) -> Maps | None:
         """The maps from windows or gains; None where every object needs its own backward."""
@@ -142,3 +157,11 @@ class GradientRunner:
         if self._method.gradient_times_activation and self.plan == self._adapter.layers("level"):
             return gain_maps(self._adapter, captured, outputs, objects, self.target, self._memory)
         return None
+
+
+def _has_graph(outputs: Any) -> bool:
+    """Whether a tensor in outputs of any type carries a graph."""
+    if isinstance(outputs, Tensor):
+        return outputs.requires_grad
+    parts = outputs.values() if isinstance(outputs, Mapping) else getattr(outputs, "__dict__", {}).values()
+    return any(map(_has_graph, outputs if isinstance(outputs, (tuple, list)) else parts))

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from detcam.adapters import Adapter, LayerPlan, Target
+from detcam.adapters import Adapter, LayerPlan, Target, channels_last
 from detcam.engine import Captured
 from detcam.engine.sweeps import Probe
 from detcam.errors import LayerError, TargetError
@@ -97,6 +98,7 @@ class PerturbationRunner:
                 layers={c.name: c.tensor[image].float() for c in captured} if self._reads_layers else {},
                 cut_all=self.plan.cut_all,
                 grids=lambda tokens: self._adapter.grids(tokens, size),
+                channels_last=partial(channels_last, size),
                 memory=self._request.memory,
                 progress=self._request.progress,
                 starts=starts[len(maps) : len(maps) + len(of_image)],

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from detcam import Explainer
 from detcam.adapters import Adapter, adapter_for
 from detcam.engine import shadow
-from detcam.errors import ModelError, TargetError
+from detcam.errors import InputError, ModelError, TargetError
 
 
 def adapted(module: nn.Module, imgsz: int | None = None, **options: Any) -> Adapter:
@@ -113,3 +113,47 @@ def test_a_head_of_zeros_still_has_its_layers_and_says_why_the_map_is_zero(seed:
     assert explanation.settings["layers"] == ["encoder.layers.encoder_layer_1"]
     assert explanation.notes[0] is not None
     assert not bool(explanation.heatmaps.any())
+
+
+def swins() -> dict[str, Any]:
+    """Name -> (a small random Swin, its stages' outputs by name, all [B, h, w, C])."""
+    import timm
+    import torchvision
+
+    torch.manual_seed(0)
+    small = {"num_classes": 5, "depths": (1, 1, 1, 1), "embed_dim": 24, "num_heads": (1, 2, 4, 8)}
+    ours = timm.create_model("swin_tiny_patch4_window7_224", **small)
+    theirs = torchvision.models.SwinTransformer([4, 4], 24, [1, 1, 1, 1], [1, 2, 4, 8], [7, 7], num_classes=5)
+    square = timm.create_model("swin_tiny_patch4_window7_224", **{**small, "embed_dim": 56})  # [1, 56, 56, 56]
+    return {"timm": (ours, "layers.3"), "torchvision": (theirs, "features.7"), "square": (square, "layers.0")}
+
+
+@pytest.mark.parametrize("kind", ["timm", "torchvision", "square"])
+def test_maps_with_the_channels_last(kind: str) -> None:
+    """Gradient times activation, summed over the last axis, as plain autograd gives it."""
+    model, stage = swins()[kind]
+    model.eval()
+    picture = np.random.default_rng(0).integers(0, 256, (224, 224, 3), dtype=np.uint8)
+    for layers in ([stage], "level", [f"{stage}.0.norm1"] if kind == "torchvision" else [f"{stage}.blocks.0.norm1"]):
+        explainer = Explainer(model, "odam", layers=layers)
+        explanation = explainer(picture)
+        name = explainer.plan.names[0] if layers != "level" or kind == "square" else stage
+        outputs: list[torch.Tensor] = []
+        handle = model.get_submodule(name).register_forward_hook(lambda m, args, out, to=outputs: to.append(out))
+        logits = model(explainer.adapter.prepare(picture)[0][None])
+        handle.remove()
+        gradient = torch.autograd.grad(logits[0, explanation.class_ids[0]], outputs[0])[0]
+        plain = (gradient * outputs[0]).sum(dim=-1)[0].detach()
+        torch.testing.assert_close(explanation.maps[0], plain, rtol=1e-4, atol=1e-4 * float(plain.abs().max()))
+
+
+@pytest.mark.parametrize("size", [(64, 32), (48, 48)])
+def test_a_timm_model_of_another_size_than_its_pretrained_configuration(size: tuple[int, int]) -> None:
+    import timm
+
+    model = timm.create_model("vit_tiny_patch16_224", depth=1, num_classes=3, img_size=size).eval()
+    picture = random_picture(0, 80, 90)
+    explanation = Explainer(model, "odam")(picture)
+    assert tuple(explanation.maps[0].shape) == (size[0] // 16, size[1] // 16)
+    with pytest.raises(InputError, match=f"imgsz: 224, but the model takes {size[0]} x {size[1]} pixels"):
+        Explainer(model, imgsz=224)

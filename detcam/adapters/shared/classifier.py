@@ -116,7 +116,9 @@ class ClassifierAdapter(Adapter):
         return LayerPlan((self._stages.last,), cut_all=True, fuse="sum")
 
     def grids(self, tokens: int, size: tuple[int, int]) -> list[tuple[int, int, int]]:
-        """See `Adapter.grids`: the patches, after the class token if there is one."""
+        """See `Adapter.grids`: the patches, row by row, after the class token if there is one."""
+        if any(hasattr(m, "reroll") for m in self.module.modules()):  # Hiera: units of a window lie together
+            return []
         grid = token_grid(tokens, self._stages.sizes)
         return [] if grid is None else [grid]
 

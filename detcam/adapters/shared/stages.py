@@ -6,7 +6,7 @@ A forward and a backward of the model find them, without a table of architecture
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -34,12 +34,13 @@ class Stages:
 
 @dataclass(frozen=True)
 class _Event:
-    """The output of a module: a map [1, C, h, w], or a sequence of tokens [1, L, C] that holds a map."""
+    """The output of a module: a map [1, C, h, w] or [1, h, w, C], or tokens [1, L, C] that hold a map."""
 
     name: str
     tensor: Tensor
     first: int  # the map's first token
     cells: tuple[int, int]
+    plain: bool = False  # [1, C, h, w], rather than [1, h, w, C] or tokens
 
 
 def find_stages(module: nn.Module, logits: Callable[[Tensor], Tensor], pixels: Tensor) -> Stages:
@@ -66,7 +67,8 @@ def find_stages(module: nn.Module, logits: Callable[[Tensor], Tensor], pixels: T
         for handle in handles:
             handle.remove()
     runs = Counter(name for name, _ in outputs)
-    events, sizes = _events([(name, t) for name, t in outputs if runs[name] == 1], (pixels.shape[2], pixels.shape[3]))
+    once = [(name, tensor) for name, tensor in outputs if runs[name] == 1]
+    events, sizes = _events(once, module, (pixels.shape[2], pixels.shape[3]))
     alive = next(filter(None, (_alive(scalar, events) for scalar in scalars)), [])
     named = _named(alive, module)
     if not named:
@@ -121,16 +123,20 @@ def _any(event: _Event, gradient: Tensor) -> bool:
     return bool(gradient.any())
 
 
-def _events(outputs: list[tuple[str, Tensor]], size: tuple[int, int]) -> tuple[list[_Event], list[tuple[int, int]]]:
+def _events(
+    outputs: list[tuple[str, Tensor]], module: nn.Module, size: tuple[int, int]
+) -> tuple[list[_Event], list[tuple[int, int]]]:
     """The outputs that are or hold maps of an input of `size`, and the (h, w) of the maps."""
     events: list[_Event] = []
     sizes: list[tuple[int, int]] = []
     for name, tensor in outputs:
-        if tensor.ndim == 4 and _is_map((tensor.shape[2], tensor.shape[3]), size):
-            cells = (tensor.shape[2], tensor.shape[3])
-            if cells not in sizes:
-                sizes.append(cells)
-            events.append(_Event(name, tensor, 0, cells))
+        if tensor.ndim == 4:
+            last = channels_last(size, module.get_submodule(name), tensor.shape)
+            cells = (tensor.shape[1], tensor.shape[2]) if last else (tensor.shape[2], tensor.shape[3])
+            if _is_map(cells, size):
+                if cells not in sizes:
+                    sizes.append(cells)
+                events.append(_Event(name, tensor, 0, cells, not last))
         elif tensor.ndim == 3:
             grid = token_grid(tensor.shape[1], tuple(reversed(sizes)))
             if grid is not None:
@@ -139,28 +145,55 @@ def _events(outputs: list[tuple[str, Tensor]], size: tuple[int, int]) -> tuple[l
 
 
 def _is_map(cells: tuple[int, int], size: tuple[int, int]) -> bool:
-    """Whether a tensor has several cells and the aspect of the input, unlike attention and maps [B, h, w, C]."""
+    """Whether a tensor has several cells and the aspect of the input, unlike attention."""
     (h, w), (height, width) = cells, size
-    return 1 < h <= height // 2 and 1 < w <= width // 2 and abs(h * width - w * height) <= max(size)
+    return 1 < h <= height // 2 and 1 < w <= width // 2 and _fits(cells, size)
+
+
+def _fits(cells: Sequence[int], size: tuple[int, int]) -> bool:
+    """Whether a map has the aspect of the input, to the rounding of a cell."""
+    return abs(cells[0] * size[1] - cells[1] * size[0]) <= max(size)
+
+
+def channels_last(size: tuple[int, int], module: nn.Module, shape: Sequence[int]) -> bool:
+    """Whether an output of a module is [B, h, w, C] rather than [B, C, h, w].
+
+    The axes with the aspect of the input tell; if both or neither have it, the kind of the module.
+
+    Args:
+        size: (height, width) of the network's input, in pixels.
+        module: the module.
+        shape: of its output.
+    """
+    first, last = _fits(shape[2:], size), _fits(shape[1:3], size)
+    while isinstance(module, nn.Sequential) and len(module):
+        module = module[-1]
+    kind = type(module)
+    swin = "swin" in kind.__module__ and not isinstance(module, nn.Conv2d) and kind.__name__ != "Permute"
+    return last if first != last else kind in (nn.Linear, nn.LayerNorm) or (last and swin)
 
 
 def _named(events: list[_Event], module: nn.Module) -> list[_Event]:
-    """Each tensor once, by its outermost module; of token sequences the outputs of blocks, if there are blocks."""
-    chosen: dict[int, _Event] = {}
+    """Each tensor once, by its outermost module; of token sequences the outputs of blocks, if there are any."""
+    chosen: dict[tuple[int, int], _Event] = {}
     for event in events:
-        other = chosen.get(id(event.tensor))
+        # A map and its transposed view are the same map.
+        key = (event.tensor.data_ptr(), event.tensor.numel()) if event.tensor.ndim == 4 else (id(event.tensor), 0)
+        other = chosen.get(key)
         if other is None or (
             event.name.count(".") < other.name.count(".")
             and not isinstance(module.get_submodule(event.name), nn.Identity)
         ):
-            chosen[id(event.tensor)] = event
+            chosen[key] = event
     named = list(chosen.values())
-    blocks = [e for e in named if e.tensor.ndim == 4 or _in_sequence(e.name, module)]
-    return blocks if any(e.tensor.ndim == 3 for e in blocks) else named
+    blocks = [e for e in named if e.plain or _in_sequence(e.name, module)]
+    return blocks if not all(e.plain for e in blocks) else named
 
 
 def _in_sequence(name: str, module: nn.Module) -> bool:
-    return isinstance(module.get_submodule(name.rpartition(".")[0]), (nn.Sequential, nn.ModuleList))
+    """Whether a module is a step of a sequence, or the sequence itself."""
+    parent = module.get_submodule(name.rpartition(".")[0])
+    return isinstance(parent, (nn.Sequential, nn.ModuleList)) or isinstance(module.get_submodule(name), nn.Sequential)
 
 
 def _inside_another(event: _Event, events: list[_Event], module: nn.Module) -> bool:
