@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from detcam.adapters import Adapter, CallableAdapter, ImageSize, Target, adapter_for, opened, unwrapped
+from detcam.adapters import AnyAdapter, ImageSize, Target, adapter_for, opened, unwrapped
 from detcam.engine import shadow
 from detcam.engine.shadow import hooks_kept
 from detcam.engine.sweeps import Progress
@@ -114,8 +114,8 @@ class Explainer:
         progress: called during a sweep with (forwards done, total forwards) of an image and layer.
         segments: the objects of a semantic segmenter: "class" (all pixels of a class) or "component" (each connected
             region).
-        adapter: for custom models, see `detcam.adapters.CallableAdapter`; or an `Adapter` class. None: the adapter
-            that serves the model.
+        adapter: for custom models, see `detcam.adapters.CallableAdapter` and `LogitsAdapter`; or an `Adapter` class.
+            None: the adapter that serves the model.
         text: for text-prompted detectors, the phrases to look for, e.g. `["a cat", "remote control"]`; they are the
             classes.
         trust_checkpoint: load a weights path whatever classes it names, running any code in it; see
@@ -144,7 +144,7 @@ class Explainer:
         processor: Any = None,
         progress: Progress | None = None,
         segments: str = "class",
-        adapter: type[Adapter] | CallableAdapter | None = None,
+        adapter: AnyAdapter | None = None,
         text: Sequence[str] | None = None,
         trust_checkpoint: bool = False,
         classes: Sequence[int | str] | None = None,

@@ -6,6 +6,7 @@ from typing import Any
 
 from detcam.adapters.base import TARGETS, Adapter, ImageSize, LayerPlan, Readout, Selection, Source, Target
 from detcam.adapters.custom import CallableAdapter
+from detcam.adapters.logits import LogitsAdapter
 from detcam.adapters.rfdetr import RfdetrAdapter
 from detcam.adapters.shared.attention import AttentionPlan, sampling
 from detcam.adapters.shared.stages import channels_last
@@ -54,6 +55,7 @@ ADAPTERS: tuple[type[Adapter], ...] = (
     TransformersClassifier,
 )
 
+AnyAdapter = type[Adapter] | CallableAdapter | LogitsAdapter  # what `Explainer(adapter=)` takes
 NAMED: dict[str, type[Adapter]] = {"panoptic": PanopticAdapter}  # adapters that a preset may name
 
 
@@ -92,10 +94,12 @@ __all__ = [
     "NAMED",
     "TARGETS",
     "Adapter",
+    "AnyAdapter",
     "AttentionPlan",
     "CallableAdapter",
     "ImageSize",
     "LayerPlan",
+    "LogitsAdapter",
     "PanopticAdapter",
     "Readout",
     "Selection",

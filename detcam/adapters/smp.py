@@ -4,17 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import pad
 
-from detcam.adapters.base import ImageSize, sides_of
-from detcam.adapters.shared.channels import cycled
-from detcam.adapters.shared.semantic import SemanticAdapter, SemanticOutputs
-from detcam.errors import ImageError, ModelError
-from detcam.geometry import Geometry, resize, white
-from detcam.images import with_channels
+from detcam.adapters.base import ImageSize
+from detcam.adapters.logits import PlainSegmenter
+from detcam.adapters.shared.semantic import SemanticOutputs
+from detcam.errors import ModelError
 from detcam.models.versions import libraries_of
 
 STRIDE = 32  # sides must be multiples of it
@@ -22,7 +18,7 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 PARTS = ("encoder", "decoder", "segmentation_head")
 
 
-class SmpAdapter(SemanticAdapter):
+class SmpAdapter(PlainSegmenter):
     """Models of segmentation-models-pytorch.
 
     Models of the library have no preprocessing. `processor` is the encoder's `get_preprocessing_fn(...)`, from
@@ -40,13 +36,10 @@ class SmpAdapter(SemanticAdapter):
 
     def __init__(self, module: Any, model: Any, imgsz: ImageSize | None = None, processor: Any = None) -> None:
         super().__init__(module, model, imgsz, processor)
-        self.longest = imgsz
-        self.imgsz = imgsz or "size of the image"
         settings: Any = getattr(module, "config", None) or {}
         normalised = processor is None and settings.get("encoder_weights")
-        scales = (IMAGENET_MEAN, IMAGENET_STD) if normalised else ((0.0,), (1.0,))
-        self.mean, self.std = (cycled(values, self.channels) for values in scales)
-        self.processor = processor
+        mean, std = (IMAGENET_MEAN, IMAGENET_STD) if normalised else ((0.0,), (1.0,))
+        self._prepared_by(imgsz, processor, mean, std, STRIDE)
         head = module.segmentation_head
         classifier, last = [part for part in head.named_modules() if isinstance(part[1], nn.Conv2d)][-1]
         activation = getattr(head, "activation", None) or list(head.children())[-1]  # DPT has no sequence
@@ -72,49 +65,6 @@ class SmpAdapter(SemanticAdapter):
         if missing:
             raise ModelError(f"{type(model).__name__} has no {missing[0]}: give a whole model, e.g. smp.Unet(...)")
         return model
-
-    def scales(self) -> dict[str, list[float]]:
-        """See `Adapter.scales`; of processors only the library's own show theirs."""
-        if self.processor is None:
-            return super().scales()
-        known = getattr(self.processor, "keywords", {})
-        return {name: list(known[name]) for name in ("mean", "std") if known.get(name) is not None}
-
-    def fit(self, image: np.ndarray) -> np.ndarray:
-        """See `Adapter.fit`; a processor gets an image of other channels than the network's too, in RGB if it can."""
-        if self.processor is None:
-            return super().fit(image)
-        return with_channels(image, 3) if image.shape[2] in {1, 4} - {self.channels} else image
-
-    def blank(self) -> Tensor:
-        """See `Adapter.blank`: without the processor, which may expect an image of other channels."""
-        return torch.zeros((self.channels, 2 * STRIDE, 2 * STRIDE), device=self.device, dtype=self.dtype)
-
-    def prepare(self, image: np.ndarray) -> tuple[Tensor, Geometry]:
-        """See `Adapter.prepare`.
-
-        Raises:
-            ImageError: also if the processor returns another shape than [H, W, C].
-        """
-        image = self.fit(image)
-        source = resized = (image.shape[0], image.shape[1])
-        if self.longest is not None:
-            ratio = min(side / pixels for side, pixels in zip(sides_of(self.longest), source, strict=True))
-            resized = (max(round(source[0] * ratio), 1), max(round(source[1] * ratio), 1))
-            image = resize(image, resized)
-        if image.dtype != np.uint8 and "input_range" in getattr(self.processor, "keywords", {}):
-            image = image * (255 / white(image))  # the library's own processors expect 0 to 255
-        array = image / white(image) if self.processor is None else np.atleast_3d(np.asarray(self.processor(image)))
-        if array.shape != (*resized, self.channels):
-            raise ImageError(
-                f"processor: made {list(array.shape)} of an image {list(image.shape)}, the model reads "
-                f"{self.channels} channels: return [{resized[0]},{resized[1]},{self.channels}]"
-            )
-        array = (array - self.mean) / self.std
-        pixels = torch.from_numpy(array).permute(2, 0, 1).to(self.device, self.dtype)
-        network = sides_of(self.longest if isinstance(self.longest, tuple) else resized, STRIDE)
-        pixels = pad(pixels, (0, network[1] - resized[1], 0, network[0] - resized[0]))
-        return pixels, Geometry(source, resized, (0, 0), (pixels.shape[1], pixels.shape[2]))
 
     def forward(self, batch: Tensor, max_det: int) -> SemanticOutputs:
         """See `Adapter.forward`: the logits before the activation, if the model has one."""

@@ -11,7 +11,7 @@ from support import predict, random_yolo, wrapped
 from torch import nn
 
 from detcam import Explainer, InputError
-from detcam.adapters import adapter_for
+from detcam.adapters import LogitsAdapter, adapter_for
 
 pytest.importorskip("ultralytics")
 IMGSZ = 160
@@ -84,11 +84,13 @@ def test_a_head_without_the_parts_is_refused_by_their_name(part: str, detector: 
         Explainer(detector)
 
 
-def test_a_semantic_model_is_told_what_it_does() -> None:
+def test_a_semantic_model_is_explained_as_its_error_says(picture: np.ndarray) -> None:
     from ultralytics import YOLO
 
-    with pytest.raises(InputError, match="SemanticSegment classifies pixels, which detcam does not explain"):
-        Explainer(YOLO("yolo26n-sem.yaml"))
+    model = YOLO("yolo26n-sem.yaml").model.eval()
+    with pytest.raises(InputError, match=r"SemanticSegment classifies pixels: give its module .* LogitsAdapter\(\)"):
+        Explainer(model)
+    assert len(Explainer(model, adapter=LogitsAdapter(), conf=0.0, imgsz=IMGSZ)(picture)) >= 1
 
 
 def test_what_holds_a_model_is_opened(detector: nn.Module, picture: np.ndarray) -> None:

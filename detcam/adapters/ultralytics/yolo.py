@@ -25,7 +25,10 @@ from detcam.models.versions import libraries_of
 from detcam.types import Objects
 
 READ = ("nc", "nl", "stride", "dfl", "reg_max")  # what boxes are read by, of Detect and of heads made like it
-OTHER_TASKS = {"SemanticSegment": "classifies pixels", "Depth": "estimates depth"}
+OTHER_TASKS = {
+    "SemanticSegment": "classifies pixels: give its module (model.model) and adapter=detcam.adapters.LogitsAdapter()",
+    "Depth": "estimates depth, which has no classes to explain: give a detect, segment, pose or obb model",
+}
 
 
 class YoloAdapter(UltralyticsAdapter):
@@ -97,11 +100,7 @@ class YoloAdapter(UltralyticsAdapter):
             raise ModelError(f"{type(model).__name__} of ultralytics holds no network: give the YOLO(...) that made it")
         name = type(head).__name__
         if other := kinds_of(head) & OTHER_TASKS.keys():
-            raise ModelError(
-                f"{type(module).__name__} with head {name} {OTHER_TASKS[other.pop()]}, which detcam does not explain: "
-                "give a detect, segment, pose or obb model, e.g. yolov8n.pt or yolo11n-seg.pt, or "
-                "adapter=CallableAdapter(...)"
-            )
+            raise ModelError(f"{type(module).__name__} with head {name} {OTHER_TASKS[other.pop()]}")
         require_parts(module, (*READ, "get_topk_index") if getattr(head, "end2end", False) else READ)
         if hasattr(head, "lrpc"):
             raise ModelError(
