@@ -88,7 +88,7 @@ def test_a_semantic_model_is_explained_as_its_error_says(picture: np.ndarray) ->
     from ultralytics import YOLO
 
     model = YOLO("yolo26n-sem.yaml").model.eval()
-    with pytest.raises(InputError, match=r"SemanticSegment classifies pixels: give its module .* LogitsAdapter\(\)"):
+    with pytest.raises(InputError, match=r"SemanticSegment classifies pixels: give its module .*LogitsAdapter\(\)"):
         Explainer(model)
     assert len(Explainer(model, adapter=LogitsAdapter(), conf=0.0, imgsz=IMGSZ)(picture)) >= 1
 
