@@ -107,7 +107,7 @@ class WatchAttention:
     """While active, records the attention of the given modules.
 
     Args:
-        modules: role -> modules, each of which returns (output, weights [B, H, Q, K]); weights with the graph.
+        modules: role -> modules, each of which returns (output, weights [B, H, Q, K]) or the weights, with the graph.
         sampling: for modules that sample points: from a module and a function to call with places [B, Q, H, T, 2],
             weights and levels as `Sampled` has them, to a context in which each forward calls it; None for the others.
     """
@@ -145,7 +145,7 @@ def _keep_points(kept: list[Dense | Sampled]) -> Record:
 
 
 def _keep_weights(kept: list[Dense | Sampled]) -> Callable[..., None]:
-    def hook(module: nn.Module, args: Any, output: tuple[Tensor, Tensor]) -> None:
-        kept.append(Dense(output[1]))
+    def hook(module: nn.Module, args: Any, output: Tensor | tuple[Tensor, Tensor]) -> None:
+        kept.append(Dense(output if isinstance(output, Tensor) else output[1]))
 
     return hook

@@ -92,7 +92,8 @@ class AttentionRunner:
         left = iter(gradients or ())
         roles = (seen.encoder, seen.queries, seen.cross)
         combined = CombinedAttention(*([layer.combined(image, next(left, None)) for layer in role] for role in roles))
-        rows = index if combined.cross else index + len(combined.encoder[0]) - self._attention.objects
+        first = self._attention.objects is None or bool(combined.cross)  # else objects' tokens are the last
+        rows = index if first else index + len(combined.encoder[0]) - (self._attention.objects or 0)
         relevance = self._method.relevance(combined, rows)  # [n, tokens]
         grids = self._grids(seen, relevance.shape[1], size)
         if not grids:

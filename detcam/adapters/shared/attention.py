@@ -26,6 +26,10 @@ Record = Callable[[Tensor, Tensor, Levels], None]
 ENCODER = re.compile(r"(^|\.)encoder\.layers?\.\d+\.(self_attn|attention\.attention)$")
 QUERIES = re.compile(r"(^|\.)decoder\.layers\.\d+\.self_attn(\.self_attn)?$")
 CROSS = re.compile(r"(^|\.)decoder\.layers\.\d+\.(encoder_attn|cross_attn(\.cross_attn)?)$")
+CLASS_TOKEN = re.compile(  # timm's, torchvision's and transformers' vision transformers
+    r"(^|\.)(blocks\.\d+\.attn\.attn_drop|layers\.encoder_layer_\d+\.self_attention"
+    r"|layers?\.\d+\.attention(\.attention)?)$"
+)
 SAMPLERS = ("multi_scale_deformable_attn_pytorch", "multi_scale_deformable_attention_v2")
 
 
@@ -39,14 +43,15 @@ class AttentionPlan:
         queries: self-attention of the queries.
         cross: cross-attention from the queries to the tokens.
         holders: the parents of all these modules, with the projections that feed them.
-        objects: number of detection tokens at the end of the sequence, in a model without a decoder; else 0.
+        objects: number of detection tokens at the end of the sequence, in a model without a decoder; else 0. None: the
+            class token, the first, stands for the object.
     """
 
     encoder: tuple[nn.Module, ...]
     queries: tuple[nn.Module, ...]
     cross: tuple[nn.Module, ...]
     holders: tuple[nn.Module, ...]
-    objects: int = 0
+    objects: int | None = 0
 
     @property
     def samples(self) -> bool:
@@ -54,8 +59,8 @@ class AttentionPlan:
         return any(_samples(module) for module in self.cross)
 
 
-def attention_plan(view: nn.Module, family: str) -> AttentionPlan:
-    """Find the attention of a private view, and have it return its weights.
+def attention_plan(view: nn.Module, family: str, class_token: bool = False) -> AttentionPlan:
+    """Find the attention of a private view, and have it return its weights; with a class token, the encoder's.
 
     The view's attention is set to "eager", the implementation that computes the matrix, and its modules return the
     weights of each head.
@@ -67,16 +72,20 @@ def attention_plan(view: nn.Module, family: str) -> AttentionPlan:
     config = getattr(network, "config", None)
     if config is not None and hasattr(config, "_attn_implementation"):
         config._attn_implementation = "eager"
-    encoder, queries, cross = (_matching(view, pattern) for pattern in (ENCODER, QUERIES, CROSS))
-    objects = 0 if cross else int(getattr(config, "num_detection_tokens", 0))
-    if not (cross or objects):
+    encoder, queries, cross = (
+        _matching(view, pattern) for pattern in (CLASS_TOKEN if class_token else ENCODER, QUERIES, CROSS)
+    )
+    objects = None if class_token and encoder else 0 if cross else int(getattr(config, "num_detection_tokens", 0))
+    if objects == 0 and not cross:
         raise MethodError(
             f"this {family} model has no attention of queries: use a method that reads gradients, e.g. 'odam'"
         )
     encoder = {name: module for name, module in encoder.items() if not _samples(module)}
     modules = {**encoder, **queries, **cross}
-    for module in modules.values():
-        if isinstance(module, nn.MultiheadAttention):
+    for name, module in modules.items():
+        if name.endswith(".attn_drop"):  # of timm: the matrix passes through it if it is not fused
+            vars(view.get_submodule(name.rpartition(".")[0]))["fused_attn"] = False
+        elif isinstance(module, nn.MultiheadAttention):
             vars(module)["forward"] = partial(_eager, module)
         elif not _samples(module) and _ask not in module._forward_pre_hooks.values():
             module.register_forward_pre_hook(_ask, with_kwargs=True)

@@ -13,10 +13,11 @@ from PIL import Image
 from torch import Tensor
 
 from detcam.adapters.base import Adapter, LayerPlan
+from detcam.adapters.shared.attention import AttentionPlan, attention_plan
 from detcam.adapters.shared.channels import cycled
 from detcam.adapters.shared.scores import CLASS_TARGETS, class_score
 from detcam.adapters.shared.stages import find_stages, token_grid
-from detcam.errors import LayerError, ModelError
+from detcam.errors import LayerError, MethodError, ModelError
 from detcam.geometry import Geometry
 from detcam.images import unit_tensor
 from detcam.types import Objects, image_index
@@ -114,6 +115,20 @@ class ClassifierAdapter(Adapter):
         if preset == "evidence" and self._stages.earlier:
             return LayerPlan(self._stages.earlier, cut_all=False, fuse="sum")
         return LayerPlan((self._stages.last,), cut_all=True, fuse="sum")
+
+    def attention(self) -> AttentionPlan:
+        """See `Adapter.attention`: of a vision transformer with a class token, from which the score is read.
+
+        Raises:
+            MethodError: for any other classifier.
+        """
+        tokens = [getattr(m, name, None) for m in self.module.modules() for name in ("cls_token", "class_token")]
+        if not any(isinstance(token, Tensor) for token in tokens) or getattr(self.module, "global_pool", "") == "avg":
+            raise MethodError(
+                f"{type(self.module).__name__} has no class token that attends to patches: use a method that reads "
+                "gradients, e.g. 'odam'"
+            )
+        return attention_plan(self.module, self.family, class_token=True)
 
     def grids(self, tokens: int, size: tuple[int, int]) -> list[tuple[int, int, int]]:
         """See `Adapter.grids`: the patches, row by row, after the class token if there is one."""
