@@ -10,7 +10,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -27,7 +27,7 @@ from detcam.evaluate.contenders import contenders
 from detcam.evaluate.metrics.bootstrap import bootstrap
 from detcam.evaluate.metrics.localisation import energy
 from detcam.evaluate.planted.interventions import CONF
-from detcam.evaluate.planted.judge import Progress, seeds_of
+from detcam.evaluate.planted.judge import seeds_of
 from detcam.explainer import Explainer
 from detcam.methods import METHODS, Combination, Method, get_method
 from detcam.methods.path import PathMethod
@@ -37,6 +37,7 @@ from detcam.scenes.planted import SIZE, draw_planted
 from detcam.scenes.planted_parts import SYMBOLS
 
 Image = NDArray[np.uint8]
+Progress = Callable[[int, int], None]  # (scenes done, scenes in all)
 TILES = 4  # two by two, by row
 
 

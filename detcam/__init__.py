@@ -10,14 +10,6 @@ from detcam.types import Objects
 
 __version__ = "0.1.0"
 __all__ = [
-    "DetcamError",
-    "Explainer",
-    "Explanation",
-    "InputError",
-    "Objects",
-    "compare",
-    "explain_results",
-    "layers",
-    "ultralytics_callback",
-    "video",
-]
+    "DetcamError", "Explainer", "Explanation", "InputError", "Objects", "compare", "explain_results", "layers",
+    "ultralytics_callback", "video",
+]  # fmt: skip

@@ -1,7 +1,5 @@
 """Boxes: intersection over union, and corners from centre and size."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -48,8 +48,7 @@ class Preset(BaseModel):
         f"{VIEWS['why'][0]}, or {VIEWS['where'][0]} at other layers than the stem.",
     )
     layers: str | list[str] = Field(
-        default="auto",
-        description=f"auto, {', '.join(LAYER_PRESETS)}, or names of modules, see `detcam layers MODEL`.",
+        default="auto", description=f"auto, {', '.join(LAYER_PRESETS)}, or names of modules, see `detcam layers MODEL`."
     )
     target: str = Field(default="class", description=f"The scalar to explain: {', '.join(TARGETS)}.")
     segments: Segments = Field(

@@ -14,8 +14,6 @@ Public functions raise only these on purpose, except that `detcam.ops` raises Ty
 operators. The command line prints them as a single line and exits with code 2.
 """
 
-from __future__ import annotations
-
 import difflib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -29,9 +27,8 @@ def plain(text: object) -> str:
 
     Names of files and classes may come from strangers, and could otherwise move the cursor or hide text.
     """
-    return "".join(
-        c if c.isprintable() or c in JOINERS else c.encode("unicode_escape").decode("ascii") for c in str(text)
-    )
+    shown = (c if c.isprintable() or c in JOINERS else c.encode("unicode_escape").decode("ascii") for c in str(text))
+    return "".join(shown)
 
 
 class DetcamError(Exception):

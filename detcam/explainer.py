@@ -49,23 +49,14 @@ from detcam.types import Check, Objects
 
 @dataclass(frozen=True)
 class PreparedImage:
-    """An image of a batch, ready for the network.
+    """An image of a batch, ready for the network."""
 
-    Attributes:
-        position: its place in the caller's list.
-        image: [H, W, 3] uint8 RGB, for people.
-        tensor: [C, h, w], the network's input.
-        geometry: how the image lies in the network's input.
-        picture: [H, W, C] the image as it was read.
-        shown: how `image` was made; None: it has the values of `picture`.
-    """
-
-    position: int
-    image: np.ndarray
-    tensor: Tensor
-    geometry: Geometry
-    picture: np.ndarray
-    shown: str | None
+    position: int  # its place in the caller's list
+    image: np.ndarray  # [H, W, 3] uint8 RGB, for people
+    tensor: Tensor  # [C, h, w], the network's input
+    geometry: Geometry  # how the image lies in the network's input
+    picture: np.ndarray  # [H, W, C] the image as it was read
+    shown: str | None  # how `image` was made; None: it has the values of `picture`
 
 
 class _Lock:
@@ -216,11 +207,7 @@ class Explainer:
         self, images: Any, ask: None = None, prompts: Sequence[Any] | None = None, truth: Any = None
     ) -> Explanation: ...
     def __call__(
-        self,
-        images: Any,
-        ask: Sequence[Pair] | None = None,
-        prompts: Sequence[Any] | None = None,
-        truth: Any = None,
+        self, images: Any, ask: Sequence[Pair] | None = None, prompts: Sequence[Any] | None = None, truth: Any = None
     ) -> Explanation | list[Explanation]:
         """Explain every object of an image or of a list of images, or answer a question about one image.
 
@@ -332,10 +319,8 @@ class Explainer:
             levels = detected.level.tolist()
             flags = [maps.zero_gradient[i] for i in rows]
             notes = [self._note(*each) for each in zip(raw, flags, levels, strict=True)]
-            facts = (image.image, detected, raw, notes, self.settings, image.geometry)
-            explanations.append(
-                Explanation(*facts, self.check, image.picture, image.shown, origin=self._origin.facts())
-            )
+            facts = (image.image, detected, raw, notes, self.settings, image.geometry, self.check)
+            explanations.append(Explanation(*facts, image.picture, image.shown, origin=self._origin.facts()))
         return explanations
 
     def _note(self, raw: Tensor, zero_gradient: bool, level: int) -> str | None:

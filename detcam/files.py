@@ -1,7 +1,5 @@
 """Files read whole within bounds, and files and folders that are written whole or not at all."""
 
-from __future__ import annotations
-
 import errno
 import os
 import shutil
@@ -39,11 +37,7 @@ def unfinished(path: Path) -> Path:
 
 
 def write_whole(path: Path, data: bytes) -> None:
-    """Write a file, or replace it: readers see the old content or the new one, also after a crash.
-
-    Raises:
-        OSError: if the file cannot be written; nothing is left of it then.
-    """
+    """Write or replace a file; readers see old or new content, also after a crash; an OSError leaves nothing."""
     work = unfinished(path)
     try:
         with work.open("wb") as file:

@@ -1,7 +1,5 @@
 """Geometry: the letterbox, and exact coordinate transforms between source pixels and the network's input."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 

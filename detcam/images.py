@@ -1,7 +1,5 @@
 """Image reading: paths, PIL images, arrays and tensors become [H, W, C] with their depth, or raise an ImageError."""
 
-from __future__ import annotations
-
 import io
 import os
 import sys
@@ -22,10 +20,7 @@ from detcam.geometry import white
 
 MAX_PIXELS = 178_956_970  # Pillow's limit, about 13,000 x 13,000; checked in the header, before anything is decoded
 MAX_BYTES = 2**30  # of a file: more than MAX_PIXELS take
-SUFFIXES = (
-    *(".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"),
-    *(".jp2", ".avif", ".heic", ".heif"),
-)
+SUFFIXES = (*(".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"), *(".jp2", ".avif", ".heic", ".heif"))
 # Some of Pillow's other formats start programs. Those that an installation may lack come last.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "TIFF", "GIF", "JPEG2000", "AVIF", "HEIF")
 HEIC = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")  # brands; AVIF may have the last two
@@ -90,11 +85,7 @@ def displayable(image: np.ndarray) -> tuple[np.ndarray, str | None]:
 
 
 def with_channels(image: np.ndarray, channels: int) -> np.ndarray:
-    """An image [H, W, C] with the channels that a network reads: grey is repeated for RGB, alpha is dropped.
-
-    Raises:
-        ImageError: if the image has another number of channels.
-    """
+    """An image [H, W, C] in a network's channels: grey is repeated for RGB, alpha is dropped; else an ImageError."""
     count = image.shape[2]
     if count == channels:
         return image
@@ -232,15 +223,10 @@ def _ends(png: bytes) -> bool:
 
 
 def _opened(data: bytes) -> Image.Image:
-    """An image file opened by Pillow, in one of FORMATS.
-
-    Raises:
-        UnidentifiedImageError: if it is of no format that this Pillow reads.
-    """
+    """An image file opened by Pillow; an UnidentifiedImageError if it has none of FORMATS."""
     # Ultralytics replaces Pillow's `open` by a function that pip-installs a package if a file is not an image.
-    opener: Callable[..., Image.Image] = getattr(
-        sys.modules.get("ultralytics.utils.patches"), "_image_open", Image.open
-    )
+    patches = sys.modules.get("ultralytics.utils.patches")
+    opener: Callable[..., Image.Image] = getattr(patches, "_image_open", Image.open)
     if data[4:8] == b"ftyp" and data[8:12] in HEIC and "HEIF" not in Image.OPEN:
         with suppress(ImportError):
             from pillow_heif import register_heif_opener

@@ -1,7 +1,5 @@
 """Layers of a model that can carry a heatmap: their outputs, the share of objects that reach them, and the presets."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial

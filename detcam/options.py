@@ -1,7 +1,5 @@
 """Checks of the explainer's options, made before anything is computed."""
 
-from __future__ import annotations
-
 import reprlib
 from collections.abc import Mapping
 from numbers import Integral, Real
@@ -18,11 +16,7 @@ LAYER_PRESETS = ("level", "evidence", "stem")
 
 
 def check_options(conf: float, iou: float, max_det: int, imgsz: Any, target: Target) -> None:
-    """Check that numbers are in range and that the target exists for some family.
-
-    Raises:
-        InputError: for the first option that cannot be used.
-    """
+    """Raise an InputError for the first option whose number is out of range or whose target no family has."""
     for name, share in (("conf", conf), ("iou", iou)):
         if not isinstance(share, Real) or not 0 <= share <= 1:
             raise InputError(f"{name}: expected a number in [0, 1], got {share!r}")
@@ -36,22 +30,14 @@ def check_options(conf: float, iou: float, max_det: int, imgsz: Any, target: Tar
 
 
 def check_layers(layers: Any) -> None:
-    """Check that layers are names or modules.
-
-    Raises:
-        LayerError: if they are not.
-    """
+    """Check that layers are names or modules; a LayerError if they are not."""
     chosen = [layers] if isinstance(layers, (str, nn.Module)) else layers
     if not isinstance(chosen, (list, tuple)) or any(not isinstance(layer, (str, nn.Module)) for layer in chosen):
         raise LayerError(f"layers: expected names or modules, got {reprlib.repr(layers)}: see `detcam layers`")
 
 
 def check_target(target: Target, adapter: Adapter) -> None:
-    """Check that the target exists for this model.
-
-    Raises:
-        TargetError: if it does not.
-    """
+    """Check that the target exists for this model; a TargetError if it does not."""
     if isinstance(target, str) and target not in adapter.available:
         raise TargetError(
             f"target {target!r} does not exist for this {adapter.family} {adapter.task} model: "
@@ -60,11 +46,7 @@ def check_target(target: Target, adapter: Adapter) -> None:
 
 
 def set_segments(adapter: Adapter, segments: str) -> None:
-    """Set what an object of a semantic segmenter is: all pixels of a class, or a connected component of them.
-
-    Raises:
-        InputError: for an unknown value, or for a value other than the default where objects are not segments.
-    """
+    """Set whether a segmenter's objects are classes or connected components; an InputError if that does not suit it."""
     if not isinstance(segments, str) or segments not in SEGMENTS:
         raise InputError(f"segments: {segments!r} does not exist: {nearest(str(segments), SEGMENTS)}")
     if hasattr(adapter, "segments"):
@@ -77,11 +59,7 @@ def set_segments(adapter: Adapter, segments: str) -> None:
 
 
 def set_names(adapter: Adapter, names: Any) -> None:
-    """Name the classes of the model, in place of the names that it has.
-
-    Raises:
-        InputError: for anything but names by class number.
-    """
+    """Name the classes of the model by number, in place of the names that it has; an InputError for anything else."""
     if names is None:
         return
     listed = dict(enumerate(names)) if isinstance(names, (list, tuple)) else names
@@ -92,11 +70,7 @@ def set_names(adapter: Adapter, names: Any) -> None:
 
 
 def set_classes(adapter: Adapter, classes: Any) -> None:
-    """Set the only classes whose objects count, by number or name.
-
-    Raises:
-        InputError: for anything but a list of them, and for a class that the model does not have.
-    """
+    """Set the only classes whose objects count, by number or name; an InputError for any that the model lacks."""
     if classes is None:
         return
     names: dict[int, str] = getattr(adapter, "names", {})
@@ -111,11 +85,7 @@ def set_classes(adapter: Adapter, classes: Any) -> None:
 
 
 def set_text(adapter: Adapter, text: Any) -> None:
-    """Set the phrases that a text-prompted detector looks for.
-
-    Raises:
-        InputError: if text is not a list of phrases, is missing, or is given for a model that takes none.
-    """
+    """Set the phrases that a text-prompted detector looks for; an InputError if it takes none, or for no list."""
     prompt = getattr(adapter, "set_text", None)
     if text is None and prompt is None:
         return
@@ -129,11 +99,7 @@ def set_text(adapter: Adapter, text: Any) -> None:
 
 
 def checked_device(device: str | torch.device) -> torch.device:
-    """The device, if tensors can be made on it.
-
-    Raises:
-        InputError: if not.
-    """
+    """The device, if tensors can be made on it; an InputError if not."""
     try:
         checked = torch.device(device)
         torch.empty(0, device=checked)

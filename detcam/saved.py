@@ -81,9 +81,8 @@ def _earlier_overlays(folder: Path) -> list[Path]:
         names = [item["overlay"] for item in document["objects"]]
     except (OSError, ValueError, KeyError, TypeError):
         return []
-    return [
-        folder / name for name in names if isinstance(name, str) and re.fullmatch(r"overlay_\d+_[a-z0-9-]+\.png", name)
-    ]
+    ours = re.compile(r"overlay_\d+_[a-z0-9-]+\.png")
+    return [folder / name for name in names if isinstance(name, str) and ours.fullmatch(name)]
 
 
 def _slug(label: str) -> str:
@@ -109,25 +108,15 @@ def preview(picture: np.ndarray) -> bytes:
 
 @dataclass(frozen=True)
 class Saved:
-    """A saved explanation.
+    """A saved explanation."""
 
-    Attributes:
-        folder: the folder of the explanation.
-        document: contents of `explanation.json`.
-        digest: SHA-256 of `picture.jpg`.
-    """
-
-    folder: Path
-    document: dict[str, Any]
-    digest: str
+    folder: Path  # the folder of the explanation
+    document: dict[str, Any]  # contents of `explanation.json`
+    digest: str  # SHA-256 of `picture.jpg`
 
     @classmethod
     def read(cls, folder: Path) -> Saved:
-        """Read the explanation in `folder`; its maps are read later, by `maps`.
-
-        Raises:
-            InputError: if there is no explanation, or it is incomplete.
-        """
+        """Read the explanation in `folder`, without its maps; an InputError if there is none, or it is incomplete."""
         try:
             document = json.loads((folder / NAME).read_text(encoding="utf-8"))
             saved = cls(folder, document, hashlib.sha256((folder / PICTURE).read_bytes()).hexdigest())
@@ -175,11 +164,7 @@ class Saved:
         return str(self.document["settings"].get("view") or "")
 
     def maps(self) -> list[np.ndarray]:
-        """Read the N raw coarse maps [h, w] float32.
-
-        Raises:
-            InputError: if `heatmaps.npz` is missing or damaged.
-        """
+        """Read the N raw coarse maps [h, w] float32; an InputError if `heatmaps.npz` is missing or damaged."""
         try:
             with np.load(self.folder / MAPS) as archive:
                 return [archive[f"map_{i:03d}"] for i in range(len(self.objects))]
@@ -195,11 +180,7 @@ def broken(folder: Path, reason: str) -> InputError:
 
 
 def find(root: Path) -> list[Path]:
-    """The folders of all explanations in `root` and below it.
-
-    Raises:
-        InputError: if there is no explanation.
-    """
+    """The folders of all explanations in `root` and below it; an InputError if there is no explanation."""
     if not root.is_dir():
         raise InputError(f"{root} is not a folder: give the --out of detcam explain")
     folders = sorted(path.parent for path in root.rglob(NAME))

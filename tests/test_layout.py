@@ -190,3 +190,29 @@ def test_each_rule_complains_when_it_is_broken(breach: str) -> None:
     path, line = BREACHES[breach]
     broken = house() | {path: f"{house().get(path, '')}\n{line}\n"}
     assert any(breach in complaint for complaint in complaints(broken))
+
+
+def undocumented(files: Sources) -> Iterator[str]:
+    """`path:line Class.method` of each public method without a docstring, of its own or of a method it overrides."""
+    classes: dict[str, list[tuple[str, ast.ClassDef]]] = {}
+    for path, source in files.items():
+        for node in ast.parse(source).body:
+            if isinstance(node, ast.ClassDef):
+                classes.setdefault(node.name, []).append((path, node))
+
+    def documented(owner: ast.ClassDef, name: str) -> bool:
+        own = [node for node in owner.body if isinstance(node, ast.FunctionDef) and node.name == name]
+        names = {node.id for base in owner.bases for node in ast.walk(base) if isinstance(node, ast.Name)}
+        bases = [node for base in names for _, node in classes.get(base, ())]
+        return any(map(ast.get_docstring, own)) or any(documented(base, name) for base in bases)
+
+    for path, owner in (found for group in classes.values() for found in group if not found[1].name.startswith("_")):
+        for node in owner.body:
+            if isinstance(node, ast.FunctionDef) and not node.name.startswith("_") and not documented(owner, node.name):
+                yield f"{path}:{node.lineno} {owner.name}.{node.name}"
+
+
+def test_public_methods_have_a_docstring_or_inherit_one() -> None:
+    assert list(undocumented(house())) == []
+    bare = "class Bare(Adapter):\n    def forward(self): ...\n    def other(self): ...\n"
+    assert list(undocumented(house() | {"bare.py": bare})) == ["bare.py:3 Bare.other"]

@@ -1,7 +1,5 @@
 """Adapters: one per family of models; `adapter_for` finds the adapter of a model."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from detcam.adapters.base import TARGETS, Adapter, ImageSize, LayerPlan, Readout, Selection, Source, Target
@@ -33,27 +31,11 @@ from detcam.errors import ModelError
 from detcam.models.versions import require_supported
 
 ADAPTERS: tuple[type[Adapter], ...] = (
-    RtdetrAdapter,
-    UltralyticsClassifier,
-    YoloAdapter,
-    GroundingDinoAdapter,
-    OwlAdapter,
-    OmDetAdapter,
-    DetrAdapter,
-    MaskQueryAdapter,
-    RfdetrAdapter,
-    RcnnAdapter,
-    RetinaNetAdapter,
-    FcosAdapter,
-    SsdAdapter,
-    TorchvisionSegmenterAdapter,
-    TransformersSegmenterAdapter,
-    SmpAdapter,
-    SamAdapter,
-    TorchvisionClassifier,
-    TimmClassifier,
-    TransformersClassifier,
-)
+    RtdetrAdapter, UltralyticsClassifier, YoloAdapter, GroundingDinoAdapter, OwlAdapter, OmDetAdapter, DetrAdapter,
+    MaskQueryAdapter, RfdetrAdapter, RcnnAdapter, RetinaNetAdapter, FcosAdapter, SsdAdapter,
+    TorchvisionSegmenterAdapter, TransformersSegmenterAdapter, SmpAdapter, SamAdapter, TorchvisionClassifier,
+    TimmClassifier, TransformersClassifier,
+)  # fmt: skip
 
 AnyAdapter = type[Adapter] | CallableAdapter | LogitsAdapter  # what `Explainer(adapter=)` takes
 NAMED: dict[str, type[Adapter]] = {"panoptic": PanopticAdapter}  # adapters that a preset may name
@@ -73,11 +55,7 @@ def opened(model: Any) -> tuple[Any, Any]:
 
 
 def adapter_for(model: Any) -> type[Adapter]:
-    """The adapter class of the family that `model` belongs to.
-
-    Raises:
-        ModelError: if the model belongs to no family, or its library is too old.
-    """
+    """The adapter class of the family that `model` belongs to; a ModelError if none, or if its library is too old."""
     require_supported(model)
     for adapter in ADAPTERS:
         if adapter.serves(model):
@@ -90,25 +68,7 @@ def adapter_for(model: Any) -> type[Adapter]:
 
 
 __all__ = [
-    "ADAPTERS",
-    "NAMED",
-    "TARGETS",
-    "Adapter",
-    "AnyAdapter",
-    "AttentionPlan",
-    "CallableAdapter",
-    "ImageSize",
-    "LayerPlan",
-    "LogitsAdapter",
-    "PanopticAdapter",
-    "Readout",
-    "Selection",
-    "Source",
-    "Target",
-    "YoloAdapter",
-    "adapter_for",
-    "channels_last",
-    "opened",
-    "sampling",
-    "unwrapped",
-]
+    "ADAPTERS", "NAMED", "TARGETS", "Adapter", "AnyAdapter", "AttentionPlan", "CallableAdapter", "ImageSize",
+    "LayerPlan", "LogitsAdapter", "PanopticAdapter", "Readout", "Selection", "Source", "Target", "YoloAdapter",
+    "adapter_for", "channels_last", "opened", "sampling", "unwrapped",
+]  # fmt: skip

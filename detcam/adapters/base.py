@@ -1,7 +1,5 @@
 """Adapter: base class of all families; from an image to outputs, objects and a differentiable scalar per object."""
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,6 +17,7 @@ from detcam.adapters.shared.stem import find_stem
 from detcam.errors import InputError, MethodError
 from detcam.geometry import Geometry
 from detcam.images import with_channels
+from detcam.models.versions import libraries_of
 from detcam.types import Objects, Prompt
 
 ImageSize = int | tuple[int, int]  # a side, or (height, width), in pixels
@@ -107,6 +106,7 @@ class Adapter(ABC):
     """
 
     family: ClassVar[str]
+    library: ClassVar[str | None] = None  # the package of the models' classes, or of their base classes
     models: ClassVar[str]  # the models that the family serves, for display
     targets: ClassVar[tuple[str, ...]]  # the targets of the family; a model may lack some
     install: ClassVar[str]  # how to install the family's library
@@ -133,9 +133,9 @@ class Adapter(ABC):
         return tuple(t for t in self.targets if t not in missing and (t != "margin" or classes > 1))
 
     @classmethod
-    @abstractmethod
     def serves(cls, model: Any) -> bool:
         """Whether `model` belongs to the family, told by the packages of its classes; imports no library."""
+        return cls.library in libraries_of(model)
 
     @classmethod
     def unwrap(cls, model: Any) -> nn.Module:

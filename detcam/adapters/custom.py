@@ -112,23 +112,13 @@ class CallableAdapter(Adapter):
         return bound
 
     @classmethod
-    def serves(cls, model: Any) -> bool:
-        """See `Adapter.serves`: never, the user names this adapter."""
-        return False
-
-    @classmethod
     def unwrap(cls, model: Any) -> nn.Module:
         """See `Adapter.unwrap`: what is not an nn.Module is a black box."""
-        return (
-            model if isinstance(model, nn.Module) and not isinstance(model, torch.jit.ScriptModule) else BlackBox(model)
-        )
+        opaque = not isinstance(model, nn.Module) or isinstance(model, torch.jit.ScriptModule)
+        return BlackBox(model) if opaque else model
 
     def prepare(self, image: np.ndarray) -> tuple[Tensor, Geometry]:
-        """See `Adapter.prepare`: a letterbox, or the user's function.
-
-        Raises:
-            ModelError: if the user's function returns anything else than documented.
-        """
+        """See `Adapter.prepare`: a letterbox, or the user's function; a ModelError if that returns anything else."""
         image = self.fit(image)
         if self._prepare is not None:
             made = self._prepare(image)
@@ -146,16 +136,11 @@ class CallableAdapter(Adapter):
         return unit_tensor(padded, self.device, self.dtype), geometry
 
     def forward(self, batch: Tensor, max_det: int) -> Any:
-        """See `Adapter.forward`."""
         return self._forward(self.module.model if isinstance(self.module, BlackBox) else self.module, batch)  # type: ignore[arg-type]
 
     @torch.no_grad()
     def detect(self, outputs: Any, geometries: list[Geometry], conf: float, iou: float, max_det: int) -> list[Objects]:
-        """See `Adapter.detect`.
-
-        Raises:
-            ModelError: if the user's function returns anything else than documented.
-        """
+        """See `Adapter.detect`; a ModelError if the user's function returns anything else than documented."""
         rows = self._detect(outputs, conf)
         if not isinstance(rows, Sequence) or len(rows) != len(geometries):
             size = f" of {len(rows)}" if isinstance(rows, Sequence) else ""
@@ -190,11 +175,7 @@ class CallableAdapter(Adapter):
         return objects.select(boxes.isfinite().all(dim=1).nonzero().flatten()[:max_det])
 
     def score(self, outputs: Any, objects: list[Objects], target: str) -> Tensor:
-        """See `Adapter.score`.
-
-        Raises:
-            TargetError: if the user's function returns anything else than documented.
-        """
+        """See `Adapter.score`; a TargetError if the user's function returns anything else than documented."""
         scalars = self._score(outputs, objects, target)
         total = sum(map(len, objects))
         if not isinstance(scalars, Tensor) or scalars.ndim not in (1, 2) or len(scalars) != total:
@@ -204,7 +185,6 @@ class CallableAdapter(Adapter):
 
     @property
     def lists_candidates(self) -> bool:
-        """See `Adapter.lists_candidates`."""
         return self._candidates is not None
 
     @torch.no_grad()
@@ -232,18 +212,13 @@ class CallableAdapter(Adapter):
 
     @torch.no_grad()
     def objects_at(self, outputs: Any, candidates: Tensor, class_ids: Tensor, geometry: Geometry) -> Objects:
-        """See `Adapter.objects_at`."""
         boxes, probabilities, _ = self.candidates(outputs)
         scores = probabilities[0, candidates, class_ids]
         row = {"boxes": boxes[0, candidates], "scores": scores, "class_ids": class_ids, "index": candidates}
         return self._objects(row, geometry, len(candidates))
 
     def layers(self, preset: str) -> LayerPlan:
-        """See `Adapter.layers`; if the user gave one preset only, it serves for both.
-
-        Raises:
-            LayerError: if a name that the user gave does not exist.
-        """
+        """See `Adapter.layers`; a single preset serves for both; a LayerError if a given name does not exist."""
         layers = self._layers
         if isinstance(layers, Mapping):
             layers = layers.get(preset) or next(iter(layers.values()), ())

@@ -23,12 +23,7 @@ class PlainSegmenter(SemanticAdapter):
     """Base of segmenters without a preparation: pixels in [0, 1], or a processor from [H, W, C] to float [H, W, C]."""
 
     def _prepared_by(
-        self,
-        imgsz: ImageSize | None,
-        processor: Any,
-        mean: Sequence[float],
-        std: Sequence[float],
-        stride: int,
+        self, imgsz: ImageSize | None, processor: Any, mean: Sequence[float], std: Sequence[float], stride: int
     ) -> None:
         """Set the preparation; the network's sides are multiples of `stride`."""
         self.longest, self.imgsz = imgsz, imgsz or "size of the image"
@@ -53,11 +48,7 @@ class PlainSegmenter(SemanticAdapter):
         return torch.zeros((self.channels, 2 * self.stride, 2 * self.stride), device=self.device, dtype=self.dtype)
 
     def prepare(self, image: np.ndarray) -> tuple[Tensor, Geometry]:
-        """See `Adapter.prepare`.
-
-        Raises:
-            ImageError: also if the processor returns another shape than [H, W, C].
-        """
+        """See `Adapter.prepare`; an ImageError also if the processor returns another shape than [H, W, C]."""
         image = self.fit(image)
         source = resized = (image.shape[0], image.shape[1])
         if self.longest is not None:
@@ -133,27 +124,14 @@ class LogitsAdapter(PlainSegmenter):
         bound.available = bound._available(count, *(("margin",) if bound.multilabel else ()))
         return bound
 
-    @classmethod
-    def serves(cls, model: Any) -> bool:
-        """See `Adapter.serves`: never, the user names this adapter."""
-        return False
-
     def layers(self, preset: str) -> LayerPlan:
-        """See `Adapter.layers`.
-
-        Raises:
-            LayerError: if none were given.
-        """
+        """See `Adapter.layers`; a LayerError if none were given."""
         if not self.plans:
             raise LayerError(f"layers {preset!r}: this LogitsAdapter names none: give LogitsAdapter(layers=[...])")
         return super().layers(preset)
 
     def forward(self, batch: Tensor, max_det: int) -> SemanticOutputs:
-        """See `Adapter.forward`.
-
-        Raises:
-            ModelError: if the model's output has no logits [B, C, h, w].
-        """
+        """See `Adapter.forward`; a ModelError if the model's output has no logits [B, C, h, w]."""
         logits = self._logits_of(self.module(batch))
         if not isinstance(logits, Tensor) or logits.ndim != 4:
             actual = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__

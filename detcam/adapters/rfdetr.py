@@ -1,7 +1,5 @@
 """RF-DETR of the rfdetr package: detection, and segmentation with a mask for each query."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np
@@ -16,7 +14,6 @@ from detcam.adapters.shared.scores import BOX_TARGETS, CLASS_TARGETS
 from detcam.errors import InputError, ModelError
 from detcam.geometry import Geometry
 from detcam.images import unit_tensor
-from detcam.models.versions import libraries_of
 from detcam.types import Objects
 
 MODULE = "LWDETR"
@@ -35,6 +32,7 @@ class RfdetrAdapter(QueryAdapter):
     """
 
     family = "rfdetr"
+    library = "rfdetr"
     models = "RF-DETR Nano to Large, and RF-DETR Seg Nano to 2XLarge"
     install = 'pip install "detcam[rfdetr]"'
     targets = (*CLASS_TARGETS, *BOX_TARGETS, *MASK_TARGETS)
@@ -63,11 +61,6 @@ class RfdetrAdapter(QueryAdapter):
         self.available = self._available(module.class_embed.out_features, *missing)
 
     @classmethod
-    def serves(cls, model: Any) -> bool:
-        """See `Adapter.serves`: a wrapper or module of rfdetr, or derived from one."""
-        return "rfdetr" in libraries_of(model)
-
-    @classmethod
     def unwrap(cls, model: Any) -> nn.Module:
         """See `Adapter.unwrap`: an error if `inference(inplace=True)` removed the weights, and for keypoint models."""
         module = model if isinstance(model, nn.Module) else model.model.model
@@ -91,7 +84,6 @@ class RfdetrAdapter(QueryAdapter):
         return pixels.to(self.dtype), geometry
 
     def forward(self, batch: Tensor, max_det: int) -> QueryOutputs:
-        """See `Adapter.forward`."""
         outputs = self.module(batch)
         masks = outputs.get("pred_masks")
         return QueryOutputs(outputs["pred_logits"], outputs["pred_boxes"], whole_inputs(batch), masks)

@@ -1,7 +1,5 @@
 """Semantic segmenters of segmentation-models-pytorch, with any encoder."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch
@@ -11,7 +9,6 @@ from detcam.adapters.base import ImageSize
 from detcam.adapters.logits import PlainSegmenter
 from detcam.adapters.shared.semantic import SemanticOutputs
 from detcam.errors import ModelError
-from detcam.models.versions import libraries_of
 
 STRIDE = 32  # sides must be multiples of it
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -29,6 +26,7 @@ class SmpAdapter(PlainSegmenter):
     """
 
     family = "segmentation-models-pytorch"
+    library = "segmentation_models_pytorch"
     models = (
         "Unet, Unet++, FPN, PSPNet, PAN, Linknet, MAnet, DeepLabV3, DeepLabV3+, UPerNet, SegFormer, DPT; any encoder"
     )
@@ -52,11 +50,6 @@ class SmpAdapter(PlainSegmenter):
         self._watch(f"segmentation_head.{classifier}", dict(enumerate(names)))
         self._resized: list[Tensor] = []
         activation.register_forward_pre_hook(lambda module, args: self._resized.append(args[0]))
-
-    @classmethod
-    def serves(cls, model: Any) -> bool:
-        """See `Adapter.serves`: a model of segmentation-models-pytorch, or derived from one."""
-        return "segmentation_models_pytorch" in libraries_of(model)
 
     @classmethod
     def unwrap(cls, model: Any) -> nn.Module:

@@ -1,7 +1,5 @@
 """Image classifiers of timm."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from torch import nn
@@ -9,20 +7,15 @@ from torch import nn
 from detcam.adapters.base import sides_of
 from detcam.adapters.shared.classifier import StepsAdapter, compose_steps, imagenet_names
 from detcam.errors import InputError, ModelError
-from detcam.models.versions import libraries_of
 
 
 class TimmClassifier(StepsAdapter):
     """timm's classifiers, with the preprocessing of their data configuration; `imgsz` is the side of the crop."""
 
     family = "timm"
+    library = "timm"
     models = "all of timm.create_model with class logits and maps [B, C, h, w] or tokens"
     install = "pip install timm"
-
-    @classmethod
-    def serves(cls, model: Any) -> bool:
-        """See `Adapter.serves`."""
-        return "timm" in libraries_of(model)
 
     @classmethod
     def unwrap(cls, model: Any) -> nn.Module:

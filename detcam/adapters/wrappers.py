@@ -1,7 +1,5 @@
 """Wrappers around a model: the model inside, or the name of the attribute that holds it."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Callable
 from typing import Any

@@ -22,21 +22,14 @@ STEPS = np.arange(-MARGIN * BOX, (MARGIN + 1) * BOX + 1) / BOX
 
 @dataclass(frozen=True)
 class Spread:
-    """Where the heat of one object lies relative to its box.
+    """Where the heat of one object lies relative to its box."""
 
-    Attributes:
-        outside: share of the heat outside the box, in [0, 1].
-        others: share of the heat outside the box and in the box of another object.
-        even: value of `outside` if the heat were spread evenly over the image.
-        cells: shorter side of the box in cells of the raw map; below 1 the map cannot tell inside from outside.
-        sight: share of the surroundings, up to one box length around the box, where the map can show heat: inside the
-            smallest rectangle with all its cells that are not zero. In [0, 1]; 1 if the image ends with the box.
-    """
-
-    outside: float
-    others: float
-    even: float
-    cells: float
+    outside: float  # share of the heat outside the box, in [0, 1]
+    others: float  # share of the heat outside the box and in the box of another object
+    even: float  # value of `outside` if the heat were spread evenly over the image
+    cells: float  # shorter side of the box in cells of the raw map; below 1 the map cannot tell inside from outside
+    # Share of the surroundings, up to one box length around the box, where the map can show heat: inside the smallest
+    # rectangle with all its cells that are not zero. In [0, 1]; 1 if the image ends with the box.
     sight: float
 
 

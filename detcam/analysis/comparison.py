@@ -1,7 +1,5 @@
 """Comparison of two explanations of one image: objects are matched, and the maps of each match are compared."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -141,11 +139,7 @@ def compare(a: Explanation, b: Explanation, iou: float = IOU) -> Comparison:
 
 
 def check_iou(iou: float, name: str = "iou") -> None:
-    """Check the smallest IoU of a match.
-
-    Raises:
-        InputError: if `iou` is not a number above 0 and up to 1.
-    """
+    """Check the smallest IoU of a match; an InputError if `iou` is not a number above 0 and up to 1."""
     if not isinstance(iou, Real) or not 0 < iou <= 1:
         raise InputError(f"{name}: expected a number above 0 and up to 1, got {iou!r}")
 

@@ -1,7 +1,5 @@
 """Heat summary: where a model's heat lies over a set of images, in and around the boxes, per class and per mistake."""
 
-from __future__ import annotations
-
 import os
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence

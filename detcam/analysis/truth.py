@@ -21,44 +21,27 @@ Key = tuple[str, ...]
 
 @dataclass(frozen=True)
 class Miss:
-    """A label that no object matches.
+    """A label that no object matches."""
 
-    Attributes:
-        label: class name.
-        box: x1, y1, x2, y2 in source pixels.
-        saved: the explanation in which the model was asked about the label (`ask=`), or None.
-        number: position of the best candidate in `saved`, or None.
-    """
-
-    label: str
-    box: list[float]
-    saved: Saved | None = None
-    number: int | None = None
+    label: str  # class name
+    box: list[float]  # x1, y1, x2, y2 in source pixels
+    saved: Saved | None = None  # the explanation in which the model was asked about the label (`ask=`), or None
+    number: int | None = None  # position of the best candidate in `saved`, or None
 
 
 @dataclass
 class Truth:
-    """Ground truth, and the explanations that answer questions about missed objects.
-
-    Attributes:
-        labels: the labels of the images.
-        names: class number -> class name, for the classes that occur in explanations.
-        asked: explanations made by `ask=`, by image and settings.
-        labelled: number of labels of the images judged so far.
-    """
+    """Ground truth, and the explanations that answer questions about missed objects."""
 
     labels: Labels
-    names: dict[int, str] = field(default_factory=dict)
+    names: dict[int, str] = field(default_factory=dict)  # by number, of the classes that occur in explanations
+    # Explanations made by `ask=`, by image and settings.
     asked: dict[Key, list[Saved]] = field(default_factory=lambda: defaultdict(list))
-    labelled: int = 0
+    labelled: int = 0  # number of labels of the images judged so far
 
     @classmethod
     def read(cls, path: Path, groups: Iterable[Sequence[Saved]]) -> Truth:
-        """Read the labels at `path`, for explanations grouped by `detcam.saved.pictures`.
-
-        Raises:
-            InputError: see `read_labels`.
-        """
+        """Read the labels at `path`, see `read_labels`, for explanations grouped by `detcam.saved.pictures`."""
         truth = cls(read_labels(path))
         for saved in (saved for group in groups for saved in group):
             answers = saved.document.get("asked", [])

@@ -1,7 +1,5 @@
 """Estimate: time and size of a job, from a sample of its images."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from time import perf_counter
@@ -19,29 +17,17 @@ SAMPLE = 16  # images, spread evenly over the source
 
 @dataclass(frozen=True)
 class Estimate:
-    """Expected time and size of a job.
+    """Expected time and size of a job."""
 
-    Attributes:
-        pictures: images in the source.
-        sampled: images in the sample.
-        errors: key and reason of each image of the sample that failed.
-        objects: objects per image.
-        each: seconds per image of one worker.
-        workers: number of workers.
-        seconds: for all images.
-        shards: files of each table.
-        bytes: size of all shards.
-    """
-
-    pictures: int
-    sampled: int
-    errors: list[tuple[str, str]]
-    objects: float
-    each: float
-    workers: int
-    seconds: float
-    shards: int
-    bytes: int
+    pictures: int  # images in the source
+    sampled: int  # images in the sample
+    errors: list[tuple[str, str]]  # key and reason of each image of the sample that failed
+    objects: float  # objects per image
+    each: float  # seconds per image of one worker
+    workers: int  # number of workers
+    seconds: float  # for all images
+    shards: int  # files of each table
+    bytes: int  # size of all shards
 
 
 def estimate(source: Source, options: Options, chunk: int, workers: int, threads: int, device: str | None) -> Estimate:

@@ -12,34 +12,21 @@ from detcam.errors import InputError
 
 @dataclass(frozen=True)
 class Item:
-    """An image of a source, not read yet.
+    """An image of a source, not read yet."""
 
-    Attributes:
-        key: unique in the source: path relative to the source's root, or key of the record.
-        uri: path or fsspec URL from which it can be read again; for an image inside a larger file with its part of the
-            file behind `#`, see `detcam.batch.sources.read`.
-        data: bytes of the file if they came with the record; None: read them from `uri`.
-    """
-
-    key: str
-    uri: str
-    data: bytes | None = field(default=None, repr=False)
+    key: str  # unique in the source: path relative to the source's root, or key of the record
+    uri: str  # path or fsspec URL, with the part of a larger file behind `#`, see `detcam.batch.sources.read`
+    data: bytes | None = field(default=None, repr=False)  # of the file if they came with the record; None: read `uri`
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """Images that are explained together and become a shard; a number always has the same images.
+    """Images that are explained together and become a shard; a number always has the same images."""
 
-    Attributes:
-        number: place among the chunks of the source.
-        places: places of its images in the source.
-        items: its images, in the source's order.
-        again: has only the images that failed when the shard was made; the job merges their rows into the shard.
-    """
-
-    number: int
-    places: Sequence[int]
-    items: tuple[Item, ...]
+    number: int  # place among the chunks of the source
+    places: Sequence[int]  # places of its images in the source
+    items: tuple[Item, ...]  # its images, in the source's order
+    # Has only the images that failed when the shard was made; the job merges their rows into the shard.
     again: bool = False
 
     def __len__(self) -> int:

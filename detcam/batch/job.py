@@ -29,29 +29,17 @@ SHOWN = 5  # errors in a summary
 
 @dataclass
 class Tally:
-    """Progress of a job.
+    """Progress of a job."""
 
-    Attributes:
-        total: images in the source.
-        before: images done by earlier runs.
-        done: images done by this run and earlier ones.
-        empty: images without objects.
-        errors: images that could not be read or explained.
-        objects: rows of objects.
-        written: bytes that this run wrote.
-        first: the first errors, as (key, reason).
-        began: start of this run, by `perf_counter`.
-    """
-
-    total: int
-    before: int = 0
-    done: int = 0
-    empty: int = 0
-    errors: int = 0
-    objects: int = 0
-    written: int = 0
-    first: list[tuple[str, str]] = field(default_factory=list)
-    began: float = field(default_factory=perf_counter)
+    total: int  # images in the source
+    before: int = 0  # images done by earlier runs
+    done: int = 0  # images done by this run and earlier ones
+    empty: int = 0  # images without objects
+    errors: int = 0  # images that could not be read or explained
+    objects: int = 0  # rows of objects
+    written: int = 0  # bytes that this run wrote
+    first: list[tuple[str, str]] = field(default_factory=list)  # the first errors, as (key, reason)
+    began: float = field(default_factory=perf_counter)  # start of this run, by `perf_counter`
 
     def add(self, pictures: pa.Table) -> None:
         """Count rows of the table of pictures."""
@@ -85,11 +73,7 @@ def chunk_size(count: int) -> int:
 
 
 def fingerprint(model: str, trust_checkpoint: bool = False) -> str:
-    """A digest of a model's weights: of the file, of all files of a folder, or of a demo model.
-
-    Raises:
-        ModelError: if there is no such model.
-    """
+    """A digest of the weights in a file, a folder or a demo model; a ModelError if there is no such model."""
     path = Path(model)
     if model in zoo.names():
         files = zoo.files(model)

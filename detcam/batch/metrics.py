@@ -1,7 +1,5 @@
 """Metrics of a heatmap by the model's box: columns of the dataset that need no labels."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Sequence
 

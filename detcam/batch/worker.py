@@ -1,7 +1,5 @@
 """Worker: images in, rows out; the same under every engine."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
@@ -41,18 +39,12 @@ def ignore(together: int | None = None) -> None:
 
 
 class Options(Preset):
-    """Options that rows depend on: a preset and the options of a job. The engine chooses `device`.
-
-    Attributes:
-        metrics: names from `detcam.batch.metrics.METRICS`: further columns, measured by the model's boxes.
-        save_to: folder where each image's explanation is also saved, as by `Explanation.save`; None: not saved.
-        trust_checkpoint: see `detcam.Explainer`.
-    """
+    """Options that rows depend on: a preset and the options of a job. The engine chooses `device`."""
 
     model_config = ConfigDict(frozen=True)
 
-    metrics: tuple[str, ...] = ()
-    save_to: str | None = None
+    metrics: tuple[str, ...] = ()  # further columns, of `detcam.batch.metrics.METRICS`, measured by the model's boxes
+    save_to: str | None = None  # folder where each image's explanation is also saved; None: not saved
     trust_checkpoint: bool = False
 
     def arguments(self, device: str | None) -> dict[str, Any]:

@@ -3,8 +3,6 @@
 Exit codes: 0; 2 for wrong usage or input, with one line on standard error; 1 for a failure inside.
 """
 
-from __future__ import annotations
-
 import os
 import sys
 import traceback

@@ -53,8 +53,7 @@ def batch(
     *,
     preset: Preset,
     metrics: Annotated[
-        str | None,
-        typer.Option(help="More columns: pointing_box, energy_in_box_per_area, compactness, complexity."),
+        str | None, typer.Option(help="More columns: pointing_box, energy_in_box_per_area, compactness, complexity.")
     ] = None,
     engine: Annotated[str, typer.Option(help="local, or ray for a cluster.")] = "local",
     workers: Annotated[

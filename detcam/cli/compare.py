@@ -1,7 +1,5 @@
 """`detcam compare`."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePath
@@ -88,10 +86,8 @@ def compare(
     if not images:
         raise InputError("images: give at least one image, e.g. detcam compare street.jpg --config a --config b")
     images = require_files(images)
-    unwritten = (
-        f"{NOTHING}, because the comparison is written when all images are compared: the same command starts over"
-    )
-    with interruptible(lambda: unwritten), progress(console(stderr=True), as_json) as bars:
+    why = "the comparison is written when all images are compared: the same command starts over"
+    with interruptible(lambda: f"{NOTHING}, because {why}"), progress(console(stderr=True), as_json) as bars:
         explainers = [Explainer(**side.options(), trust_checkpoint=trust_checkpoint) for side in presets]
         compared = _compared(explainers, images, bars("comparing", len(images)), match)
         document = write_comparison(out_dir, compared, names(a, b))

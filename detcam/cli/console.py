@@ -1,7 +1,5 @@
 """Terminal output of all commands: consoles, progress, and numbers with their nouns."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager

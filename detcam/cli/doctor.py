@@ -1,7 +1,5 @@
 """Facts about this machine: versions, devices and compiled operations."""
 
-from __future__ import annotations
-
 import platform
 from typing import Any
 

@@ -1,7 +1,5 @@
 """`detcam explain`."""
 
-from __future__ import annotations
-
 import json
 import shutil
 import sys

@@ -1,7 +1,5 @@
 """Table of the families of models: supported models and targets, installation, and tested versions."""
 
-from __future__ import annotations
-
 import importlib.metadata
 from typing import Any
 

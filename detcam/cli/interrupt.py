@@ -1,7 +1,5 @@
 """Ctrl-C in all commands: a line that says what was stopped, what is written and how to go on."""
 
-from __future__ import annotations
-
 import signal
 import threading
 from collections.abc import Callable, Iterator

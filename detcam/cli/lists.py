@@ -21,8 +21,7 @@ if TYPE_CHECKING:
     from detcam.methods import AnyMethod
 
 ModelArgument = Annotated[
-    str,
-    typer.Argument(help="A .pt file, a transformers folder, or the name of a demo model.", show_default=False),
+    str, typer.Argument(help="A .pt file, a transformers folder, or the name of a demo model.", show_default=False)
 ]
 NAME_WIDTH = 26  # columns for the name of a method or a family
 

@@ -1,7 +1,5 @@
 """Options that several commands share; those of a preset are generated from the fields of `Preset`."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable, Collection, Sequence
 from functools import wraps
@@ -92,11 +90,7 @@ def help_of(name: str, more: str = "") -> str:
 
 
 def preset_of(config: str | Path | None = None, **flags: Any) -> Preset:
-    """The preset in force: the file's or the default preset, with the given flags laid over it.
-
-    Raises:
-        InputError: if the file is not a preset, or a value is out of range.
-    """
+    """The file's or the default preset with the given flags laid over it; an InputError if it is not valid."""
     preset = read_preset(config, _elsewhere) if config else Preset()
     if "," in (flags.get("layers") or ""):
         flags["layers"] = flags["layers"].split(",")

@@ -1,7 +1,5 @@
 """`detcam video`."""
 
-from __future__ import annotations
-
 import json
 import sys
 from collections.abc import Callable, Iterator
@@ -49,8 +47,7 @@ def video(
     preset: Preset,
     every: Annotated[int, typer.Option(min=1, help="Explain every K-th frame; move heatmaps along in between.")] = 1,
     budget: Annotated[
-        float | None,
-        typer.Option(help="Frames per second to reach: sets --every, and a cheaper method if needed."),
+        float | None, typer.Option(help="Frames per second to reach: sets --every, and a cheaper method if needed.")
     ] = None,
     view: Annotated[str, typer.Option(help="boxes, fused, or none (boxes without heatmaps).")] = "boxes",
     classes: Annotated[str | None, typer.Option(help="Draw these classes only, separated by commas.")] = None,

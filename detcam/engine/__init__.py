@@ -9,21 +9,7 @@ from detcam.engine.window import Window, cut
 from detcam.engine.window_gradients import Seed, window_gradients, windows_agree
 
 __all__ = [
-    "Attentions",
-    "Capture",
-    "Captured",
-    "NoRule",
-    "Reached",
-    "Sampled",
-    "Seed",
-    "WatchAttention",
-    "Window",
-    "batched_gradients",
-    "cut",
-    "module_name",
-    "object_gradients",
-    "shadow",
-    "upscaling",
-    "window_gradients",
+    "Attentions", "Capture", "Captured", "NoRule", "Reached", "Sampled", "Seed", "WatchAttention", "Window",
+    "batched_gradients", "cut", "module_name", "object_gradients", "shadow", "upscaling", "window_gradients",
     "windows_agree",
-]
+]  # fmt: skip

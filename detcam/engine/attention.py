@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
-from types import TracebackType
 from typing import Any, Literal
 
 import torch
@@ -17,13 +16,9 @@ Record = Callable[[Tensor, Tensor, tuple[tuple[int, int, int], ...]], None]
 
 @dataclass(frozen=True)
 class Dense:
-    """Attention of every query to every key.
+    """Attention of every query to every key."""
 
-    Attributes:
-        weights: [B, H, Q, K] of H heads; each row adds up to 1.
-    """
-
-    weights: Tensor
+    weights: Tensor  # [B, H, Q, K] of H heads; each row adds up to 1
 
     def combined(self, image: int, gradient: Tensor | None = None) -> Tensor:
         """[Q, K] float32 of one image: the mean over heads of A, or of ReLU(gradient * A), gradient [H, Q, K]."""
@@ -32,16 +27,11 @@ class Dense:
 
 @dataclass(frozen=True)
 class Sampled:
-    """Attention of every query to a few points of several maps.
+    """Attention of every query to a few points of several maps."""
 
-    Attributes:
-        weights: [B, Q, H, T] or [B, Q, H, L, P] of H heads; each row adds up to 1.
-        places: [B, Q, H, T, 2] (x, y) as shares of the map.
-        levels: (h, w, points) of each map; the T points and the cells are listed map after map.
-    """
-
-    weights: Tensor
-    places: Tensor
+    weights: Tensor  # [B, Q, H, T] or [B, Q, H, L, P] of H heads; each row adds up to 1
+    places: Tensor  # [B, Q, H, T, 2] (x, y) as shares of the map
+    # (h, w, points) of each map; the T points and the cells are listed map after map.
     levels: tuple[tuple[int, int, int], ...]
 
     def combined(self, image: int, gradient: Tensor | None = None) -> Tensor:
@@ -86,17 +76,11 @@ def splat(places: Tensor, weights: Tensor, rows: int, columns: int) -> Tensor:
 
 @dataclass
 class Attentions:
-    """The attention of one forward, in the order in which its modules ran.
+    """The attention of one forward, in the order in which its modules ran."""
 
-    Attributes:
-        encoder: self-attention of the tokens.
-        queries: self-attention of the queries.
-        cross: from the queries to the tokens.
-    """
-
-    encoder: list[Dense | Sampled] = field(default_factory=list)
-    queries: list[Dense | Sampled] = field(default_factory=list)
-    cross: list[Dense | Sampled] = field(default_factory=list)
+    encoder: list[Dense | Sampled] = field(default_factory=list)  # self-attention of the tokens
+    queries: list[Dense | Sampled] = field(default_factory=list)  # self-attention of the queries
+    cross: list[Dense | Sampled] = field(default_factory=list)  # from the queries to the tokens
 
     def tensors(self) -> list[Tensor]:
         """All attention weights, for gradients with respect to them."""
@@ -134,9 +118,7 @@ class WatchAttention:
                     self._stack.callback(handle.remove)
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *reason: object) -> None:
         self._stack.close()
 
 

@@ -1,7 +1,5 @@
 """The autograd graph that a forward left behind, read from its end to the captured tensors."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

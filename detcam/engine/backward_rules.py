@@ -4,8 +4,6 @@ A rule takes the node, the windows at each of its forward outputs (None: no grad
 It returns the windows at each of the node's inputs, or raises NoRule for a node that it cannot handle.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from typing import Any

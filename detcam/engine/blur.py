@@ -1,7 +1,5 @@
 """Gaussian blur of maps and images, in torch."""
 
-from __future__ import annotations
-
 import math
 from typing import Literal
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Any
 
 import torch
@@ -13,16 +12,11 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Captured:
-    """An output [B, C, h, w] of a module, with the graph from it to the model's outputs.
+    """An output [B, C, h, w] of a module, with the graph from it to the model's outputs."""
 
-    Attributes:
-        name: see `Capture`.
-        tensor: the output, as the model continued with it.
-        difference: [B, C, h, w] what the output of a baseline lacks, where the tensor lies on the way to one.
-    """
-
-    name: str
-    tensor: Tensor
+    name: str  # see `Capture`
+    tensor: Tensor  # the output, as the model continued with it
+    # [B, C, h, w] what the output of a baseline lacks, where the tensor lies on the way to one.
     difference: Tensor | None = None
 
     @property
@@ -84,9 +78,7 @@ class Capture:
             self._handles.append(module.register_forward_hook(self._hook(name)))
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *reason: object) -> None:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()

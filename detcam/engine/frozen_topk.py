@@ -5,8 +5,6 @@ reads other cells. Queries are selected by `topk` of a ranking that the model co
 forward and replayed in another, in the same order; everything after the selection follows the change.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Gradients of N scalars at captured tensors, from one forward."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from functools import partial
 

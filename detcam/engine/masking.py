@@ -1,7 +1,5 @@
 """Masked network inputs: the order in which pixels are hidden, and their fill. Batched, on the device."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 
 import torch

@@ -1,7 +1,5 @@
 """Randomised weights: a context in which a model's layers are shuffled, from the output on."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 

@@ -1,7 +1,5 @@
 """A private view of the user's model: the model itself is never changed, not even by an exception."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,12 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-_HOOKS = (
-    "_forward_hooks",
-    "_forward_pre_hooks",
-    "_backward_hooks",
-    "_backward_pre_hooks",
-)
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
 def shadow(model: nn.Module) -> nn.Module:

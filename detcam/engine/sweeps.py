@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
-from types import TracebackType
 from typing import Any
 
 import torch
@@ -28,34 +27,23 @@ Progress = Callable[[int, int], None]  # (forwards done, forwards in all)
 
 @dataclass(frozen=True)
 class Probe:
-    """An image with its objects, and the model that scores changed versions of the image; use it without gradients.
+    """An image with its objects, and the model that scores changed versions of the image; use it without gradients."""
 
-    Attributes:
-        module: the private view of the model, see `detcam.engine.shadow`.
-        forward: images [b, 3, H, W] -> the model's raw outputs.
-        score: (raw outputs of b images, b) -> scores [b, M], M a multiple of the number of objects.
-        image: [3, H, W], the network's input.
-        objects: the N objects of the image.
-        layers: name -> [C, h, w] float32, the outputs of the captured layers for the image.
-        cut_all: whether the other captured layers keep their values while one changes, as `Capture` cuts them.
-        grids, channels_last: see `Capture`.
-        memory: bytes that a batch of forwards may take, roughly.
-        progress: called after every batch.
-        starts: a map [h, w] for each object, for methods that start from one; empty: none.
-    """
-
-    module: nn.Module
-    forward: Callable[[Tensor], Any]
+    module: nn.Module  # the private view of the model, see `detcam.engine.shadow`
+    forward: Callable[[Tensor], Any]  # images [b, 3, H, W] -> the model's raw outputs
+    # (raw outputs of b images, b) -> scores [b, M], M a multiple of the number of objects.
     score: Callable[[Any, int], Tensor]
-    image: Tensor
-    objects: Objects
+    image: Tensor  # [3, H, W], the network's input
+    objects: Objects  # the N objects of the image
+    # Name -> [C, h, w] float32, the outputs of the captured layers for the image.
     layers: Mapping[str, Tensor] = field(default_factory=dict)
+    # Whether the other captured layers keep their values while one changes, as `Capture` cuts them.
     cut_all: bool = True
-    grids: Callable[[int], list[tuple[int, int, int]]] = lambda tokens: []
-    channels_last: Callable[[nn.Module, Sequence[int]], bool] = lambda module, shape: False
-    memory: int = 256 * 2**20
-    progress: Progress | None = None
-    starts: Sequence[Tensor] = ()
+    grids: Callable[[int], list[tuple[int, int, int]]] = lambda tokens: []  # see `Capture`
+    channels_last: Callable[[nn.Module, Sequence[int]], bool] = lambda module, shape: False  # see `Capture`
+    memory: int = 256 * 2**20  # bytes that a batch of forwards may take, roughly
+    progress: Progress | None = None  # called after every batch
+    starts: Sequence[Tensor] = ()  # a map [h, w] for each object, for methods that start from one; empty: none
 
     @property
     def size(self) -> tuple[int, int]:
@@ -151,10 +139,6 @@ class Recorder:
     Args:
         module: the model, to be run once.
         names: of modules in it; `name#1` is the second run of `name`.
-
-    Attributes:
-        before: name -> the calls before the module, itself excluded.
-        largest: bytes of the largest output tensor of any module.
     """
 
     def __init__(self, module: nn.Module, names: set[str]) -> None:
@@ -163,8 +147,8 @@ class Recorder:
         self._open: list[int] = []  # for each running call, how many had finished when it began
         self._runs: dict[str, int] = {}
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
-        self.before: dict[str, Past] = {}
-        self.largest = 0
+        self.before: dict[str, Past] = {}  # name -> the calls before the module, itself excluded
+        self.largest = 0  # bytes of the largest output tensor of any module
 
     def __enter__(self) -> Recorder:
         for name, module in self._module.named_modules():
@@ -172,9 +156,7 @@ class Recorder:
             self._handles.append(module.register_forward_hook(self._leave(name)))
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *reason: object) -> None:
         for handle in self._handles:
             handle.remove()
 

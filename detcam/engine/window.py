@@ -11,15 +11,10 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Window:
-    """Pieces of a map, one per object, all of the same size and inside the map.
+    """Pieces of a map, one per object, all of the same size and inside the map."""
 
-    Attributes:
-        values: [n, C, kh, kw].
-        start: [n, 2] int64: the (row, column) on the map of each piece's first cell.
-    """
-
-    values: Tensor
-    start: np.ndarray
+    values: Tensor  # [n, C, kh, kw]
+    start: np.ndarray  # [n, 2] int64: the (row, column) on the map of each piece's first cell
 
     @property
     def extent(self) -> tuple[int, int]:

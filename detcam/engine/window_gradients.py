@@ -25,8 +25,6 @@ gets whole maps for one object after the other and is called as autograd would c
 `windows_agree` compares the walk with `torch.autograd.grad`.
 """
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -43,15 +41,10 @@ from detcam.engine.window import Window, union
 
 @dataclass(frozen=True)
 class Seed:
-    """Where the gradients of n objects start: dS/d(tensor), zero but in a window per object.
+    """Where the gradients of n objects start: dS/d(tensor), zero but in a window per object."""
 
-    Attributes:
-        tensor: [B, C, h, w] with the graph that leads back from it.
-        window: the gradients, [n, C, kh, kw], and their places.
-    """
-
-    tensor: Tensor
-    window: Window
+    tensor: Tensor  # [B, C, h, w] with the graph that leads back from it
+    window: Window  # the gradients, [n, C, kh, kw], and their places
 
 
 # The gradients of n objects at one edge: windows of a map, or a whole tensor for each if the edge is not a map.

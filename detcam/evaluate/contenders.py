@@ -1,7 +1,5 @@
 """Contenders: methods at layers, and the baselines beside them."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -20,15 +18,10 @@ QUICK = {"masks": 24, "cells": 8, "steps": 3, "samples": 2, "levels": 1}  # limi
 
 @dataclass
 class Sweep:
-    """Length of a method's sweep, from its progress: a count, so that decisions do not depend on the clock.
+    """Length of a method's sweep, from its progress: a count, so that decisions do not depend on the clock."""
 
-    Attributes:
-        backwards: whether each forward has a backward for every object.
-        forwards: of the longest sweep so far; 0 for a method without a sweep.
-    """
-
-    backwards: bool = False
-    forwards: int = 0
+    backwards: bool = False  # whether each forward has a backward for every object
+    forwards: int = 0  # of the longest sweep so far; 0 for a method without a sweep
 
     def __call__(self, done: int, total: int) -> None:
         """Progress callback, see `Explainer(progress=...)`."""
@@ -41,19 +34,13 @@ class Sweep:
 
 @dataclass(frozen=True)
 class Contender:
-    """A named way to explain an image.
+    """A named way to explain an image."""
 
-    Attributes:
-        name: e.g. "odam @ level".
-        explain: image -> explanation of all its objects.
-        only: file names of the images to take part in, for an expensive contender; None: all.
-        sweep: its cost.
-    """
-
-    name: str
-    explain: Callable[[Any], Explanation]
+    name: str  # e.g. "odam @ level"
+    explain: Callable[[Any], Explanation]  # image -> explanation of all its objects
+    # File names of the images to take part in, for an expensive contender; None: all.
     only: frozenset[str] | None = None
-    sweep: Sweep = field(default_factory=Sweep)
+    sweep: Sweep = field(default_factory=Sweep)  # its cost
 
 
 def contenders(

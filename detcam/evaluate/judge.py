@@ -48,31 +48,22 @@ MAPS = 48  # maps that are masked together: each keeps the rank of every pixel
 
 @dataclass(frozen=True)
 class Protocol:
-    """Extent of an evaluation.
+    """Extent of an evaluation."""
 
-    Attributes:
-        pictures: number of images, in the order of their names; None: all.
-        objects: of each image, the number of best-scored matched objects for deletion, insertion and stability;
-            localisation takes all.
-        fills: content of hidden pixels, see `masking.fill`.
-        steps: points of a deletion curve after the first.
-        stages: steps of the cascade of randomised weights, see `stability.cascade`.
-        stability: number of images for noise and randomised weights.
-        expensive: contenders with more forwards and backwards per image are not judged for stability, which repeats
-            every explanation several times.
-        memory: approximate bytes for a batch of masked forwards.
-        published: name of a published protocol for deletion and insertion, see `detcam.evaluate.published`; `fills` and
-            `steps` have no effect then.
-    """
-
-    pictures: int | None = None
+    pictures: int | None = None  # number of images, in the order of their names; None: all
+    # Of each image, the number of best-scored matched objects for deletion, insertion and stability; localisation takes
+    # all.
     objects: int = 3
-    fills: tuple[str, ...] = ("blur",)
-    steps: int = faithfulness.STEPS
-    stages: int = stability.STAGES
-    stability: int = 8
+    fills: tuple[str, ...] = ("blur",)  # content of hidden pixels, see `masking.fill`
+    steps: int = faithfulness.STEPS  # points of a deletion curve after the first
+    stages: int = stability.STAGES  # steps of the cascade of randomised weights, see `stability.cascade`
+    stability: int = 8  # number of images for noise and randomised weights
+    # Contenders with more forwards and backwards per image are not judged for stability, which repeats every
+    # explanation several times.
     expensive: int = 60
-    memory: int = 256 * 2**20
+    memory: int = 256 * 2**20  # approximate bytes for a batch of masked forwards
+    # Name of a published protocol for deletion and insertion, see `detcam.evaluate.published`; `fills` and `steps` have
+    # no effect then.
     published: str | None = None
 
     @classmethod
@@ -92,11 +83,7 @@ class Protocol:
 
 
 def pictures(folder: Path, protocol: Protocol) -> list[Path]:
-    """The image files of a folder, by name.
-
-    Raises:
-        InputError: for a folder without images.
-    """
+    """The image files of a folder, by name; an InputError for a folder without images."""
     paths = sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES) if folder.is_dir() else []
     if not paths:
         raise InputError(f"images {folder} is not a folder with images: give a folder of {' '.join(SUFFIXES)}")

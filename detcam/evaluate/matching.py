@@ -1,7 +1,5 @@
 """Matching of explained objects with labels."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -20,19 +18,13 @@ IOU = 0.5
 
 @dataclass(frozen=True)
 class Matched:
-    """The explained objects of an image that match a label, best score first.
+    """The explained objects of an image that match a label, best score first."""
 
-    Attributes:
-        objects: their positions in the explanation.
-        iou: IoU of each object with its label, over 0.5.
-        boxes, masks, others: see `Case`.
-    """
-
-    objects: list[int]
-    iou: list[float]
-    boxes: Tensor
-    masks: Tensor | None
-    others: Tensor | None
+    objects: list[int]  # their positions in the explanation
+    iou: list[float]  # IoU of each object with its label, over 0.5
+    boxes: Tensor  # see `Case`
+    masks: Tensor | None  # see `Case`
+    others: Tensor | None  # see `Case`
 
     def case(self, heatmaps: Tensor) -> Case:
         """The same objects with their heatmaps [N, H, W]."""

@@ -1,7 +1,5 @@
 """Plots of the report: intervals of every measure, and the agreement of maps."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +9,7 @@ COLUMNS = 4  # panels side by side
 
 
 def draw(folder: Path, document: dict[str, Any]) -> list[Path]:
-    """Write `intervals.png` and `agreement.png` for a document of `report.summarise`; return their paths.
-
-    Raises:
-        DependencyError: without matplotlib.
-    """
+    """Write `intervals.png` and `agreement.png` for a report; their paths; a DependencyError without matplotlib."""
     with needing('plots need matplotlib: pip install "detcam[evaluate]"'):
         from matplotlib.figure import Figure  # without pyplot: no window, no state
     if not document["contenders"]:

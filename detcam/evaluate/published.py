@@ -3,8 +3,6 @@
 Where the code of a paper has a slip, the protocol corrects it and says so.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -29,30 +27,20 @@ MOST = 300  # predictions for a masked image, however few objects are explained
 
 @dataclass(frozen=True)
 class Published:
-    """A paper's deletion and insertion.
+    """A paper's deletion and insertion."""
 
-    Attributes:
-        source: the paper.
-        conf: lowest score of an object, unless the user gives another.
-        likeness: s of a masked image: the largest IoU * p(class) over predictions ("probability"), the largest IoU *
-            cosine of the class probabilities ("cosine"), or IoU * kernel(cosine) of the detection of the object's class
-            with the largest IoU ("kernel").
-        steps: of equal shares of the pixels; with `pixels`, that many pixels in each step instead.
-        labelled: whether IoU is with the labelled box rather than the predicted box.
-        blurs: whether insertion starts from the blurred image rather than a black one.
-        settings: what else the protocol says.
-        corrections: slips in the public code that are not repeated.
-    """
-
-    source: str
-    conf: float
+    source: str  # the paper
+    conf: float  # lowest score of an object, unless the user gives another
+    # S of a masked image: the largest IoU * p(class) over predictions ("probability"), the largest IoU * cosine of the
+    # class probabilities ("cosine"), or IoU * kernel(cosine) of the detection of the object's class with the largest
+    # IoU ("kernel").
     likeness: Literal["probability", "cosine", "kernel"]
-    steps: int = 0
+    steps: int = 0  # of equal shares of the pixels; with `pixels`, that many pixels in each step instead
     pixels: int = 0
-    labelled: bool = False
-    blurs: bool = False
-    settings: tuple[str, ...] = ()
-    corrections: tuple[str, ...] = ()
+    labelled: bool = False  # whether IoU is with the labelled box rather than the predicted box
+    blurs: bool = False  # whether insertion starts from the blurred image rather than a black one
+    settings: tuple[str, ...] = ()  # what else the protocol says
+    corrections: tuple[str, ...] = ()  # slips in the public code that are not repeated
 
     def limits(self, pixels: int) -> Tensor:
         """[K + 1] numbers of hidden or shown pixels, from 0 to all `pixels`."""
@@ -125,9 +113,6 @@ class PublishedCurves:
         labelled: [N, 4] xyxy, their labelled boxes in source pixels.
         memory: bytes for a batch of masked forwards, roughly.
 
-    Attributes:
-        shares: [K + 1] of the image's pixels, at which the curves are sampled.
-
     Raises:
         MethodError: for a family without candidates.
     """
@@ -146,7 +131,7 @@ class PublishedCurves:
         picture, self._geometry = self._adapter.prepare(image)
         self._inside, self._batch = seen(self._geometry, picture.device), batch_size(picture, memory)
         self._limits = protocol.limits(int(self._inside.sum()))
-        self.shares = self._limits / self._limits[-1]
+        self.shares = self._limits / self._limits[-1]  # [K + 1] of the pixels, at which the curves are sampled
         black = fill("black", picture, self._adapter.prepare(np.zeros_like(image))[0])
         self._fills = (fill("blur", picture, picture, BLUR) if protocol.blurs else black, black)
         boxes, probabilities, _ = self._adapter.candidates(self._adapter.forward(picture[None], self._max_det))

@@ -1,7 +1,5 @@
 """Report of an evaluation: means with intervals, differences on identical objects, flags."""
 
-from __future__ import annotations
-
 import math
 import platform
 import warnings
@@ -31,17 +29,11 @@ PACKAGES = ("detcam", "torch", "numpy", "opencv-python", "ultralytics", "transfo
 
 @dataclass(frozen=True)
 class Results:
-    """All values of a run.
+    """All values of a run."""
 
-    Attributes:
-        names: of the contenders, in the order of the rows.
-        pictures: [n] int64, the image of each of the n objects.
-        values: contender -> measure -> [n] float64; NaN for undefined values.
-    """
-
-    names: list[str]
-    pictures: NDArray[np.int64]
-    values: dict[str, dict[str, Values]]
+    names: list[str]  # of the contenders, in the order of the rows
+    pictures: NDArray[np.int64]  # [n] int64, the image of each of the n objects
+    values: dict[str, dict[str, Values]]  # contender -> measure -> [n] float64; NaN for undefined values
 
     def mean(self, name: str, measure: str) -> Interval:
         """A contender's mean and its interval."""

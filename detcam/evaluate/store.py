@@ -1,7 +1,5 @@
 """Row store: a JSON file per image, so that a killed run can resume."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator
 from pathlib import Path

@@ -40,11 +40,7 @@ def results(
 
 
 def above_threshold(explanation: Explanation, threshold: float) -> Tensor:
-    """[N, H, W] bool in source pixels: True where the heat is at least `threshold`, nowhere on a blank map.
-
-    Raises:
-        InputError: for a threshold outside (0, 1].
-    """
+    """[N, H, W] bool: where heat is at least `threshold`, never on a blank map; an InputError outside (0, 1]."""
     if not 0 < threshold <= 1:
         raise InputError(f"threshold: expected a number above 0 and at most 1, got {threshold!r}")
     return explanation.heatmaps >= threshold

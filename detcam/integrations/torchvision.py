@@ -16,25 +16,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Drawable:
-    """The objects of one image as inputs for `torchvision.utils`, on the model's device.
+    """The objects of one image as inputs for `torchvision.utils`, on the model's device."""
 
-    Attributes:
-        picture: [3, H, W] uint8 RGB.
-        boxes: [N, 4] float32 xyxy in pixels.
-        labels: N class names.
-        scores: [N] float32 in [0, 1].
-        masks: [N, H, W] bool, the model's masks; None if the model has none.
-        above_threshold: [N, H, W] bool, True where a heatmap is at least the threshold.
-        overlays: [N, 3, H, W] uint8 RGB, the heatmap of each object over the image.
-    """
-
-    picture: Tensor = field(repr=False)
-    boxes: Tensor
-    labels: list[str]
-    scores: Tensor
-    masks: Tensor | None = field(repr=False)
-    above_threshold: Tensor = field(repr=False)
-    overlays: Tensor = field(repr=False)
+    picture: Tensor = field(repr=False)  # [3, H, W] uint8 RGB
+    boxes: Tensor  # [N, 4] float32 xyxy in pixels
+    labels: list[str]  # N class names
+    scores: Tensor  # [N] float32 in [0, 1]
+    masks: Tensor | None = field(repr=False)  # [N, H, W] bool, the model's masks; None if the model has none
+    above_threshold: Tensor = field(repr=False)  # [N, H, W] bool, True where a heatmap is at least the threshold
+    overlays: Tensor = field(repr=False)  # [N, 3, H, W] uint8 RGB, the heatmap of each object over the image
 
 
 def drawable(explanation: Explanation, threshold: float) -> Drawable:

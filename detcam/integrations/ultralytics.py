@@ -1,7 +1,5 @@
 """Ultralytics: explain the boxes in the `Results` of a predict or track call."""
 
-from __future__ import annotations
-
 import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -45,11 +43,7 @@ class Returned(Question):
 
     @torch.no_grad()
     def objects(self, adapter: Adapter, outputs: Any, geometry: Geometry) -> Objects:
-        """See `Question.objects`; boxes and scores are those of the results.
-
-        Raises:
-            _Disagreement: if a box does not match any candidate.
-        """
+        """The boxes and scores of the results; a _Disagreement if a box does not match any candidate."""
         places, scores = adapter.image_candidates(outputs, geometry)
         given = [values.to(places.device).clone() for values in (self._boxes, self._scores, self._class_ids)]
         boxes, given_scores, class_ids = given  # clones, because predict's tensors were made under inference mode

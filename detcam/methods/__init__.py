@@ -1,7 +1,5 @@
 """The registry of methods: from a name to the class that computes its maps."""
 
-from __future__ import annotations
-
 from importlib.metadata import entry_points
 
 from detcam.errors import MethodError, nearest
@@ -13,16 +11,7 @@ from detcam.methods.captum_attribution import Captum
 from detcam.methods.channels import AblationCAM, ReciproCAM
 from detcam.methods.combination import HOW, Combination, Fused, Part
 from detcam.methods.finer import FinerCAM
-from detcam.methods.gradient import (
-    CAM,
-    ODAM,
-    EigenGradCAM,
-    GradCAM,
-    GradCAMPlusPlus,
-    HiResCAM,
-    LayerCAM,
-    XGradCAM,
-)
+from detcam.methods.gradient import CAM, ODAM, EigenGradCAM, GradCAM, GradCAMPlusPlus, HiResCAM, LayerCAM, XGradCAM
 from detcam.methods.layered import FullGrad, GuidedGradCAM, SmoothGradCAMPlusPlus
 from detcam.methods.path import LayerIG
 from detcam.methods.perturbation import DRISE, ISCAM, RISE, SSCAM, Occlusion, ScoreCAM
@@ -136,23 +125,7 @@ def _part(text: str) -> Part:
 
 
 __all__ = [
-    "DEFAULT",
-    "METHODS",
-    "SECTIONS",
-    "VIEWS",
-    "WRAPPERS",
-    "AnyMethod",
-    "Augmented",
-    "Combination",
-    "Method",
-    "NoiseTunnel",
-    "Part",
-    "PooledMethod",
-    "PrincipalComponent",
-    "SweepMethod",
-    "automatic",
-    "get_method",
-    "parameter",
-    "plugins",
-    "view_of",
-]
+    "DEFAULT", "METHODS", "SECTIONS", "VIEWS", "WRAPPERS", "AnyMethod", "Augmented", "Combination", "Method",
+    "NoiseTunnel", "Part", "PooledMethod", "PrincipalComponent", "SweepMethod", "automatic", "get_method", "parameter",
+    "plugins", "view_of",
+]  # fmt: skip

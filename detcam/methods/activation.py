@@ -1,7 +1,5 @@
 """Methods that read activations only: all objects of an image share one map, and a note says so."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch
@@ -40,7 +38,6 @@ class EigenCAM(SharedMethod):
     source = "Muhammad & Yeasin 2020, arXiv:2008.00299, eq. 4"
 
     def maps(self, acts: Tensor, grads: Tensor | None) -> Tensor:
-        """See `Method.maps`."""
         cells = vectors_of(acts)
         return first_component(cells, cells.abs().sum(dim=2)).to(acts.dtype).view(len(acts), *acts.shape[2:])
 
@@ -59,7 +56,6 @@ class KPCACAM(SharedMethod):
     source = "Karmani et al. 2024, arXiv:2410.00267"
 
     def maps(self, acts: Tensor, grads: Tensor | None) -> Tensor:
-        """See `Method.maps`."""
         while acts.shape[2] * acts.shape[3] > MOST_CELLS:
             acts = avg_pool2d(acts, 2, ceil_mode=True)
         cells = vectors_of(acts).nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
@@ -88,7 +84,6 @@ class FEM(SharedMethod):
     source = "Fuad et al. 2020, IPTA, k-sigma rule, as in pytorch-grad-cam"
 
     def maps(self, acts: Tensor, grads: Tensor | None) -> Tensor:
-        """See `Method.maps`."""
         spread, mean = torch.std_mean(acts, dim=(2, 3), correction=0, keepdim=True)
         weights = (acts > mean + self.sigmas * spread).to(acts.dtype).mean(dim=(2, 3))
         return torch.einsum("nc,nchw->nhw", weights, acts)
@@ -113,12 +108,10 @@ class DeepFeatureFactorization(SharedMethod):
     source = "Collins et al. 2018, arXiv:1806.10206, eq. 2"
 
     def maps(self, acts: Tensor, grads: Tensor | None) -> Tensor:
-        """See `Method.maps`."""
         cells = vectors_of(acts).nan_to_num(nan=0.0, posinf=0.0, neginf=0.0).clamp(min=0)
         scale = cells.amax(dim=(1, 2)).clamp(min=torch.finfo(torch.float64).tiny)  # scaled: no power may underflow
-        maps = [
-            self._strongest(vectors) * size for vectors, size in zip(cells / scale[:, None, None], scale, strict=True)
-        ]
+        scaled = zip(cells / scale[:, None, None], scale, strict=True)
+        maps = [self._strongest(vectors) * size for vectors, size in scaled]
         return torch.stack(maps).to(acts.dtype).view(len(acts), *acts.shape[2:])
 
     def _strongest(self, cells: Tensor) -> Tensor:
@@ -174,5 +167,4 @@ class RandomCAM(SharedMethod):
         return torch.rand(channels, generator=torch.Generator().manual_seed(self.seed)) * 2 - 1
 
     def maps(self, acts: Tensor, grads: Tensor | None) -> Tensor:
-        """See `Method.maps`."""
         return torch.einsum("c,nchw->nhw", self.weights(acts.shape[1]).to(acts), acts)

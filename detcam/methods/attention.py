@@ -1,7 +1,5 @@
 """Methods that read a transformer's attention: the tokens that an object's query attended to."""
 
-from __future__ import annotations
-
 from abc import abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar
@@ -14,17 +12,11 @@ from detcam.methods.base import AnyMethod, parameter
 
 @dataclass(frozen=True)
 class CombinedAttention:
-    """Attention of an image with its heads combined, in layer order, for Q queries that read K tokens.
+    """Attention of an image with its heads combined, in layer order, for Q queries that read K tokens."""
 
-    Attributes:
-        encoder: [K, K] each, self-attention of the tokens; may be empty.
-        queries: [Q, Q] each, self-attention of the queries; empty for a model without a decoder.
-        cross: [Q, K] each, from the queries to the tokens; empty for a model without a decoder.
-    """
-
-    encoder: list[Tensor]
-    queries: list[Tensor]
-    cross: list[Tensor]
+    encoder: list[Tensor]  # [K, K] each, self-attention of the tokens; may be empty
+    queries: list[Tensor]  # [Q, Q] each, self-attention of the queries; empty for a model without a decoder
+    cross: list[Tensor]  # [Q, K] each, from the queries to the tokens; empty for a model without a decoder
 
 
 class AttentionMethod(AnyMethod):
@@ -60,7 +52,6 @@ class RawAttention(AttentionMethod):
     source = "Carion et al. 2020, arXiv:2005.12872, fig. 6"
 
     def relevance(self, attention: CombinedAttention, rows: Tensor) -> Tensor:
-        """See `AttentionMethod.relevance`."""
         layers = (attention.cross or attention.encoder)[-self.last :]
         return torch.stack([layer[rows] for layer in layers]).mean(dim=0)
 
@@ -96,7 +87,6 @@ class Rollout(AttentionMethod):
     source = "Abnar & Zuidema 2020, arXiv:2005.00928, sec. 3"
 
     def relevance(self, attention: CombinedAttention, rows: Tensor) -> Tensor:
-        """See `AttentionMethod.relevance`."""
         if not attention.cross:
             relevance = _identity(attention.encoder)[rows]
             for layer in reversed(attention.encoder):
@@ -130,7 +120,6 @@ class ChefersRelevance(AttentionMethod):
     uses_gradients = True
 
     def relevance(self, attention: CombinedAttention, rows: Tensor) -> Tensor:
-        """See `AttentionMethod.relevance`."""
         if not attention.cross:
             alone = _identity(attention.encoder)[rows]
             relevance = alone

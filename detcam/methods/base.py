@@ -129,12 +129,10 @@ class PooledMethod(Method):
         """[n, C] channel weights from acts and grads [n, C, h, w]."""
 
     def maps(self, acts: Tensor, grads: Tensor | None) -> Tensor:
-        """See `Method.maps`."""
         assert grads is not None
         return torch.einsum("nc,nchw->nhw", self.weights(acts, grads), acts)
 
     def terms(self, acts: Tensor, grads: Tensor | None) -> Tensor:
-        """See `Method.terms`."""
         assert grads is not None
         return self.weights(acts, grads)[:, :, None, None] * acts
 

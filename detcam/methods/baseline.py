@@ -1,7 +1,5 @@
 """Baselines: maps that do not use the model, for comparison with methods."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch
@@ -25,7 +23,6 @@ class Noise(SweepMethod):
     passes = "1 F"
 
     def sweep(self, probe: Probe, layer: str) -> Tensor:
-        """See `SweepMethod.sweep`."""
         generator = torch.Generator().manual_seed(self.seed)
         shape = (len(probe.objects), *map_size(probe.size))
         return torch.rand(shape, generator=generator).to(probe.image.device)
@@ -41,7 +38,6 @@ class BoxGaussian(SweepMethod):
     passes = "1 F"
 
     def sweep(self, probe: Probe, layer: str) -> Tensor:
-        """See `SweepMethod.sweep`."""
         starts, stops = probe.objects.network_boxes[:, :2], probe.objects.network_boxes[:, 2:]
         middle, deviation = (starts + stops) / 2, ((stops - starts) / 4).clamp(min=1)  # [N, 2] x, y
 
@@ -63,7 +59,6 @@ class FilledBox(SweepMethod):
     passes = "1 F"
 
     def sweep(self, probe: Probe, layer: str) -> Tensor:
-        """See `SweepMethod.sweep`."""
         boxes = probe.objects.network_boxes
 
         def along(axis: int, cells: int, pixels: int) -> Tensor:

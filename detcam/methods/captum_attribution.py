@@ -1,7 +1,5 @@
 """Captum's attributions by name: an object's score is a Captum forward function."""
 
-from __future__ import annotations
-
 import inspect
 import warnings
 from collections.abc import Iterator
@@ -68,11 +66,7 @@ class Captum(SweepMethod):
         return {"seed": {"default": 0, "range": [0, MOST]}}
 
     def sweep(self, probe: Probe, layer: str) -> Tensor:
-        """See `SweepMethod.sweep`.
-
-        Raises:
-            MethodError: if Captum cannot attribute this model's scores.
-        """
+        """See `SweepMethod.sweep`; a MethodError if Captum cannot attribute this model's scores."""
         scalar = _Scalar(probe)
         image = probe.image[None].contiguous()  # Captum flattens its input
         maps = []
@@ -162,11 +156,7 @@ class _Scalar(nn.Module):
 
 
 def _hide_repeated(probe: Probe) -> int:
-    """Give modules that run several times in a forward a backward hook of no effect: Captum passes over those.
-
-    Returns:
-        The number of scores that a forward gives.
-    """
+    """Hide modules that run repeatedly from Captum, by a backward hook of no effect; the number of scores."""
     runs: dict[nn.Module, int] = {}
     leaves = [module for module in probe.module.modules() if not list(module.children())]
 

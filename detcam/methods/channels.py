@@ -1,7 +1,5 @@
 """Methods that change the activations at a layer and read the score: forwards of the model's tail only."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch
@@ -30,7 +28,6 @@ class AblationCAM(SweepMethod):
     layers = "evidence"
 
     def sweep(self, probe: Probe, layer: str) -> Tensor:
-        """See `SweepMethod.sweep`."""
         acts, tail = probe.layers[layer], probe.tail(layer)
         drops = []
         for part in probe.batches(len(acts)):
@@ -62,7 +59,6 @@ class ReciproCAM(SweepMethod):
     layers = "evidence"
 
     def sweep(self, probe: Probe, layer: str) -> Tensor:
-        """See `SweepMethod.sweep`."""
         acts, tail = probe.layers[layer], probe.tail(layer)
         rows, columns = (edges(side, min(side, self.cells)).tolist() for side in acts.shape[1:])
         height, width = len(rows) - 1, len(columns) - 1

@@ -1,7 +1,5 @@
 """Combinations of several maps of an object: each divided by its maximum, then multiplied, averaged or maximised."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -21,17 +19,12 @@ HOW: tuple[How, ...] = ("product", "mean", "max")
 
 @dataclass(frozen=True)
 class Part:
-    """A map that takes part in a combination.
+    """A map that takes part in a combination."""
 
-    Attributes:
-        method: computes the map.
-        layers: as the explainer's `layers`: a preset or names of modules; "auto": the preset of the method.
-        blur: standard deviation of a Gaussian blur, in cells of the map.
-    """
-
-    method: AnyMethod
+    method: AnyMethod  # computes the map
+    # As the explainer's `layers`: a preset or names of modules; "auto": the preset of the method.
     layers: str | tuple[str, ...] = "auto"
-    blur: float = 0.0
+    blur: float = 0.0  # standard deviation of a Gaussian blur, in cells of the map
 
 
 class Combination(AnyMethod):

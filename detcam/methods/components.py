@@ -1,7 +1,5 @@
 """First principal components: of vectors, and of vectors seen through a kernel."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

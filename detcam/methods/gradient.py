@@ -1,7 +1,5 @@
 """Methods that weight activations A by gradients g = dS/dA; sum_ij and mean_ij run over cells, sum_k over channels."""
 
-from __future__ import annotations
-
 from torch import Tensor
 
 from detcam.errors import LayerError
@@ -28,7 +26,6 @@ class GradCAM(PooledMethod):
     source = "Selvaraju et al. 2017, arXiv:1610.02391, eq. 1-2"
 
     def weights(self, acts: Tensor, grads: Tensor) -> Tensor:
-        """See `PooledMethod.weights`."""
         return grads.mean(dim=(2, 3))
 
 
@@ -47,7 +44,6 @@ class CAM(PooledMethod):
     source = "Zhou et al. 2016, CVPR, eq. 2"
 
     def weights(self, acts: Tensor, grads: Tensor) -> Tensor:
-        """See `PooledMethod.weights`."""
         low, high = grads.amin(dim=(2, 3)), grads.amax(dim=(2, 3))
         if grads.numel() and float((high - low).amax()) > UNEVEN * float(grads.abs().amax()):
             raise LayerError(
@@ -70,7 +66,6 @@ class GradCAMPlusPlus(PooledMethod):
     source = "Chattopadhay et al. 2018, arXiv:1710.11063, eq. 11, 19"
 
     def weights(self, acts: Tensor, grads: Tensor) -> Tensor:
-        """See `PooledMethod.weights`."""
         squared = grads**2
         total = acts.sum(dim=(2, 3), keepdim=True)
         alpha = squared / (2 * squared + total * squared * grads + EPSILON)
@@ -88,7 +83,6 @@ class XGradCAM(PooledMethod):
     source = "Fu et al. 2020, arXiv:2008.02312, eq. 8"
 
     def weights(self, acts: Tensor, grads: Tensor) -> Tensor:
-        """See `PooledMethod.weights`."""
         return (acts * grads).sum(dim=(2, 3)) / (acts.sum(dim=(2, 3)) + 1e-7)
 
 
@@ -106,11 +100,9 @@ class HiResCAM(Method):
     elementwise = True
 
     def maps(self, acts: Tensor, grads: Tensor | None) -> Tensor:
-        """See `Method.maps`."""
         return self.terms(acts, grads).sum(dim=1)
 
     def terms(self, acts: Tensor, grads: Tensor | None) -> Tensor:
-        """See `Method.terms`."""
         assert grads is not None
         return acts * grads
 
@@ -138,7 +130,6 @@ class LayerCAM(HiResCAM):
     gradient_times_activation = False
 
     def terms(self, acts: Tensor, grads: Tensor | None) -> Tensor:
-        """See `Method.terms`."""
         assert grads is not None
         return acts * grads.clamp(min=0)
 
@@ -155,7 +146,6 @@ class EigenGradCAM(Method):
     source = "Muhammad & Yeasin 2020, arXiv:2008.00299, eq. 4, on g * A as in pytorch-grad-cam"
 
     def maps(self, acts: Tensor, grads: Tensor | None) -> Tensor:
-        """See `Method.maps`."""
         assert grads is not None
         cells = vectors_of(acts) * vectors_of(grads)  # in double precision products of small numbers do not underflow
         return first_component(cells, cells.sum(dim=2)).to(acts.dtype).view(len(acts), *acts.shape[2:])

@@ -1,7 +1,5 @@
 """Sweeps that read gradients at a layer, or at all of them, for changed versions of the image."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,7 +47,6 @@ class SmoothGradCAMPlusPlus(SweepMethod):
     passes = "(1 + L samples) F + N L samples B, for L layers"
 
     def sweep(self, probe: Probe, layer: str) -> Tensor:
-        """See `SweepMethod.sweep`."""
         acts = probe.layers[layer]
         first = second = third = torch.zeros((), device=acts.device)
         for version in noisy_versions(probe, self.samples, self.deviation, self.seed):
@@ -77,7 +74,6 @@ class GuidedGradCAM(SweepMethod):
     caution = GuidedBackprop.caution
 
     def sweep(self, probe: Probe, layer: str) -> Tensor:
-        """See `SweepMethod.sweep`."""
         acts, grads = probe.layers[layer], layer_gradients(probe, probe.image, layer)
         coarse = GradCAM().maps(acts.expand(len(grads), -1, -1, -1), grads).clamp(min=0)
         with guided(probe.module):
@@ -100,7 +96,6 @@ class FullGrad(PixelMethod):
     reads = "input gradients, biases"
 
     def sweep(self, probe: Probe, layer: str) -> Tensor:
-        """See `SweepMethod.sweep`."""
         biases: list[Tensor] = []
         outputs: list[Tensor] = []
 
@@ -109,9 +104,8 @@ class FullGrad(PixelMethod):
                 biases.append(_bias(module))
                 outputs.append(output)
 
-        modules = [
-            m for m in probe.module.modules() if isinstance(m, (nn.Conv2d, nn.BatchNorm2d)) and m.bias is not None
-        ]
+        modules = [m for m in probe.module.modules() if isinstance(m, (nn.Conv2d, nn.BatchNorm2d))]
+        modules = [module for module in modules if module.bias is not None]
         handles = [module.register_forward_hook(keep) for module in modules]
         try:
             with torch.enable_grad():

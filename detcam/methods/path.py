@@ -74,17 +74,14 @@ class LayerIG(PathMethod):
     layers = "stem"
 
     def target(self, adapter: Adapter, target: Target) -> Target:
-        """See `Method.target`."""
         logit = isinstance(target, str) and target == "class"
         return "margin" if logit and self.contrast == "margin" and "margin" in adapter.available else target
 
     def shares(self, adapter: Adapter) -> list[float]:
-        """See `PathMethod.shares`."""
         steps = self.steps or (4 if adapter.task == "semantic" else 1)
         return [(step + self.place) / steps for step in range(steps)]
 
     def baseline_of(self, pixels: Tensor) -> Tensor:
-        """See `PathMethod.baseline_of`."""
         if self.baseline == "zero":
             return torch.zeros_like(pixels)
         if self.baseline == "mean":
@@ -97,5 +94,4 @@ class LayerIG(PathMethod):
         return (acts * grads).sum(dim=1)
 
     def finished(self, raw: Tensor) -> Tensor:
-        """See `PathMethod.finished`."""
         return blurred(raw, self.smooth * max(raw.shape))

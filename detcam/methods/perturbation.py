@@ -1,7 +1,5 @@
 """Methods that mask the image and read the scores: M whole forwards, shared by all objects."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from typing import ClassVar
@@ -72,7 +70,6 @@ class RISE(SweepMethod):
     scalar: ClassVar[Scalar] = "prob"
 
     def sweep(self, probe: Probe, layer: str) -> Tensor:
-        """See `SweepMethod.sweep`."""
         draw = RandomMasks(self.masks, self.cells, self.kept, probe.size, self.seed)
         device = probe.image.device
         weighted = shown = torch.zeros((), device=device)
@@ -120,7 +117,6 @@ class Occlusion(SweepMethod):
     passes = "(2 + (cells - patch + 1)^2) F"
 
     def sweep(self, probe: Probe, layer: str) -> Tensor:
-        """See `SweepMethod.sweep`."""
         patch = min(self.patch, self.cells)
         steps = self.cells - patch + 1
         rows, columns = (edges(pixels, self.cells).tolist() for pixels in probe.size)
@@ -157,7 +153,6 @@ class ScoreCAM(SweepMethod):
         return mask
 
     def sweep(self, probe: Probe, layer: str) -> Tensor:
-        """See `SweepMethod.sweep`."""
         acts, samples = probe.layers[layer], getattr(self, "samples", 1)  # masks made from each channel
         generator = torch.Generator().manual_seed(getattr(self, "seed", 0))
         scores = []
@@ -195,7 +190,6 @@ class SSCAM(ScoreCAM):
     passes = "(2 + samples C) F, C the channels of all layers"
 
     def mask(self, mask: Tensor, version: int, generator: torch.Generator) -> Tensor:
-        """See `ScoreCAM.mask`."""
         return mask + self.deviation * torch.randn(mask.shape, generator=generator).to(mask.device)
 
 
@@ -215,5 +209,4 @@ class ISCAM(ScoreCAM):
     passes = "(2 + samples C) F, C the channels of all layers"
 
     def mask(self, mask: Tensor, version: int, generator: torch.Generator) -> Tensor:
-        """See `ScoreCAM.mask`."""
         return mask * ((version + 1) * (version + 2) / 2 / self.samples)

@@ -4,8 +4,6 @@ Each is a sweep over changed versions of the image: one forward serves all objec
 backward through the whole model. Colours count as in the network's input, after normalisation.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -31,11 +29,7 @@ class PixelMethod(SweepMethod):
 
 
 def gradients_at(scores: Tensor, tensors: list[Tensor]) -> Iterator[list[Tensor]]:
-    """For each of an image's scores [M] its gradients at `tensors` [1, ...], as float32 [...].
-
-    Raises:
-        TargetError: if no score has a gradient at any of them.
-    """
+    """The float32 gradients of an image's scores [M] at `tensors` [1, ...]; a TargetError if all have none."""
     if not scores.requires_grad:
         raise TargetError("the scores have no gradient at the network's input: use a method that needs none")
     with torch.enable_grad():
@@ -84,7 +78,6 @@ class Gradient(PixelMethod):
     source = "Simonyan et al. 2013, arXiv:1312.6034, sec. 3.1"
 
     def sweep(self, probe: Probe, layer: str) -> Tensor:
-        """See `SweepMethod.sweep`."""
         return input_gradients(probe, probe.image).abs().amax(dim=1)
 
 
@@ -100,7 +93,6 @@ class GradientXInput(PixelMethod):
     source = "Shrikumar et al. 2016, arXiv:1605.01713"
 
     def sweep(self, probe: Probe, layer: str) -> Tensor:
-        """See `SweepMethod.sweep`."""
         return (input_gradients(probe, probe.image) * probe.image.float()).sum(dim=1)
 
 
@@ -123,7 +115,6 @@ class SmoothGrad(PixelMethod):
     passes = "(1 + samples) F + N samples B"
 
     def sweep(self, probe: Probe, layer: str) -> Tensor:
-        """See `SweepMethod.sweep`."""
         total = torch.zeros((), device=probe.image.device)
         for version in noisy_versions(probe, self.samples, self.deviation, self.seed):
             total = total + input_gradients(probe, version)
@@ -147,7 +138,6 @@ class IntegratedGradients(PixelMethod):
     passes = "(1 + steps) F + N steps B"
 
     def sweep(self, probe: Probe, layer: str) -> Tensor:
-        """See `SweepMethod.sweep`."""
         nodes, weights = np.polynomial.legendre.leggauss(self.steps)  # on [-1, 1], the weights add up to 2
         total = torch.zeros((), device=probe.image.device)
         for done, (node, weight) in enumerate(zip(nodes.tolist(), weights.tolist(), strict=True), start=1):
@@ -158,11 +148,7 @@ class IntegratedGradients(PixelMethod):
 
 @contextmanager
 def guided(model: nn.Module) -> Iterator[None]:
-    """Within, only positive gradients pass back through the model's rectifiers.
-
-    Raises:
-        MethodError: if the model has none.
-    """
+    """Within, only positive gradients pass back through the model's rectifiers; a MethodError if the model has none."""
     rectifiers = [module for module in model.modules() if isinstance(module, RECTIFIERS)]
     if not rectifiers:
         raise MethodError("the model has no rectifier modules (ReLU, SiLU, GELU, ...) to guide: use 'gradient'")
@@ -196,6 +182,5 @@ class GuidedBackprop(PixelMethod):
     )
 
     def sweep(self, probe: Probe, layer: str) -> Tensor:
-        """See `SweepMethod.sweep`."""
         with guided(probe.module):
             return input_gradients(probe, probe.image).abs().amax(dim=1)

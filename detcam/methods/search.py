@@ -50,7 +50,6 @@ class Search(SweepMethod):
     starts_from: ClassVar[AnyMethod | None] = LayerIG()
 
     def sweep(self, probe: Probe, layer: str) -> Tensor:
-        """See `SweepMethod.sweep`."""
         labels = segments(probe.image, self.regions, adaptive=True)
         n, count = len(probe.objects), int(labels.max()) + 1
         trials = Trials(probe, labels, count + 2 * self.steps * self.window * n)

@@ -1,7 +1,5 @@
 """Shapley-CAM, and the second derivatives that it reads."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import Any
 

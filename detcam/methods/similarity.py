@@ -1,7 +1,5 @@
 """Similarity of an object to the predictions for a changed image: the scalar of D-RISE."""
 
-from __future__ import annotations
-
 from torch import Tensor
 from torch.nn.functional import normalize
 

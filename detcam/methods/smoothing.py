@@ -25,19 +25,12 @@ STEP = 32  # sides of a network's input are multiples of this
 
 @dataclass(frozen=True)
 class Version:
-    """A changed version of a network's input.
+    """A changed version of a network's input."""
 
-    Attributes:
-        pixels: [1, C, H', W'].
-        scale: (across, down), by which it is larger.
-        flipped: whether left and right are exchanged.
-        moves: whether objects lie elsewhere in it.
-    """
-
-    pixels: Tensor
-    scale: tuple[float, float] = (1.0, 1.0)
-    flipped: bool = False
-    moves: bool = False
+    pixels: Tensor  # [1, C, H', W']
+    scale: tuple[float, float] = (1.0, 1.0)  # (across, down), by which it is larger
+    flipped: bool = False  # whether left and right are exchanged
+    moves: bool = False  # whether objects lie elsewhere in it
 
     def boxes(self, boxes: Tensor) -> Tensor:
         """Where boxes [N, 4] xyxy of the unchanged image lie in it."""
@@ -60,14 +53,10 @@ class Smoothing(AnyMethod):
 
     Where an anchor or query stays the same, it is the object's own; else it is the candidate with the largest IoU
     times probability of the object's class, and versions where that overlaps by less than a half are left out.
-
-    Attributes:
-        method: the method.
-        equal: whether each version's map counts as its share of its largest value.
     """
 
     method: AnyMethod
-    equal: bool = False
+    equal: bool = False  # whether each version's map counts as its share of its largest value
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -106,7 +95,6 @@ class NoiseTunnel(Smoothing):
     passes = "1 F + samples times those of its method"
 
     def versions(self, pixels: Tensor, channels: int = 3) -> Iterator[Version]:
-        """See `Smoothing.versions`."""
         generator = torch.Generator().manual_seed(self.seed)
         colours = pixels[:, :channels]
         strength = self.deviation * float(colours.max() - colours.min())
@@ -138,7 +126,6 @@ class Augmented(Smoothing):
     equal = True
 
     def versions(self, pixels: Tensor, channels: int = 3) -> Iterator[Version]:
-        """See `Smoothing.versions`."""
         if pixels.shape[1] > channels:
             raise MethodError("method augmented: this image was padded by its processor, which has no mirror image")
         height, width = pixels.shape[2:]
@@ -183,17 +170,14 @@ class PrincipalComponent(Method):
         vars(self).update(facts, reads=method.reads, passes=method.passes, object_specific=method.object_specific)
 
     def target(self, adapter: Adapter, target: Target) -> Target:
-        """See `Method.target`."""
         return self.method.target(adapter, target)
 
     def gradients(
         self, scalars: Tensor, images: Tensor, tensors: list[Tensor]
     ) -> Iterator[tuple[Tensor, list[Tensor | None]]]:
-        """See `Method.gradients`."""
         return self.method.gradients(scalars, images, tensors)
 
     def maps(self, acts: Tensor, grads: Tensor | None) -> Tensor:
-        """See `Method.maps`."""
         cells = vectors_of(self.method.terms(acts, grads))
         return first_component(cells, cells.sum(dim=2)).to(acts.dtype).view(len(acts), *acts.shape[2:])
 

@@ -1,7 +1,5 @@
 """Methods whose weights differ from cell to cell, which keeps the maps of objects apart."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from typing import ClassVar
@@ -25,7 +23,6 @@ class ElementWiseGradCAM(HiResCAM):
     gradient_times_activation = False
 
     def terms(self, acts: Tensor, grads: Tensor | None) -> Tensor:
-        """See `Method.terms`."""
         return super().terms(acts, grads).clamp(min=0)
 
 
@@ -42,7 +39,6 @@ class SSGradCAM(Method):
     pooled: ClassVar[PooledMethod] = GradCAM()
 
     def maps(self, acts: Tensor, grads: Tensor | None) -> Tensor:
-        """See `Method.maps`."""
         assert grads is not None
         size = grads.abs()
         spaces = size / size.amax(dim=(2, 3), keepdim=True).clamp(min=torch.finfo(size.dtype).tiny)  # silent ones are 0
@@ -83,7 +79,6 @@ class GCAME(Method):
     source = "Nguyen et al. 2023, arXiv:2306.03400"
 
     def maps(self, acts: Tensor, grads: Tensor | None) -> Tensor:
-        """See `Method.maps`."""
         assert grads is not None
         height, width = grads.shape[2:]
         weights = grads.mean(dim=(2, 3))  # [n, C]

@@ -1,7 +1,5 @@
 """D-CLOSE: random masks of the image's superpixels, from coarse to fine."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -64,7 +62,6 @@ class DCLOSE(SweepMethod):
     scalar: ClassVar[Scalar] = "similarity"
 
     def sweep(self, probe: Probe, layer: str) -> Tensor:
-        """See `SweepMethod.sweep`."""
         generator = torch.Generator().manual_seed(self.seed)
         places, kept = [], []
         for level in range(self.levels):

@@ -6,8 +6,6 @@ listed as a shell that makes an empty object and takes no arguments, and each fu
 makes plain values. Whatever a file contains, of a library only `__setstate__` runs.
 """
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import PurePosixPath, PureWindowsPath

@@ -1,7 +1,5 @@
 """The model's own complaints about its input, as errors with the model's reason."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 from traceback import walk_tb

@@ -1,7 +1,5 @@
 """Loading of models by name: a shipped demo model, a weights file or a folder."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 from typing import Any
@@ -14,18 +12,8 @@ from detcam.models.transformers_folder import read_folder
 DOWNLOADABLE = ("yolo", "rtdetr")  # bare names that ultralytics downloads
 SUFFIXES = (".pt", ".pth")
 EXPORTED = (
-    ".onnx",
-    ".engine",
-    ".trt",
-    ".plan",
-    ".torchscript",
-    ".tflite",
-    ".xml",
-    ".mlpackage",
-    ".mlmodel",
-    ".pb",
-    ".mnn",
-)
+    ".onnx", ".engine", ".trt", ".plan", ".torchscript", ".tflite", ".xml", ".mlpackage", ".mlmodel", ".pb", ".mnn",
+)  # fmt: skip
 
 
 def load_model(name: str | os.PathLike[str], trust_checkpoint: bool = False) -> Any:

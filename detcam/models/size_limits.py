@@ -1,7 +1,5 @@
 """Size limits: a small configuration may describe a model of any size, so limits apply before memory is allocated."""
 
-from __future__ import annotations
-
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -24,11 +22,7 @@ PER_BYTE = 2  # elements per byte of the weights: 4 bits each
 
 
 def check_counts(part: dict[str, Any], where: str, most: int = COUNT) -> None:
-    """Refuse numbers above a limit, or lists with such a sum: code would loop that often, or make so large an image.
-
-    Raises:
-        ModelError: for a number above `most`.
-    """
+    """Raise a ModelError for a number above `most`, or a list with such a sum: code loops, or allocates, so much."""
     for key, value in part.items():
         limit = 2 * SIDE if key.endswith("image_size") else most  # of both sides: tables have their product
         if (count := _sum(value)) > limit:

@@ -1,7 +1,5 @@
 """Reader of the folders of the transformers library: `config.json` and `model.safetensors`, from disk only."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager

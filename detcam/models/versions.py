@@ -1,7 +1,5 @@
 """Versions: the oldest supported one of each library, what is said of older ones, and what made an explanation."""
 
-from __future__ import annotations
-
 import hashlib
 import re
 import sys
@@ -24,7 +22,6 @@ OLDEST: dict[str, str] = {
     "rfdetr": "1.11.0",
     "segmentation_models_pytorch": "0.4.0",
 }
-
 
 TRIED = ("ultralytics",)  # whose forks and older versions are tried: an upgrade would overwrite a fork
 

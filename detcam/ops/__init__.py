@@ -12,13 +12,6 @@ from detcam.ops.overlay import BLENDS, overlay
 load_kernels()  # after the schemas exist
 
 __all__ = [
-    "BLENDS",
-    "ELEMENTWISE_MODES",
-    "NORMALIZATIONS",
-    "build_info",
-    "cam_maps",
-    "elementwise_maps",
-    "is_compiled",
-    "overlay",
-    "region_windows",
-]
+    "BLENDS", "ELEMENTWISE_MODES", "NORMALIZATIONS", "build_info", "cam_maps", "elementwise_maps", "is_compiled",
+    "overlay", "region_windows",
+]  # fmt: skip

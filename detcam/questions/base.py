@@ -1,7 +1,5 @@
 """What every question does: select the objects to explain, and annotate them."""
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from typing import Any
 

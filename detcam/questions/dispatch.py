@@ -1,7 +1,5 @@
 """From the arguments of a call to the question that they ask."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from detcam.adapters import Adapter

@@ -5,8 +5,6 @@ the box and its probability of the class. It is explained like any object, and t
 why it was not returned.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -38,11 +36,7 @@ class Missed(Question):
 
     @torch.no_grad()
     def objects(self, adapter: Adapter, outputs: Any, geometry: Geometry) -> Objects:
-        """The best candidates; see `Question.objects`.
-
-        Raises:
-            InputError: for an unknown class, a family that lists no candidates, or an image without any.
-        """
+        """The best candidates; an InputError for an unknown class, or a family or image without candidates."""
         found = adapter.detect(outputs, [geometry], self._conf, self._iou, self._max_det)[0]
         boxes, scores = adapter.image_candidates(outputs, geometry)
         names = adapter.class_names(scores.shape[1])
@@ -87,7 +81,6 @@ class Missed(Question):
         return both.select(kinds.new_tensor(kept))
 
     def answered(self, explanation: Explanation) -> AskedExplanation:
-        """See `Question.answered`."""
         return AskedExplanation.of(explanation, self._answers)
 
 

@@ -1,7 +1,5 @@
 """Mistakes: the regions that a semantic segmenter gives the wrong class."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -31,7 +29,6 @@ class Mistakes(Question):
         self._share = 0.0
 
     def objects(self, adapter: Adapter, outputs: Any, geometry: Geometry) -> Objects:
-        """See `Question.objects`."""
         predicted = adapter.label_map(outputs, geometry)
         truth = self._truth.to(predicted.device)
         judged = (predicted >= 0) & (truth >= 0)
@@ -62,11 +59,7 @@ def _masked(mask: Tensor, class_id: int) -> Prompt:
 
 
 def checked_truth(truth: Any, size: tuple[int, int], names: Mapping[int, str]) -> Tensor:
-    """The user's label map as [H, W] int64; numbers that are not in `names` (often 255) become -1.
-
-    Raises:
-        InputError: unless it holds integers, has the image's size (height, width), and contains a class of the model.
-    """
+    """The user's label map as [H, W] int64, -1 for numbers that are not in `names`; an InputError if it is unfit."""
     try:
         labels = torch.as_tensor(truth)
     except (TypeError, ValueError, RuntimeError):

@@ -1,7 +1,5 @@
 """Boxes, classes and prompts as users write them, checked."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from numbers import Integral
@@ -11,16 +9,11 @@ from detcam.errors import InputError, nearest
 
 EXAMPLE = "e.g. ask=[((10, 20, 80, 160), 'person')]"
 
-
 Pair = tuple[Sequence[float], str | int]  # a box (x1, y1, x2, y2) in source pixels, and a class by name or number
 
 
 def parse_pair(text: str) -> Pair:
-    """A pair from the command line's `x1,y1,x2,y2:class`.
-
-    Raises:
-        InputError: for any other text.
-    """
+    """A pair from the command line's `x1,y1,x2,y2:class`; an InputError for any other text."""
     sides, kind = _numbers_and_class(text)
     if len(sides) != 4 or kind is None:
         raise InputError(f"ask {text!r}: expected x1,y1,x2,y2:class, e.g. 10,20,80,160:person")
@@ -28,11 +21,7 @@ def parse_pair(text: str) -> Pair:
 
 
 def checked_pairs(ask: Any, size: tuple[int, int]) -> list[Pair]:
-    """The user's pairs, checked, with boxes clipped to an image of (height, width) pixels.
-
-    Raises:
-        InputError: for anything but a list of pairs, and for a box that is empty or outside the image.
-    """
+    """The user's pairs, with boxes clipped to (height, width) pixels; an InputError if they are malformed."""
     if not isinstance(ask, (list, tuple)) or not ask:
         raise InputError(f"ask: expected a list of (box, class) pairs, got {ask!r}: {EXAMPLE}")
     return [_checked_pair(pair, f"ask[{i}]", size) for i, pair in enumerate(ask)]
@@ -50,22 +39,14 @@ def _checked_pair(pair: Any, where: str, size: tuple[int, int]) -> Pair:
 
 
 def checked_class(kind: Any, where: str) -> str | int:
-    """The user's class, by name or number.
-
-    Raises:
-        InputError: for anything else.
-    """
+    """The user's class, by name or number; an InputError for anything else."""
     if not isinstance(kind, (str, Integral)) or isinstance(kind, bool):
         raise InputError(f"{where}: expected a class name or number, got {kind!r}: {EXAMPLE}")
     return kind if isinstance(kind, str) else int(kind)
 
 
 def checked_box(sides: Sequence[float], where: str, size: tuple[int, int]) -> tuple[float, float, float, float]:
-    """The box (x1, y1, x2, y2), clipped to an image of (height, width) pixels.
-
-    Raises:
-        InputError: for a box that is empty or outside the image.
-    """
+    """The box (x1, y1, x2, y2), clipped to (height, width) pixels; an InputError if it is empty or outside."""
     height, width = size
     x1, y1, x2, y2 = sides
     if not all(map(math.isfinite, sides)) or x2 <= x1 or y2 <= y1:
@@ -79,11 +60,7 @@ def checked_box(sides: Sequence[float], where: str, size: tuple[int, int]) -> tu
 
 
 def parse_prompt(text: str) -> Any:
-    """A prompt from the command line's `x,y` or `x1,y1,x2,y2`, with an optional `:class`.
-
-    Raises:
-        InputError: for any other text.
-    """
+    """A prompt from the command line's `x,y` or `x1,y1,x2,y2`, with an optional `:class`; else an InputError."""
     sides, kind = _numbers_and_class(text)
     if len(sides) not in (2, 4):
         raise InputError(f"prompt {text!r}: expected x,y or x1,y1,x2,y2, e.g. 60,40 or 10,20,80,160:person")
@@ -101,11 +78,7 @@ def _numbers_and_class(text: str) -> tuple[tuple[float, ...], str | int | None]:
 
 
 def class_number(kind: str | int, names: Mapping[int, str], where: str) -> int:
-    """The number of the user's class.
-
-    Raises:
-        InputError: if the model has no such class.
-    """
+    """The number of the user's class; an InputError if the model has no such class."""
     if not isinstance(kind, str):
         if kind not in names:
             raise InputError(f"{where}: class {kind} does not exist: the model has {min(names)} to {max(names)}")

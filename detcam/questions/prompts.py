@@ -1,7 +1,5 @@
 """Prompts: the points, boxes and masks that a user gives."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace

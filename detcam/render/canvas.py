@@ -1,7 +1,5 @@
 """Canvas: coarse maps of several sizes as one tensor, their common scale, and their resize."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 from torch.nn.functional import pad

@@ -1,7 +1,5 @@
 """Energy in the box: the share of a heatmap inside the object's box, computed from the coarse map."""
 
-from __future__ import annotations
-
 import math
 from functools import lru_cache
 

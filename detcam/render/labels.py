@@ -1,7 +1,5 @@
 """Labels: the font for a title in any script, and titles shortened to the space that there is."""
 
-from __future__ import annotations
-
 import os
 from bisect import bisect_left
 from collections.abc import Callable

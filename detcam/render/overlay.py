@@ -1,7 +1,5 @@
 """Overlays: heatmaps, boxes and titles on an image, and contact sheets."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 
@@ -28,11 +26,7 @@ SHEET = 1600  # width of a contact sheet in pixels
 
 
 def colour_table(colormap: str) -> np.ndarray:
-    """The colours [256, 3] uint8 RGB of a key of COLORMAPS, by grey level.
-
-    Raises:
-        InputError: for a colour map that does not exist.
-    """
+    """The colours [256, 3] uint8 RGB of a colour map, by grey level; an InputError for one that is not in COLORMAPS."""
     if colormap not in COLORMAPS:
         raise InputError(f"colormap {colormap!r} does not exist: {nearest(colormap, COLORMAPS)}")
     ramp = np.arange(256, dtype=np.uint8)[None]
@@ -82,10 +76,8 @@ def heated(
     if maps.device.type == "cuda":
         picture = picture.pin_memory()  # so that the copy is asynchronous
     picture = picture.to(maps.device, non_blocking=True)
-    painted: np.ndarray = (
-        ops.overlay(picture, maps, lut, index, opacity=alpha, window=windows, boxes=boxes).cpu().numpy()
-    )
-    return painted
+    painted = ops.overlay(picture, maps, lut, index, opacity=alpha, window=windows, boxes=boxes)
+    return np.asarray(painted.cpu())
 
 
 def draw_box_on(
@@ -147,14 +139,10 @@ def contact_sheet(pictures: Sequence[np.ndarray], width: int = SHEET) -> np.ndar
     tile_height = max(round(height * tile_width / source_width), 1)
     rows = -(-len(pictures) // columns)
     sheet = np.full((rows * (tile_height + gap) + gap, columns * (tile_width + gap) + gap, 3), 24, np.uint8)
+    method = cv2.INTER_AREA if tile_width < source_width else cv2.INTER_LINEAR
     for i, picture in enumerate(pictures):
         y = gap + i // columns * (tile_height + gap)
         x = gap + i % columns * (tile_width + gap)
-        shrinking = tile_width < source_width
-        tile = cv2.resize(
-            picture,
-            (tile_width, tile_height),
-            interpolation=cv2.INTER_AREA if shrinking else cv2.INTER_LINEAR,
-        )
+        tile = cv2.resize(picture, (tile_width, tile_height), interpolation=method)
         sheet[y : y + tile_height, x : x + tile_width] = tile
     return sheet

@@ -1,7 +1,5 @@
 """Comparison page: the comparisons of many images as `compare.json` and `compare.html`."""
 
-from __future__ import annotations
-
 import json
 import os
 import tempfile
@@ -57,11 +55,7 @@ def write_comparison(
 
 
 class Gathered:
-    """The rows of all images, and everything that the page shows of the images of the first rows.
-
-    Attributes:
-        packed: position of an image -> its data for the page.
-    """
+    """The rows of all images, and everything that the page shows of the images of the first rows."""
 
     def __init__(self, names: tuple[str, str]) -> None:
         self._names = names
@@ -69,7 +63,7 @@ class Gathered:
         self._iou: float | None = None
         self._pictures: list[dict[str, Any]] = []
         self._rows: list[tuple[int, dict[str, Any]]] = []  # with the position of the image
-        self.packed: dict[int, dict[str, Any]] = {}
+        self.packed: dict[int, dict[str, Any]] = {}  # position of an image -> its data for the page
 
     def add(self, source: str, comparison: Comparison) -> None:
         """Add the comparison of one image."""
@@ -110,9 +104,8 @@ class Gathered:
             "similarity": mean(row["similarity"] for row in both),
             "rank_correlation": mean(row["rank_correlation"] for row in both),
         }
-        a, b = (
-            {"name": name, "settings": settings} for name, settings in zip(self._names, self._settings, strict=True)
-        )
+        sides = zip(self._names, self._settings, strict=True)
+        a, b = ({"name": name, "settings": settings} for name, settings in sides)
         return {
             "a": a, "b": b, "iou": self._iou, "measures": MEASURES, "summary": summary, "pictures": self._pictures,
             "rows": rows,

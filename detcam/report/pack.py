@@ -1,7 +1,5 @@
 """Packing: heatmaps, images and colour maps as short strings embedded in a page."""
 
-from __future__ import annotations
-
 import base64
 import zlib
 from collections.abc import Sequence

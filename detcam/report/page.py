@@ -1,7 +1,5 @@
 """Page template: styles, scripts and data in one file, with a policy that forbids everything else."""
 
-from __future__ import annotations
-
 import base64
 import hashlib
 import html

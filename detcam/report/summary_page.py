@@ -1,7 +1,5 @@
 """Summary page: where a model's heat lies over a set of images, as HTML and as JSON."""
 
-from __future__ import annotations
-
 import json
 import math
 from collections import Counter
@@ -52,9 +50,8 @@ def summary_page(summaries: Sequence[HeatSummary], root: Path, address: Address,
             for summary in summaries
         ],
     }
-    return page(
-        "summary", f"What the model looks at - {name} - detcam", data, ("cards.js", "summary.js"), ("cards.css",)
-    )
+    title = f"What the model looks at - {name} - detcam"
+    return page("summary", title, data, ("cards.js", "summary.js"), ("cards.css",))
 
 
 def summary_json(summaries: Sequence[HeatSummary], root: Path) -> str:
@@ -117,9 +114,8 @@ def _card(item: ObjectHeat, address: Address) -> dict[str, Any]:
         "thumbnail": thumbnail(item.saved, (np.array([x1, y1, x2, y2]) / whole).tolist()),
         "span": ((np.array(span(item.saved.geometry)) * whole - corner) / size).tolist(),
     }
-    facts = {
-        name: value for name, value in item.to_dict(Path()).items() if name in ("label", "score", "note", "spread")
-    }
+    shown = ("label", "score", "note", "spread")
+    facts = {name: value for name, value in item.to_dict(Path()).items() if name in shown}
     return {
         "picture": picture,
         "object": {

@@ -1,7 +1,5 @@
 """Report writer: a page for each explained image, an index for several, and the heat summary."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path

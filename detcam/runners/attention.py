@@ -1,7 +1,5 @@
 """Attention runner: maps from the attention weights of a detection transformer."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from typing import Any
@@ -76,13 +74,8 @@ class AttentionRunner:
         tensors = seen.tensors()
         for places, gradients in object_gradients(scalars, images, tensors):
             for row, place in enumerate(places.tolist()):
-                yield (
-                    place,
-                    [
-                        torch.zeros_like(tensor[0]) if gradient is None else gradient[row]
-                        for tensor, gradient in zip(tensors, gradients, strict=True)
-                    ],
-                )
+                pairs = zip(tensors, gradients, strict=True)
+                yield place, [torch.zeros_like(tensor[0]) if g is None else g[row] for tensor, g in pairs]
 
     @torch.no_grad()
     def _relevance(
@@ -100,12 +93,7 @@ class AttentionRunner:
             raise MethodError(f"method {self._method.name!r}: the tokens that this model's queries read form no map")
         finest = max(height * width for _, height, width in grids)
         # A coarse cell's share is spread over several fine cells.
-        return add_maps(
-            [
-                relevance[:, start : start + height * width].unflatten(1, (height, width)) * (height * width / finest)
-                for start, height, width in grids
-            ]
-        )
+        return add_maps([relevance[:, at : at + h * w].unflatten(1, (h, w)) * (h * w / finest) for at, h, w in grids])
 
     def _grids(self, seen: Attentions, tokens: int, size: tuple[int, int]) -> list[tuple[int, int, int]]:
         """(first token, rows, columns) of each map among the tokens."""

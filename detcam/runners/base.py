@@ -1,7 +1,5 @@
 """Runner: the protocol that turns a model's outputs and captured layers into one raw coarse map per object."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
@@ -25,15 +23,10 @@ Layers = str | Sequence[str | nn.Module]  # a preset, or names or modules
 
 @dataclass(frozen=True)
 class Maps:
-    """Raw coarse maps of N objects.
+    """Raw coarse maps of N objects."""
 
-    Attributes:
-        maps: [h, w] float32 each.
-        zero_gradient: for each object whether the gradient of its scalar is zero everywhere.
-    """
-
-    maps: list[Tensor]
-    zero_gradient: list[bool]
+    maps: list[Tensor]  # [h, w] float32 each
+    zero_gradient: list[bool]  # for each object whether the gradient of its scalar is zero everywhere
 
 
 class Runner(Protocol):
@@ -71,15 +64,10 @@ class Runner(Protocol):
 
 @dataclass(frozen=True)
 class ModelRun:
-    """One forward of a model that captures the layers of a runner.
-
-    Attributes:
-        adapter: the model.
-        max_det: see `Explainer`.
-    """
+    """One forward of a model that captures the layers of a runner."""
 
     adapter: Adapter
-    max_det: int
+    max_det: int  # see `Explainer`
 
     def __call__(
         self, pixels: Tensor, runner: Runner, given: Mapping[str, Tensor] | None = None
@@ -143,21 +131,13 @@ class ModelRun:
 
 @dataclass(frozen=True)
 class Request:
-    """The arguments that every runner takes, apart from its method.
-
-    Attributes:
-        model_run: the model.
-        target: the scalar to explain, as the user chose it.
-        memory: see `Explainer`.
-        progress: see `Explainer`.
-        plan_of: from a preset, names or modules to a plan.
-    """
+    """The arguments that every runner takes, apart from its method."""
 
     model_run: ModelRun
-    target: Target
-    memory: int
-    progress: Progress | None
-    plan_of: Callable[[Layers], LayerPlan]
+    target: Target  # the scalar to explain, as the user chose it
+    memory: int  # see `Explainer`
+    progress: Progress | None  # see `Explainer`
+    plan_of: Callable[[Layers], LayerPlan]  # from a preset, names or modules to a plan
 
     @property
     def adapter(self) -> Adapter:

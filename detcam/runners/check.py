@@ -1,7 +1,5 @@
 """Check by intervention: does the score fall when the hottest pixels of an object's map are hidden?"""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

@@ -1,7 +1,5 @@
 """Combination runner: several runners after one forward, their maps joined into one per object."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any

@@ -1,7 +1,5 @@
 """Choice of the runner that makes a method's maps."""
 
-from __future__ import annotations
-
 from detcam.errors import InputError, LayerError, MethodError
 from detcam.methods import AnyMethod, Method, SweepMethod
 from detcam.methods.attention import AttentionMethod

@@ -4,8 +4,6 @@ The derivative of a score with respect to a gain on a cell's activations is grad
 channels.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -4,8 +4,6 @@ Gradients in windows (`windowed`) come first, then gains (`gain`), then one back
 the cut, which works for any scalar.
 """
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext

@@ -1,7 +1,5 @@
 """Likeness: the score of an object in changed versions of its image."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import cache
 from typing import Any
@@ -32,11 +30,7 @@ class Likeness:
         self._adapter, self._objects, self._max_det = adapter, objects, max_det
 
     def __call__(self, images: Tensor, asked: Tensor) -> Tensor:
-        """[b] float32 in [0, 1] of the objects `asked` [b] in images [b, 3, h, w].
-
-        Raises:
-            MethodError: for a family without candidates, regions or a probability.
-        """
+        """[b] float32 in [0, 1] of objects `asked` [b] in images [b, 3, h, w]; a MethodError if there is no score."""
         return self._reader(images)(asked)
 
     def of_all(self, images: Tensor) -> Tensor:

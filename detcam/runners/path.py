@@ -1,7 +1,5 @@
 """Path runner: gradients at activations between those of a baseline image and those of the image."""
 
-from __future__ import annotations
-
 import warnings
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace

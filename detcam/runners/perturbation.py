@@ -1,7 +1,5 @@
 """Perturbation runner: one sweep of forwards per image, shared by all its objects."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
@@ -39,9 +37,8 @@ def perturbation_target(method: SweepMethod, target: Target, adapter: Adapter) -
                 "changed image: use target 'class', or a method that reads gradients, e.g. 'odam'"
             )
         return "similarity"
-    return (
-        "prob" if method.scalar in ("prob", "match") and target == "class" and "prob" in adapter.available else target
-    )
+    likely = method.scalar in ("prob", "match") and target == "class" and "prob" in adapter.available
+    return "prob" if likely else target
 
 
 class PerturbationRunner:
@@ -109,13 +106,10 @@ class PerturbationRunner:
     def _scorer(self, outputs: Any, image: int, objects: Objects) -> Callable[[Any, int], Tensor]:
         """A function from the raw outputs for b versions of an image to scores [b, N * K] of its objects."""
         if self.target != "similarity":
-            return lambda changed, count: scalars_of(self._adapter, self.target, changed, [objects] * count).reshape(
-                count, -1
-            )
-        boxes, probabilities, _ = self._adapter.candidates(outputs)
-        distributions = class_distributions(
-            objects.network_boxes, objects.class_ids, boxes[image], probabilities[image]
-        )
+            score = partial(scalars_of, self._adapter, self.target)
+            return lambda changed, count: score(changed, [objects] * count).reshape(count, -1)
+        boxes, probabilities, _ = (part[image] for part in self._adapter.candidates(outputs))
+        distributions = class_distributions(objects.network_boxes, objects.class_ids, boxes, probabilities)
 
         def similarities(changed: Any, count: int) -> Tensor:
             rows = zip(*self._adapter.candidates(changed), strict=True)

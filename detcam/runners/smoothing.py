@@ -1,7 +1,5 @@
 """Smoothing runner: the mean of another runner's maps over changed versions of the image."""
 
-from __future__ import annotations
-
 from contextlib import AbstractContextManager
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Twin: the same objects explained by the same model with other weights."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any

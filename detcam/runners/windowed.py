@@ -3,8 +3,6 @@
 Exact where the adapter knows the cells of the output maps that the scalars are read from.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import numpy as np

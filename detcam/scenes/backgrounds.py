@@ -1,7 +1,5 @@
 """Backgrounds: a muted landscape or pattern, clutter of no class, and a light grain."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import cv2

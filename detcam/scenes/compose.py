@@ -3,8 +3,6 @@
 `plan` selects and places the sprites; `paint` renders any plan as a `Scene`.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import cv2

@@ -1,7 +1,5 @@
 """A drawing pen: filled polygons, strokes and soft shading in unit coordinates, on an oversized canvas."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable
 
 import cv2
@@ -124,9 +122,8 @@ class Pen:
             return
         step, area = max(1, round(reach * self.scale)), region.astype(np.float32)
         left, top, width, height = cv2.boundingRect(region.view(np.uint8))
-        window = np.s_[
-            max(0, top - 2 * step) : top + height + 2 * step, max(0, left - 2 * step) : left + width + 2 * step
-        ]
+        far = 2 * step
+        window = np.s_[max(0, top - far) : top + height + far, max(0, left - far) : left + width + far]
         area = area[window]
         blurred = cv2.blur(cv2.blur(area, (step, step), borderType=cv2.BORDER_CONSTANT), (step, step))
         glow = np.asarray(blurred, np.float32)

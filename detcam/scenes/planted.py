@@ -11,8 +11,6 @@ Beside every object lies a star without information. Bodies, positions and colou
 classes.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -44,23 +42,16 @@ Spot = NDArray[np.float64]  # x, y
 
 @dataclass(frozen=True)
 class PlantedScene:
-    """An image with N objects and the causes of their classes.
+    """An image with N objects and the causes of their classes."""
 
-    Attributes:
-        image: uint8 [H, W, 3] RGB.
-        boxes: float32 [N, 4] xyxy in pixels, tight around `masks`.
-        class_ids: int64 [N], indices into `planted_parts.SYMBOLS`: the class of the cause, after any change.
-        masks: bool [N, H, W], the object: its body with any mark on it.
-        causes: bool [N, H, W], the visible pixels of the cause of each object's class.
-        parts: name -> bool [N, H, W], disjoint: "body" (without a mark), "distractor", and by variant "mark",
-            "beacon", "context".
-    """
-
-    image: NDArray[np.uint8]
-    boxes: NDArray[np.float32]
+    image: NDArray[np.uint8]  # uint8 [H, W, 3] RGB
+    boxes: NDArray[np.float32]  # float32 [N, 4] xyxy in pixels, tight around `masks`
+    # Int64 [N], indices into `planted_parts.SYMBOLS`: the class of the cause, after any change.
     class_ids: NDArray[np.int64]
-    masks: Mask
-    causes: Mask
+    masks: Mask  # bool [N, H, W], the object: its body with any mark on it
+    causes: Mask  # bool [N, H, W], the visible pixels of the cause of each object's class
+    # Name -> bool [N, H, W], disjoint: "body" (without a mark), "distractor", and by variant "mark", "beacon",
+    # "context".
     parts: dict[str, Mask]
 
 

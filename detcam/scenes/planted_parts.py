@@ -1,7 +1,5 @@
 """Sprites of planted scenes: bodies, badges and patches of ground that show a class, and stars that show none."""
 
-from __future__ import annotations
-
 import numpy as np
 
 from detcam.scenes.compose import Sprite

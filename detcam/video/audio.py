@@ -1,7 +1,5 @@
 """Sound: copied packet by packet from the source to the output, without decoding."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import suppress
 from fractions import Fraction
@@ -16,9 +14,6 @@ class Sound:
     Args:
         url: the file with the sound.
         output: PyAV's output container, before its header is written.
-
-    Attributes:
-        left_out: codecs that are not copied because the output format does not support them.
     """
 
     def __init__(self, url: str, output: Any) -> None:
@@ -28,7 +23,7 @@ class Sound:
         self._input = open_container(url)
         self._start = Fraction(self._input.start_time or 0, av.time_base)
         self._streams: dict[int, Any] = {}
-        self.left_out: list[str] = []
+        self.left_out: list[str] = []  # codecs that the output format does not support
         for stream in self._input.streams.audio:
             if stream.codec_context.name in output.supported_codecs:
                 self._streams[stream.index] = output.add_stream_from_template(stream)

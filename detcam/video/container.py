@@ -1,7 +1,5 @@
 """FFmpeg containers, opened without access to other files."""
 
-from __future__ import annotations
-
 import os
 import sys
 from typing import Any
@@ -38,11 +36,7 @@ def open_container(url: str) -> Any:
 
 
 def import_av() -> Any:
-    """Import PyAV, with FFmpeg's log messages off.
-
-    Raises:
-        DependencyError: if PyAV is not installed.
-    """
+    """Import PyAV, with FFmpeg's log messages off; a DependencyError if PyAV is not installed."""
     fresh = "av" not in sys.modules
     with needing('videos need PyAV, which is not installed: pip install "detcam[video]"'):
         import av

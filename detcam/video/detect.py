@@ -1,7 +1,5 @@
 """Detection: frames go through the model; some are explained, the others are only detected."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -64,13 +62,10 @@ class Pace:
     """Decides which frames are explained: every K-th, none, or as many as a budget allows.
 
     With a budget, K follows the recent cost of detecting and of explaining a frame.
-
-    Attributes:
-        every: the current K; 0: no frame is explained.
     """
 
     def __init__(self, every: int = 1, budget: float | None = None) -> None:
-        self.every = every
+        self.every = every  # the current K; 0: no frame is explained
         self._budget = budget
         self._since = LONGEST + every  # frames since the last explained frame
         self._seconds = {True: 0.0, False: 0.0}  # for a frame with and without an explanation

@@ -1,7 +1,5 @@
 """Frame: one image of a video with its objects, tracks and heatmaps."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any

@@ -1,7 +1,5 @@
 """Painting: heatmaps, boxes and labels on video frames."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np

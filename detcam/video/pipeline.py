@@ -1,7 +1,5 @@
 """Pipeline: decoding, model and tracking, each in its thread, with bounded queues between them."""
 
-from __future__ import annotations
-
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -25,22 +23,13 @@ TRIED = 4  # frames that are timed for a budget
 
 
 class Stats:
-    """Counts and times of a run.
-
-    Attributes:
-        frames, explained, objects: number of frames yielded, of explained frames among them, of objects in all of them.
-        tracks: number of tracks so far.
-        dropped: number of frames of a live source that were not read in time.
-        every: every K-th frame is explained; 0: none. With a budget, the current K.
-        choice: what a budget led to, as a sentence, or None.
-        clocks: name of a thread -> its clock.
-    """
+    """Counts and times of a run; `dropped` are the frames of a live source that were not read in time."""
 
     def __init__(self) -> None:
         self.frames = self.explained = self.objects = self.tracks = self.dropped = 0
-        self.every = 1
-        self.choice: str | None = None
-        self.clocks: dict[str, Clock] = {}
+        self.every = 1  # every K-th frame is explained; 0: none. With a budget, the current K
+        self.choice: str | None = None  # what a budget led to, as a sentence
+        self.clocks: dict[str, Clock] = {}  # by the name of the thread
 
     def clock(self, thread: str) -> Clock:
         """The clock of a thread, made on first use."""

@@ -1,7 +1,5 @@
 """Readers: frames from video files and streams, cameras and folders of images, and which one reads a source."""
 
-from __future__ import annotations
-
 import re
 import time
 from collections.abc import Iterator, Sequence
@@ -60,11 +58,7 @@ class Video(Source):
         self._reading = self._closed = False
 
     def __iter__(self) -> Iterator[Picture]:
-        """Frames in display order.
-
-        Raises:
-            InputError: if no frame can be decoded.
-        """
+        """Frames in display order; an InputError if no frame can be decoded."""
         self._reading = True
         try:
             for frame in self._decoded():
@@ -153,7 +147,6 @@ class Camera(Source):
             yield Picture(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), time.monotonic() - began)
 
     def close(self) -> None:
-        """See `Source.close`."""
         self._capture.release()
 
 
@@ -169,11 +162,7 @@ class Folder(Source):
         self.name, self._paths, self.frames = name, paths, len(paths)
 
     def __iter__(self) -> Iterator[Picture]:
-        """A frame for each image.
-
-        Raises:
-            InputError: if no image can be read.
-        """
+        """A frame for each image; an InputError if no image can be read."""
         shape: tuple[int, ...] | None = None
         for path in self._paths:
             try:

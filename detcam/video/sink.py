@@ -1,7 +1,5 @@
 """Sink: writes frames to an H.264 file that plays in browsers, completely or not at all."""
 
-from __future__ import annotations
-
 import os
 from contextlib import AbstractContextManager, suppress
 from fractions import Fraction

@@ -1,7 +1,5 @@
 """Video source: the interface of everything that yields frames."""
 
-from __future__ import annotations
-
 from abc import abstractmethod
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
@@ -13,17 +11,11 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Picture:
-    """A decoded frame.
+    """A decoded frame."""
 
-    Attributes:
-        image: [H, W, 3] uint8 RGB, upright.
-        time: seconds since the start of the source.
-        duration: seconds for which it is shown, or None.
-    """
-
-    image: np.ndarray = field(repr=False)
-    time: float
-    duration: float | None = None
+    image: np.ndarray = field(repr=False)  # [H, W, 3] uint8 RGB, upright
+    time: float  # seconds since the start of the source
+    duration: float | None = None  # seconds for which it is shown, or None
 
 
 @dataclass(frozen=True)
@@ -36,31 +28,18 @@ class Colours:
 
 
 class Source(AbstractContextManager["Source"]):
-    """A source of frames: an iterable for a single iteration, and a context manager.
+    """A source of frames: an iterable for a single iteration, and a context manager."""
 
-    Attributes:
-        name: name of the source in messages.
-        frames: number of frames that the source announces, or None.
-        rate: mean frames per second, or None.
-        time_base: unit of the frame times in seconds, or None.
-        live: whether frames are lost when they are not read in time.
-        audio: path or URL of the sound, or None.
-        aspect: width of a pixel divided by its height.
-        colours: colour space.
-        decoded: number of frames read so far.
-        damaged: number of packets or images that could not be decoded, and of frames that the decoder marks as corrupt.
-    """
-
-    name: str
-    frames: int | None = None
-    rate: Fraction | None = None
-    time_base: Fraction | None = None
-    live = False
-    audio: str | None = None
-    aspect = Fraction(1)
+    name: str  # in messages
+    frames: int | None = None  # number of frames that the source announces
+    rate: Fraction | None = None  # mean frames per second
+    time_base: Fraction | None = None  # unit of the frame times in seconds
+    live = False  # whether frames are lost when they are not read in time
+    audio: str | None = None  # path or URL of the sound
+    aspect = Fraction(1)  # width of a pixel divided by its height
     colours = Colours()
-    decoded = 0
-    damaged = 0
+    decoded = 0  # number of frames read so far
+    damaged = 0  # number of packets or images that could not be decoded, and of frames that are marked as corrupt
 
     @abstractmethod
     def __iter__(self) -> Iterator[Picture]: ...

@@ -1,7 +1,5 @@
 """Stages: pipeline threads with bounded queues between them, and clocks of their time."""
 
-from __future__ import annotations
-
 import queue
 import threading
 from collections import defaultdict
@@ -16,11 +14,7 @@ POLL = 0.1  # seconds after which a waiting thread checks whether it is still ne
 
 
 class Clock:
-    """Time of a thread, divided into parts that add up to `alive`.
-
-    Attributes:
-        parts: name -> seconds. "input" is the time spent waiting for the previous stage, "room" for the next stage.
-    """
+    """Seconds of a thread in parts that add up to `alive`; "input" waits for the stage before, "room" for the next."""
 
     def __init__(self) -> None:
         self.parts: defaultdict[str, float] = defaultdict(float)

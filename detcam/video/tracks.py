@@ -1,7 +1,5 @@
 """Tracks: object identities from frame to frame, and the heatmap of each track."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from itertools import count
 from typing import Any
@@ -74,26 +72,16 @@ class Tracker:
 
 @dataclass(frozen=True)
 class Heat:
-    """The heatmap of a track.
+    """The heatmap of a track."""
 
-    Attributes:
-        map: [h, w] float32, not negative, over the network's input, for the object at `box`; raw values, smoothed over
-            time.
-        box: (x1, y1, x2, y2) in pixels of the network's input.
-        scale: the value of heat 1: the recent maximum of the track's maps, at least that of `map`.
-        peak: largest raw value in the last explained frame.
-        energy: share of the raw map's energy inside the box in that frame, in [0, 1]; nan if the map is zero.
-        note: None, or why the map is zero, shared or approximate.
-        time: time of the last explained frame in seconds.
-    """
-
+    # [h, w] float32, not negative, over the network's input, for the object at `box`; raw values, smoothed over time.
     map: Tensor
-    box: np.ndarray
-    scale: float
-    peak: float
-    energy: float
-    note: str | None
-    time: float
+    box: np.ndarray  # (x1, y1, x2, y2) in pixels of the network's input
+    scale: float  # the value of heat 1: the recent maximum of the track's maps, at least that of `map`
+    peak: float  # largest raw value in the last explained frame
+    energy: float  # share of the raw map's energy inside the box in that frame, in [0, 1]; nan if the map is zero
+    note: str | None  # None, or why the map is zero, shared or approximate
+    time: float  # time of the last explained frame in seconds
 
 
 class HeatMemory:

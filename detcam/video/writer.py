@@ -1,7 +1,5 @@
 """Video writer: from a video to a video with heatmaps."""
 
-from __future__ import annotations
-
 import json
 import os
 import threading

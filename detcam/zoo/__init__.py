@@ -8,8 +8,6 @@ Models that were trained with Ultralytics' code, which Ultralytics calls AGPL-3.
 checkout, and in no wheel. The environment variable DETCAM_ZOO names a further folder to look in.
 """
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 from typing import Any

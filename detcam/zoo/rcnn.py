@@ -1,7 +1,5 @@
 """A small Faster or Mask R-CNN of torchvision, built from its description in the zoo."""
 
-from __future__ import annotations
-
 from typing import Any
 
 

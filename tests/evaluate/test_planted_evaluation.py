@@ -211,11 +211,7 @@ def test_found_objects_are_what_they_are_in_the_scene(witness: Witness) -> None:
 
 @pytest.mark.parametrize("variant", ONE)
 def test_judge_of_a_variant(variant: str) -> None:
-    steps: list[tuple[int, int]] = []
-    table = judge(
-        variant, seeds_of(3, 7), ["odam"], ["level", "evidence"], lambda *step: steps.append(step), quick=True
-    )
-    assert steps == [(1, 3), (2, 3), (3, 3)]
+    table = judge(variant, seeds_of(3, 7), ["odam"], ["level", "evidence"], quick=True)
     assert 0 < table.found <= 1
     assert {"odam @ level", "odam @ evidence", "noise", "box", "gaussian", "eigencam", "cause"} <= set(table.values)
     assert all(values.shape == (len(table.scenes), len(MEASURES)) for values in table.values.values())

@@ -4,8 +4,6 @@ Modules are found by their names, which are the same in all detection transforme
 `decoder.layers.0.self_attn`, and `decoder.layers.0.encoder_attn` or `cross_attn`.
 """
 
-from __future__ import annotations
-
 import inspect
 import re
 import types
@@ -35,22 +33,14 @@ SAMPLERS = ("multi_scale_deformable_attn_pytorch", "multi_scale_deformable_atten
 
 @dataclass(frozen=True)
 class AttentionPlan:
-    """The attention modules of a private view, in the order that they run.
+    """The attention modules of a private view, in the order that they run."""
 
-    Attributes:
-        encoder: self-attention of the tokens that the queries read, if it is a matrix; in a model without a decoder,
-            of all tokens.
-        queries: self-attention of the queries.
-        cross: cross-attention from the queries to the tokens.
-        holders: the parents of all these modules, with the projections that feed them.
-        objects: number of detection tokens at the end of the sequence, in a model without a decoder; else 0. None: the
-            class token, the first, stands for the object.
-    """
-
+    # Self-attention of the tokens that the queries read, if it is a matrix; without a decoder, of all tokens.
     encoder: tuple[nn.Module, ...]
-    queries: tuple[nn.Module, ...]
-    cross: tuple[nn.Module, ...]
-    holders: tuple[nn.Module, ...]
+    queries: tuple[nn.Module, ...]  # self-attention of the queries
+    cross: tuple[nn.Module, ...]  # cross-attention from the queries to the tokens
+    holders: tuple[nn.Module, ...]  # the parents of all these modules, with the projections that feed them
+    # Number of detection tokens at the end of a sequence without a decoder; None: the class token, the first, instead.
     objects: int | None = 0
 
     @property

@@ -1,7 +1,5 @@
 """Channels: how many a network reads, and statistics that fit them."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from torch import nn

@@ -1,7 +1,5 @@
 """Base of the image classifiers: one object per image, the predicted class."""
 
-from __future__ import annotations
-
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -64,7 +62,6 @@ class ClassifierAdapter(Adapter):
         return self.module(batch)
 
     def forward(self, batch: Tensor, max_det: int) -> ClassifierOutputs:
-        """See `Adapter.forward`."""
         return ClassifierOutputs(self._logits(batch), (batch.shape[2], batch.shape[3]))
 
     @torch.no_grad()
@@ -206,11 +203,7 @@ def standard_steps(
 
 
 def compose_steps(processor: Any) -> Sequence[Any]:
-    """The steps of a torchvision Compose or of `weights.transforms()`.
-
-    Raises:
-        ModelError: if the processor is neither.
-    """
+    """The steps of a torchvision Compose or of `weights.transforms()`; a ModelError if the processor is neither."""
     if hasattr(processor, "transforms"):
         return processor.transforms
     try:

@@ -10,8 +10,6 @@ which needs inner products of the samples, but not the gradient of the projected
 object and layer, nor its backward through the projection. These take most of the time of a plain backward.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch
@@ -143,8 +141,4 @@ def _many(
     parts = (products - empty[..., None]) * total[:, :, :, None]
     of_gains = gradient.new_zeros(size[0] * size[1], len(gradient))
     of_gains.index_add_(0, cells.flatten(), parts.movedim(3, -1).flatten(0, -2))
-    return (
-        of_gains.T.unflatten(1, size),
-        of_locations.permute(3, 0, 1, 2, 4, 5),
-        of_weights.permute(3, 0, 1, 2, 4),
-    )
+    return (of_gains.T.unflatten(1, size), of_locations.permute(3, 0, 1, 2, 4, 5), of_weights.permute(3, 0, 1, 2, 4))

@@ -1,7 +1,5 @@
 """Mask scores: the mean of a mask's logits over the mask, or that mean minus the mean over a ring around it."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 from torch.nn.functional import max_pool2d

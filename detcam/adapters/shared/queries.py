@@ -1,7 +1,5 @@
 """Detectors with queries: scores, candidates and objects from the class logits and the box of each query."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -18,19 +16,12 @@ from detcam.types import Objects, image_index
 
 @dataclass(frozen=True)
 class QueryOutputs:
-    """Raw outputs for B images, Q queries and nc classes ("no object" included), with the graph.
+    """Raw outputs for B images, Q queries and nc classes ("no object" included), with the graph."""
 
-    Attributes:
-        logits: [B, Q, nc] class logits.
-        boxes: [B, Q, 4] (cx, cy, w, h) as shares of the image.
-        sizes: [B, 2] (height, width) of each image in the network's input, in pixels.
-        masks: [B, Q, h, w] mask logits, or None.
-    """
-
-    logits: Tensor
-    boxes: Tensor
-    sizes: Tensor
-    masks: Tensor | None = None
+    logits: Tensor  # [B, Q, nc] class logits
+    boxes: Tensor  # [B, Q, 4] (cx, cy, w, h) as shares of the image
+    sizes: Tensor  # [B, 2] (height, width) of each image in the network's input, in pixels
+    masks: Tensor | None = None  # [B, Q, h, w] mask logits, or None
 
     def scale(self) -> Tensor:
         """[B, 4] (width, height, width, height) of each image in the network's input, in pixels."""
@@ -51,7 +42,6 @@ class QueryAdapter(Adapter):
     clipped: ClassVar[bool] = False  # whether boxes of `objects_at` are clipped to the image
 
     def score(self, outputs: Any, objects: list[Objects], target: str) -> Tensor:
-        """See `Adapter.score`."""
         image = image_index(objects, outputs.logits.device)
         query = torch.cat([o.index for o in objects])
         if target in MASK_TARGETS:

@@ -1,7 +1,5 @@
 """Rotated boxes: centre, size, and angle in radians (clockwise in the image)."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

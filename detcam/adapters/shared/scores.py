@@ -1,7 +1,5 @@
 """Class and side scores: the differentiable scalars of kept candidates, shared by all families of detectors."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

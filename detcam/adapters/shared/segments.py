@@ -1,7 +1,5 @@
 """Segments of a label map: connected or whole classes, their windows on the model's output, and their scores."""
 
-from __future__ import annotations
-
 from typing import Literal, get_args
 
 import cv2

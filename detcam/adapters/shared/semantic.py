@@ -1,7 +1,5 @@
 """Base of the semantic segmenters: one object per segment of the label map."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -31,15 +29,10 @@ Cut = tuple[Tensor, Tensor, int]  # in a window: logits [C, kh, kw], the share o
 
 @dataclass(frozen=True)
 class SemanticOutputs:
-    """Raw outputs for B images and nc classes.
+    """Raw outputs for B images and nc classes."""
 
-    Attributes:
-        logits: [B, nc, h, w] at the resolution of the last classifier, with the graph.
-        full: [B, nc, H, W] the output of the model, resized or not, without the graph.
-    """
-
-    logits: Tensor
-    full: Tensor
+    logits: Tensor  # [B, nc, h, w] at the resolution of the last classifier, with the graph
+    full: Tensor  # [B, nc, H, W] the output of the model, resized or not, without the graph
 
 
 class SemanticAdapter(Adapter):
@@ -87,7 +80,6 @@ class SemanticAdapter(Adapter):
         return self.module(batch)
 
     def forward(self, batch: Tensor, max_det: int) -> SemanticOutputs:
-        """See `Adapter.forward`."""
         self._logits.clear()
         full = self._run(batch).detach()
         return SemanticOutputs(self._logits.pop(), full)
@@ -213,7 +205,6 @@ class SemanticAdapter(Adapter):
         )
 
     def score(self, outputs: SemanticOutputs, objects: list[Objects], target: str) -> Tensor:
-        """See `Adapter.score`."""
         scores = outputs.logits.new_empty(sum(map(len, objects)))
         for members, _, cuts in _windows(outputs.logits, objects):
             values = [segment_score(*cut, target, self._left_out, self.multilabel) for cut in cuts]
@@ -233,7 +224,6 @@ class SemanticAdapter(Adapter):
         return readouts
 
     def layers(self, preset: str) -> LayerPlan:
-        """See `Adapter.layers`."""
         return LayerPlan(self.plans[preset], cut_all=True, fuse="sum")
 
 

@@ -3,8 +3,6 @@
 A forward and a backward of the model find them, without a table of architectures.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,17 +17,11 @@ LARGEST_PREFIX = 8  # class tokens, distillation tokens and registers before the
 
 @dataclass(frozen=True)
 class Stages:
-    """The modules whose outputs are a model's maps.
+    """The modules whose outputs are a model's maps."""
 
-    Attributes:
-        last: the module of the last map that the scores depend on; None if there is no such map.
-        earlier: the modules at the ends of the earlier stages, in the order they run.
-        sizes: the (h, w) of all maps, to find maps in sequences of tokens.
-    """
-
-    last: str | None
-    earlier: tuple[str, ...]
-    sizes: tuple[tuple[int, int], ...]
+    last: str | None  # the module of the last map that the scores depend on; None if there is no such map
+    earlier: tuple[str, ...]  # the modules at the ends of the earlier stages, in the order they run
+    sizes: tuple[tuple[int, int], ...]  # the (h, w) of all maps, to find maps in sequences of tokens
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,5 @@
 """Stem: the module through whose output the image enters a network."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import partial
 from typing import Any

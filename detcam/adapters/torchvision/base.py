@@ -19,19 +19,12 @@ COCO_CLASSES = 91  # outputs of a model trained on COCO, with the background
 
 @dataclass(frozen=True)
 class Candidates:
-    """n candidates or objects of one image, as in torchvision's post-processing.
+    """n candidates or objects of one image, as in torchvision's post-processing."""
 
-    Attributes:
-        boxes: [n, 4] xyxy in pixels of the resized image, clipped to the image.
-        scores: [n] in [0, 1].
-        labels: [n] int64 class numbers; 0 is the background.
-        index: [n] int64, the anchor or proposal that each candidate was read from.
-    """
-
-    boxes: Tensor
-    scores: Tensor
-    labels: Tensor
-    index: Tensor
+    boxes: Tensor  # [n, 4] xyxy in pixels of the resized image, clipped to the image
+    scores: Tensor  # [n] in [0, 1]
+    labels: Tensor  # [n] int64 class numbers; 0 is the background
+    index: Tensor  # [n] int64, the anchor or proposal that each candidate was read from
 
     def select(self, keep: Tensor) -> Candidates:
         """The candidates at the positions `keep` ([k] int64), or where it is True ([n] bool)."""
@@ -99,11 +92,7 @@ class TorchvisionAdapter(Adapter):
         return any(base.__module__ == cls.origin for base in type(model).__mro__)
 
     def prepare(self, image: np.ndarray) -> tuple[Tensor, Geometry]:
-        """See `Adapter.prepare`: torchvision's normalisation, resize and padding.
-
-        Raises:
-            ImageError: if the image is so thin that torchvision would resize a side to 0 pixels.
-        """
+        """See `Adapter.prepare`: as torchvision does; an ImageError if a side of a thin image would become 0 pixels."""
         pixels = unit_tensor(self.fit(image), self.device, self.dtype)
         source = (image.shape[0], image.shape[1])
         try:

@@ -1,7 +1,5 @@
 """Base of torchvision's one-stage detectors."""
 
-from __future__ import annotations
-
 from abc import abstractmethod
 from collections import defaultdict
 from dataclasses import dataclass
@@ -28,22 +26,14 @@ from detcam.types import Objects, image_index
 
 @dataclass(frozen=True)
 class OneStageOutputs:
-    """Raw outputs of a one-stage detector for B images and A anchors; all tensors but the anchors carry the graph.
+    """Raw outputs of a one-stage detector for B images and A anchors; all tensors but the anchors carry the graph."""
 
-    Attributes:
-        logits: [B, A, K] class logits.
-        deltas: [B, A, 4] encoded boxes.
-        centreness: [B, A, 1] logits of FCOS, else None.
-        anchors: [A, 4] xyxy in network pixels; level by level, row by row, several anchors in each cell.
-        cells: the (h, w) of each feature level.
-        maps: outputs of the last layers of each branch, [B, anchors of a cell * columns, h, w] for each level.
-    """
-
-    logits: Tensor
-    deltas: Tensor
-    centreness: Tensor | None
-    anchors: Tensor
-    cells: tuple[tuple[int, int], ...]
+    logits: Tensor  # [B, A, K] class logits
+    deltas: Tensor  # [B, A, 4] encoded boxes
+    centreness: Tensor | None  # [B, A, 1] logits of FCOS, else None
+    anchors: Tensor  # [A, 4] xyxy in network pixels; level by level, row by row, several anchors in each cell
+    cells: tuple[tuple[int, int], ...]  # the (h, w) of each feature level
+    # Outputs of the last layers of each branch, [B, anchors of a cell * columns, h, w] for each level.
     maps: dict[str, list[Tensor]]
 
 
@@ -89,7 +79,6 @@ class OneStageAdapter(TorchvisionAdapter):
         self._maps[branch].append(output)
 
     def forward(self, batch: Tensor, max_det: int) -> OneStageOutputs:
-        """See `Adapter.forward`."""
         features = list(self._features(batch).values())
         self._maps.clear()
         raw = self.network.head(features)
@@ -112,9 +101,8 @@ class OneStageAdapter(TorchvisionAdapter):
         for image, geometry in enumerate(geometries):
             index, labels = self._candidates(scores[image], outputs, min(self.network.score_thresh, conf))
             boxes = self._decode(outputs.deltas[image, index], outputs.anchors[index])
-            candidates = Candidates(
-                clip_boxes_to_image(boxes, geometry.resized), scores[image, index, labels], labels, index
-            )
+            boxes = clip_boxes_to_image(boxes, geometry.resized)
+            candidates = Candidates(boxes, scores[image, index, labels], labels, index)
             kept = candidates.best(self.network.nms_thresh, self.network.detections_per_img, conf, max_det)
             level, _, cells = self._places(outputs, kept.index)
             objects.append(self._objects(kept, geometry, outputs.logits.shape[2], level, cells))
@@ -146,7 +134,6 @@ class OneStageAdapter(TorchvisionAdapter):
         return level, within % per_cell, torch.stack([cell // width, cell % width], dim=1)
 
     def score(self, outputs: OneStageOutputs, objects: list[Objects], target: str) -> Tensor:
-        """See `Adapter.score`."""
         image = image_index(objects, self.device)
         index = torch.cat([o.index for o in objects])
         labels = torch.cat([o.class_ids for o in objects])
@@ -239,5 +226,4 @@ class OneStageAdapter(TorchvisionAdapter):
         return bool(((index == asked.index) & (labels == asked.class_ids)).any())
 
     def class_names(self, count: int) -> dict[int, str]:
-        """See `Adapter.class_names`."""
         return dict(enumerate(class_names(list(range(count)), count, self.names)))

@@ -1,7 +1,5 @@
 """torchvision's two-stage detectors: Faster, Mask and Keypoint R-CNN, with any backbone."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -33,15 +31,10 @@ TOGETHER = 16  # proposals of similar size whose windows are computed together
 
 @dataclass(frozen=True)
 class RcnnOutputs:
-    """Outputs of the backbone of a two-stage detector: the input of both stages.
+    """Outputs of the backbone of a two-stage detector: the input of both stages."""
 
-    Attributes:
-        images: [B, 3, h, w], the network's input.
-        features: the backbone's maps [B, C, h, w] by name, with the graph.
-    """
-
-    images: Tensor
-    features: dict[str, Tensor]
+    images: Tensor  # [B, 3, h, w], the network's input
+    features: dict[str, Tensor]  # the backbone's maps [B, C, h, w] by name, with the graph
 
 
 class RcnnAdapter(TorchvisionAdapter):
@@ -155,7 +148,6 @@ class RcnnAdapter(TorchvisionAdapter):
         return logits[torch.arange(len(labels), device=labels.device), labels]
 
     def score(self, outputs: RcnnOutputs, objects: list[Objects], target: str) -> Tensor:
-        """See `Adapter.score`."""
         pool, rois, score = self._scored(objects, target)
         if not sum(map(len, objects)):
             return outputs.images.new_zeros(0)
@@ -175,10 +167,8 @@ class RcnnAdapter(TorchvisionAdapter):
         for level in levels.unique().tolist():
             members = (levels == level).nonzero().flatten()
             for some in members[extent[members].argsort()].split(TOGETHER):
-                size = (maps[level].shape[2], maps[level].shape[3])
-                windows, start = roi_gradients(
-                    gradients[some], boxes[some], size, pool.scales[level], pool.sampling_ratio
-                )
+                size, scale = (maps[level].shape[2], maps[level].shape[3]), pool.scales[level]
+                windows, start = roi_gradients(gradients[some], boxes[some], size, scale, pool.sampling_ratio)
                 readouts.append(Readout(some, level, (Source(maps[level], windows, start),)))
         return readouts
 

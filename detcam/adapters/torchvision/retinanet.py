@@ -1,7 +1,5 @@
 """RetinaNet and FCOS of torchvision: a sigmoid for each class."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -13,8 +13,6 @@ object, in a window of the map.
 Source: RoIAlign of Mask R-CNN, He et al. 2017, https://arxiv.org/abs/1703.06870, as in torchvision (aligned=False).
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch

@@ -1,7 +1,5 @@
 """Semantic segmenters of torchvision."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 
@@ -55,7 +53,6 @@ class TorchvisionSegmenterAdapter(SemanticAdapter):
         return any(base.__module__.startswith("torchvision.models.segmentation.") for base in type(model).__mro__)
 
     def prepare(self, image: np.ndarray) -> tuple[Tensor, Geometry]:
-        """See `Adapter.prepare`."""
         image = self.fit(image)
         raw = torch.from_numpy(image).permute(2, 0, 1) if image.dtype == np.uint8 else unit_tensor(image)
         pixels = self.transform(raw).to(self.device, self.dtype)

@@ -1,7 +1,5 @@
 """SSD and SSDlite of torchvision: a softmax over the classes and the background."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch
@@ -19,10 +17,7 @@ class SsdAdapter(OneStageAdapter):
 
     def _last_layers(self) -> dict[str, list[Any]]:
         head = self.network.head
-        return {
-            "logits": list(head.classification_head.module_list),
-            "deltas": list(head.regression_head.module_list),
-        }
+        return {"logits": list(head.classification_head.module_list), "deltas": list(head.regression_head.module_list)}
 
     def _scores(self, logits: Tensor, centreness: Tensor | None) -> Tensor:
         return logits.softmax(dim=-1)

@@ -1,7 +1,5 @@
 """Base of the transformers adapters: model classes, image processors and their sizes."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 from typing import Any, ClassVar

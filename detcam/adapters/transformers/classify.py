@@ -1,7 +1,5 @@
 """Image classifiers of the transformers library."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Detection transformers of the transformers library: DETR and its successors, and YOLOS."""
 
-from __future__ import annotations
-
 import inspect
 from dataclasses import dataclass
 from functools import partial
@@ -22,22 +20,16 @@ from detcam.types import Objects
 
 @dataclass(frozen=True)
 class DetrKind:
-    """Facts of one architecture.
+    """Facts of one architecture."""
 
-    Attributes:
-        level: the module whose output are the maps, or tokens, that the queries read; {last} is the last block.
-        entries: the module that projects the backbone's last map to the transformer's width, or a list of modules, one
-            per map. It is a 1x1 convolution (but for extra, coarser levels), which mixes channels, not cells: gradient
-            times activation summed over channels equals that at the backbone's output, except for the bias.
-        processor: the class of the image processor.
-        softmax: whether the classes share a softmax with a last class "no object".
-        selected: whether the model selects queries from the image: then a number means another query in another image.
-    """
-
-    level: str
+    level: str  # the module whose output are the maps, or tokens, that the queries read; {last} is the last block
+    # The module that projects the backbone's last map to the transformer's width, or a list of modules, one per map. It
+    # is a 1x1 convolution (but for extra, coarser levels), which mixes channels, not cells: gradient times activation
+    # summed over channels equals that at the backbone's output, except for the bias.
     entries: str
-    processor: str
-    softmax: bool = False
+    processor: str  # the class of the image processor
+    softmax: bool = False  # whether the classes share a softmax with a last class "no object"
+    # Whether the model selects queries from the image: then a number means another query in another image.
     selected: bool = False
 
 
@@ -104,7 +96,6 @@ class DetrAdapter(TransformersAdapter, QueryAdapter):
         self.cells[name] = (output.shape[2], output.shape[3])
 
     def forward(self, batch: Tensor, max_det: int) -> QueryOutputs:
-        """See `Adapter.forward`."""
         inside = batch[:, self.channels] if batch.shape[1] > self.channels else torch.ones_like(batch[:, 0])
         inputs = {"pixel_values": batch[:, : self.channels]}
         if self.masked:
@@ -160,7 +151,6 @@ class DetrAdapter(TransformersAdapter, QueryAdapter):
         return LayerPlan((self.kind.level.format(last=last),), cut_all=True, fuse="sum")
 
     def attention(self) -> AttentionPlan:
-        """See `Adapter.attention`."""
         return attention_plan(self.module, self.family)
 
     def grids(self, tokens: int, size: tuple[int, int]) -> list[tuple[int, int, int]]:

@@ -1,7 +1,5 @@
 """Grounding DINO of the transformers library: a detector of phrases with a logit for every token of the text."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any, ClassVar
@@ -63,7 +61,6 @@ class GroundingDinoAdapter(PromptedAdapter):
         return {name: merged[name] for name in ("input_ids", "token_type_ids", "attention_mask")}
 
     def forward(self, batch: Tensor, max_det: int) -> PromptedOutputs:
-        """See `Adapter.forward`."""
         inside = batch[:, self.channels] if batch.shape[1] > self.channels else torch.ones_like(batch[:, 0])
         outputs = self.module(
             pixel_values=batch[:, : self.channels],
@@ -83,7 +80,6 @@ class GroundingDinoAdapter(PromptedAdapter):
 
     @torch.no_grad()
     def detect(self, outputs: Any, geometries: list[Geometry], conf: float, iou: float, max_det: int) -> list[Objects]:
-        """See `Adapter.detect`."""
         detected = super().detect(outputs, geometries, conf, iou, max_det)
         return [self._worded(outputs.raw[image], objects) for image, objects in enumerate(detected)]
 

@@ -1,7 +1,5 @@
 """Architectures with mask queries: their layers, their grids of tokens and their processors."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,18 +14,13 @@ STRIDES = (4, 2, 2, 2)  # of a backbone's stages, each relative to the stage bef
 
 @dataclass(frozen=True)
 class MaskKind:
-    """Facts of one architecture.
+    """Facts of one architecture."""
 
-    Attributes:
-        level: the modules whose maps the queries and their masks read.
-        entries: the modules whose maps enter the pixel decoder or encoder, after their norms: before a norm over the
-            whole map, gradient times activation sums to zero.
-        processor: the class of the image processor.
-    """
-
-    level: tuple[str, ...]
+    level: tuple[str, ...]  # the modules whose maps the queries and their masks read
+    # The modules whose maps enter the pixel decoder or encoder, after their norms: before a norm over the whole map,
+    # gradient times activation sums to zero.
     entries: tuple[str, ...]
-    processor: str
+    processor: str  # the class of the image processor
 
 
 _PIXELS = "model.pixel_level_module"

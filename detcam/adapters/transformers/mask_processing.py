@@ -1,7 +1,5 @@
 """Post-processing of mask queries: a processor's segments, with the query of each segment."""
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,19 +12,12 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Segments:
-    """The N segments of one image, in the processor's order.
+    """The N segments of one image, in the processor's order."""
 
-    Attributes:
-        queries: [N] int64.
-        classes: [N] int64.
-        scores: [N] float32 in [0, 1].
-        masks: [N, H, W] bool in source pixels.
-    """
-
-    queries: Tensor
-    classes: Tensor
-    scores: Tensor
-    masks: Tensor
+    queries: Tensor  # [N] int64
+    classes: Tensor  # [N] int64
+    scores: Tensor  # [N] float32 in [0, 1]
+    masks: Tensor  # [N, H, W] bool in source pixels
 
 
 class _Row(NamedTuple):
@@ -44,10 +35,6 @@ class PostProcessing:
     The library returns segments without their queries. So it is given logits in which every pair of query and class
     that may be kept has a separate class: the softmax, and with it every decision, does not change, and the class of a
     segment names its query.
-
-    Attributes:
-        independent: whether queries are kept independently and their masks may overlap. Otherwise they compete for
-            every pixel.
     """
 
     def __init__(self, processor: Any, segments: str, **options: Any) -> None:
@@ -59,6 +46,7 @@ class PostProcessing:
         # MaskFormer, Mask2Former and OneFormer take the best pairs of query and class, in no particular order.
         self._ranked = segments == "instance" and not known.isdisjoint(("return_binary_maps", "task_type"))
         rivals = "overlap_mask_area_threshold" in known and "return_binary_maps" not in known
+        # Whether masks may overlap; otherwise queries compete for every pixel.
         self.independent = segments == "instance" and not rivals
 
     def __call__(

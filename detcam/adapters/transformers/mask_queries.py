@@ -1,7 +1,5 @@
 """Segmenters of the transformers library with mask queries: MaskFormer and its successors."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -14,13 +12,7 @@ from torch.nn.functional import interpolate
 
 from detcam.adapters.base import ImageSize, LayerPlan, Selection
 from detcam.adapters.shared.mask_scores import MASK_TARGETS
-from detcam.adapters.shared.queries import (
-    QueryAdapter,
-    query_objects,
-    shares_to_source,
-    strongest,
-    with_mask_logits,
-)
+from detcam.adapters.shared.queries import QueryAdapter, query_objects, shares_to_source, strongest, with_mask_logits
 from detcam.adapters.shared.scores import BOX_TARGETS, CLASS_TARGETS
 from detcam.adapters.shared.segments import boxes_around
 from detcam.adapters.transformers.base import (
@@ -41,21 +33,13 @@ from detcam.types import Objects, image_index
 
 @dataclass(frozen=True)
 class MaskQueryOutputs:
-    """Raw outputs for B images, Q queries and nc classes, "no object" included, with the graph.
+    """Raw outputs for B images, Q queries and nc classes, "no object" included, with the graph."""
 
-    Attributes:
-        logits: [B, Q, nc] class logits.
-        masks: [B, Q, h, w] mask logits.
-        boxes: [B, Q, 4] (cx, cy, w, h) as shares of the image, or None.
-        inside: [B, H, W] 1 on the image, 0 on padding.
-        maps: outputs of the modules of a preset, [B, C, h, w] each.
-    """
-
-    logits: Tensor
-    masks: Tensor
-    boxes: Tensor | None
-    inside: Tensor
-    maps: list[Tensor]
+    logits: Tensor  # [B, Q, nc] class logits
+    masks: Tensor  # [B, Q, h, w] mask logits
+    boxes: Tensor | None  # [B, Q, 4] (cx, cy, w, h) as shares of the image, or None
+    inside: Tensor  # [B, H, W] 1 on the image, 0 on padding
+    maps: list[Tensor]  # outputs of the modules of a preset, [B, C, h, w] each
 
     def cells_inside(self) -> Tensor:
         """[B, h, w] bool: the cells of the masks with their centre on the image."""
@@ -136,7 +120,6 @@ class MaskQueryAdapter(TransformersAdapter, QueryAdapter):
         return data
 
     def forward(self, batch: Tensor, max_det: int) -> MaskQueryOutputs:
-        """See `Adapter.forward`."""
         inside = batch[:, self.channels] if batch.shape[1] > self.channels else torch.ones_like(batch[:, 0])
         more = {"pixel_mask": inside.long()} if self.boxed else {}
         more |= {name: tokens.expand(len(batch), -1) for name, tokens in self._task.items()}
@@ -170,7 +153,6 @@ class MaskQueryAdapter(TransformersAdapter, QueryAdapter):
         return kept
 
     def score(self, outputs: MaskQueryOutputs, objects: list[Objects], target: str) -> Tensor:
-        """See `Adapter.score`."""
         scalars = super().score(outputs, objects, target)
         return _joined(scalars, outputs.maps, image_index(objects, outputs.logits.device))
 

@@ -1,7 +1,5 @@
 """OmDet-Turbo of the transformers library: a detector of phrases that also reads a task."""
 
-from __future__ import annotations
-
 import copy
 from types import SimpleNamespace
 from typing import Any, ClassVar
@@ -52,7 +50,6 @@ class OmDetAdapter(PromptedAdapter):
         return {name: tensor for name, tensor in inputs.items() if name.startswith(("classes_", "tasks_"))}
 
     def forward(self, batch: Tensor, max_det: int) -> PromptedOutputs:
-        """See `Adapter.forward`."""
         texts = {name: tokens.repeat(len(batch), *[1] * (tokens.ndim - 1)) for name, tokens in self.inputs.items()}
         outputs = self.module(
             pixel_values=batch, output_attentions=False, output_hidden_states=False, return_dict=True, **texts
@@ -84,15 +81,10 @@ class OmDetAdapter(PromptedAdapter):
         return objects
 
     def selection(self, iou: float) -> Selection:
-        """See `Adapter.selection`."""
         return Selection(overlap=iou)
 
     def attention(self) -> AttentionPlan:
-        """See `Adapter.attention`: queries and the task's words attend to each other, which no map can show.
-
-        Raises:
-            MethodError: always.
-        """
+        """Always a MethodError: queries and the task's words attend to each other, which no map can show."""
         raise MethodError(
             f"{self.family} models mix queries with the words of their task: use a method that reads gradients, e.g. "
             "'odam'"

@@ -1,7 +1,5 @@
 """OWL-ViT and OWLv2 of the transformers library: a vision transformer with a candidate object per patch."""
 
-from __future__ import annotations
-
 from typing import Any, ClassVar
 
 import numpy as np
@@ -59,7 +57,6 @@ class OwlAdapter(PromptedAdapter):
         return {name: inputs[name] for name in ("input_ids", "attention_mask")}
 
     def forward(self, batch: Tensor, max_det: int) -> PromptedOutputs:
-        """See `Adapter.forward`."""
         texts = {name: tokens.repeat(len(batch), 1) for name, tokens in self.inputs.items()}
         outputs = self.module(pixel_values=batch, return_dict=True, **texts)
         return PromptedOutputs(outputs.logits, outputs.pred_boxes, whole_inputs(batch), raw=outputs.logits)
@@ -75,7 +72,6 @@ class OwlAdapter(PromptedAdapter):
         return query_objects(boxes, scores, class_ids, candidates, self.names, geometry)
 
     def layers(self, preset: str) -> LayerPlan:
-        """See `Adapter.layers`."""
         blocks: Any = self.module.get_submodule(f"{self.kind.level}.encoder.layers")
         name = "pre_layernorm" if preset == "evidence" else f"encoder.layers.{len(blocks) - 1}.layer_norm1"
         return LayerPlan((f"{self.kind.level}.{name}",), cut_all=True, fuse="sum")

@@ -1,7 +1,5 @@
 """SAM and SAM 2 of the transformers library: masks for prompts, which are points or boxes."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -83,11 +81,7 @@ class SamAdapter(TransformersAdapter):
     def detect(
         self, outputs: SamOutputs, geometries: list[Geometry], conf: float, iou: float, max_det: int
     ) -> list[Objects]:
-        """See `Adapter.detect`: without prompts there are no objects.
-
-        Raises:
-            InputError: always.
-        """
+        """Always an InputError: without prompts there are no objects."""
         raise InputError(
             f"{type(self.network).__name__} detects nothing without prompts: give explainer(image, prompts=[(x, y)]) "
             "or prompts=[(x1, y1, x2, y2)] in source pixels"
@@ -226,7 +220,6 @@ def _processor(config: Any, is_sam2: bool) -> Any:
         images = images or transformers.Sam2ImageProcessor(size={"height": height, "width": width})
         return transformers.Sam2Processor(images)
     side = config.vision_config.image_size
-    images = images or transformers.SamImageProcessor(
-        size={"longest_edge": side}, pad_size={"height": side, "width": side}
-    )
+    square = {"height": side, "width": side}
+    images = images or transformers.SamImageProcessor(size={"longest_edge": side}, pad_size=square)
     return transformers.SamProcessor(images)

@@ -1,7 +1,5 @@
 """Semantic segmenters of the transformers library: SegFormer, UPerNet, BEiT, DPT and MobileViT."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -26,20 +24,14 @@ STRIDE = 32  # sides are rounded up to a multiple of it
 
 @dataclass(frozen=True)
 class _Kind:
-    """Facts of one architecture.
+    """Facts of one architecture."""
 
-    Attributes:
-        classifier: the convolution whose output are the logits.
-        level: the module whose output the classifier reads.
-        evidence: function from the configuration to the modules whose outputs enter the decode head; a list of names
-            for each naming that versions of the library use.
-        processor: the class of the image processor.
-    """
-
-    classifier: str
-    level: str
+    classifier: str  # the convolution whose output are the logits
+    level: str  # the module whose output the classifier reads
+    # Function from the configuration to the modules whose outputs enter the decode head; a list of names for each
+    # naming that versions of the library use.
     evidence: Callable[[Any], tuple[list[str], ...]]
-    processor: str
+    processor: str  # the class of the image processor
 
 
 def _segformer(config: Any) -> tuple[list[str], ...]:

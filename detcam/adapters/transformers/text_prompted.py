@@ -1,7 +1,5 @@
 """Base of the text-prompted detectors of the transformers library: their classes are phrases."""
 
-from __future__ import annotations
-
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,13 +17,10 @@ from detcam.errors import InputError
 
 @dataclass(frozen=True, kw_only=True)
 class PromptedOutputs(QueryOutputs):
-    """Raw outputs; `logits` [B, Q, K] are of the K phrases.
+    """Raw outputs; `logits` [B, Q, K] are of the K phrases."""
 
-    Attributes:
-        raw: [B, Q, T] the logits of the model, for the library's post-processing; T is the number of tokens if each
-            token has a logit, else K.
-    """
-
+    # [B, Q, T] the logits of the model, for the library's post-processing; T is the number of tokens if each token has
+    # a logit, else K.
     raw: Tensor
 
 
@@ -49,11 +44,7 @@ class PromptedAdapter(DetrAdapter):
         self.inputs: dict[str, Tensor] = {}  # the phrases, processed
 
     def set_text(self, text: Sequence[str]) -> None:
-        """Set the classes to these phrases, numbered from 0.
-
-        Raises:
-            InputError: for phrases that the model cannot read.
-        """
+        """Set the classes to these phrases, numbered from 0; an InputError for phrases that the model cannot read."""
         self.names = dict(enumerate(text))
         self.available = self._available(len(text))
         self.inputs = {name: tensor.to(self.device) for name, tensor in self._tokens(list(text)).items()}

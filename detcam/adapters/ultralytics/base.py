@@ -1,7 +1,5 @@
 """Base of Ultralytics' detectors: numbered layers, of which the last is the head."""
 
-from __future__ import annotations
-
 from typing import Any, ClassVar, Literal
 
 import cv2
@@ -16,6 +14,7 @@ from detcam.models.versions import OLDEST
 class PredictReader(Adapter):
     """Base of Ultralytics' adapters: images are read as by its predict call."""
 
+    library = "ultralytics"
     install = 'pip install "detcam[ultralytics]"'
 
     def __init__(self, module: Any, model: Any, imgsz: Any = None, processor: Any = None) -> None:
@@ -24,7 +23,6 @@ class PredictReader(Adapter):
 
     @property
     def reading(self) -> tuple[int, bool]:
-        """See `Adapter.reading`."""
         return self.channels, True
 
     def fit(self, image: np.ndarray) -> np.ndarray:
@@ -53,7 +51,6 @@ class UltralyticsAdapter(PredictReader):
 
     @classmethod
     def unwrap(cls, model: Any) -> nn.Module:
-        """See `Adapter.unwrap`."""
         return module_of(model)
 
     def layers(self, preset: str) -> LayerPlan:
@@ -99,11 +96,7 @@ def kinds_of(head: Any) -> set[str]:
 
 
 def require_parts(module: Any, parts: tuple[str, ...]) -> None:
-    """Check that the head of a module has the attributes that objects are read by.
-
-    Raises:
-        ModelError: if it lacks one; names it.
-    """
+    """Raise a ModelError if the head of a module lacks an attribute that objects are read by, and name it."""
     head = head_of(module)
     if missing := [part for part in parts if not hasattr(head, part)]:
         raise ModelError(
@@ -127,9 +120,3 @@ def predict_size(model: Any) -> int | tuple[int, int]:
     arguments = arguments if isinstance(arguments, dict) else vars(arguments)
     size = getattr(model, "overrides", {}).get("imgsz") or arguments.get("imgsz") or 640
     return size if isinstance(size, int) else (int(size[0]), int(size[-1]))
-
-
-def rounded_up(imgsz: int | tuple[int, int], stride: int) -> tuple[int, int]:
-    """(height, width) of an input of `imgsz` pixels, rounded up to multiples of `stride` as predict rounds it."""
-    height, width = (imgsz, imgsz) if isinstance(imgsz, int) else imgsz
-    return -(-height // stride) * stride, -(-width // stride) * stride

@@ -1,22 +1,12 @@
 """Image classifiers of Ultralytics."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from torch import Tensor, nn
 
+from detcam.adapters.base import sides_of
 from detcam.adapters.shared.classifier import StepsAdapter
-from detcam.adapters.ultralytics.base import (
-    PredictReader,
-    head_of,
-    kinds_of,
-    module_of,
-    names_of,
-    predict_size,
-    rounded_up,
-)
-from detcam.models.versions import libraries_of
+from detcam.adapters.ultralytics.base import PredictReader, head_of, kinds_of, module_of, names_of, predict_size
 
 
 class UltralyticsClassifier(PredictReader, StepsAdapter):
@@ -28,18 +18,17 @@ class UltralyticsClassifier(PredictReader, StepsAdapter):
     @classmethod
     def serves(cls, model: Any) -> bool:
         """See `Adapter.serves`: an Ultralytics wrapper or module whose last layer is a Classify head."""
-        return "ultralytics" in libraries_of(model) and "Classify" in kinds_of(head_of(model))
+        return super().serves(model) and "Classify" in kinds_of(head_of(model))
 
     @classmethod
     def unwrap(cls, model: Any) -> nn.Module:
-        """See `Adapter.unwrap`."""
         return module_of(model)
 
     def _set_up(self, module: Any, model: Any, imgsz: int | None, processor: Any) -> None:
         from ultralytics.data.augment import classify_transforms
 
         self.imgsz = imgsz or predict_size(model)
-        size = rounded_up(self.imgsz, 32)
+        size = sides_of(self.imgsz, 32)
         trained = getattr(module, "transforms", None)  # of the training
         side = None if trained is None else trained.transforms[0].size
         fits = ((side, side) if isinstance(side, int) else side) == size

@@ -1,7 +1,5 @@
 """RT-DETR of Ultralytics: a convolutional backbone, a hybrid encoder, and a decoder of queries."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -11,13 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from detcam.adapters.base import sides_of
 from detcam.adapters.shared.attention import AttentionPlan, attention_plan
 from detcam.adapters.shared.deformable import GainSampling
 from detcam.adapters.shared.queries import QueryAdapter, QueryOutputs, query_objects, shares_to_source, whole_inputs
-from detcam.adapters.ultralytics.base import UltralyticsAdapter, head_of, kinds_of, module_of, require_parts, rounded_up
+from detcam.adapters.ultralytics.base import UltralyticsAdapter, head_of, kinds_of, module_of, require_parts
 from detcam.geometry import Geometry, resize
 from detcam.images import unit_tensor
-from detcam.models.versions import libraries_of
 from detcam.types import Objects
 
 HEAD = "RTDETRDecoder"
@@ -40,18 +38,17 @@ class RtdetrAdapter(UltralyticsAdapter, QueryAdapter):
 
     def __init__(self, module: Any, model: Any, imgsz: int | None = None, processor: Any = None) -> None:
         super().__init__(module, model, imgsz, processor)
-        self.size = rounded_up(self.imgsz, max(int(module.stride.max()), 32))
+        self.size = sides_of(self.imgsz, max(int(module.stride.max()), 32))
         self.available = self._available(len(self.names))
         self.head.shapes = None  # rebuild the anchors: cached ones may be on another device
 
     @classmethod
     def serves(cls, model: Any) -> bool:
         """See `Adapter.serves`: an Ultralytics wrapper or module whose last layer is RT-DETR's decoder."""
-        return "ultralytics" in libraries_of(model) and HEAD in kinds_of(head_of(model))
+        return super().serves(model) and HEAD in kinds_of(head_of(model))
 
     @classmethod
     def unwrap(cls, model: Any) -> nn.Module:
-        """See `Adapter.unwrap`."""
         module: nn.Module = module_of(model)
         require_parts(module, ("nc", "postprocess"))
         return module
@@ -62,7 +59,6 @@ class RtdetrAdapter(UltralyticsAdapter, QueryAdapter):
         return pixels, Geometry((image.shape[0], image.shape[1]), self.size, (0, 0), self.size)
 
     def forward(self, batch: Tensor, max_det: int) -> QueryOutputs:
-        """See `Adapter.forward`."""
         _, (boxes, logits, *_) = self.module(batch)  # each has the decoder layer in front
         return QueryOutputs(logits[-1], boxes[-1], whole_inputs(batch))
 
@@ -91,7 +87,6 @@ class RtdetrAdapter(UltralyticsAdapter, QueryAdapter):
         return query_objects(boxes, scores, class_ids, candidates, self.names, geometry)
 
     def attention(self) -> AttentionPlan:
-        """See `Adapter.attention`."""
         return attention_plan(self.module, self.family)
 
     @torch.no_grad()

@@ -1,7 +1,5 @@
 """Ultralytics YOLO: detection, instance segmentation, poses, rotated boxes, and classes from text; v3u to 26."""
 
-from __future__ import annotations
-
 import math
 import os
 from collections import defaultdict
@@ -12,16 +10,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from detcam.adapters.base import Readout, Selection
+from detcam.adapters.base import Readout, Selection, sides_of
 from detcam.adapters.shared.mask_scores import MASK_PATHS, MASK_TARGETS
 from detcam.adapters.shared.rotated_boxes import decode_rotated, hulls, rotated_to_source
 from detcam.adapters.shared.scores import BOX_TARGETS, CLASS_TARGETS
-from detcam.adapters.ultralytics.base import UltralyticsAdapter, head_of, kinds_of, module_of, require_parts, rounded_up
+from detcam.adapters.ultralytics.base import UltralyticsAdapter, head_of, kinds_of, module_of, require_parts
 from detcam.adapters.ultralytics.yolo_head import YoloOutputs, has_mask, readouts, scores
 from detcam.errors import ModelError
 from detcam.geometry import Geometry, letterbox
 from detcam.images import unit_tensor
-from detcam.models.versions import libraries_of
 from detcam.types import Objects
 
 READ = ("nc", "nl", "stride", "dfl", "reg_max")  # what boxes are read by, of Detect and of heads made like it
@@ -53,7 +50,7 @@ class YoloAdapter(UltralyticsAdapter):
         super().__init__(module, model, imgsz, processor)
         self.task = _task(self.head)
         self.stride = max(int(self.head.stride.max()), 32)
-        self.size = rounded_up(self.imgsz, self.stride)
+        self.size = sides_of(self.imgsz, self.stride)
         masks = () if self.task == "segment" else (*MASK_TARGETS, *MASK_PATHS)
         self.available = self._available(len(self.names), *masks)
         self.levels, kinds = int(self.head.nl), kinds_of(self.head)
@@ -69,9 +66,8 @@ class YoloAdapter(UltralyticsAdapter):
             for part in dict.fromkeys(branches[name]):  # levels may share a branch, which then runs once for each
                 part.register_forward_hook(partial(self._keep, name))
         # Modules that compare embeddings of the class branch with embeddings of texts, one per level.
-        self.contrast: nn.ModuleList | None = (
-            self.head.cv4 if "WorldDetect" in kinds else branches.get("contrastive_head")
-        )
+        contrast = self.head.cv4 if "WorldDetect" in kinds else branches.get("contrastive_head")
+        self.contrast: nn.ModuleList | None = contrast
         self._texts: Tensor | None = None
         self._features: list[Tensor] = []
         for part in self.contrast or ():
@@ -79,11 +75,6 @@ class YoloAdapter(UltralyticsAdapter):
         if "YOLOESegment26" in kinds:  # it detaches the features of its prototypes
             self.head.register_forward_pre_hook(self._keep_features)
             self.head.proto.register_forward_pre_hook(lambda module, args: (self._features,))
-
-    @classmethod
-    def serves(cls, model: Any) -> bool:
-        """See `Adapter.serves`: an Ultralytics wrapper, predictor, trainer or module, or a derived class."""
-        return "ultralytics" in libraries_of(model)
 
     @classmethod
     def unwrap(cls, model: Any) -> nn.Module:
@@ -124,7 +115,6 @@ class YoloAdapter(UltralyticsAdapter):
         self._features = list(args[0])
 
     def forward(self, batch: Tensor, max_det: int) -> YoloOutputs:
-        """See `Adapter.forward`."""
         self.head.max_det = max(max_det, 300)  # as in predict, for end-to-end heads
         self._maps.clear()
         decoded, raw = self.module(batch)
@@ -235,11 +225,9 @@ class YoloAdapter(UltralyticsAdapter):
         return objects.select(boxes.isfinite().all(dim=1).nonzero().flatten())
 
     def score(self, outputs: YoloOutputs, objects: list[Objects], target: str) -> Tensor:
-        """See `Adapter.score`."""
         return scores(outputs, objects, target, self.head)
 
     def readouts(self, outputs: YoloOutputs, objects: list[Objects], target: str) -> list[Readout] | None:
-        """See `Adapter.readouts`."""
         return readouts(outputs, objects, target, self.head, self.contrast)
 
     @torch.no_grad()

@@ -1,7 +1,5 @@
 """Raw outputs of a YOLO head, and their scalars: class logits, box sides, mask logits."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -22,31 +20,19 @@ TOGETHER = 8  # objects whose mask windows have one size
 
 @dataclass(frozen=True)
 class YoloOutputs:
-    """Raw outputs of a YOLO head for B images and A anchors; all tensors but `decoded` carry the graph.
+    """Raw outputs of a YOLO head for B images and A anchors; all tensors but `decoded` carry the graph."""
 
-    Attributes:
-        logits: [B, nc, A] class logits before the sigmoid.
-        sides: [B, 4, A] distances from the anchor to the box's left, top, right and bottom, in network pixels.
-        decoded: input of the post-processing: [B, 4 + nc + K, A], or [B, n, 6 + K] of an end-to-end head.
-        cells: the (h, w) of each feature level; anchors run over the levels, row by row.
-        coefficients: [B, K, A] mask coefficients, or None.
-        prototypes: [B, K, h, w] mask prototypes, or None.
-        maps: outputs of the head's branches by name: [B, C, h, w] for each feature level.
-        raw: what the head made of them, by the same names: [B, C, A], where the head has it.
-        texts: [B, nc, D] embeddings of the classes' texts, if the class branch outputs embeddings, or None.
-        angles: [B, 1, A] rotation of the boxes in radians, or None.
-    """
-
-    logits: Tensor
-    sides: Tensor
-    decoded: Tensor
-    cells: tuple[tuple[int, int], ...]
-    coefficients: Tensor | None
-    prototypes: Tensor | None
-    maps: dict[str, list[Tensor]]
-    raw: dict[str, Tensor | None]
+    logits: Tensor  # [B, nc, A] class logits before the sigmoid
+    sides: Tensor  # [B, 4, A] distances from the anchor to the box's left, top, right and bottom, in network pixels
+    decoded: Tensor  # input of the post-processing: [B, 4 + nc + K, A], or [B, n, 6 + K] of an end-to-end head
+    cells: tuple[tuple[int, int], ...]  # the (h, w) of each feature level; anchors run over the levels, row by row
+    coefficients: Tensor | None  # [B, K, A] mask coefficients, or None
+    prototypes: Tensor | None  # [B, K, h, w] mask prototypes, or None
+    maps: dict[str, list[Tensor]]  # outputs of the head's branches by name: [B, C, h, w] for each feature level
+    raw: dict[str, Tensor | None]  # what the head made of them, by the same names: [B, C, A], where the head has it
+    # [B, nc, D] embeddings of the classes' texts, if the class branch outputs embeddings, or None.
     texts: Tensor | None = None
-    angles: Tensor | None = None
+    angles: Tensor | None = None  # [B, 1, A] rotation of the boxes in radians, or None
 
 
 def scores(outputs: YoloOutputs, objects: list[Objects], target: str, head: Any) -> Tensor:
@@ -206,6 +192,5 @@ def _windows(weights: Tensor) -> tuple[Tensor, Tensor]:
     first, last = bounds(weights)
     height, width = (last - first).amax(dim=0).tolist()
     start = torch.minimum(first, first.new_tensor([weights.shape[1] - height, weights.shape[2] - width]))
-    return torch.stack(
-        [w[y : y + height, x : x + width] for w, (y, x) in zip(weights, start.tolist(), strict=True)]
-    ), start
+    starts = start.tolist()
+    return torch.stack([w[y : y + height, x : x + width] for w, (y, x) in zip(weights, starts, strict=True)]), start

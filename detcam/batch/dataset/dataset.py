@@ -50,11 +50,7 @@ class Dataset:
         self._objects, self._pictures = folder / OBJECTS, folder / PICTURES
 
     def manifest(self) -> dict[str, Any] | None:
-        """The content of `job.json`; None if it does not exist.
-
-        Raises:
-            InputError: if it cannot be read.
-        """
+        """The content of `job.json`; None if it does not exist; an InputError if it cannot be read."""
         where = f"{self.folder.name}/{MANIFEST}"
         try:
             document = json.loads(self.folder.read(MANIFEST))
@@ -106,11 +102,7 @@ class Dataset:
             )
 
     def write(self, batch: Batch) -> int:
-        """Write a chunk's rows; return the bytes written.
-
-        Raises:
-            OutputError: if they cannot be written.
-        """
+        """Write a chunk's rows; return the bytes written; an OutputError if they cannot be written."""
         name = part_name(batch.chunk)
         objects, pictures = encoded(batch.objects), encoded(batch.pictures)
         self._objects.write(name, objects)
@@ -118,11 +110,7 @@ class Dataset:
         return len(objects) + len(pictures)
 
     def amend(self, batch: Batch) -> int:
-        """Replace errors in a chunk that is done by the rows of a new try; return the bytes written.
-
-        Raises:
-            OutputError: if they cannot be written.
-        """
+        """Replace errors in a done chunk by the rows of a new try; the bytes written; an OutputError if that fails."""
         import pyarrow as pa
 
         earlier = self.pictures(batch.chunk)

@@ -20,25 +20,18 @@ class Folder:
 
     Args:
         name: a path, or a URL that fsspec opens (`s3://bucket/heat`).
-
-    Attributes:
-        local: its path on disk; None in an object store.
     """
 
     def __init__(self, name: str | os.PathLike[str]) -> None:
         self.name = os.fspath(name).rstrip("/") or "/"
         path = path_on_disk(self.name)
-        self.local = None if path is None else Path(path)
+        self.local = None if path is None else Path(path)  # on disk; None in an object store
 
     def __truediv__(self, name: str) -> Folder:
         return Folder(f"{self.name}/{name}")
 
     def names(self) -> list[str]:
-        """The sorted names of its files and folders without hidden ones; [] if the folder does not exist.
-
-        Raises:
-            OutputError: if it is not a folder, or cannot be listed.
-        """
+        """The sorted names in it without hidden ones, [] if it does not exist; an OutputError if that fails."""
         try:
             with self._store() as (system, path):
                 system.invalidate_cache()  # else an earlier listing would come back
@@ -51,21 +44,13 @@ class Folder:
         return sorted(name for name in names if not name.startswith("."))
 
     def read(self, name: str) -> bytes:
-        """The bytes of a file in it.
-
-        Raises:
-            OSError: if the file cannot be read.
-        """
+        """The bytes of a file in it; an OSError if the file cannot be read."""
         with self._store() as (system, path):
             data: bytes = system.cat_file(f"{path}/{name}")
         return data
 
     def write(self, name: str, data: bytes) -> None:
-        """Write a file, or replace it; the folder is made if it does not exist.
-
-        Raises:
-            OutputError: if the file cannot be written.
-        """
+        """Write a file, or replace it, and make the folder if need be; an OutputError if that fails."""
         with writing(f"{self.name}/{name}", "free space or check permissions, then go on with --resume"):
             if self.local is not None:
                 self.local.mkdir(parents=True, exist_ok=True)
@@ -75,11 +60,7 @@ class Folder:
                 system.pipe_file(f"{path}/{name}", data)
 
     def remove(self, name: str) -> None:
-        """Remove a file of it, if it is there.
-
-        Raises:
-            OutputError: if the file cannot be removed.
-        """
+        """Remove a file of it, if it is there; an OutputError if the file cannot be removed."""
         try:
             with suppress(FileNotFoundError), self._store() as (system, path):
                 system.rm_file(f"{path}/{name}")

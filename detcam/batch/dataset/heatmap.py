@@ -1,7 +1,5 @@
 """Coarse maps as bytes of 256 levels, row by row, for a Parquet column."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,20 +14,13 @@ class Packed:
     The error is at most (high - low) / 510, so 1/510 of the peak, and the error of a heatmap (minimum to maximum, see
     `Explanation.render`) is at most 1/510. Cells below zero, which no heatmap shows, and cells that are not finite
     become zero.
-
-    Attributes:
-        levels: rows * columns bytes, row by row from the top left.
-        rows: cells from top to bottom of the network's input.
-        columns: cells from left to right.
-        low: the value of level 0, at least 0.
-        high: the value of level 255, the map's peak.
     """
 
-    levels: bytes
-    rows: int
-    columns: int
-    low: float
-    high: float
+    levels: bytes  # rows * columns bytes, row by row from the top left
+    rows: int  # cells from top to bottom of the network's input
+    columns: int  # cells from left to right
+    low: float  # the value of level 0, at least 0
+    high: float  # the value of level 255, the map's peak
 
 
 def pack(raw: np.ndarray) -> Packed:
@@ -42,11 +33,7 @@ def pack(raw: np.ndarray) -> Packed:
 
 
 def unpack(packed: Packed) -> np.ndarray:
-    """The map [h, w] float32.
-
-    Raises:
-        ValueError: if the number of bytes does not match the shape.
-    """
+    """The map [h, w] float32; a ValueError if the number of bytes does not match the shape."""
     levels = np.frombuffer(packed.levels, np.uint8).reshape(packed.rows, packed.columns)
     low, high = np.float32(packed.low), np.float32(packed.high)
     values: np.ndarray = low + levels.astype(np.float32) / LEVELS * (high - low)

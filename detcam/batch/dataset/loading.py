@@ -1,7 +1,5 @@
 """Reads a dataset back as explanations, one image at a time."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Sequence
 from functools import cached_property, lru_cache
@@ -42,11 +40,7 @@ class LoadedExplanation(Explanation):
 
     @cached_property
     def image(self) -> np.ndarray:
-        """[H, W, 3] uint8 RGB.
-
-        Raises:
-            ImageError: if it cannot be read, or its size has changed.
-        """
+        """[H, W, 3] uint8 RGB; an ImageError if it cannot be read, or its size has changed."""
         image, _ = displayable(decode_image(read_uri(self.uri), self.uri))
         if image.shape[:2] != self.geometry.source:
             height, width = self.geometry.source

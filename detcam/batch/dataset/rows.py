@@ -19,19 +19,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Batch:
-    """Rows of some images of a chunk.
+    """Rows of some images of a chunk."""
 
-    Attributes:
-        chunk: number of the chunk.
-        objects: rows of `detcam.batch.dataset.schema.objects`.
-        pictures: rows of `detcam.batch.dataset.schema.pictures`, one for each image.
-        written: bytes of the chunk's shards if the worker wrote them itself; None: not written yet.
-    """
-
-    chunk: int
-    objects: pa.Table
-    pictures: pa.Table
-    written: int | None = None
+    chunk: int  # number of the chunk
+    objects: pa.Table  # rows of `detcam.batch.dataset.schema.objects`
+    pictures: pa.Table  # rows of `detcam.batch.dataset.schema.pictures`, one for each image
+    written: int | None = None  # bytes of the chunk's shards if the worker wrote them itself; None: not written yet
 
     @classmethod
     def of(cls, chunk: int, outcomes: Iterable[Outcome], metrics: tuple[str, ...]) -> Batch:

@@ -15,11 +15,7 @@ HEATMAP = ("heatmap", "heatmap_rows", "heatmap_columns", "heatmap_low", "heatmap
 
 
 def require_arrow() -> None:
-    """Check for pyarrow, which writes and reads the tables.
-
-    Raises:
-        DependencyError: if pyarrow is not installed.
-    """
+    """Check for pyarrow, which writes and reads the tables; a DependencyError if pyarrow is not installed."""
     with needing('datasets need pyarrow, which is not installed: pip install "detcam[batch]"'):
         import pyarrow  # noqa: F401
 

@@ -51,11 +51,7 @@ def _end_with_engine() -> None:
 
 
 def make_worker(options: Options, device: str | None, name: str, threads: int) -> Worker:
-    """A worker for a process of its own, in which libraries use `threads` threads.
-
-    Raises:
-        InputError: see `Worker`.
-    """
+    """A worker for a process of its own, in which libraries use `threads` threads; see `Worker`."""
     import cv2
     import torch
 

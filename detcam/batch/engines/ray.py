@@ -238,11 +238,7 @@ def _blocks(queue: Any) -> Iterator[pa.Table]:
 
 
 def _ray() -> Any:
-    """The modules `ray` and `ray.data`; they log errors only.
-
-    Raises:
-        DependencyError: if Ray is not installed.
-    """
+    """The modules `ray` and `ray.data`; they log errors only; a DependencyError if Ray is not installed."""
     try:
         import ray
         import ray.data

@@ -1,7 +1,5 @@
 """Queue of chunks on a Ray cluster, which also counts how often a chunk or an image ended its worker."""
 
-from __future__ import annotations
-
 import asyncio
 from time import monotonic
 

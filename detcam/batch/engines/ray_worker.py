@@ -25,38 +25,23 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Receipt:
-    """The answer of a worker to the driver.
+    """The answer of a worker to the driver."""
 
-    Attributes:
-        place: place of the chunk in the queue.
-        batch: rows of the chunk, without those of objects if the worker wrote them itself; or an error.
-        deaths: number of workers that the chunk killed or held up.
-    """
-
-    place: int
-    batch: Batch | Exception
-    deaths: int = 0
+    place: int  # place of the chunk in the queue
+    batch: Batch | Exception  # rows of the chunk, without those of objects if the worker wrote them itself; or an error
+    deaths: int = 0  # number of workers that the chunk killed or held up
 
 
 @dataclass(frozen=True)
 class WorkerSettings:
-    """Settings of every worker of a run.
+    """Settings of every worker of a run."""
 
-    Attributes:
-        options: what to explain, and how.
-        device: device of the worker; None: where the model is loaded.
-        threads: threads on the CPU.
-        folder: working folder of the driver, to which relative paths refer.
-        out: folder of the dataset if workers write their rows themselves.
-        timeout: seconds for an image, see `Engine`; 0: no limit.
-    """
-
-    options: Options
-    device: str | None
-    threads: int
-    folder: str
-    out: str | None
-    timeout: float = 0.0
+    options: Options  # what to explain, and how
+    device: str | None  # device of the worker; None: where the model is loaded
+    threads: int  # threads on the CPU
+    folder: str  # working folder of the driver, to which relative paths refer
+    out: str | None  # folder of the dataset if workers write their rows themselves
+    timeout: float = 0.0  # seconds for an image, see `Engine`; 0: no limit
 
 
 class ChunkWorker:

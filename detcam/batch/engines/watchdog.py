@@ -1,7 +1,5 @@
 """Watchdog: ends a worker process that hangs, and prints where each of its threads was."""
 
-from __future__ import annotations
-
 import faulthandler
 import os
 import signal

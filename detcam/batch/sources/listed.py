@@ -1,7 +1,5 @@
 """Sources of image files, whose names are the keys."""
 
-from __future__ import annotations
-
 import os
 import posixpath
 from collections.abc import Iterable, Sequence

@@ -1,7 +1,5 @@
 """Opens a source: a folder, glob, list, COCO, Parquet or tar file, on disk or in an object store."""
 
-from __future__ import annotations
-
 import json
 import os
 import posixpath

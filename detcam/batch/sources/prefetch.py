@@ -1,7 +1,5 @@
 """Reads and decodes images ahead of the model, in batches of similar size."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -24,23 +22,15 @@ PIXELS = 32 * 2**20  # of a batch: larger images come in smaller batches
 
 @dataclass(frozen=True)
 class Picture:
-    """An item that was read, and then decoded.
+    """An item that was read, and then decoded."""
 
-    Attributes:
-        position: index in the list of items.
-        item: the item.
-        data: the bytes of the file until they are decoded.
-        size: (height, width) as stored in the file; zeros if it is not an image.
-        image: [H, W, C], see `detcam.images.read_image`; None before it is decoded, or if that failed.
-        error: the reason if it could not be read or decoded.
-    """
-
-    position: int
+    position: int  # index in the list of items
     item: Item
-    data: bytes = b""
-    size: tuple[int, int] = (0, 0)
+    data: bytes = b""  # the bytes of the file until they are decoded
+    size: tuple[int, int] = (0, 0)  # (height, width) as stored in the file; zeros if it is not an image
+    # [H, W, C], see `detcam.images.read_image`; None before it is decoded, or if that failed.
     image: np.ndarray | None = None
-    error: str = ""
+    error: str = ""  # the reason if it could not be read or decoded
 
 
 def batches(

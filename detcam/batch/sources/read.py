@@ -1,7 +1,5 @@
 """Reads the bytes of an image: a file, a span of a larger file, or a cell of a table."""
 
-from __future__ import annotations
-
 import errno
 import re
 from pathlib import Path
@@ -18,20 +16,12 @@ PART = re.compile(r"#(?:bytes=(?P<first>\d+)\+(?P<count>\d+)|row=(?P<row>\d+)&co
 
 
 def read_bytes(item: Item) -> bytes:
-    """The bytes of an image.
-
-    Raises:
-        ImageError: if they cannot be read.
-    """
+    """The bytes of an image; an ImageError if they cannot be read."""
     return read_uri(item.uri) if item.data is None else item.data
 
 
 def read_uri(uri: str) -> bytes:
-    """The bytes of the image at an `Item.uri`.
-
-    Raises:
-        ImageError: if they cannot be read.
-    """
+    """The bytes of the image at an `Item.uri`; an ImageError if they cannot be read."""
     part = PART.search(uri)
     try:
         if part is None:

@@ -4,8 +4,6 @@ A place is a path on this machine or a URL (`s3://bucket/photos`). Both are list
 so a folder and its copy in a bucket give the same order.
 """
 
-from __future__ import annotations
-
 import itertools
 import os
 import posixpath
@@ -29,11 +27,7 @@ def is_url(place: str) -> bool:
 
 
 def check(place: str, web: bool = False) -> None:
-    """Check that `place` is a path, or the URL of a known store or, with `web`, of the web.
-
-    Raises:
-        InputError: for another URL.
-    """
+    """Raise an InputError unless `place` is a path, or the URL of a known store or, with `web`, of the web."""
     if not is_url(place):
         return
     protocol = place.split("://")[0]
@@ -50,11 +44,7 @@ def path_on_disk(place: str) -> str | None:
 
 
 def opened_store(place: str) -> tuple[Any, str]:
-    """The fsspec file system of a place, and the path in it.
-
-    Raises:
-        DependencyError: if the store's library is not installed.
-    """
+    """The fsspec file system of a place, and the path in it; a DependencyError without the store's library."""
     if (path := path_on_disk(place)) is not None:
         from fsspec.implementations.local import LocalFileSystem
 
@@ -83,11 +73,7 @@ def is_file(place: str) -> bool:
 
 
 def open_file(place: str) -> IO[bytes]:
-    """The file, open for reading and seeking.
-
-    Raises:
-        InputError: if the file is missing or cannot be read.
-    """
+    """The file, open for reading and seeking; an InputError if the file is missing or cannot be read."""
     with readable_errors(place):
         system, path = opened_store(place)
         file: IO[bytes] = system.open(path, "rb", block_size=READ_AHEAD)

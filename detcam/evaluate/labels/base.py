@@ -1,7 +1,5 @@
 """A labelled object, and the interface of label readers."""
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,17 +12,11 @@ DIGITS = 9  # of a class number
 
 @dataclass(frozen=True)
 class Label:
-    """A labelled object in source pixels.
+    """A labelled object in source pixels."""
 
-    Attributes:
-        kind: class, by number or by name.
-        box: [4] float64 xyxy.
-        mask: [H, W] bool; None if the labels have a box only.
-    """
-
-    kind: int | str
-    box: np.ndarray
-    mask: np.ndarray | None
+    kind: int | str  # class, by number or by name
+    box: np.ndarray  # [4] float64 xyxy
+    mask: np.ndarray | None  # [H, W] bool; None if the labels have a box only
 
     def is_of(self, class_id: int, name: str) -> bool:
         """Whether the label has the model's class of this number and name."""
@@ -32,13 +24,9 @@ class Label:
 
 
 class Labels(ABC):
-    """The labels of a set of images.
+    """The labels of a set of images."""
 
-    Attributes:
-        names: class names of the data set, by number; None without names.
-    """
-
-    names: dict[int, str] | None = None
+    names: dict[int, str] | None = None  # class names of the data set, by number; None without names
 
     @abstractmethod
     def of(self, image: Path, height: int, width: int) -> list[Label]:

@@ -1,7 +1,5 @@
 """Labels from COCO's .json files."""
 
-from __future__ import annotations
-
 import json
 from collections import defaultdict
 from pathlib import Path
@@ -38,7 +36,6 @@ class CocoLabels(Labels):
             ) from None
 
     def of(self, image: Path, height: int, width: int) -> list[Label]:
-        """See `Labels.of`."""
         return [
             self._label(annotation, f"{self._path}, annotations[{place}]", height, width)
             for place, annotation in self._annotations.get(image.name, [])

@@ -1,7 +1,5 @@
 """Labels from PNG label maps."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import cv2
@@ -22,7 +20,6 @@ class MaskLabels(Labels):
         self._folder = folder
 
     def of(self, image: Path, height: int, width: int) -> list[Label]:
-        """See `Labels.of`."""
         label_map = self._folder / f"{image.stem}.png"
         if label_map.exists():
             numbers = self._pixels(label_map, height, width)

@@ -1,7 +1,5 @@
 """Selects the label reader for a path."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from detcam.errors import InputError

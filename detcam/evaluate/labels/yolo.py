@@ -1,7 +1,5 @@
 """Labels from YOLO's .txt files."""
 
-from __future__ import annotations
-
 import reprlib
 from pathlib import Path
 
@@ -24,7 +22,6 @@ class YoloLabels(Labels):
         self.names = names_beside(folder)
 
     def of(self, image: Path, height: int, width: int) -> list[Label]:
-        """See `Labels.of`."""
         path = self._folder / f"{image.stem}.txt"
         try:
             lines = read_regular(path, MAX_BYTES).decode("utf-8").splitlines()

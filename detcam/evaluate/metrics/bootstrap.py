@@ -1,7 +1,5 @@
 """Bootstrap intervals of means and of paired differences, by resampling whole images."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,20 +14,13 @@ Values = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean over objects with its bootstrap interval.
+    """A mean over objects with its bootstrap interval."""
 
-    Attributes:
-        mean: over the `count` objects with a defined value; NaN without any.
-        low, high: ends of 95 % of the resampled means; NaN if the values are of fewer than `LEAST` images.
-        count: number of objects.
-        pictures: number of their images.
-    """
-
-    mean: float
-    low: float
-    high: float
-    count: int
-    pictures: int
+    mean: float  # over the `count` objects with a defined value; NaN without any
+    low: float  # ends of 95 % of the resampled means; NaN if the values are of fewer than `LEAST` images
+    high: float  # ends of 95 % of the resampled means; NaN if the values are of fewer than `LEAST` images
+    count: int  # number of objects
+    pictures: int  # number of their images
 
     @property
     def sign(self) -> int:

@@ -4,8 +4,6 @@ All maps of an image share one stream of masked images: maps of several methods 
 same batches, and the two ends of every curve (the image unmasked, and fully masked) run once.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -44,17 +42,11 @@ def shares(steps: int = STEPS) -> Tensor:
 
 @dataclass(frozen=True)
 class Curves:
-    """Scores s of n objects while pixels are hidden or shown, hottest first.
+    """Scores s of n objects while pixels are hidden or shown, hottest first."""
 
-    Attributes:
-        shares: [K + 1] from 0 to 1, of the image's pixels.
-        deletion: [n, K + 1] s with that share of the hottest pixels hidden.
-        insertion: [n, K + 1] s with that share of the hottest pixels shown and all others hidden.
-    """
-
-    shares: Tensor
-    deletion: Tensor
-    insertion: Tensor
+    shares: Tensor  # [K + 1] from 0 to 1, of the image's pixels
+    deletion: Tensor  # [n, K + 1] s with that share of the hottest pixels hidden
+    insertion: Tensor  # [n, K + 1] s with that share of the hottest pixels shown and all others hidden
 
     @property
     def initial(self) -> Tensor:

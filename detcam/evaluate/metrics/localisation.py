@@ -4,8 +4,6 @@ All functions take a `Case` (the objects of an image, batched) and return [N] fl
 undefined value, which means leave out.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -21,35 +19,22 @@ THRESHOLDS = 20  # of VEA: 0, .05, ... .95 of the maximum
 
 @dataclass(frozen=True)
 class Measure:
-    """A column of the results.
+    """A column of the results."""
 
-    Attributes:
-        name: in rows and reports.
-        better: whether "higher" or "lower" values are better.
-        text: definition, range, and the score of noise.
-        group: the table of the report that holds it.
-    """
-
-    name: str
-    better: Better
-    text: str
-    group: str = ""
+    name: str  # in rows and reports
+    better: Better  # whether "higher" or "lower" values are better
+    text: str  # definition, range, and the score of noise
+    group: str = ""  # the table of the report that holds it
 
 
 @dataclass(frozen=True)
 class Case:
-    """The explained objects of an image with their labels, in source pixels.
+    """The explained objects of an image with their labels, in source pixels."""
 
-    Attributes:
-        heatmaps: [N, H, W] float, non-negative, on any scale.
-        boxes: [N, 4] xyxy, the labelled boxes.
-        masks: [N, H, W] bool, the labelled masks; None without masks in the labels.
-        others: [N, H, W] bool, the union of the masks of all other labelled objects, without the object's mask.
-    """
-
-    heatmaps: Tensor
-    boxes: Tensor
-    masks: Tensor | None = None
+    heatmaps: Tensor  # [N, H, W] float, non-negative, on any scale
+    boxes: Tensor  # [N, 4] xyxy, the labelled boxes
+    masks: Tensor | None = None  # [N, H, W] bool, the labelled masks; None without masks in the labels
+    # [N, H, W] bool, the union of the masks of all other labelled objects, without the object's mask.
     others: Tensor | None = None
 
     def __post_init__(self) -> None:

@@ -1,7 +1,5 @@
 """Stability metrics: change of a map under image noise and under randomised weights, by rank correlation."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

@@ -25,17 +25,11 @@ BATCH = 32  # images in a forward
 
 @dataclass(frozen=True)
 class Family:
-    """How the models of a family are explained on planted scenes.
+    """How the models of a family are explained on planted scenes."""
 
-    Attributes:
-        suffix: of the names of the family's own models.
-        first: the number of the first of `detcam.scenes.planted_parts.SYMBOLS` among the family's classes.
-        options: of `Explainer`.
-    """
-
-    suffix: str
-    first: int = 0
-    options: dict[str, Any] = field(default_factory=dict)
+    suffix: str  # of the names of the family's own models
+    first: int = 0  # the number of the first of `detcam.scenes.planted_parts.SYMBOLS` among the family's classes
+    options: dict[str, Any] = field(default_factory=dict)  # of `Explainer`
 
     def model(self, variant: str) -> str:
         """The name of the model that was trained on a variant of the scenes."""
@@ -52,21 +46,13 @@ FAMILIES = {
 
 @dataclass(frozen=True)
 class Found:
-    """The correct detections in a planted scene.
+    """The correct detections in a planted scene."""
 
-    Attributes:
-        seed: of the scene.
-        scene: as drawn, unchanged.
-        image_objects: all detections, in the order of an explanation of the image.
-        positions: [n] int64, the correct ones among `image_objects`.
-        owners: n numbers, the drawn object that each detection matches.
-    """
-
-    seed: int
-    scene: PlantedScene
-    image_objects: Objects
-    positions: Tensor
-    owners: tuple[int, ...]
+    seed: int  # of the scene
+    scene: PlantedScene  # as drawn, unchanged
+    image_objects: Objects  # all detections, in the order of an explanation of the image
+    positions: Tensor  # [n] int64, the correct ones among `image_objects`
+    owners: tuple[int, ...]  # n numbers, the drawn object that each detection matches
 
     @property
     def objects(self) -> Objects:

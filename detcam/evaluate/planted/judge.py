@@ -1,8 +1,6 @@
 """Judge on planted scenes: share of each heatmap that lies on the known cause of the class."""
 
-from __future__ import annotations
-
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,8 +15,6 @@ from detcam.evaluate.metrics.localisation import Case, Measure, energy, energy_i
 from detcam.evaluate.metrics.stability import rank_correlation
 from detcam.evaluate.planted.interventions import Found, Witness, part_masks
 from detcam.scenes import HELD_OUT_SEED
-
-Progress = Callable[[int, int], None]  # (scenes done, scenes in all)
 
 MEASURES = (
     Measure("mass", "higher", "share of the heat on the cause; noise: the cause's share of the image"),
@@ -35,19 +31,12 @@ SEEDS = 1_000_000  # held-out seeds to sample scenes from
 
 @dataclass(frozen=True)
 class Table:
-    """Measurements on the M objects of a variant.
+    """Measurements on the M objects of a variant."""
 
-    Attributes:
-        scenes: int64 [M], the scene of each object.
-        values: for each contender float64 [M, len(MEASURES)].
-        left_out: contender -> why it cannot explain the model.
-        found: share of all drawn objects that count.
-    """
-
-    scenes: NDArray[np.int64]
-    values: dict[str, NDArray[np.float64]]
-    left_out: dict[str, str]
-    found: float
+    scenes: NDArray[np.int64]  # int64 [M], the scene of each object
+    values: dict[str, NDArray[np.float64]]  # for each contender float64 [M, len(MEASURES)]
+    left_out: dict[str, str]  # contender -> why it cannot explain the model
+    found: float  # share of all drawn objects that count
 
 
 def seeds_of(scenes: int, seed: int) -> list[int]:
@@ -61,7 +50,6 @@ def judge(
     seeds: Sequence[int],
     methods: Sequence[str],
     layers: Sequence[str],
-    progress: Progress | None = None,
     target: str = "class",
     quick: bool = False,
     family: str = "yolo",
@@ -77,7 +65,6 @@ def judge(
         seeds: of the scenes, see `seeds_of`.
         methods: see `contenders`.
         layers: see `contenders`.
-        progress: called after every scene.
         target: the scalar that is explained, and whose fall counts for the parts: see `Explainer`.
         quick: fewer masks, steps and samples, see `contenders`.
         family: one of `interventions.FAMILIES`.
@@ -107,8 +94,6 @@ def judge(
                     collected.pop(contender.name, None)
             for name, heat in heatmaps.items():
                 collected.setdefault(name, []).append(measured(heat, found, parts, drops))
-        if progress is not None:
-            progress(number + 1, len(seeds))
     values = {name: torch.cat(rows).double().numpy() for name, rows in collected.items()}
     return Table(np.array(scene_of, np.int64), values, left_out, len(scene_of) / max(drawn, 1))
 

@@ -1,7 +1,5 @@
 """Rows of planted scenes, in the format of `detcam.evaluate.judge.Judge.row`."""
 
-from __future__ import annotations
-
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 from typing import Any

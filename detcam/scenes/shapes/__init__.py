@@ -4,8 +4,6 @@ Kinds differ in outline and in texture (stripes, scales, bricks, dots ...). Colo
 drawn alike for all kinds, so they tell nothing.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import numpy as np

@@ -1,7 +1,5 @@
 """What people make: balloon, kite, house, sailing boat, umbrella."""
 
-from __future__ import annotations
-
 from itertools import pairwise
 
 import numpy as np

@@ -1,7 +1,5 @@
 """What grows or swims or crawls: fish, mushroom, cactus, ladybird, flower."""
 
-from __future__ import annotations
-
 import numpy as np
 
 from detcam.scenes.palette import Ink
