@@ -14,7 +14,7 @@ from detcam.adapters.shared.channels import cycled, input_channels
 from detcam.adapters.shared.mask_scores import MASK_PATHS, MASK_TARGETS
 from detcam.adapters.shared.scores import BOX_TARGETS, CLASS_TARGETS
 from detcam.adapters.shared.stem import find_stem
-from detcam.errors import InputError, MethodError
+from detcam.errors import InputError, MethodError, ModelError
 from detcam.geometry import Geometry
 from detcam.images import with_channels
 from detcam.models.versions import libraries_of
@@ -124,7 +124,9 @@ class Adapter(ABC):
     stable: bool = True  # whether an object's index means the same anchor or query in a changed image
 
     def __init__(self, module: Any, model: Any, imgsz: ImageSize | None = None, processor: Any = None) -> None:
-        parameter = next(module.parameters())
+        parameter = next(module.parameters(), None)
+        if parameter is None:
+            raise ModelError(f"{type(module).__name__} has no parameters, as in int8: give the float model")
         self.module, self.device, self.dtype = module, parameter.device, parameter.dtype
         self.channels = input_channels(module)
 

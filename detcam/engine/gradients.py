@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,8 +15,10 @@ def upscaling(tensor: Tensor) -> float:
     return HALF if tensor.dtype == torch.float16 else 1.0
 
 
-def plain_gradients(total: Tensor, tensors: list[Tensor], start: Tensor | None = None) -> list[Tensor | None]:
+def plain_gradients(total: Any, tensors: list[Tensor], start: Any = None) -> list[Tensor | None]:
     """Gradients of a scalar, None where it does not depend on a tensor; `start` is its own gradient, by default 1.
+
+    Also of several tensors, with the list of their gradients.
 
     A reentrant checkpoint runs in a backward to the leaves only: hooks see the gradients there.
     """
@@ -27,7 +30,7 @@ def plain_gradients(total: Tensor, tensors: list[Tensor], start: Tensor | None =
     found: dict[int, Tensor] = {}
     handles = [tensor.register_hook(partial(found.__setitem__, i)) for i, tensor in enumerate(tensors)]
     try:
-        total.backward(start, retain_graph=True)
+        torch.autograd.backward(total, start, retain_graph=True)
     finally:
         for handle, tensor in zip(handles, tensors, strict=True):
             handle.remove()

@@ -63,7 +63,7 @@ def _order_gradient(module: nn.Module, args: Any, output: Tensor) -> None:
     """
     if output.requires_grad:
         order = torch.contiguous_format if output.is_contiguous() or output.ndim != 4 else torch.channels_last
-        output.register_hook(lambda gradient: gradient.contiguous(memory_format=order))
+        output.register_hook(lambda g: g if g is None else g.contiguous(memory_format=order))
 
 
 def _tensors_in(value: Any) -> Iterator[Tensor]:

@@ -35,7 +35,7 @@ from torch import Tensor
 
 from detcam.engine.autograd_graph import Edge, Graph, Node, edge_of, shape_of
 from detcam.engine.backward_rules import RULES, NoRule
-from detcam.engine.gradients import upscaling
+from detcam.engine.gradients import plain_gradients, upscaling
 from detcam.engine.window import Window, union
 
 
@@ -175,15 +175,12 @@ def windows_agree(
     targets: Sequence[Tensor],
     images: np.ndarray,
     scalars: Tensor | None = None,
-    tolerance: float | None = None,
 ) -> int:
-    """Whether the windows of the seeds' objects hold the gradients that `torch.autograd.grad` gives.
+    """Whether the windows of the seeds' objects hold autograd's gradients, to the rounding of the precision.
 
     Args:
         seeds, targets, images: as for `window_gradients`.
         scalars: [n] the objects' scalars, to compare with their gradients; None: those from the seeds.
-        tolerance: largest difference, as a share of the largest gradient; None: the rounding of the tensors'
-            precision, and at least 1e-4.
 
     Returns:
         0 if they differ, else the largest number of bytes that the walk held at once.
@@ -191,8 +188,7 @@ def windows_agree(
     Raises:
         NoRule: if a node of the graph can run inside autograd's engine only.
     """
-    if tolerance is None:
-        tolerance = max(1e-4, 32 * torch.finfo(targets[0].dtype).eps)
+    tolerance = max(1e-4, 32 * torch.finfo(targets[0].dtype).eps)
     walk = _Walk(seeds, targets, images)
     windows = walk.run()
     starts = [seed for seed in seeds if seed.tensor.requires_grad]
@@ -204,7 +200,7 @@ def windows_agree(
             outputs, dense = [scalars[position]], [torch.full_like(scalars[position], upscaling(targets[0]))]
         expected: Sequence[Tensor | None] = [None] * len(targets)
         if outputs and outputs[0].requires_grad:
-            expected = torch.autograd.grad(outputs, targets, dense, retain_graph=True, allow_unused=True)
+            expected = plain_gradients(outputs, list(targets), dense)
         for window, whole, target in zip(windows, expected, targets, strict=True):
             zero = torch.zeros_like(target)
             actual = zero if window is None else window.rows(row).spread(tuple(target.shape), image)[0]

@@ -68,18 +68,7 @@ class Returned(Question):
 
 
 class ResultsExplainer(Explainer):
-    """Explainer for the results of Ultralytics' predict and track calls.
-
-    Args:
-        model: as for `Explainer`.
-        imgsz: as for `Explainer`, or (height, width) of the network's input.
-        options: the other options of `Explainer`.
-    """
-
-    def __init__(self, model: Any, imgsz: int | tuple[int, int] | None = None, **options: Any) -> None:
-        super().__init__(model, imgsz=max(imgsz) if isinstance(imgsz, tuple) else imgsz, **options)
-        if isinstance(imgsz, tuple) and hasattr(self.adapter, "size"):
-            self.adapter.size = self.adapter.imgsz = self.settings["imgsz"] = imgsz
+    """Explainer for the results of Ultralytics' predict and track calls."""
 
     def explain(self, result: Any, name: str) -> Explanation:
         """`explain_results` for one image; `name` identifies it in errors."""
@@ -154,11 +143,12 @@ def explain_results(results: Any, model: Any, **options: Any) -> Any:
     items = [results] if single else results
     if not isinstance(items, Iterable):
         raise InputError(f"results: expected Ultralytics' Results or a list of them, got a {type(results).__name__}")
-    explainer = ResultsExplainer(_used(model), **{**_settings(getattr(model, "predictor", None)), **options})
-    explanations = []
+    explainer, explanations = None, []
     for i, result in enumerate(items):
         if not hasattr(result, "orig_img"):
             raise InputError(f"results[{i}]: expected Ultralytics' Results, got a {type(result).__name__}")
+        if explainer is None:  # a generator's predict call has its settings from the first result on
+            explainer = ResultsExplainer(_used(model), **{**_settings(getattr(model, "predictor", None)), **options})
         explanations.append(explainer.explain(result, "results" if single else f"results[{i}]"))
     return explanations[0] if single else explanations
 

@@ -88,7 +88,7 @@ class Captum(SweepMethod):
             except FAILURES as error:
                 reason = (str(error).strip() or type(error).__name__).splitlines()[0]
                 raise MethodError(
-                    f"method {self.name}: Captum cannot attribute this model's scores ({reason})"
+                    f"method {self.name}: Captum cannot attribute this model's scores ({reason}): use another method"
                 ) from error
         return torch.stack(maps)
 

@@ -31,7 +31,10 @@ class PixelMethod(SweepMethod):
 def gradients_at(scores: Tensor, tensors: list[Tensor]) -> Iterator[list[Tensor]]:
     """The float32 gradients of an image's scores [M] at `tensors` [1, ...]; a TargetError if all have none."""
     if not scores.requires_grad:
-        raise TargetError("the scores have no gradient at the network's input: use a method that needs none")
+        raise TargetError(
+            "the scores have no gradient at the network's input: no_grad, detach or int8 in the forward end it: "
+            "remove them, or use a method that needs none, e.g. 'rise'"
+        )
     with torch.enable_grad():
         rows = scores.unbind()
     for score in rows:

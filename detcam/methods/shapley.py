@@ -39,28 +39,26 @@ class ShapleyCAM(GradCAM):
             found: list[Tensor | None] = [None] * len(tensors)
             with torch.enable_grad():
                 if scalars.requires_grad:
-                    options: dict[str, Any] = {"create_graph": True, "allow_unused": True}
-                    found = list(torch.autograd.grad(scalars[position], tensors, **options))
+                    found = _derivatives(scalars[position], tensors, create_graph=True)
             corrected: list[Tensor | None] = []
             for tensor, gradient in zip(tensors, found, strict=True):
                 product = None
                 if gradient is not None and gradient.requires_grad:
-                    start = tensor.detach()
-                    product = _second(gradient, tensor, start)
+                    product = _derivatives(gradient, [tensor], grad_outputs=tensor.detach(), retain_graph=True)[0]
                 if gradient is not None:
                     gradient = (gradient.detach() if product is None else gradient.detach() - product / 2)[image][None]
                 corrected.append(gradient)
             yield torch.tensor([position], device=images.device), corrected
 
 
-def _second(gradient: Tensor, tensor: Tensor, start: Tensor) -> Tensor | None:
-    """The gradient of <gradient, start> at `tensor`; None if it does not depend on it."""
+def _derivatives(output: Tensor, tensors: list[Tensor], **options: Any) -> list[Tensor | None]:
+    """The gradients of an output at tensors, None where it does not depend on one."""
     try:
-        return torch.autograd.grad(gradient, tensor, start, retain_graph=True, allow_unused=True)[0]
+        return list(torch.autograd.grad(output, tensors, allow_unused=True, **options))
     except torch.OutOfMemoryError:
         raise
-    except RuntimeError as error:  # fused attention on a CPU, functions that can be differentiated once
+    except RuntimeError as error:  # fused attention on a CPU, functions that can be differentiated once, checkpoints
         raise MethodError(
-            f"method shapleycam: torch has no second derivative of an operation of this model ({error}): load it with "
-            "attn_implementation='eager' if that is its attention, or use 'gradcam'"
+            f"method shapleycam: torch has no second derivative of an operation of this model ({error}): load "
+            "it with attn_implementation='eager' if that is its attention, or use 'gradcam'"
         ) from error

@@ -1,9 +1,9 @@
 """Runner: the protocol that turns a model's outputs and captured layers into one raw coarse map per object."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -83,8 +83,8 @@ class ModelRun:
             LayerError: if a layer does not run, or its output is not a map.
         """
         capture = self._capture(pixels, runner, given=given)
-        with torch.set_grad_enabled(runner.differentiable), capture, runner.watching(), self._int8_refused():
-            outputs = self.adapter.forward(pixels, self.max_det)
+        with torch.set_grad_enabled(runner.differentiable), capture, runner.watching():
+            outputs = self.forward(pixels)
         if capture.missing():
             raise LayerError(
                 f"layer {capture.missing()[0]!r} did not run or its output is not a map [B,C,h,w]: choose a layer "
@@ -92,9 +92,12 @@ class ModelRun:
             )
         return outputs, capture.captured
 
-    @contextmanager
-    def _int8_refused(self) -> Iterator[None]:
-        """Context in which an int8 module raises MethodError where it would end a gradient, silently beside a skip."""
+    def forward(self, pixels: Tensor) -> Any:
+        """The raw outputs for images [B, C, H, W].
+
+        Raises:
+            MethodError: if an int8 module would end a gradient, silently beside a skip.
+        """
 
         def hook(name: str, module: nn.Module, args: Any, output: Any) -> None:
             if args and getattr(args[0], "requires_grad", False):  # the output may claim a gradient
@@ -103,16 +106,13 @@ class ModelRun:
                     f"behind it, or use a method without gradients, e.g. {NO_GRADIENTS}"
                 )
 
-        handles = [module.register_forward_hook(partial(hook, name)) for name, module in self._int8]
+        named = self.adapter.module.named_modules()
+        handles = [m.register_forward_hook(partial(hook, n)) for n, m in named if "quantized" in type(m).__module__]
         try:
-            yield
+            return self.adapter.forward(pixels, self.max_det)
         finally:
             for handle in handles:
                 handle.remove()
-
-    @cached_property
-    def _int8(self) -> list[tuple[str, nn.Module]]:
-        return [(n, m) for n, m in self.adapter.module.named_modules() if "quantized" in type(m).__module__]
 
     @torch.no_grad()
     def layers(self, pixels: Tensor, runner: Runner, names: Sequence[str]) -> dict[str, Tensor]:

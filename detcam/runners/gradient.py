@@ -6,7 +6,7 @@ the cut, which works for any scalar.
 
 import warnings
 from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import partial
 from typing import Any
 
@@ -86,8 +86,8 @@ def _full_column(
         unreached = [layer.name for layer in layers if layer.name not in reached]
         if len(members) and unreached:
             raise LayerError(
-                f"layer {unreached[0]!r}: the {target} score does not depend on it: choose a layer between the input "
-                "and the head's outputs, see `detcam layers`"
+                f"layer {unreached[0]!r}: the {target} score does not depend on it, or a checkpoint surrounds it: "
+                "choose a layer between the input and the head's outputs, see `detcam layers`"
             )
     return Maps(maps, zero_gradient.tolist())
 
@@ -153,7 +153,8 @@ class GradientRunner:
             if maps is not None:
                 return maps
         if self._method.gradient_times_activation and self.plan == self._adapter.layers("level"):
-            return gain_maps(self._adapter, captured, outputs, objects, self.target, self._memory)
+            with suppress(RuntimeError):  # vmap cannot batch each operation: then every object gets its own backward
+                return gain_maps(self._adapter, captured, outputs, objects, self.target, self._memory)
         return None
 
 

@@ -56,10 +56,10 @@ class PathRunner:
         for share in self._method.shares(self._adapter):
             between = {name: torch.add(baseline[name], d, alpha=share) for name, d in differences.items()}
             outputs, layers = self._forward_at(pixels, between)
+            layers = [replace(layer, difference=differences[layer.name]) for layer in layers]
+            results.append(self._inner.maps(pixels, outputs, objects, layers))  # raises without any gradient
             if self._unchecked:
                 self._check(pixels, between, outputs, objects)
-            layers = [replace(layer, difference=differences[layer.name]) for layer in layers]
-            results.append(self._inner.maps(pixels, outputs, objects, layers))
         rows = zip(*(result.maps for result in results), strict=True)
         maps = [self._method.finished(torch.stack(versions).mean(dim=0)) for versions in rows]
         return Maps(maps, [all(flags) for flags in zip(*(result.zero_gradient for result in results), strict=True)])

@@ -88,7 +88,7 @@ class PerturbationRunner:
                 continue
             probe = Probe(
                 module=self._adapter.module,
-                forward=lambda versions: self._adapter.forward(versions, self._request.model_run.max_det),
+                forward=self._request.model_run.forward,
                 score=self._scorer(outputs, image, of_image),
                 image=pixels[image],
                 objects=of_image,

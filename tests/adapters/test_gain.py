@@ -1,5 +1,7 @@
 """Gains: one number per cell whose derivative is gradient times activation, exact and without the maps' gradients."""
 
+from typing import Any
+
 import pytest
 import torch
 from detr_models import random_rtdetr
@@ -99,3 +101,30 @@ def test_maps_by_gains_are_those_of_a_backward_for_each_object(
         for a, b, c in zip(ours.maps, plain.maps, again.maps, strict=True):
             assert (a - b).abs().max() <= 1e-5 * b.abs().max()
             assert torch.equal(b, c)
+
+
+def test_what_vmap_cannot_batch_gets_a_backward_for_each_object(seed: int) -> None:
+    class Inverse(torch.autograd.Function):
+        """An activation whose backward reads a value, which vmap refuses."""
+
+        @staticmethod
+        def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+            return -x
+
+        @staticmethod
+        def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
+            return -gradient if gradient.sum().item() == gradient.sum().item() else gradient
+
+    class Layer(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return Inverse.apply(Inverse.apply(x))
+
+    model: Any = random_rtdetr("yolov8n-rtdetr.yaml", seed)
+    picture = random_picture(seed, 96, 96)
+    options: Any = {"layers": "level", "conf": 0.0, "max_det": 2, "imgsz": 96}
+    expected = Explainer(model, "odam", **options)(picture)
+    head = model.model[-1]
+    head.dec_score_head[-1] = torch.nn.Sequential(Layer(), head.dec_score_head[-1])
+    actual = Explainer(model, "odam", **options)(picture)
+    for ours, theirs in zip(actual.maps, expected.maps, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-3 * float(theirs.abs().max()))

@@ -75,6 +75,21 @@ def test_a_head_made_like_detect_is_explained(seed: int, picture: np.ndarray) ->
         torch.testing.assert_close(explanation.maps[i], expected, rtol=1e-3, atol=1e-4 * float(expected.max()))
 
 
+def test_a_head_that_keeps_no_strides_and_a_head_that_returns_boxes_alone(detector: Any, picture: np.ndarray) -> None:
+    class Forgets(OwnHead):
+        def forward(self, x: list[torch.Tensor]) -> Any:
+            outputs = super().forward(x)
+            del self.strides
+            return outputs
+
+    expected = Explainer(detector, imgsz=IMGSZ, layers="level")(picture)
+    detector.model[-1] = Forgets(detector.model[-1])
+    assert torch.equal(Explainer(detector, imgsz=IMGSZ, layers="level")(picture).class_ids, expected.class_ids)
+    detector.model[-1].__class__ = type("Alone", (OwnHead,), {"forward": lambda self, x: OwnHead.forward(self, x)[0]})
+    with pytest.raises(InputError, match="head Alone returns Tensor alone"):
+        Explainer(detector, imgsz=IMGSZ)(picture)
+
+
 @pytest.mark.parametrize("part", ["reg_max", "dfl"])
 def test_a_head_without_the_parts_is_refused_by_their_name(part: str, detector: Any) -> None:
     head = OwnHead(detector.model[-1])
@@ -129,3 +144,21 @@ def test_adapters_are_found_by_the_class_that_a_head_derives_from() -> None:
 
     for model, name in ((RTDETR("rtdetr-resnet50.yaml"), "RtdetrAdapter"), (YOLO("yolov8n-cls.yaml"), "Ultralytics")):
         assert adapter_for(derived(model.model)).__name__.startswith(name)
+
+
+def test_a_classifier_that_returns_probabilities_alone(picture: np.ndarray) -> None:
+    """As Ultralytics' do before 8.4; the logits are the same."""
+    from ultralytics.nn.modules.head import Classify
+    from ultralytics.nn.tasks import ClassificationModel
+
+    class Old(Classify):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            outputs = super().forward(x)
+            return outputs[0] if isinstance(outputs, tuple) else outputs
+
+    model: Any = ClassificationModel("yolov8n-cls.yaml", verbose=False).eval()
+    expected = Explainer(model, imgsz=64)(picture)
+    model.model[-1].__class__ = Old
+    edited = Explainer(model, imgsz=64)(picture)
+    assert edited.labels == expected.labels
+    assert torch.equal(edited.heatmaps, expected.heatmaps)

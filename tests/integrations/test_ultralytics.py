@@ -106,6 +106,9 @@ def test_a_stream_and_an_empty_result(detector: nn.Module, picture: np.ndarray) 
     next(stream)
     explanations = explain_results(stream, wrapper)
     assert [len(e) > 0 for e in explanations] == [True]
+    untouched = wrapped(detector)  # it has no settings before the first result
+    stream = untouched.predict([bgr(picture)] * 2, imgsz=160, device="cpu", verbose=False, stream=True)
+    assert [len(e) for e in explain_results(stream, untouched)] == [len(explanations[0])] * 2
     (empty,) = wrapper.predict(bgr(picture), imgsz=160, conf=1.0, device="cpu", verbose=False)
     explanation = explain_results(empty, wrapper)
     assert len(explanation) == 0

@@ -87,7 +87,7 @@ def test_maps_lie_where_the_picture_lay(name: str, setting: Setting) -> None:
 
 
 def test_scores_without_a_gradient_say_so() -> None:
-    with pytest.raises(TargetError, match="no gradient at the network's input"):
+    with pytest.raises(TargetError, match="no gradient at the network's input: no_grad, detach or int8"):
         list(gradients_at(torch.ones(2), [torch.ones(1, 3, 4, 4)]))
 
 

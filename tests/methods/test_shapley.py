@@ -9,6 +9,7 @@ import torch
 from support import few, few_rows
 from sweep_settings import LAYER, Anchor, Setting, assert_maps
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from detcam import Explanation
 from detcam.engine import object_gradients
@@ -159,6 +160,9 @@ def test_operations_without_second_derivatives_are_named(seed: int) -> None:
     leaf = torch.randn(1, 2, 4, 5, requires_grad=True)
     with pytest.raises(MethodError, match="no second derivative of an operation of this model"):
         list(ShapleyCAM().gradients(Squared.apply(leaf).sum()[None], torch.tensor([0]), [leaf]))
+    again = checkpoint(torch.square, leaf, use_reentrant=True)
+    with pytest.raises(MethodError, match=r"no second derivative of an operation of this model.*'gradcam'"):
+        list(ShapleyCAM().gradients(again.sum()[None], torch.tensor([0]), [leaf]))
 
 
 @pytest.mark.parametrize("layers", few(["level", "evidence", ["model.4", "model.9"]], "level"))

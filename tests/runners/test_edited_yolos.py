@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from detcam import Explainer
+from detcam.errors import LayerError
 
 TOLERANCE = 1e-4  # of the maximum
 SIDE = 128
@@ -165,7 +166,8 @@ def assert_plain(model: Any, picture: np.ndarray, layers: Any, target: str = "cl
         return captured[name].clone()
 
     handles = [model.get_submodule(name).register_forward_hook(partial(cut, name)) for name in names]
-    logits = model(explainer.adapter.prepare(explanation.image)[0][None])[1]["scores"]
+    decoded = model(explainer.adapter.prepare(explanation.image)[0][None])[0]
+    logits = decoded[:, 4:].logit()  # of the very score that predict shows
     for handle in handles:
         handle.remove()
     facts = zip(*(getattr(explanation.objects, x).tolist() for x in ("level", "class_ids", "index")), strict=True)
@@ -233,6 +235,56 @@ def test_heads_whose_scores_are_not_their_branches_outputs(change: Any, layers: 
     for branch in head.quality:
         nn.init.normal_(branch.weight, std=0.02)
     assert_plain(model, picture, layers, target)
+
+
+def scaled_when_decoded(head: Any, x: dict[str, Tensor]) -> Tensor:
+    return torch.cat([head._get_decode_boxes(x), (x["scores"] * 0.5).sigmoid()], dim=1)
+
+
+def rated_when_decoded(head: Any, x: dict[str, Tensor]) -> Tensor:
+    """The root of class times quality, as in TOOD and PP-YOLOE."""
+    quality = x["scores"][:, -1:].sigmoid()
+    return torch.cat([head._get_decode_boxes(x), (x["scores"].sigmoid() * quality).sqrt()], dim=1)
+
+
+@pytest.mark.parametrize("layers", ["level", ["model.4"]])
+@pytest.mark.parametrize("decode", [scaled_when_decoded, rated_when_decoded])
+def test_heads_that_change_the_scores_when_they_decode(decode: Any, layers: Any, seed: int) -> None:
+    picture = random_picture(seed, 120, SIDE)
+    model: Any = random_yolo("yolov8n.yaml", seed, picture, SIDE, found=2)
+    head = model.model[-1]
+    head.__class__ = type("TaskHead", (type(head),), {"_inference": decode})
+    assert_plain(model, picture, layers)
+
+
+def test_an_end_to_end_head_that_changes_the_scores_before_it_selects(seed: int) -> None:
+    """Each object is the anchor that its score was read at."""
+    picture = random_picture(seed, 120, SIDE)
+    model: Any = random_yolo("yolo26n.yaml", seed, picture, SIDE, found=4)
+    head = model.model[-1]
+    head.__class__ = type("TaskHead", (type(head),), {"_inference": rated_when_decoded})
+    head.end2end = True
+    explainer = Explainer(model, "odam", "level", conf=0.02, max_det=6, imgsz=SIDE)
+    explanation = explainer(picture)
+    with torch.no_grad():
+        raw = model(explainer.adapter.prepare(picture)[0][None])[1]["one2one"]["scores"].sigmoid()
+    expected = (raw * raw[:, -1:]).sqrt()[0, explanation.class_ids, explanation.objects.index]
+    torch.testing.assert_close(explanation.scores, expected)
+    assert len(explanation) == 6
+
+
+def test_a_reentrant_checkpoint_that_only_some_levels_pass(seed: int) -> None:
+    """The first objects' windows do not meet it, but the scores that they are compared with do."""
+    model, picture = with_layers(Checkpointed, seed)
+    reference = with_layers(partial(Checkpointed, reentrant=False), seed)[0]
+    reference.load_state_dict(model.state_dict())
+    assert_plain(model, picture, ["model.15"], reference=reference)
+
+
+def test_a_layer_inside_a_reentrant_checkpoint_is_refused(seed: int) -> None:
+    model, picture = with_layers(Checkpointed, seed)
+    with pytest.raises(LayerError, match="or a checkpoint surrounds it: choose a layer"):
+        Explainer(model, "odam", ["model.6.cv2.act.1.conv"], conf=0.02, max_det=2, imgsz=SIDE)(picture)
 
 
 @pytest.mark.parametrize("layers", ["level", ["model.1"]])

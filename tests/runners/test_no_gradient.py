@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from detcam import Explainer
 from detcam.adapters import CallableAdapter
-from detcam.errors import LayerError, MethodError
+from detcam.errors import LayerError, MethodError, ModelError
 
 PICTURE = np.full((64, 64, 3), 90, np.uint8)
 
@@ -51,6 +51,7 @@ def under(context: Any) -> Any:
     return forward
 
 
+@pytest.mark.filterwarnings("error")  # the layers are not to blame
 @pytest.mark.parametrize("method", ["odam", "layerig", "shapleycam"])
 @pytest.mark.parametrize("forward", [under(torch.no_grad), lambda m, b: m(b).detach()], ids=["no_grad", "detach"])
 def test_no_gradient_at_all(forward: Any, method: str) -> None:
@@ -69,4 +70,14 @@ def test_int8_layers_end_a_gradient() -> None:
         net = torch.ao.quantization.quantize_dynamic(Net(skip=True).eval(), part, dtype=torch.qint8)
         with pytest.raises(MethodError, match=f"'{next(iter(part))}' computes in int8.*'rise'"):
             explained(net)
+        with pytest.raises(MethodError, match=f"'{next(iter(part))}' computes in int8.*'rise'"):
+            explained(net, method="gradient")
         assert len(explained(net, method="rise")) == 1
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_int8_classifiers_say_so() -> None:
+    from torchvision.models.quantization import resnet18
+
+    with pytest.raises(ModelError, match="has no parameters, as in int8: give the float model"):
+        Explainer(resnet18(weights=None, quantize=True).eval())

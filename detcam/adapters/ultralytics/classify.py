@@ -33,9 +33,10 @@ class UltralyticsClassifier(PredictReader, StepsAdapter):
         side = None if trained is None else trained.transforms[0].size
         fits = ((side, side) if isinstance(side, int) else side) == size
         self.steps = (processor or (trained if trained is not None and fits else classify_transforms(size))).transforms
-        module.model[-1].export = False
+        module.model[-1].training = True  # then it returns logits, also before Ultralytics 8.4
         self.classes = module.model[-1].linear.out_features
         self.names = names_of(module, self.classes)
 
     def _logits(self, batch: Tensor) -> Tensor:
-        return self.module(batch)[1]
+        logits: Tensor = self.module(batch)
+        return logits

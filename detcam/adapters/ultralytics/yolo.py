@@ -69,6 +69,9 @@ class YoloAdapter(UltralyticsAdapter):
         contrast = self.head.cv4 if "WorldDetect" in kinds else branches.get("contrastive_head")
         self.contrast: nn.ModuleList | None = contrast
         self._texts: Tensor | None = None
+        self._dense: Tensor | None = None  # [B, A, 4 + nc + K] what an end-to-end head selects from
+        if self.end2end:
+            self.head.postprocess = partial(self._keep_dense, self.head.postprocess)
         self._features: list[Tensor] = []
         for part in self.contrast or ():
             part.register_forward_pre_hook(self._keep_texts)
@@ -108,6 +111,11 @@ class YoloAdapter(UltralyticsAdapter):
     def _keep(self, name: str, module: nn.Module, args: object, output: Tensor) -> None:
         self._maps[name].append(output)
 
+    def _keep_dense(self, postprocess: Any, dense: Tensor, *args: Any) -> Tensor:
+        self._dense = dense
+        selected: Tensor = postprocess(dense, *args)
+        return selected
+
     def _keep_texts(self, module: nn.Module, args: tuple[Tensor, Tensor]) -> None:
         self._texts = args[1].detach()
 
@@ -117,7 +125,13 @@ class YoloAdapter(UltralyticsAdapter):
     def forward(self, batch: Tensor, max_det: int) -> YoloOutputs:
         self.head.max_det = max(max_det, 300)  # as in predict, for end-to-end heads
         self._maps.clear()
-        decoded, raw = self.module(batch)
+        returned = self.module(batch)
+        if not isinstance(returned, tuple):
+            raise ModelError(
+                f"head {type(self.head).__name__} returns {type(returned).__name__} alone: return (decoded, raw) "
+                "as Ultralytics' heads do, or give adapter=CallableAdapter(...)"
+            )
+        decoded, raw = returned
         maps, self._maps = self._maps, defaultdict(list)  # else the adapter would keep the graph alive
         texts, self._texts, self._features = self._texts, None, []
         if isinstance(raw, dict) and "one2one" in raw:
@@ -126,17 +140,23 @@ class YoloAdapter(UltralyticsAdapter):
         prototypes = predictions.get("proto")
         if isinstance(decoded, tuple):
             decoded, prototypes = decoded  # those inside `predictions` may be detached
+        dense, self._dense = decoded if self._dense is None else self._dense.transpose(1, 2), None
         cells = tuple((int(f.shape[2]), int(f.shape[3])) for f in predictions["feats"])
+        strides = [stride.expand(h * w) for stride, (h, w) in zip(self.head.stride, cells, strict=True)]
+        logits = predictions["scores"]
+        probabilities = dense[:, 4 : 4 + logits.shape[1]]
+        if not torch.allclose(probabilities, logits.sigmoid(), 1e-3, 1e-5, equal_nan=True):
+            logits = probabilities.logit(torch.finfo(logits.dtype).eps)  # an edited head decodes other scores
         return YoloOutputs(
-            logits=predictions["scores"],
-            sides=self.head.dfl(predictions["boxes"]) * self.head.strides,
+            logits=logits,
+            sides=self.head.dfl(predictions["boxes"]) * torch.cat(strides).to(batch),
             decoded=decoded.detach(),
             cells=cells,
             coefficients=predictions.get("mask_coefficient"),
             prototypes=prototypes,
             maps=maps,
             raw={
-                "cls_head": predictions["scores"],
+                "cls_head": logits,
                 "box_head": predictions["boxes"],
                 "mask_head": predictions.get("mask_coefficient"),
             },
