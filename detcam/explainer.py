@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from detcam.adapters import AnyAdapter, ImageSize, Target, adapter_for, opened, unwrapped
+from detcam.adapters import AnyAdapter, CallableAdapter, ImageSize, Target, adapter_for, opened, unwrapped
 from detcam.engine import shadow
 from detcam.engine.shadow import hooks_kept
 from detcam.engine.sweeps import Progress
@@ -35,6 +35,7 @@ from detcam.options import (
     set_names,
     set_segments,
     set_text,
+    sides_given,
 )
 from detcam.questions.answer import AskedExplanation
 from detcam.questions.base import Question
@@ -145,12 +146,12 @@ class Explainer:
         check_layers(layers)
         model = unwrapped(model)
         self.method = get_method(method, layers)
-        self.conf, self.iou, self.max_det = conf, iou, max_det
+        self.conf, self.iou, self.max_det = conf, iou, max_det = float(conf), float(iou), int(max_det)
         name = str(model) if isinstance(model, (str, os.PathLike)) else type(model).__name__
         if isinstance(model, (str, os.PathLike)):
             model = load_model(model, trust_checkpoint)
-        if adapter is not None and not hasattr(adapter, "unwrap"):
-            raise InputError(f"adapter: expected a CallableAdapter or an Adapter class, got {reprlib.repr(adapter)}")
+        if adapter is CallableAdapter or (adapter is not None and not hasattr(adapter, "unwrap")):
+            raise InputError(f"adapter: expected CallableAdapter(...) or an Adapter class, got {reprlib.repr(adapter)}")
         if adapter is None:
             model, of_wrapper = opened(model)
             adapter, processor = adapter_for(model), of_wrapper if processor is None else processor
@@ -158,7 +159,7 @@ class Explainer:
         view = shadow(module)
         if device is not None:
             view.to(checked_device(device))  # moves the view's tensors only
-        self.adapter = adapter(view, model, tuple(imgsz) if isinstance(imgsz, list) else imgsz, processor)
+        self.adapter = adapter(view, model, sides_given(imgsz), processor)
         set_text(self.adapter, text)
         set_names(self.adapter, names)
         set_classes(self.adapter, classes)

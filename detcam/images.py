@@ -20,7 +20,7 @@ from detcam.geometry import white
 
 MAX_PIXELS = 178_956_970  # Pillow's limit, about 13,000 x 13,000; checked in the header, before anything is decoded
 MAX_BYTES = 2**30  # of a file: more than MAX_PIXELS take
-SUFFIXES = (*(".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"), *(".jp2", ".avif", ".heic", ".heif"))
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".jp2", ".avif", ".heic", ".heif")
 # Some of Pillow's other formats start programs. Those that an installation may lack come last.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "TIFF", "GIF", "JPEG2000", "AVIF", "HEIF")
 HEIC = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")  # brands; AVIF may have the last two
@@ -28,6 +28,7 @@ HEIC = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1") 
 JPEG_SCAN = b"\xff\xda"
 SCANS = 16  # encoders write ten
 MAX_SCANNED = 2**30  # scans times pixels, about 4 seconds of decoding
+ORIENTATION = 0x0112  # of EXIF
 DARK = 0.25  # of the full scale: an image whose largest value is below is shown brighter
 
 
@@ -149,6 +150,12 @@ def decode_image(data: bytes, name: str | os.PathLike[str], channels: int = 3, b
         decoded = cv2.cvtColor(decoded, cv2.COLOR_BGR2RGB)
     elif decoded.ndim == 3 and decoded.shape[2] == 4 and not blue_first:
         decoded = cv2.cvtColor(decoded, cv2.COLOR_BGRA2RGBA)
+    if channels not in (1, 3) and kind != "TIFF" and not blue_first:  # OpenCV left it as stored
+        turn: Any = 1
+        with suppress(Exception):  # damaged EXIF data, which OpenCV ignores too
+            turn = _opened(data).getexif().get(ORIENTATION)
+        decoded = decoded.swapaxes(0, 1) if turn in (5, 6, 7, 8) else decoded
+        decoded = decoded[:: -1 if turn in (3, 4, 7, 8) else 1, :: -1 if turn in (2, 3, 6, 7) else 1]
     return _from_array(decoded, str(name))
 
 
@@ -271,6 +278,11 @@ def _from_array(image: np.ndarray, name: str = "array") -> np.ndarray:
 def _from_tensor(image: torch.Tensor) -> np.ndarray:
     if image.ndim != 3 or 0 in image.shape:
         raise ImageError(f"tensor: expected shape [C,H,W], got {list(image.shape)}: give one image at a time")
-    image = image.detach().cpu()
-    image = image.float() if image.is_floating_point() else image
-    return _from_array(image.permute(1, 2, 0).numpy(), "tensor")
+    image = image.detach().permute(1, 2, 0)
+    try:
+        array = (image.float() if image.is_floating_point() else image).cpu().numpy()
+    except (RuntimeError, TypeError) as error:  # sparse, quantized or without data
+        raise ImageError(
+            f"tensor: it cannot be read ({error}): give a dense tensor of uint8, uint16 or floats"
+        ) from None
+    return _from_array(array, "tensor")

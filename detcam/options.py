@@ -1,7 +1,7 @@
 """Checks of the explainer's options, made before anything is computed."""
 
 import reprlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from numbers import Integral, Real
 from typing import Any
 
@@ -27,6 +27,11 @@ def check_options(conf: float, iou: float, max_det: int, imgsz: Any, target: Tar
         raise InputError(f"imgsz: expected pixels, at least 32, or (height, width), got {imgsz!r}")
     if isinstance(target, str) and target not in TARGETS:
         raise TargetError(f"target {target!r} does not exist: {nearest(target, TARGETS)}")
+
+
+def sides_given(imgsz: Any) -> Any:
+    """An input size without the integers of NumPy, and a list as a tuple."""
+    return imgsz if imgsz is None else int(imgsz) if isinstance(imgsz, Integral) else tuple(map(int, imgsz))
 
 
 def check_layers(layers: Any) -> None:
@@ -65,7 +70,9 @@ def set_names(adapter: Adapter, names: Any) -> None:
     listed = dict(enumerate(names)) if isinstance(names, (list, tuple)) else names
     whole = isinstance(listed, Mapping) and all(isinstance(kind, Integral) for kind in listed)
     if not whole or any(not isinstance(name, str) for name in listed.values()):
-        raise InputError(f"names: expected class names by number, e.g. ['cat', 'dog'] or {{1: 'cat'}}, got {names!r}")
+        raise InputError(
+            f"names: expected class names by number, e.g. ['cat', 'dog'] or {{1: 'cat'}}, got {reprlib.repr(names)}"
+        )
     adapter.names = {**getattr(adapter, "names", {}), **listed}
 
 
@@ -75,7 +82,7 @@ def set_classes(adapter: Adapter, classes: Any) -> None:
         return
     names: dict[int, str] = getattr(adapter, "names", {})
     numbers = []
-    for kind in [classes] if isinstance(classes, (str, Integral)) else classes:
+    for kind in classes if isinstance(classes, Iterable) and not isinstance(classes, str) else [classes]:
         known = kind in (names or [kind]) if isinstance(kind, Integral) else kind in names.values()
         if not known:
             hint = nearest(str(kind), names.values()) if names else "give numbers, or names="

@@ -133,7 +133,7 @@ def test_models_that_are_no_detectors() -> None:
         ModelError, "holds no network", lambda: Explainer(tasks.DetectionModel("yolov8n.yaml", verbose=False).model[0])
     )
     for nothing in (None, 3, {"a": 1}, lambda x: x):
-        refuse(ModelError, "is not a detector", lambda n=nothing: Explainer(n))
+        refuse(ModelError, "is not a network", lambda n=nothing: Explainer(n))
 
 
 def test_no_detections(detector: nn.Module, picture: np.ndarray, tmp_path: Path) -> None:

@@ -71,9 +71,27 @@ def test_orientation_in_exif_is_applied(orientation: int, picture: np.ndarray, t
         1: picture, 2: picture[:, ::-1], 3: picture[::-1, ::-1], 4: picture[::-1], 5: picture.transpose(1, 0, 2),
         6: np.rot90(picture, -1), 7: np.rot90(picture, 2).transpose(1, 0, 2), 8: np.rot90(picture),
     }[orientation]  # fmt: skip
-    image = read_image(path)
-    assert image.shape == upright.shape
-    assert np.abs(image.astype(int) - upright).mean() < 2
+    deep = tmp_path / "turned.png"
+    alpha = np.dstack([picture, picture[:, :, 0]])
+    Image.fromarray(alpha).save(deep, exif=exif)
+    for channels in (1, 3, 4, 13):
+        image = read_image(path, channels)
+        shown = (
+            cv2.cvtColor(np.ascontiguousarray(upright), cv2.COLOR_RGB2GRAY)[:, :, None] if channels == 1 else upright
+        )
+        assert image.shape == shown.shape
+        assert np.abs(image.astype(int) - shown).mean() < 2
+    assert np.array_equal(read_image(deep, 4)[:, :, :3], upright)
+    assert np.array_equal(read_image(deep, 4), read_image(Image.open(deep), 4))
+
+
+@pytest.mark.parametrize(
+    "tensor",
+    [torch.rand(3, 4, 5).to_sparse(), torch.empty(3, 4, 5, device="meta"), torch.ones(3, 4, 5).to(torch.complex64)],
+)
+def test_tensors_without_plain_values(tensor: torch.Tensor) -> None:
+    with pytest.raises(ImageError, match="tensor: "):
+        read_image(tensor)
 
 
 def test_sixteen_bits_grey_alpha_palette_and_cmyk(picture: np.ndarray, tmp_path: Path) -> None:

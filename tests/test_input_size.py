@@ -127,11 +127,22 @@ def test_a_classifier_has_classes_of_its_own(seed: int) -> None:
     assert len(Explainer(model, imgsz=64, layers="level", classes=[best[0] ^ 1])(picture)) == 0
 
 
+def test_numbers_of_numpy(detector: nn.Module, picture: np.ndarray, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"max_det": np.int64(2), "conf": np.float32(0.25), "layers": "level"}
+    given = [Explainer(detector, imgsz=side, **options) for side in (np.int64(64), [np.int32(64), np.int32(96)])]
+    assert [explainer.settings["imgsz"] for explainer in given] == [64, (64, 96)]
+    given[1](picture).save(tmp_path)
+    assert json.loads((tmp_path / "explanation.json").read_text())["settings"]["max_det"] == 2
+
+
 def test_unknown_classes_are_refused(seed: int, detector: nn.Module) -> None:
     with pytest.raises(InputError, match="classes: 'thing_3' is not a class of the model: did you mean 'thing 3'"):
         Explainer(detector, classes=["thing_3"])
     with pytest.raises(InputError, match="classes: 80 is not a class of the model"):
         Explainer(detector, classes=[80])
+    for wrong in (1.5, [2.5]):
+        with pytest.raises(InputError, match="is not a class of the model"):
+            Explainer(detector, classes=wrong)  # type: ignore[arg-type]
     with pytest.raises(InputError, match="classes: 'car' is not a class of the model: give numbers, or names="):
         Explainer(faster_rcnn(seed), classes=["car"])
 

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from torch import nn
+
 from detcam.adapters.base import TARGETS, Adapter, ImageSize, LayerPlan, Readout, Selection, Source, Target
 from detcam.adapters.custom import CallableAdapter
 from detcam.adapters.logits import LogitsAdapter
@@ -60,6 +62,11 @@ def adapter_for(model: Any) -> type[Adapter]:
     for adapter in ADAPTERS:
         if adapter.serves(model):
             return adapter
+    if not isinstance(model, nn.Module):
+        raise ModelError(
+            f"{getattr(model, '__name__', type(model).__name__)} is not a network that detcam knows, and holds none: "
+            "give the model itself, the path of its weights, or adapter=CallableAdapter(...) for a black box"
+        )
     raise ModelError(
         f"{type(model).__module__}.{type(model).__name__} is not a detector that detcam knows: give a model of one of "
         f"the families {', '.join(dict.fromkeys(a.family for a in ADAPTERS))}, the attribute that holds one, or "

@@ -187,9 +187,15 @@ class Adapter(ABC):
         """The objects of `detect` of the chosen classes; the limit `max_det` applies after the choice."""
         if self.chosen_classes is None:
             return self.detect(outputs, geometries, conf, iou, max_det)
-        detected = self.detect(outputs, geometries, conf, iou, UNLIMITED)
-        kept = [torch.isin(o.class_ids, o.class_ids.new_tensor(self.chosen_classes)) for o in detected]
-        return [o.select(k.nonzero().flatten()[:max_det]) for o, k in zip(detected, kept, strict=True)]
+        detected = map(self.chosen, self.detect(outputs, geometries, conf, iou, UNLIMITED))
+        return [o.select(torch.arange(min(len(o), max_det))) for o in detected]
+
+    def chosen(self, objects: Objects) -> Objects:
+        """The objects of the chosen classes; all without a choice."""
+        if self.chosen_classes is None:
+            return objects
+        kept = torch.isin(objects.class_ids, objects.class_ids.new_tensor(self.chosen_classes))
+        return objects.select(kept.nonzero().flatten())
 
     def trial_objects(self, outputs: Any, geometry: Geometry, conf: float, iou: float, max_det: int) -> Objects:
         """Objects of one image to try layers on: the objects of `detect`."""

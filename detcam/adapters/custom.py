@@ -171,7 +171,7 @@ class CallableAdapter(Adapter):
                 f"CallableAdapter.detect: expected dicts with boxes [N, 4], scores [N], class_ids [N] and index [N], "
                 f"got something else ({reason})"
             ) from None
-        _check_pixels(boxes, "detect")
+        _check_values(boxes, scores, "detect")
         return objects.select(boxes.isfinite().all(dim=1).nonzero().flatten()[:max_det])
 
     def score(self, outputs: Any, objects: list[Objects], target: str) -> Tensor:
@@ -207,7 +207,7 @@ class CallableAdapter(Adapter):
             valid = False
         if not valid:
             raise ModelError("CallableAdapter.candidates: expected tensors boxes [B, A, 4] and probabilities [B, A, K]")
-        _check_pixels(boxes.flatten(0, 1), "candidates")
+        _check_values(boxes.flatten(0, 1), probabilities, "candidates")
         return boxes, probabilities, probabilities.amax(dim=2)
 
     @torch.no_grad()
@@ -232,18 +232,22 @@ class CallableAdapter(Adapter):
         return super().stem()
 
     def _plan(self, layers: str | Sequence[str]) -> LayerPlan:
-        names = (layers,) if isinstance(layers, str) else tuple(layers)
+        names = (layers,) if isinstance(layers, (str, nn.Module)) or layers is None else tuple(layers)
         known = [name for name, _ in self.module.named_modules() if name]
         for name in names:
             if name not in known:
-                raise LayerError(f"CallableAdapter: layer {name!r} does not exist: {nearest(name, known)}")
+                raise LayerError(
+                    f"CallableAdapter: layer {name!r} does not exist: {nearest(str(name), known or ['[]'])}"
+                )
         return LayerPlan(names, cut_all=True, fuse="sum")
 
 
-def _check_pixels(boxes: Tensor, where: str) -> None:
-    """Refuse boxes [n, 4] that are shares of the image: no pixel is so small."""
+def _check_values(boxes: Tensor, scores: Tensor, where: str) -> None:
+    """Refuse boxes [n, 4] that are shares of the image (no pixel is so small) and scores that are no probabilities."""
     if len(boxes) and bool((boxes[:, 2:] > boxes[:, :2]).any()) and float(boxes.nan_to_num(0).abs().amax()) <= SHARE:
         raise ModelError(
             f"CallableAdapter.{where}: expected boxes xyxy in pixels of the batch, got shares of it in 0..1: multiply "
             "them by its width and height"
         )
+    if scores.numel() and not (scores.amin() >= 0 and scores.amax() <= 1):
+        raise ModelError(f"CallableAdapter.{where}: expected scores in 0..1: apply sigmoid or softmax")

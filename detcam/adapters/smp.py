@@ -8,10 +8,15 @@ from torch import Tensor, nn
 from detcam.adapters.base import ImageSize
 from detcam.adapters.logits import PlainSegmenter
 from detcam.adapters.shared.semantic import SemanticOutputs
+from detcam.adapters.wrappers import INSTEAD
 from detcam.errors import ModelError
 
 STRIDE = 32  # sides must be multiples of it
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+SIGMOIDS = ("Sigmoid", "LogSigmoid", "Hardsigmoid")
+# Activations whose input has the classes of their output.
+ACTIVATIONS = (*SIGMOIDS, "Softmax", "Softmax2d", "LogSoftmax", "Tanh", "Identity", "ArgMax", "Clamp")
+CONVOLUTIONS = (nn.Conv2d, nn.ConvTranspose2d)
 PARTS = ("encoder", "decoder", "segmentation_head")
 
 
@@ -38,18 +43,18 @@ class SmpAdapter(PlainSegmenter):
         normalised = processor is None and settings.get("encoder_weights")
         mean, std = (IMAGENET_MEAN, IMAGENET_STD) if normalised else ((0.0,), (1.0,))
         self._prepared_by(imgsz, processor, mean, std, STRIDE)
-        head = module.segmentation_head
-        classifier, last = [part for part in head.named_modules() if isinstance(part[1], nn.Conv2d)][-1]
-        activation = getattr(head, "activation", None) or list(head.children())[-1]  # DPT has no sequence
+        head = module.segmentation_head.named_modules(prefix="segmentation_head")
+        classifier, last = [part for part in head if isinstance(part[1], CONVOLUTIONS)][-1]
+        activation = list(module.segmentation_head.modules())[-1]
         classes = last.out_channels
         self.binary = classes == 1
-        sigmoids = (nn.Sigmoid, nn.LogSigmoid)
-        self.multilabel = not self.binary and isinstance(getattr(activation, "activation", activation), sigmoids)
+        self.multilabel = not self.binary and type(activation).__name__ in SIGMOIDS
         names = ["background", "foreground"] if self.binary else [f"class {i}" for i in range(classes)]
         self.plans = {"level": ("decoder",), "evidence": _stages_read(module) or ("decoder",)}
-        self._watch(f"segmentation_head.{classifier}", dict(enumerate(names)))
-        self._resized: list[Tensor] = []
-        activation.register_forward_pre_hook(lambda module, args: self._resized.append(args[0]))
+        self._watch(classifier, dict(enumerate(names)))
+        self._activated: list[tuple[Tensor, Tensor]] = []
+        if type(activation).__name__ in ACTIVATIONS:
+            activation.register_forward_hook(lambda module, args, output: self._activated.append((args[0], output)))
 
     @classmethod
     def unwrap(cls, model: Any) -> nn.Module:
@@ -61,14 +66,19 @@ class SmpAdapter(PlainSegmenter):
 
     def forward(self, batch: Tensor, max_det: int) -> SemanticOutputs:
         """See `Adapter.forward`: the logits before the activation, if the model has one."""
-        self._resized.clear()
         outputs = super().forward(batch, max_det)
-        full = self._resized.pop().detach()
-        return SemanticOutputs(self._with_background(outputs.logits), self._with_background(full))
+        return SemanticOutputs(self._with_background(outputs.logits), self._with_background(outputs.full))
 
     def _run(self, batch: Tensor) -> Tensor:
+        self._activated.clear()
         output = self.module(batch)
-        return output[0] if isinstance(output, tuple) else output  # (masks, class logits)
+        output = output[0] if isinstance(output, tuple) else output  # (masks, class logits)
+        if not isinstance(output, Tensor) or output.ndim not in (3, 4):
+            raise ModelError(
+                f"{type(self.module).__name__} puts out a {type(output).__name__}, not logits [B, C, H, W]: {INSTEAD}"
+            )
+        entered = next((entered for entered, left in self._activated if left is output), None)
+        return output if entered is None else entered
 
     def _with_background(self, logits: Tensor) -> Tensor:
         """Logits of binary mode with a background logit of 0, so that a softmax equals the sigmoid."""

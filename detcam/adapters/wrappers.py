@@ -45,19 +45,25 @@ def model_inside(wrapper: Any, serves: Callable[[Any], bool]) -> tuple[Any, Any]
             f"{name}: TorchScript has no layers to read: give the module that was exported, or run it as a black box: "
             "adapter=CallableAdapter(..., layers=[], candidates=...) and method='drise'"
         )
-    if isinstance(wrapper, dict) and inside:
-        held = inside.get("ema", inside.get("model", next(iter(inside.values()))))
+    usual = [part for key in ("ema", "model") for path, part in inside.items() if str(path).split(".")[0] == key]
+    held = next(iter(usual or (inside.values() if len(inside) == 1 else ())), None)
+    if isinstance(wrapper, dict) and held is not None:
         model = copy.deepcopy(held).float()  # checkpoints hold half precision
         model.args = wrapper.get("train_args") or getattr(model, "args", {})
         return model, None
     if isinstance(wrapper, dict) and any(isinstance(value, (torch.Tensor, dict)) for value in wrapper.values()):
         raise ModelError(f"{name} of weights is not a network: build the network, load them into it, and give that")
-    if len({id(model) for model in inside.values()}) == 1 and not _computes(wrapper):
+    if (
+        not isinstance(wrapper, (list, tuple))
+        and len({id(model) for model in inside.values()}) == 1
+        and not _computes(wrapper)
+    ):
         images = "" if getattr(wrapper, "tokenizer", None) else "image_processor"  # alone it reads no text prompts
-        held = (getattr(wrapper, name, None) for name in ("processor", "processing_class", images))
-        return next(iter(inside.values())), next((part for part in held if part is not None), None)
+        processors = (getattr(wrapper, name, None) for name in ("processor", "processing_class", images))
+        return next(iter(inside.values())), next((part for part in processors if part is not None), None)
     if inside:
-        found = " or ".join(f"model.{path} ({type(model).__name__})" for path, model in inside.items())
+        place = "model[{!r}]" if isinstance(wrapper, (dict, list, tuple)) else "model.{}"
+        found = " or ".join(f"{place.format(path)} ({type(model).__name__})" for path, model in inside.items())
         raise ModelError(f"{name} wraps a model: give {found}, with its preparation as processor=; {INSTEAD}")
     return wrapper, None
 
@@ -68,7 +74,11 @@ def _models_in(wrapper: Any, serves: Callable[[Any], bool]) -> dict[str, Any]:
         parts, whole = dict(wrapper.named_modules()), _weights(wrapper)
         del parts[""]
     else:
-        parts, whole = wrapper if isinstance(wrapper, dict) else getattr(wrapper, "__dict__", {}), 0
+        held = dict(enumerate(wrapper)) if isinstance(wrapper, (list, tuple)) else wrapper
+        held, whole, parts = held if isinstance(held, dict) else getattr(held, "__dict__", {}), 0, {}
+        for name, part in held.items():
+            inner = isinstance(part, nn.Module) and not serves(unwrapped(part)) and not _computes(unwrapped(part))
+            parts |= dict(part.named_modules(prefix=str(name))) if inner else {name: part}
     inside: dict[str, Any] = {}
     for name, part in parts.items():
         nested = any(str(name).startswith(f"{path}.") for path in inside)

@@ -33,7 +33,7 @@ Examples:
 """
 
 
-@with_preset_options()
+@with_preset_options(model=Preset.model_fields["model"].description or "")
 def explain(
     images: Annotated[list[Path] | None, typer.Argument(help="Image files.", show_default=False)] = None,
     *,

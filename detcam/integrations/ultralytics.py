@@ -64,7 +64,7 @@ class Returned(Question):
             corners = ", ".join(f"{side:.0f}" for side in boxes[i].tolist())
             raise _Disagreement(f"box {i} ({self._names[int(class_ids[i])]} {given_scores[i]:.2f} at {corners})")
         objects = adapter.objects_at(outputs, best[:, 0], class_ids, geometry)
-        return replace(objects, boxes=boxes, scores=given_scores)
+        return adapter.chosen(replace(objects, boxes=boxes, scores=given_scores))
 
 
 class ResultsExplainer(Explainer):
@@ -123,8 +123,8 @@ def explain_results(results: Any, model: Any, **options: Any) -> Any:
     """Explain the objects in the results of Ultralytics' `predict` or `track`, without detecting them again.
 
     Images are taken from the results. Each object is matched to the candidate (anchor or query) with its box and score,
-    so the results may be filtered or reordered, and conf, iou, classes and agnostic_nms do not matter. A box that a
-    tracker has moved is matched to the candidate with the same score beneath it.
+    so the results may be filtered or reordered, and conf, iou and agnostic_nms do not matter; `classes` leaves others
+    out. A box that a tracker has moved is matched to the candidate with the same score beneath it.
 
     Args:
         results: a Results, a list of Results, or the generator of `stream=True`.

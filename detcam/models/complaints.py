@@ -24,5 +24,5 @@ def models_reason() -> Iterator[None]:
         if "torch.nn.modules.module" not in names or names[-1].startswith("detcam."):
             raise
         reason = " ".join(f"{type(error).__name__}: {error}".split())
-        advice = "give a size that it takes as imgsz, or the processor that it was trained with"
+        advice = "give the imgsz or processor that it was trained with, or memory=1 for one image at a time"
         raise ModelError(f"the model refuses its input ({reason}): {advice}") from error

@@ -50,7 +50,7 @@ def load_model(name: str | os.PathLike[str], trust_checkpoint: bool = False) -> 
     if path.suffix.lower() in EXPORTED:
         raise ModelError(
             f"model {path} is an exported network, without layers or gradients: give the weights that it was exported "
-            "from, or run it as a black box: CallableAdapter(..., layers=[], candidates=...) with method='drise'"
+            "from, or its session as a black box: CallableAdapter(..., layers=[], candidates=...) with method='drise'"
         )
     if path.suffix not in SUFFIXES:
         hint = nearest(str(name), zoo.names())

@@ -129,6 +129,20 @@ def test_slips_name_the_function(model: nn.Module, picture: np.ndarray) -> None:
         explain(model, picture, without)
 
 
+def test_scores_that_are_no_probabilities_and_layers_that_are_no_names(model: nn.Module, picture: np.ndarray) -> None:
+    raw = adapter(candidates=lambda outputs: (outputs[1], outputs[0] * 9))
+    with pytest.raises(ModelError, match=r"CallableAdapter\.candidates: expected scores in 0\.\.1"):
+        explain(model, picture, raw, method=SWEEP)
+    large = adapter(detect=lambda outputs, conf: [d | {"scores": d["scores"] + 1} for d in detect(outputs, conf)])
+    with pytest.raises(ModelError, match=r"CallableAdapter\.detect: expected scores in 0\.\.1"):
+        explain(model, picture, large, method="odam")
+    for layers in (None, model, [model], [3]):
+        with pytest.raises(LayerError, match=r"CallableAdapter: layer .* does not exist"):
+            explain(model, picture, adapter(layers=layers), method="odam")
+    with pytest.raises(InputError, match=r"expected CallableAdapter\(\.\.\.\)"):
+        explain(model, picture, CallableAdapter)  # type: ignore[arg-type]
+
+
 def test_ask_and_prompts_send_nobody_in_a_circle(model: nn.Module, picture: np.ndarray) -> None:
     with pytest.raises(InputError, match=r"ask: .* no candidates: give CallableAdapter\(candidates=") as caught:
         explain(model, picture, adapter(), ask=[((1, 1, 9, 9), 0)])

@@ -11,6 +11,7 @@ from support import random_picture
 from torch import Tensor, nn
 
 from detcam import Explainer
+from detcam.errors import ModelError
 
 
 @pytest.fixture(scope="module")
@@ -95,3 +96,76 @@ def test_a_torchvision_segmenter_of_one_class(picture: np.ndarray, seed: int) ->
     for mask in found.masks if len(found) else []:
         assert torch.equal(mask, p > 0.5)
     assert set(found.labels) <= {"foreground"}
+
+
+class Unlike(nn.Module):
+    """A head whose last convolution is not its output."""
+
+    def __init__(self, change: Any) -> None:
+        super().__init__()
+        self.conv, self.change = nn.Conv2d(8, 4, 1), change
+
+    def forward(self, x: Tensor) -> Any:
+        return self.change(self.conv(x))
+
+
+FACTORS = torch.tensor([1.0, -2.0, 1.0, 3.0]).view(1, 4, 1, 1)
+HEADS: dict[str, Any] = {
+    "scaled": lambda: Unlike(lambda x: x * FACTORS),
+    "norm": lambda: nn.Sequential(nn.Conv2d(8, 4, 1), nn.BatchNorm2d(4, affine=False).eval()),
+    "convolution": lambda: nn.Conv2d(8, 4, 1),
+    "transposed": lambda: nn.Sequential(nn.ConvTranspose2d(8, 4, 2, 2), nn.MaxPool2d(2)),
+    "two": lambda: nn.Sequential(nn.Conv2d(8, 6, 1), nn.ReLU(), nn.Conv2d(6, 4, 1)),
+}
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_edited_heads_give_the_models_own_classes_and_gradient(head: str, picture: np.ndarray, seed: int) -> None:
+    model = smp_model(seed, None)
+    model.segmentation_head = HEADS[head]()
+    p = predicted(model, picture)
+    found = Explainer(model, conf=0.0, layers="level", method="odam")(picture)
+    assert sorted(found.class_ids.tolist()) == p.argmax(0).unique().tolist()
+    for number, mask in zip(found.class_ids.tolist(), found.masks, strict=True):
+        assert torch.equal(mask, p.argmax(0) == number)
+    number, share = int(found.class_ids[0]), (found.objects.mask_logits[0] + 1) / 2
+    pixels = torch.from_numpy(picture).permute(2, 0, 1)[None].float() / 255
+    decoded = model.decoder(model.encoder(pixels)).detach().requires_grad_()
+    (gradient,) = torch.autograd.grad(
+        (model.segmentation_head(decoded)[0, number] * share).sum() / share.sum(), decoded
+    )
+    expected = (gradient * decoded)[0].sum(dim=0).detach().clamp(min=0)
+    torch.testing.assert_close(found.maps[0].clamp(min=0), expected, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("change", [torch.sigmoid, lambda x: x.softmax(dim=1), lambda x: {"out": x}])
+def test_probabilities_without_a_module_and_dicts_are_refused(change: Any, picture: np.ndarray, seed: int) -> None:
+    model = smp_model(seed, None)
+    model.segmentation_head = Unlike(change)
+    with pytest.raises(ModelError, match=r"puts out (probabilities of its logits|a dict, not logits \[B, C, H, W\])"):
+        Explainer(model, layers="level", method="odam")(picture)
+
+
+@pytest.mark.parametrize("activation", [nn.Hardsigmoid, lambda: nn.Sequential(nn.Sigmoid())])
+def test_other_sigmoids(activation: Any, seed: int) -> None:
+    assert Explainer(smp_model(seed, activation), layers="level").adapter.multilabel  # type: ignore[attr-defined]
+
+
+def test_a_torchvision_segmenter_that_returns_its_logits(picture: np.ndarray, seed: int) -> None:
+    from torchvision.models.segmentation import LRASPP, lraspp_mobilenet_v3_large
+
+    class Plain(LRASPP):
+        def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
+            return super().forward(x)["out"] * -1
+
+    torch.manual_seed(seed)
+    model = lraspp_mobilenet_v3_large(weights=None, weights_backbone=None, num_classes=4).eval()
+    model.__class__ = Plain
+    explainer = Explainer(model, conf=0.0, imgsz=64, layers="level", method="odam")
+    pixels, geometry = explainer.adapter.prepare(picture)
+    with torch.no_grad():
+        labels = nn.functional.interpolate(model(pixels[None]), geometry.source, mode="bilinear")[0].argmax(0)
+    found = explainer(picture)
+    assert sorted(found.class_ids.tolist()) == [c for c in labels.unique().tolist() if c]
+    for number, mask in zip(found.class_ids.tolist(), found.masks, strict=True):
+        assert torch.equal(mask, labels == number)

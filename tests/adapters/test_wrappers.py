@@ -60,6 +60,11 @@ OPENED: dict[str, Callable[[nn.Module], Any]] = {
     "parallel in lightning": lambda m: Holder(model=nn.DataParallel(m)),
     "pipeline": Pipeline,
     "checkpoint": lambda m: {"epoch": 3, "model": m, "optimizer": {}},
+    "checkpoint of a lightning module": lambda m: {"state": Holder(net=m), "epoch": 3},
+    "checkpoint with an average": lambda m: {
+        "model": Holder(net=random_segmenter("segformer", 1)),
+        "ema": Holder(net=m),
+    },
     "half checkpoint": lambda m: {"ema": m, "model": None, "train_args": {"imgsz": 64}},
 }
 
@@ -100,12 +105,36 @@ def test_peft_is_opened(model: nn.Module) -> None:
         (lambda m: Normalising(net=m), r"Normalising wraps a model: give model\.net \(Segformer\w+\)"),
         (lambda m: nn.Sequential(m, nn.Sigmoid()), r"give model\.0 \(Segformer"),
         (lambda m: Holder(student=m, teacher=random_segmenter("segformer", 1)), r"model\.student .* or model\.teacher"),
+        (
+            lambda m: {"student": m, "teacher": random_segmenter("segformer", 1)},
+            r"model\['student'\] .* model\['teacher'\]",
+        ),
+        (lambda m: [m], r"list wraps a model: give model\[0\] \(Segformer"),
+        (lambda m: (m, "processor"), r"tuple wraps a model: give model\[0\]"),
+        (lambda m: type(m), "is not a network that detcam knows.*: give the model itself"),
+        (lambda m: None, "NoneType is not a network"),
         (lambda m: m.state_dict(), "weights is not a network: build the network"),
         (lambda m: {"state_dict": m.state_dict(), "epoch": 3}, "weights is not a network"),
         (lambda m: torch.jit.trace(nn.Conv2d(3, 1, 1), torch.rand(1, 3, 8, 8)), "TorchScript has no layers.*black box"),
-        (lambda m: types.SimpleNamespace(a=1), "SimpleNamespace is not a detector .* or the attribute|attribute"),
+        (
+            lambda m: types.SimpleNamespace(a=1),
+            "SimpleNamespace is not a network that detcam knows, and holds none: give the model itself",
+        ),
     ],
-    ids=["forward", "sequence", "two", "weights", "checkpoint of weights", "torchscript", "nothing"],
+    ids=[
+        "forward",
+        "sequence",
+        "two",
+        "two in a dict",
+        "list",
+        "tuple",
+        "class",
+        "none",
+        "weights",
+        "checkpoint of weights",
+        "torchscript",
+        "nothing",
+    ],
 )
 def test_what_is_not_opened_names_the_next_step(wrap: Callable[[nn.Module], Any], words: str, model: nn.Module) -> None:
     with pytest.raises(ModelError) as caught:

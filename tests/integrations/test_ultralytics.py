@@ -78,6 +78,13 @@ def test_options_are_those_of_the_explainer(detector: nn.Module, picture: np.nda
     assert_same_maps(explanation, direct)
 
 
+def test_classes_leave_others_out(detector: nn.Module, picture: np.ndarray) -> None:
+    result = predict(detector, picture, imgsz=160)
+    first = int(result.boxes.cls[0])
+    chosen = explain_results(result, detector, imgsz=160, layers="level", classes=first)
+    assert chosen.class_ids.tolist() == [c for c in result.boxes.cls.int().tolist() if c == first]
+
+
 def test_pictures_of_several_sizes_in_one_call(detector: nn.Module, seed: int, picture: np.ndarray) -> None:
     """Predict pads each of them to a square, which moves its boxes: one by one they come out differently."""
     wrapper = wrapped(detector)

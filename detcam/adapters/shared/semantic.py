@@ -1,10 +1,11 @@
 """Base of the semantic segmenters: one object per segment of the label map."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.functional import interpolate
 
 from detcam.adapters.base import Adapter, LayerPlan, Readout, Source
 from detcam.adapters.shared.scores import CLASS_TARGETS
@@ -19,7 +20,7 @@ from detcam.adapters.shared.segments import (
     segments_of,
     windows,
 )
-from detcam.errors import InputError, nearest
+from detcam.errors import InputError, ModelError, nearest
 from detcam.geometry import Geometry
 from detcam.types import Objects, Prompt, image_index
 
@@ -80,9 +81,18 @@ class SemanticAdapter(Adapter):
         return self.module(batch)
 
     def forward(self, batch: Tensor, max_det: int) -> SemanticOutputs:
+        """See `Adapter.forward`; a ModelError if the model puts out probabilities instead of logits."""
         self._logits.clear()
-        full = self._run(batch).detach()
-        return SemanticOutputs(self._logits.pop(), full)
+        full = self._run(batch)
+        logits = self._logits.pop()
+        if _puts_out(logits, full, lambda maps: maps):
+            return SemanticOutputs(logits, full.detach())
+        if _puts_out(logits, full, torch.sigmoid) or _puts_out(logits, full, lambda maps: maps.softmax(dim=1)):
+            raise ModelError(
+                f"{type(self.module).__name__} puts out probabilities of its logits: let it put "
+                "out logits (segmentation-models-pytorch: activation='sigmoid' or 'softmax2d' instead of a function)"
+            )
+        return SemanticOutputs(full, full.detach())
 
     @torch.no_grad()
     def detect(
@@ -225,6 +235,15 @@ class SemanticAdapter(Adapter):
 
     def layers(self, preset: str) -> LayerPlan:
         return LayerPlan(self.plans[preset], cut_all=True, fuse="sum")
+
+
+@torch.no_grad()
+def _puts_out(logits: Tensor, full: Tensor, activation: Callable[[Tensor], Tensor]) -> bool:
+    """Whether the output of a model is an activation of its classifier's logits, resized bilinearly or not."""
+    if logits.ndim != 4 or logits.shape[:2] != full.shape[:2]:
+        return False
+    maps = (interpolate(logits, full.shape[2:], mode="bilinear", align_corners=aligned) for aligned in (False, True))
+    return any(bool((activation(part) - full).abs().amax() <= 1e-2 * full.abs().amax()) for part in maps)
 
 
 def _windows(logits: Tensor, objects: list[Objects]) -> Iterator[tuple[Tensor, Tensor, list[Cut]]]:

@@ -38,7 +38,7 @@ class TorchvisionSegmenterAdapter(SemanticAdapter):
         if imgsz is not None:
             preset.resize_size = [imgsz] if isinstance(imgsz, int) else list(imgsz)
         self.transform = processor or preset
-        last = getattr(module.classifier, "low_classifier", None) or module.classifier[-1]
+        last = [part for part in module.classifier.modules() if isinstance(part, nn.Conv2d)][-1]
         names = list(weights.meta["categories"])
         if last.out_channels != len(names):
             names = ["background", *(f"class {i}" for i in range(1, last.out_channels))]
@@ -60,7 +60,8 @@ class TorchvisionSegmenterAdapter(SemanticAdapter):
         return pixels, Geometry((image.shape[0], image.shape[1]), size, (0, 0), size)
 
     def _run(self, batch: Tensor) -> Tensor:
-        return self.module(batch)["out"]
+        output = self.module(batch)
+        return output["out"] if isinstance(output, dict) else output
 
 
 def _torchvision_plans(network: Any) -> dict[str, tuple[str, ...]]:
