@@ -109,12 +109,12 @@ def test_the_users_preparation(model: nn.Module, picture: np.ndarray) -> None:
 
 def test_slips_name_the_function(model: nn.Module, picture: np.ndarray) -> None:
     def shares(outputs: Any, conf: float) -> list[dict[str, Tensor]]:
-        return [{**row, "boxes": row["boxes"] / SIZE} for row in detect(outputs, conf)]
+        return [{**row, "boxes": (row["boxes"] / SIZE).clamp(0, 1)} for row in detect(outputs, conf)]
 
     with pytest.raises(ModelError, match=r"CallableAdapter\.detect: expected boxes xyxy in pixels.*0\.\.1: multiply"):
         explain(model, picture, adapter(detect=shares))
     with pytest.raises(ModelError, match=r"CallableAdapter\.candidates: expected boxes xyxy in pixels"):
-        explain(model, picture, adapter(candidates=lambda o: (o[1] / SIZE, o[0].sigmoid())), method=SWEEP)
+        explain(model, picture, adapter(candidates=lambda o: ((o[1] / SIZE).clamp(0, 1), o[0].sigmoid())), method=SWEEP)
     with pytest.raises(ModelError, match=r"candidates: expected tensors boxes \[B, A, 4\] and probabilities"):
         explain(model, picture, adapter(candidates=lambda outputs: outputs[0]), method=SWEEP)
 
