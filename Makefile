@@ -26,13 +26,14 @@ lint: $(VENV)/test
 pytest: $(VENV)/test
 	$(PYTEST)
 
-# Everything once, then the random tests of the default tier again and again, each time with fresh seeds.
+# The random tests of the default tier again and again, each time with fresh seeds, then everything once.
 # A failure does not stop the rest: a night shows all that fails by chance, not the first.
 nightly: $(VENV)/nightly lint
-	failed=0; NIGHTLY=1 FUZZ=100000 $(PYTEST) || failed=1; \
+	failed=0; \
 	for round in $$(seq $(NIGHTLY_ROUNDS)); do \
 		echo "round $$round of $(NIGHTLY_ROUNDS)"; NIGHTLY=1 ONLY_RANDOM=1 $(PYTEST) -q || failed=1; \
-	done; exit $$failed
+	done; \
+	NIGHTLY=1 FUZZ=100000 $(PYTEST) || failed=1; exit $$failed
 
 fuzz: $(VENV)/test
 	NIGHTLY=1 FUZZ=100000 $(BIN)/python -m pytest -n auto --dist worksteal tests/fuzz -rP
