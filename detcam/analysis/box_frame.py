@@ -39,15 +39,11 @@ def align(raw: np.ndarray, geometry: Geometry, box: Box, others: Sequence[Box] =
     Heat is that of `Explanation.heatmaps` (ReLU, minimum subtracted, bilinear between cell centres), divided by its sum
     over the image. Integrals are exact: fractions of pixels count, and the padding around the image does not.
 
-    Args:
-        raw: [h, w] float32 raw coarse map over the network's input; values that are not finite count as 0.
-        geometry: placement of the image in the network's input.
-        box: x1, y1, x2, y2 in source pixels, with x1 < x2 and y1 < y2.
-        others: the boxes of other objects.
+    The raw coarse map [h, w] float32 covers the network's input; values that are not finite count as 0. Boxes, and
+    `others` of other objects, are x1, y1, x2, y2 in source pixels, with x1 < x2 and y1 < y2.
 
-    Returns:
-        [SIDE, SIDE] shares of the heat in the cells of the grid, whose sum falls short of 1 by the heat beyond the
-        grid; and the `Spread`. None if no heat lies in the image.
+    Returns [SIDE, SIDE] shares of the heat in the cells of the grid, whose sum falls short of 1 by the heat beyond the
+    grid; and the `Spread`. None if no heat lies in the image.
     """
     heat = np.where(np.isfinite(raw), raw, 0).clip(min=0).astype(np.float64)
     heat /= heat.max() or 1  # avoids overflow in the sums
@@ -113,11 +109,9 @@ class _Axis:
     def weights(self, edges: Sequence[float] | Values) -> Values:
         """[len(edges) - 1, cells] weights of the cells' values in the integrals from each edge to the next.
 
-        Between cell centres a map is linear: each value is the height of a hat function that reaches one cell to both
-        sides. Beyond the outermost centres the map is constant, as if the border cells were repeated.
-
-        Args:
-            edges: ascending, in source pixels.
+        Edges ascend, in source pixels. Between cell centres a map is linear: each value is the height of a hat function
+        that reaches one cell to both sides. Beyond the outermost centres the map is constant, as if the border cells
+        were repeated.
         """
         centres = np.arange(-1, self._cells + 1) + 0.5
         offset = np.clip(self.cells_at(edges)[:, None] - centres, -1, 1)

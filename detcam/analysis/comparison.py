@@ -29,24 +29,15 @@ MEASURES = {
 
 @dataclass(frozen=True)
 class Pair:
-    """An object in both explanations, or in only one of them.
+    """An object in both explanations, or in only one of them; then all figures are None."""
 
-    Attributes:
-        a: position of the object in the first explanation, or None.
-        b: position of the object in the second explanation, or None.
-        iou: IoU of the two boxes, in [0, 1]; None if the object is in only one explanation.
-        similarity: sum of minima of the two maps, in [0, 1], see `similarities`; None if the object is in only one
-            explanation or both maps are blank.
-        rank_correlation: Spearman's, in [-1, 1]; None if the object is in only one explanation or a map is blank.
-        instead: for an object in only one explanation, the position in the other explanation of the object that
-            overlaps it best: an object of another class, or of the same class but paired with a better box; or None.
-    """
-
-    a: int | None
-    b: int | None
-    iou: float | None = None
-    similarity: float | None = None
-    rank_correlation: float | None = None
+    a: int | None  # position of the object in the first explanation
+    b: int | None  # position of the object in the second explanation
+    iou: float | None = None  # IoU of the two boxes, in [0, 1]
+    similarity: float | None = None  # sum of minima of the maps, in [0, 1], see `similarities`; None if both are blank
+    rank_correlation: float | None = None  # Spearman's, in [-1, 1]; None if a map is blank
+    # For an object in only one explanation, the position in the other explanation of the object that overlaps it best:
+    # an object of another class, or of the same class but paired with a better box; or None.
     instead: int | None = None
 
     @property
@@ -57,19 +48,12 @@ class Pair:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two explanations of one image, object by object.
-
-    Attributes:
-        a: the first explanation.
-        b: the second.
-        pairs: objects in both explanations by increasing similarity, then objects in only one by decreasing score.
-        iou: smallest IoU of the boxes of a match.
-    """
+    """Two explanations of one image, object by object."""
 
     a: Explanation = field(repr=False)
     b: Explanation = field(repr=False)
-    pairs: tuple[Pair, ...]
-    iou: float
+    pairs: tuple[Pair, ...]  # those in both explanations by increasing similarity, then the others by decreasing score
+    iou: float  # smallest IoU of the boxes of a match
 
     @property
     def both(self) -> list[Pair]:
@@ -151,12 +135,7 @@ def overlaps(a: Tensor, b: Tensor) -> Tensor:
 
 
 def match(fits: Tensor, least: float) -> list[tuple[int, int]]:
-    """Match rows and columns one to one, greedily by decreasing fit; ties by position.
-
-    Args:
-        fits: [N, M] fit of each row to each column, in [0, 1].
-        least: smallest fit of a match, above 0.
-    """
+    """Match rows and columns of `fits` [N, M] one to one, by decreasing fit from `least` > 0 on; ties by position."""
     places = (fits >= least).nonzero().tolist()
     places.sort(key=lambda place: -float(fits[place[0], place[1]]))
     pairs: dict[int, int] = {}
@@ -174,19 +153,14 @@ def coarse(explanation: Explanation, objects: list[int]) -> Tensor:
 
 
 def similarities(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """Similarity of maps: the sum of minima, and the rank correlation.
+    """Similarity of maps [n, P], float64 and not negative: the sum of minima, and the rank correlation.
 
     The sum of minima is "similarity" (SIM) or histogram intersection in Bylinskii et al. 2019, "What do different
     evaluation metrics tell us about saliency models?", section 4: each map is scaled to sum 1, and the smaller of the
     two values is summed over the cells. The similarity of a blank map and another map is 0.
 
-    Args:
-        a: [n, P] float64 maps, not negative.
-        b: [n, P] float64 maps, not negative.
-
-    Returns:
-        [n] sums of minima in [0, 1], NaN where both maps are blank; [n] Spearman rank correlations in [-1, 1], NaN
-        where a map is constant.
+    Returns [n] sums of minima in [0, 1], NaN where both maps are blank; [n] Spearman rank correlations in [-1, 1], NaN
+    where a map is constant.
     """
     totals = a.sum(dim=1, keepdim=True), b.sum(dim=1, keepdim=True)
     shares = [heat / total.where(total > 0, 1.0) for heat, total in zip((a, b), totals, strict=True)]

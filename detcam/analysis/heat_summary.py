@@ -18,32 +18,22 @@ MOSTLY = 0.5  # share of heat outside the box above which an object is recognise
 SIGHT = 0.5  # share of the surroundings that a map must be able to show, to tell how much heat lies there
 FINE = 2.0  # cells: the map of a shorter box cannot tell inside from outside
 KINDS = ("found", "right", "wrong", "missed")
+Facts = dict[str, Any]  # label, score, box and note of an object
 
 
 @dataclass(frozen=True)
 class ObjectHeat:
-    """One object and where its heat lies relative to its box.
+    """One object and where its heat lies relative to its box."""
 
-    Attributes:
-        saved: the explanation that holds its map; for a miss without a map, an explanation of its image.
-        number: position of the object in `saved`; None: a miss without a map.
-        kind: "found"; with labels "right" (matches a label), "wrong" (matches none) or "missed" (a label that no object
-            matches).
-        label: class name.
-        score: in [0, 1]; for a miss the score of the best candidate, None if the model was not asked about it.
-        box: x1, y1, x2, y2 in source pixels; for a miss the label's box.
-        note: the explanation's note on the object, or None.
-        spread: where the heat lies; None if there is no heat or the box has no area.
-    """
-
-    saved: Saved
-    number: int | None
+    saved: Saved  # the explanation that holds its map; for a miss without a map, an explanation of its image
+    number: int | None  # position of the object in `saved`; None: a miss without a map
+    # "found"; with labels "right", "wrong" (matches no label) or "missed" (a label that no object matches).
     kind: str
-    label: str
-    score: float | None
-    box: list[float]
-    note: str | None
-    spread: Spread | None
+    label: str  # class name
+    score: float | None  # in [0, 1]; for a miss that of the best candidate, None if the model was not asked about it
+    box: list[float]  # x1, y1, x2, y2 in source pixels; for a miss the label's box
+    note: str | None  # the explanation's note on the object, or None
+    spread: Spread | None  # where the heat lies; None if there is no heat or the box has no area
 
     @property
     def mostly_outside(self) -> bool:
@@ -67,37 +57,24 @@ class ObjectHeat:
 class Statistics:
     """Where the heat of a group of objects lies.
 
-    Attributes:
-        objects: number of objects.
-        measured: number of objects with heat and a box of some area.
-        blind: number of these whose map cannot show heat around the box, see `ObjectHeat.sees_around`. If they are more
-            than half, `mean` is over all measured objects, and everything below it is None: such maps lie in the box by
-            construction. Otherwise everything below the counts is over the other objects.
-        unexplained: number of misses without a map, because the model was not asked about them.
-        mostly: number of objects with over half of their heat outside the box, in maps fine enough to tell.
-        small: number of objects whose box is shorter than `FINE` cells of the map.
-        mean: [SIDE, SIDE] mean of the objects' maps, each divided by its sum: the share of heat in each cell.
-        zones: [3][3] shares of the heat above, beside, in and below the box: sums of `mean` over squares of one box.
-        farther: mean share of the heat beyond these zones.
-        others: mean share of the heat outside the object's box and in the box of another object.
-        quartiles: minimum, lower quartile, median, upper quartile and maximum of the share outside the box.
-        histogram: number of objects whose share outside lies in each of `BINS` equal parts of [0, 1].
-        even: median share outside if heat were spread evenly over the images.
+    If `blind` is more than half of `measured`, `mean` is over all measured objects, and everything below it is None:
+    such maps lie in the box by construction. Otherwise everything below the counts is over the other objects.
     """
 
-    objects: int
-    measured: int
-    blind: int
-    unexplained: int
-    mostly: int
-    small: int
-    mean: Values | None = None
+    objects: int  # number of objects
+    measured: int  # number of objects with heat and a box of some area
+    blind: int  # number of these whose map cannot show heat around the box, see `ObjectHeat.sees_around`
+    unexplained: int  # number of misses without a map, because the model was not asked about them
+    mostly: int  # number of objects with over half of their heat outside the box, in maps fine enough to tell
+    small: int  # number of objects whose box is shorter than `FINE` cells of the map
+    mean: Values | None = None  # [SIDE, SIDE] mean of the maps, each divided by its sum: the share of heat in each cell
+    # [3][3] shares of the heat above, beside, in and below the box: sums of `mean` over squares of one box.
     zones: list[list[float]] | None = None
-    farther: float | None = None
-    others: float | None = None
-    quartiles: list[float] | None = None
-    histogram: list[int] | None = None
-    even: float | None = None
+    farther: float | None = None  # mean share of the heat beyond these zones
+    others: float | None = None  # mean share of the heat outside the object's box and in the box of another object
+    quartiles: list[float] | None = None  # minimum, quartiles and maximum of the share outside the box
+    histogram: list[int] | None = None  # number of objects whose share outside lies in each of `BINS` parts of [0, 1]
+    even: float | None = None  # median share outside if heat were spread evenly over the images
 
     def to_dict(self) -> dict[str, Any]:
         """The statistics as plain numbers."""
@@ -107,18 +84,12 @@ class Statistics:
 
 @dataclass
 class HeatSummary:
-    """Summary of all explanations of a set that share model, method, layers and target.
+    """Summary of all explanations of a set that share model, method, layers and target."""
 
-    Attributes:
-        choices: the settings that they share: model, method, layers, target.
-        labelled: whether there was ground truth.
-        pictures: number of images.
-        objects: all objects in the order of the images; the misses of an image follow its detections.
-    """
-
-    choices: dict[str, str]
-    labelled: bool
-    pictures: int = 0
+    choices: dict[str, str]  # the settings that they share: model, method, layers, target
+    labelled: bool  # whether there was ground truth
+    pictures: int = 0  # number of images
+    # All objects in the order of the images; the misses of an image follow its detections.
     objects: list[ObjectHeat] = field(default_factory=list)
     _sums: dict[tuple[str, str, bool], Values] = field(
         default_factory=lambda: defaultdict(lambda: np.zeros((SIDE, SIDE))), init=False, repr=False
@@ -193,11 +164,17 @@ class HeatSummary:
         objects = [item.to_dict(root) for item in self.objects]
         return {"choices": self.choices, "pictures": self.pictures, "groups": groups, "objects": objects}
 
-    def add(self, item: ObjectHeat, shares: Values | None) -> None:
+    def add(
+        self, saved: Saved, number: int | None, kind: str, facts: Facts, raw: np.ndarray | None, others: list[Box]
+    ) -> None:
         """Add an object and its map in the frame of its box; only the sum of the maps is kept."""
+        label, score, box, note = (facts[name] for name in ("label", "score", "box", "note"))
+        has_area = box[2] > box[0] and box[3] > box[1]
+        aligned = align(raw, saved.geometry, box, others) if raw is not None and has_area else None
+        item = ObjectHeat(saved, number, kind, label, score, box, note, aligned and aligned[1])
         self.objects.append(item)
-        if shares is not None:
-            self._sums[item.kind, item.label, item.sees_around] += shares
+        if aligned is not None:
+            self._sums[item.kind, item.label, item.sees_around] += aligned[0]
 
 
 def summarise(
@@ -248,26 +225,15 @@ def _add_image(summary: HeatSummary, saved: Saved, truth: Truth | None) -> None:
     boxes = [facts["box"] for facts in saved.objects]
     for i, (facts, raw) in enumerate(zip(saved.objects, saved.maps(), strict=True)):
         kind = "found" if truth is None else "right" if i in right else "wrong"
-        summary.add(*_object_heat(saved, i, kind, facts, raw, boxes[:i] + boxes[i + 1 :]))
+        summary.add(saved, i, kind, facts, raw, boxes[:i] + boxes[i + 1 :])
     for miss in misses:
         facts = {"label": miss.label, "box": miss.box, "score": None, "note": None}
         if miss.saved is None or miss.number is None:
-            summary.add(*_object_heat(saved, None, "missed", facts, None, boxes))
+            summary.add(saved, None, "missed", facts, None, boxes)
         else:
             candidate, raw = miss.saved.objects[miss.number], miss.saved.maps()[miss.number]
             facts |= {"score": candidate["score"], "note": candidate["note"]}
-            summary.add(*_object_heat(miss.saved, miss.number, "missed", facts, raw, boxes))
-
-
-def _object_heat(
-    saved: Saved, number: int | None, kind: str, facts: dict[str, Any], raw: np.ndarray | None, others: Sequence[Box]
-) -> tuple[ObjectHeat, Values | None]:
-    """An object with the label, score, box and note in `facts`, and its map in the frame of its box."""
-    label, score, box, note = (facts[name] for name in ("label", "score", "box", "note"))
-    has_area = box[2] > box[0] and box[3] > box[1]
-    aligned = align(raw, saved.geometry, box, others) if raw is not None and has_area else None
-    shares, spread = (None, None) if aligned is None else aligned
-    return ObjectHeat(saved, number, kind, label, score, box, note, spread), shares
+            summary.add(miss.saved, miss.number, "missed", facts, raw, boxes)
 
 
 def outside(item: ObjectHeat) -> float:

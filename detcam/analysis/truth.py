@@ -53,10 +53,8 @@ class Truth:
     def of(self, saved: Saved) -> tuple[set[int], list[Miss]]:
         """The positions of an image's objects that match a label, and the labels that no object matches.
 
-        Objects are matched by `detcam.evaluate.matching.pair`: same class, box IoU over 0.5.
-
-        Raises:
-            InputError: if the labels cannot be read.
+        Objects are matched by `detcam.evaluate.matching.pair`: same class, box IoU over 0.5. Raises an InputError if
+        the labels cannot be read.
         """
         height, width = saved.geometry.source
         labels = self.labels.of(Path(saved.name), height, width)
@@ -70,14 +68,7 @@ class Truth:
         return {i for i, _, _ in pairs}, misses
 
     def check(self, used: bool) -> None:
-        """Check that at least one image was judged.
-
-        Args:
-            used: whether any explanation was of detections.
-
-        Raises:
-            InputError: if no explanation was of detections, or no image had a label.
-        """
+        """Check that an explanation was of detections (`used`) and an image had a label; an InputError if not."""
         if not used:
             raise InputError("labels: every explanation answers a question: run detcam explain without --ask, too")
         if not self.labelled:

@@ -7,7 +7,6 @@ from time import perf_counter
 import torch
 
 from detcam.batch.dataset.dataset import encoded
-from detcam.batch.dataset.rows import Batch
 from detcam.batch.dataset.schema import require_arrow
 from detcam.batch.items import Item, Source
 from detcam.batch.worker import Options, Worker
@@ -51,7 +50,8 @@ def estimate(source: Source, options: Options, chunk: int, workers: int, threads
         torch.set_num_threads(before)
     count, shards = source.count(), -(-source.count() // chunk)
     failed = [(row["key"], row["error"]) for row in batch.pictures.to_pylist() if row["status"] == "error"]
-    per_shard, per_picture = _bytes(batch)
+    whole = len(encoded(batch.objects)) + len(encoded(batch.pictures))
+    empty = len(encoded(batch.objects[:0])) + len(encoded(batch.pictures[:0]))  # bytes of a shard without rows
     return Estimate(
         pictures=count,
         sampled=len(items),
@@ -61,15 +61,8 @@ def estimate(source: Source, options: Options, chunk: int, workers: int, threads
         workers=min(workers, shards),
         seconds=start + each * count / min(workers, shards),
         shards=shards,
-        bytes=round(per_shard * shards + per_picture * count),
+        bytes=round(empty * shards + (whole - empty) / len(batch.pictures) * count),
     )
-
-
-def _bytes(batch: Batch) -> tuple[int, float]:
-    """The bytes of an empty shard of each table, and of each image."""
-    whole = len(encoded(batch.objects)) + len(encoded(batch.pictures))
-    empty = len(encoded(batch.objects[:0])) + len(encoded(batch.pictures[:0]))
-    return empty, (whole - empty) / len(batch.pictures)
 
 
 def sample(source: Source, size: int = SAMPLE) -> Sequence[Item]:

@@ -39,15 +39,9 @@ class Chunk:
 
 
 class Source:
-    """Images in a fixed order. Their keys are in memory; the images are read later.
+    """Images in a fixed order. Their keys are in memory; the images are read later: `item` gives the image at a place.
 
-    Args:
-        name: SRC as the user gave it.
-        keys: key of each image, in order.
-        item: gives the image at a place.
-
-    Raises:
-        InputError: for two images with the same key.
+    `name` is SRC as the user gave it. Raises an InputError for two images with the same key.
     """
 
     def __init__(self, name: str, keys: Sequence[str], item: Callable[[int], Item]) -> None:
@@ -76,13 +70,9 @@ class Source:
 def chunks(
     source: Source, size: int, skip: frozenset[int] = frozenset(), again: Mapping[int, Sequence[int]] | None = None
 ) -> Iterator[Chunk]:
-    """The images of a source in chunks, lazily.
+    """The images of a source in chunks of `size` images, lazily, without the chunks whose numbers are in `skip`.
 
-    Args:
-        source: all images.
-        size: images in a chunk.
-        skip: numbers of chunks to leave out.
-        again: for each number of a chunk to do again: the places of its images in the source that are taken.
+    `again` holds, for each number of a chunk to do again, the places of its images in the source that are taken.
     """
     count, again = source.count(), again or {}
     for number, start in enumerate(range(0, count, size)):

@@ -116,26 +116,17 @@ def run(
     retry_errors: bool = False,
     progress: Callable[[Tally], None] | None = None,
 ) -> Tally:
-    """Explain every image of a source that is not done yet.
+    """Explain every image of a source that is not done yet, into the dataset at the path or URL `out`.
 
-    Args:
-        source: from `detcam.batch.sources.open.open_source`.
-        out: path or URL of the dataset's folder.
-        options: what to explain, and how.
-        engine: distributes the work.
-        chunk: images per shard; None: as in the job to resume, else `chunk_size` of the number of images.
-        resume: continue a job, which must have had the same options and images.
-        save: also save each explanation, as by `Explanation.save`, under `explanations` in `out`.
-        max_errors: stop when more images than this have failed; None: never.
-        retry_errors: with `resume`, also do the images again that failed before: their new rows replace their errors.
-        progress: called at the beginning and whenever a chunk is done.
+    A chunk becomes a shard; by default its number of images is that of the job to resume, else `chunk_size`. With
+    `resume` a job goes on, which must have had the same options and images; with `retry_errors`, images that failed
+    before are done again, and their new rows replace their errors. With `save`, each explanation is also saved, as by
+    `Explanation.save`, under `explanations` in `out`. When more images than `max_errors` have failed, the job stops.
+    `progress` is called at the beginning and whenever a chunk is done.
 
-    Raises:
-        InputError: for a folder that is not empty, another job's folder, options that cannot be used, too many errors,
-            and `retry_errors` without `resume`.
-        OutputError: if a file cannot be written.
-        DetcamError: if workers die while they start.
-        DependencyError: if pyarrow is not installed.
+    Raises an InputError for a folder that is not empty, another job's folder, options that cannot be used, too many
+    errors, and `retry_errors` without `resume`; an OutputError if a file cannot be written; a DetcamError if workers
+    die while they start; a DependencyError if pyarrow is not installed.
     """
     require_arrow()
     if retry_errors and not resume:

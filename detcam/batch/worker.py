@@ -10,9 +10,8 @@ from typing import Any, Protocol
 import numpy as np
 from pydantic import ConfigDict
 
-from detcam.batch.dataset.rows import Batch, Outcome, explained, failed
+from detcam.batch.dataset.rows import METRICS, Batch, Outcome, explained, failed
 from detcam.batch.items import Chunk, Item
-from detcam.batch.metrics import METRICS
 from detcam.batch.sources.prefetch import Picture, batches
 from detcam.config import Preset
 from detcam.errors import DetcamError, ImageError, InputError, OutputError, nearest
@@ -27,11 +26,7 @@ class Tick(Protocol):
     """Callback of `Worker.run` after every step, from any thread."""
 
     def __call__(self, together: int | None = None) -> None:
-        """Report a step.
-
-        Args:
-            together: images that the next step explains together; None: as many as before.
-        """
+        """Report a step; the next step explains `together` images at once, None: as many as before."""
 
 
 def ignore(together: int | None = None) -> None:
@@ -43,7 +38,7 @@ class Options(Preset):
 
     model_config = ConfigDict(frozen=True)
 
-    metrics: tuple[str, ...] = ()  # further columns, of `detcam.batch.metrics.METRICS`, measured by the model's boxes
+    metrics: tuple[str, ...] = ()  # further columns, keys of `METRICS`, measured by the model's boxes
     save_to: str | None = None  # folder where each image's explanation is also saved; None: not saved
     trust_checkpoint: bool = False
 
@@ -56,13 +51,8 @@ class Options(Preset):
 class Worker:
     """Explains images with a model of its own; an engine makes a worker in each of its processes.
 
-    Args:
-        options: what to explain, and how.
-        device: device of the model; None: where it is loaded.
-        name: the worker's name in rows.
-
-    Raises:
-        InputError: for a model, method or option that cannot be used.
+    The model runs on `device`, or where it is loaded; `name` is the worker's name in rows. Raises an InputError for a
+    model, method or option that cannot be used.
     """
 
     def __init__(self, options: Options, device: str | None = None, name: str = "worker-0") -> None:
@@ -83,16 +73,11 @@ class Worker:
     def run(
         self, items: Sequence[Item], chunk: int = 0, places: Sequence[int] | None = None, tick: Tick = ignore
     ) -> Batch:
-        """Explain images; an image that cannot be read or explained gets a row with the reason.
+        """Explain images of a chunk; an image that cannot be read or explained gets a row with the reason.
 
-        Args:
-            items: the images.
-            chunk: number of their chunk.
-            places: their places in the source; None: 0, 1, 2, ...
-            tick: called after every step: a file, a decoded image, a batch of a sweep's forwards, an image.
-
-        Raises:
-            InputError: if the options cannot be used; some errors show only when an image is explained.
+        `places` are those of the images in the source, by default 0, 1, 2, ...; `tick` is called after every step: a
+        file, a decoded image, a batch of a sweep's forwards, an image. Raises an InputError if the options cannot be
+        used; some errors show only when an image is explained.
         """
         places, self._tick = places or range(len(items)), tick
         outcomes: dict[int, Outcome] = {}

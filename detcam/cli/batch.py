@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from detcam.cli.batch_summary import sentences, state, summary
-from detcam.cli.console import console, log_lines, progress
+from detcam.cli.console import console, examples, log_lines, progress
 from detcam.cli.interrupt import NOTHING, interruptible
 from detcam.cli.options import JsonFlag, TrustFlag, with_preset_options
 from detcam.config import Preset
@@ -21,19 +23,13 @@ if TYPE_CHECKING:
     from detcam.batch.job import Tally
     from detcam.batch.worker import Engine, Options
 
-EPILOG = """
-Examples:
-
-`detcam batch photos --model yolov8n.pt --out heat`
-
-`detcam batch photos --model yolov8n.pt --dry-run`
-
-`detcam batch instances_val2017.json --root val2017 --model yolov8n.pt --out heat --resume`
-
-`detcam batch s3://bucket/train-{000..099}.tar --model yolov8n.pt --out s3://bucket/heat --engine ray`
-
-The results are Parquet files: objects/ and pictures/ in --out. `detcam.batch.load(DIR)` gives explanations.
-"""
+EPILOG = examples(
+    "detcam batch photos --model yolov8n.pt --out heat",
+    "detcam batch photos --model yolov8n.pt --dry-run",
+    "detcam batch instances_val2017.json --root val2017 --model yolov8n.pt --out heat --resume",
+    "detcam batch s3://bucket/train-{000..099}.tar --model yolov8n.pt --out s3://bucket/heat --engine ray",
+    more="The results are Parquet files: objects/ and pictures/ in --out. `detcam.batch.load(DIR)` gives explanations.",
+)
 ENGINES = ("local", "ray")
 LINE_SECONDS = 10.0  # between two lines of progress where there is no terminal
 Shares = tuple[int | None, int | None, str | None]  # workers, threads of each, device
@@ -97,6 +93,7 @@ def batch(
     There is a row for each object with its box, score and heatmap, and a row for each image, with the reason if it
     could not be read. A job that was stopped or killed continues with --resume and gives the same dataset.
     """
+    from detcam.batch.job import run
     from detcam.batch.sources.open import open_source
     from detcam.batch.worker import Options
 
@@ -110,11 +107,9 @@ def batch(
     if dry_run:
         _estimate(opened, options, chunk, shares, as_json)
         return
-    limits = {
-        "chunk": chunk, "resume": resume, "max_errors": max_errors, "retry_errors": retry_errors,
-        "save": overlays or report,
-    }  # fmt: skip
-    _run(opened, out, options, runs, limits, report, as_json)
+    save = overlays or report
+    job = partial(run, opened, out, options, runs, chunk, resume, save, max_errors, retry_errors)
+    _run(job, out, report, as_json)
 
 
 def _engine(name: str, shares: Shares, address: str | None, out: str, timeout: float) -> Engine:
@@ -146,11 +141,7 @@ def _estimate(source: Source, options: Options, chunk: int | None, shares: Share
         typer.echo(plain(line))
 
 
-def _run(
-    source: Source, out: str, options: Options, engine: Engine, limits: dict[str, Any], report: bool, as_json: bool
-) -> None:
-    from detcam.batch.job import run
-
+def _run(job: Callable[..., Tally], out: str, report: bool, as_json: bool) -> None:
     last: list[Tally] = []
 
     def written() -> str:
@@ -169,19 +160,17 @@ def _run(
             line = f"{tally.done} of {tally.total} images, {state(tally)}"
             tell(tally.done, tally.total, state(tally), line)
 
-        tally = run(source, out, options, engine, progress=progressed, **limits)
-    page = _report(out) if report else None
+        tally = job(progress=progressed)
+    page = None
+    if report:
+        from detcam.batch.dataset.dataset import SAVED
+        from detcam.report import write_report
+
+        saved = Path(out) / SAVED
+        with interruptible(lambda: f"all images are done in {out}: detcam report {saved} writes the pages"):
+            page = write_report(saved)
     if as_json:
         print(json.dumps({**asdict(tally), "out": out, "seconds": tally.seconds}, indent=2, ensure_ascii=False))
         return
     for line in summary(tally, out, page):
         typer.echo(plain(line))
-
-
-def _report(out: str) -> Path:
-    from detcam.batch.dataset.dataset import SAVED
-    from detcam.report import write_report
-
-    saved = Path(out) / SAVED
-    with interruptible(lambda: f"all images are done in {out}: detcam report {saved} writes the pages"):
-        return write_report(saved)

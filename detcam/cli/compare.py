@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
-from detcam.cli.console import Bar, console, counted, progress
+from detcam.cli.console import Bar, console, counted, examples, progress
 from detcam.cli.interrupt import NOTHING, interruptible
 from detcam.cli.options import (
     JsonFlag,
@@ -26,19 +26,13 @@ from detcam.config import Preset
 from detcam.errors import InputError, plain
 from detcam.explainer import Explainer
 
-EPILOG = """
-Examples:
-
-`detcam compare street.jpg --model old.pt --model new.pt`
-
-`detcam compare photos/*.jpg --model yolov8n.pt --method odam --method gradcam --out compared`
-
-`detcam compare street.jpg --model yolov8n.pt --layers level --layers evidence --json`
-
-`detcam compare street.jpg --model yolov8n-seg.pt --config configs/default.yaml --config configs/mask.yaml`
-
-The first value of an option that is given twice is for side A, the second for side B.
-"""
+EPILOG = examples(
+    "detcam compare street.jpg --model old.pt --model new.pt",
+    "detcam compare photos/*.jpg --model yolov8n.pt --method odam --method gradcam --out compared",
+    "detcam compare street.jpg --model yolov8n.pt --layers level --layers evidence --json",
+    "detcam compare street.jpg --model yolov8n-seg.pt --config configs/default.yaml --config configs/mask.yaml",
+    more="The first value of an option that is given twice is for side A, the second for side B.",
+)
 TWICE = " Give it twice to compare."
 LISTED = 20  # rows in the terminal; all are in the files
 PICTURE_WIDTH = 18  # of a terminal's 80 columns
@@ -98,13 +92,9 @@ def compare(
 
 
 def sides(given: Mapping[str, Sequence[str]]) -> tuple[Side, Side]:
-    """The options of the first and the second side.
+    """The options of both sides, from the values of each of OPTIONS: none, one for both sides, or one for each.
 
-    Args:
-        given: the values of each of OPTIONS: none, a single value for both sides, or one value for each side.
-
-    Raises:
-        InputError: if an option is given more than twice, or no option is given twice.
+    Raises an InputError if an option is given more than twice, or no option is given twice.
     """
     for name, values in given.items():
         if len(values) > 2:

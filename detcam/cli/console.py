@@ -1,4 +1,4 @@
-"""Terminal output of all commands: consoles, progress, and numbers with their nouns."""
+"""Terminal output of all commands: consoles, progress, examples of use, and numbers with their nouns."""
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
@@ -7,7 +7,7 @@ from math import inf
 from time import monotonic
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 LINE_SECONDS = 5.0  # between two lines of progress where there is no terminal
 
@@ -17,20 +17,7 @@ def console(stderr: bool = False, quiet: bool = False) -> Console:
     return Console(stderr=stderr, quiet=quiet, highlight=False, soft_wrap=True)
 
 
-class Bar:
-    """A progress bar, added by `progress`; without a terminal the lines in its place."""
-
-    def __init__(self, bars: Progress, task: TaskID, say: Callable[[str], None]) -> None:
-        self._bars, self._task, self._say = bars, task, say
-
-    def __call__(
-        self, done: int, total: int | None = None, state: str = "", line: str = "", visible: bool | None = None
-    ) -> None:
-        """Report that `done` steps are done; `state` stands beside the bar, `line` in place of a bar."""
-        self._bars.update(self._task, completed=done, total=total, state=state, visible=visible)
-        self._say(line)
-
-
+Bar = Callable[..., None]  # reports that `done` steps are done: done, total=None, state="", line="", visible=None
 AddBar = Callable[..., Bar]  # name of the work, total=None, done=0, visible=True
 
 
@@ -54,14 +41,20 @@ def progress(
     bars = Progress(*columns, console=console, transient=True, disable=quiet or not console.is_terminal)
     last = -inf if at_once else monotonic()
 
-    def say(line: str) -> None:
-        nonlocal last
-        if line and not (quiet or console.is_terminal) and monotonic() - last >= pause:
-            last = monotonic()
-            console.print(line, markup=False)
-
     def add(doing: str, total: int | None = None, done: int = 0, visible: bool = True) -> Bar:
-        return Bar(bars, bars.add_task(doing, total=total, completed=done, visible=visible, state=""), say)
+        task = bars.add_task(doing, total=total, completed=done, visible=visible, state="")
+
+        def tell(
+            done: int, total: int | None = None, state: str = "", line: str = "", visible: bool | None = None
+        ) -> None:
+            """`state` stands beside the bar, `line` in place of a bar."""
+            nonlocal last
+            bars.update(task, completed=done, total=total, state=state, visible=visible)
+            if line and not (quiet or console.is_terminal) and monotonic() - last >= pause:
+                last = monotonic()
+                console.print(line, markup=False)
+
+        return tell
 
     with bars:
         yield add
@@ -93,3 +86,8 @@ def counted_labels(labels: Sequence[str]) -> str:
     kinds = [f"{labels.count(label)} {label}" for label in dict.fromkeys(labels)]
     listed = f" ({', '.join(kinds)})" if kinds else ""
     return f"{counted(len(labels), 'object')}{listed}"
+
+
+def examples(*commands: str, more: str = "") -> str:
+    """The epilogue of a command's help: examples, and what else there is to say."""
+    return "\n\n".join(["Examples:", *(f"`{command}`" for command in commands), more]).strip()

@@ -1,42 +1,31 @@
 """`detcam evaluate`."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
+from rich.table import Column, Table
 
-from detcam.cli.console import console, counted, progress
+from detcam.cli.console import console, counted, examples, progress
 from detcam.cli.interrupt import NOTHING, interruptible
 from detcam.cli.options import ConfigFlag, JsonFlag, PrintConfigFlag, TrustFlag, preset_of, with_preset_options
 from detcam.config import Preset
 from detcam.errors import InputError, plain
 
-if TYPE_CHECKING:
-    from detcam.explanation import Explanation
-
-EPILOG = """
-Examples:
-
-`detcam evaluate --model yolov8n.pt --images photos --labels labels --out judged`
-
-`detcam evaluate --model yolov8n.pt --images photos --labels instances.json --methods odam,fused,drise --quick`
-
-`detcam evaluate --model yolov8n.pt --images photos --labels labels --methods odam,layercam --report`
-
-`detcam evaluate --config mine.yaml --images photos --labels labels`
-
-`detcam evaluate --model yolov8n.pt --images photos --labels labels --methods search,odam --protocol vps`
-
-`detcam evaluate --scenes 200 --family detr --out judged`
-"""
+EPILOG = examples(
+    "detcam evaluate --model yolov8n.pt --images photos --labels labels --out judged",
+    "detcam evaluate --model yolov8n.pt --images photos --labels instances.json --methods odam,fused,drise --quick",
+    "detcam evaluate --model yolov8n.pt --images photos --labels labels --methods odam,layercam --report",
+    "detcam evaluate --config mine.yaml --images photos --labels labels",
+    "detcam evaluate --model yolov8n.pt --images photos --labels labels --methods search,odam --protocol vps",
+    "detcam evaluate --scenes 200 --family detr --out judged",
+)
 MAPS = "maps"  # folder of the maps that --report keeps
 FEW = 3  # objects per image of a quick run: some methods take a backward through the whole model for each
 HEADLINES = ("energy_in_mask", "odi", "deletion_blur", "insertion_blur", "randomised", "forwards")
@@ -122,7 +111,10 @@ def evaluate(
             )  # fmt: skip
         finish(out_dir, document, as_json)
         if report:
-            _write_pages(out_dir, labels, as_json)
+            from detcam.report import write_report
+
+            page = write_report(out_dir / MAPS, labels=labels)
+            console(quiet=as_json).print(plain(f"Maps: {page}"), markup=False)
 
 
 def _listed(choice: str | list[str], otherwise: list[str]) -> list[str]:
@@ -158,6 +150,7 @@ def _on_photographs(
     from detcam.evaluate.published import PROTOCOLS
     from detcam.evaluate.report import summarise
     from detcam.evaluate.store import Store
+    from detcam.explanation import Explanation
     from detcam.models.load import load_model
 
     if wrong := [fill for fill in fills if fill not in FILLS]:
@@ -178,14 +171,21 @@ def _on_photographs(
     for name in ("model", "method", "layers"):  # every contender has its own
         del options[name]
     taking_part, left_out = contenders(loaded, methods, layers, quick, **options)
+    file = Path(preset.model)
+    weights = hashlib.sha256(file.read_bytes()).hexdigest()[:16] if file.is_file() else None
     settings = {
-        **preset.model_dump(exclude={"method"}), "weights": _fingerprint(preset.model),
+        **preset.model_dump(exclude={"method"}), "weights": weights,
         "images": str(images.resolve()), "pictures": len(paths), "of": len(pictures(images, Protocol())),
         "labels": str(labels.resolve()),
         "methods": list(methods), "layers": list(layers), "quick": quick, "report": keep, "protocol": asdict(protocol),
     }  # fmt: skip
     store = Store(folder, settings, resume)
-    judge = Judge(loaded, taking_part, truth, protocol, _keep_in(folder / MAPS) if keep else None, **options)
+
+    def keep_map(path: Path, name: str, explanation: Explanation) -> None:
+        """A folder for each image, and in it a folder for each contender."""
+        explanation.save(folder / MAPS / path.stem / name.replace(" @ ", "-"), path)
+
+    judge = Judge(loaded, taking_part, truth, protocol, keep_map if keep else None, **options)
     done = store.done()
     for row in _shown(judge.rows(paths, done), len(paths), len(done), quiet):
         store.add(row)
@@ -215,24 +215,6 @@ def _on_scenes(
     return {**document, "left_out": left_out}
 
 
-def _keep_in(folder: Path) -> Callable[[Path, str, Explanation], object]:
-    """Saves every contender's explanation: a folder for each image, and in it a folder for each contender."""
-    return lambda path, name, explanation: explanation.save(folder / path.stem / name.replace(" @ ", "-"), path)
-
-
-def _write_pages(folder: Path, labels: Path | None, quiet: bool) -> None:
-    from detcam.report import write_report
-
-    page = write_report(folder / MAPS, labels=labels)
-    console(quiet=quiet).print(plain(f"Maps: {page}"), markup=False)
-
-
-def _fingerprint(model: str) -> str | None:
-    """The first digits of the SHA-256 of a weights file; None for a model that is not a file."""
-    path = Path(model)
-    return hashlib.sha256(path.read_bytes()).hexdigest()[:16] if path.is_file() else None
-
-
 def _shown(rows: Iterable[dict[str, Any]], total: int, done: int, quiet: bool) -> Iterator[dict[str, Any]]:
     """The same rows, with progress on standard error: elsewhere than on a terminal a line for each row."""
     with progress(console(stderr=True), quiet, seconds=0) as bars:
@@ -244,8 +226,6 @@ def _shown(rows: Iterable[dict[str, Any]], total: int, done: int, quiet: bool) -
 
 def finish(folder: Path, document: dict[str, Any], as_json: bool) -> None:
     """Write the report and print its headlines."""
-    from rich.table import Column, Table
-
     from detcam.evaluate.report import save
 
     if not document["objects"]:

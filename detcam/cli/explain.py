@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from detcam import saved
-from detcam.cli.console import console, counted_labels, progress
+from detcam.cli.console import console, counted_labels, examples, progress
 from detcam.cli.interrupt import NOTHING, interruptible
 from detcam.cli.options import JsonFlag, TrustFlag, require_files, require_writable, with_preset_options
 from detcam.config import Preset
@@ -18,19 +18,13 @@ from detcam.errors import InputError, plain
 from detcam.explainer import Explainer
 from detcam.methods import VIEWS
 
-EPILOG = """
-Examples:
-
-`detcam explain street.jpg --model yolov8n.pt`
-
-`detcam explain a.jpg b.jpg --model yolov8n-seg.pt --target mask --out maps`
-
-`detcam explain street.jpg --model yolov8n.pt --method gradcam --layers model.9`
-
-`detcam explain street.jpg --model yolov8n.pt --ask 10,20,80,160:person`
-
-`detcam explain --config configs/mask.yaml --print-config > mine.yaml`
-"""
+EPILOG = examples(
+    "detcam explain street.jpg --model yolov8n.pt",
+    "detcam explain a.jpg b.jpg --model yolov8n-seg.pt --target mask --out maps",
+    "detcam explain street.jpg --model yolov8n.pt --method gradcam --layers model.9",
+    "detcam explain street.jpg --model yolov8n.pt --ask 10,20,80,160:person",
+    "detcam explain --config configs/mask.yaml --print-config > mine.yaml",
+)
 
 
 @with_preset_options(model=Preset.model_fields["model"].description or "")
@@ -93,11 +87,6 @@ def explain(
         print(json.dumps(documents, indent=2, ensure_ascii=False))
 
 
-def _other(view: str | None) -> str | None:
-    """The view that a page shows beside another; None beside maps that answer neither."""
-    return None if view is None else next(other for other in VIEWS if other != view)
-
-
 def _views(folder: Path) -> list[Path]:
     """The folders in an image's folder that hold its other view."""
     return [place for view in VIEWS if ((place := folder / f"view-{view}") / saved.NAME).exists()]
@@ -123,7 +112,8 @@ def _explain_each(
     with interruptible(written), progress(out, quiet) as bars:
         explained, swept = bars("explaining", len(places), visible=len(places) > 1), bars("sweeping", visible=False)
         explainer = Explainer(**options, progress=lambda done, total: swept(done, total, visible=done < total))
-        other = _other(explainer.settings["view"]) if both else None
+        view = explainer.settings["view"]  # None for maps that answer neither question
+        other = next(name for name in VIEWS if name != view) if both and view is not None else None
         beside: Explainer | None = None
         for path, folder in places:
             explanation = explainer(path, **questions)

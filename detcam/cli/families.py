@@ -1,10 +1,9 @@
 """Table of the families of models: supported models and targets, installation, and tested versions."""
 
-import importlib.metadata
 from typing import Any
 
 from detcam.adapters import ADAPTERS, Adapter, CallableAdapter
-from detcam.models.versions import OLDEST
+from detcam.models.versions import OLDEST, installed
 
 # The newest version of each library that the tests of its families ran with, by the first word of the family's name;
 # the oldest version is in `detcam.models.versions`.
@@ -25,31 +24,19 @@ def family_rows() -> list[dict[str, Any]]:
     with the oldest and the newest tested version, or None), installed (the version on this machine, or None).
     """
     adapters: tuple[type[Adapter], ...] = (*ADAPTERS, CallableAdapter)
-    return [
-        {
-            "family": adapter.family,
-            "models": adapter.models,
-            "targets": list(adapter.targets),
-            "install": adapter.install,
-            "oldest": _named(adapter.family, OLDEST.get(_library(adapter.family).replace("-", "_"))),
-            "tested": _named(adapter.family, TESTED.get(_library(adapter.family))),
-            "installed": installed(_library(adapter.family)),
-        }
-        for adapter in adapters
-    ]
-
-
-def _library(family: str) -> str:
-    return family.split()[0]
-
-
-def _named(family: str, version: str | None) -> str | None:
-    return f"{_library(family)} {version}" if version else None
-
-
-def installed(package: str) -> str | None:
-    """The version of a package on this machine, or None."""
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
+    rows = []
+    for adapter in adapters:
+        library = adapter.family.split()[0]
+        oldest, tested = OLDEST.get(library.replace("-", "_")), TESTED.get(library)
+        rows.append(
+            {
+                "family": adapter.family,
+                "models": adapter.models,
+                "targets": list(adapter.targets),
+                "install": adapter.install,
+                "oldest": f"{library} {oldest}" if oldest else None,
+                "tested": f"{library} {tested}" if tested else None,
+                "installed": installed(library),
+            }
+        )
+    return rows

@@ -15,11 +15,7 @@ class Interrupted(Exception):
 
 @contextmanager
 def interruptible(written: Callable[[], str]) -> Iterator[None]:
-    """Turns Ctrl-C in the work inside into `Interrupted`, which `detcam.cli.app.run` prints.
-
-    Args:
-        written: returns the message; called when Ctrl-C comes.
-    """
+    """Turns Ctrl-C inside into `Interrupted` with the message of `written`, which `detcam.cli.app.run` prints."""
     try:
         yield
     except KeyboardInterrupt:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+import platform
+from collections.abc import Sequence
 from pathlib import Path
 from textwrap import wrap
 from typing import TYPE_CHECKING, Annotated, Any
@@ -18,12 +19,9 @@ from detcam.errors import plain
 
 if TYPE_CHECKING:
     from detcam.layers import Layer
-    from detcam.methods import AnyMethod
 
-ModelArgument = Annotated[
-    str, typer.Argument(help="A .pt file, a transformers folder, or the name of a demo model.", show_default=False)
-]
 NAME_WIDTH = 26  # columns for the name of a method or a family
+PACKAGES = ("torch", "torchvision", "ultralytics", "transformers", "numpy", "opencv-python")  # that `doctor` lists
 
 
 def methods(as_json: JsonFlag = False) -> None:
@@ -32,27 +30,20 @@ def methods(as_json: JsonFlag = False) -> None:
 
     sections = {**SECTIONS, "From other packages": [*plugins().values()]}
     if as_json:
-        rows = [_method_row(method) for section in sections.values() for method in section]
+        fields = ("name", "formula", "reads", "object_specific", "passes", "source")
+        listed = [method for section in sections.values() for method in section]
+        rows = [{**{field: getattr(m, field) for field in fields}, "parameters": m.parameters()} for m in listed]
         print(json.dumps({"default": DEFAULT, "methods": rows}, indent=2))
         return
     out = console()
     for title, section in sections.items():
-        if section:
-            _print_entries(out, title, ((method.name, _method_lines(method)) for method in section))
+        costs = [m.passes if m.object_specific else f"{m.passes}, the same for every object" for m in section]
+        entries = [(m.name, [m.formula, cost, m.source]) for m, cost in zip(section, costs, strict=True)]
+        if entries:
+            _print_entries(out, title, entries)
     out.print(f"The default is {DEFAULT}. Costs are for N objects, unoptimised: F whole forwards,")
     out.print("B backwards and T forwards of what follows the layer. A is the activation at the")
     out.print("layer, g = dS/dA the gradient of the object's scalar S.")
-
-
-def _method_row(method: type[AnyMethod]) -> dict[str, Any]:
-    fields = ("name", "formula", "reads", "object_specific", "passes", "source")
-    return {**{field: getattr(method, field) for field in fields}, "parameters": method.parameters()}
-
-
-def _method_lines(method: type[AnyMethod]) -> list[str]:
-    """The formula, cost and paper of a method."""
-    cost = method.passes if method.object_specific else f"{method.passes}, the same for every object"
-    return [method.formula, cost, method.source]
 
 
 def families(as_json: JsonFlag = False) -> None:
@@ -63,7 +54,7 @@ def families(as_json: JsonFlag = False) -> None:
     if as_json:
         print(json.dumps(rows, indent=2))
         return
-    _print_entries(console(), "Families", ((row["family"], _family_lines(row)) for row in rows))
+    _print_entries(console(), "Families", [(row["family"], _family_lines(row)) for row in rows])
 
 
 def _family_lines(row: dict[str, Any]) -> list[str]:
@@ -75,10 +66,9 @@ def _family_lines(row: dict[str, Any]) -> list[str]:
     return [row["models"], f"targets: {', '.join(row['targets'])}", *library, row["install"]]
 
 
-def _print_entries(out: Console, title: str, entries: Iterable[tuple[str, Sequence[str]]]) -> None:
+def _print_entries(out: Console, title: str, entries: Sequence[tuple[str, Sequence[str]]]) -> None:
     """Print a title, and names with lines of text beside them; a long name has its own line."""
     out.print(title, style="bold", markup=False)
-    entries = list(entries)
     short = [len(name) for name, _ in entries if len(name) <= NAME_WIDTH]
     indent = max(short, default=2) + 2
     for name, lines in entries:
@@ -97,7 +87,9 @@ def _print_entries(out: Console, title: str, entries: Iterable[tuple[str, Sequen
 
 
 def layers(
-    model: ModelArgument,
+    model: Annotated[
+        str, typer.Argument(help="A .pt file, a transformers folder, or the name of a demo model.", show_default=False)
+    ],
     image: Annotated[
         Path | None, typer.Option(help="An image whose objects are followed back. [default: a drawn scene]")
     ] = None,
@@ -138,12 +130,30 @@ def print_layers(rows: Sequence[Layer], out: Console) -> None:
 
 def doctor(as_json: JsonFlag = False) -> None:
     """Show what this machine offers: versions, devices, compiled operations."""
-    from detcam.cli.doctor import examine, summary
+    import torch
 
-    facts = examine()
+    from detcam import ops, zoo
+    from detcam.models.versions import installed
+
+    packages = {name: installed(name) for name in ("detcam", *PACKAGES)}
+    facts: dict[str, Any] = {
+        "python": platform.python_version(),
+        "platform": platform.platform(terse=True),
+        "packages": packages,
+        "threads": torch.get_num_threads(),
+        "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "compiled": {device: ops.is_compiled(device) for device in ("cpu", "cuda")},
+        "build": ops.build_info(),
+        "demo_models": list(zoo.names()),
+    }
     if as_json:
         print(json.dumps(facts, indent=2))
         return
-    out = console()
-    for line in summary(facts):
-        out.print(line, markup=False)
+    lines = [f"detcam {packages['detcam']} on Python {facts['python']}, {facts['platform']}"]
+    lines += [f"  {name}: {packages[name] or 'not installed'}" for name in PACKAGES]
+    lines.append(f"  GPU: {facts['cuda'] or 'none, everything runs on the CPU'} ({facts['threads']} CPU threads)")
+    for device, compiled in facts["compiled"].items():
+        reason = facts["build"].get("missing", {}).get(device, "not built")
+        lines.append(f"  operations for {device}: " + ("compiled" if compiled else f"pure PyTorch, slower ({reason})"))
+    lines.append(f"  demo models: {', '.join(facts['demo_models']) or 'none'}")
+    console().print("\n".join(lines), markup=False)

@@ -32,11 +32,7 @@ def with_preset_options(without: Collection[str] = (), **helps: str) -> Callable
 
     The command gets the preset in force; its flags stand in the help where `preset` stands in the command's signature.
     With --print-config that preset is printed and the command does not run. A flag that the command declares itself is
-    left to the command.
-
-    Args:
-        without: fields of `Preset` that get no flag.
-        **helps: for some fields, help texts that replace the generated ones.
+    left to the command, fields in `without` get no flag, and `helps` replaces the generated help texts of some fields.
     """
 
     def decorate(command: Command) -> Command:

@@ -5,18 +5,14 @@ from typing import Annotated
 
 import typer
 
-from detcam.cli.console import console, progress
+from detcam.cli.console import console, examples, progress
 from detcam.cli.interrupt import interruptible
 
-EPILOG = """
-Examples:
-
-`detcam explain street.jpg --model yolov8n.pt --out maps --report`
-
-`detcam report maps`
-
-`detcam report maps --labels labels`
-"""
+EPILOG = examples(
+    "detcam explain street.jpg --model yolov8n.pt --out maps --report",
+    "detcam report maps",
+    "detcam report maps --labels labels",
+)
 
 
 def report(

@@ -3,13 +3,14 @@
 import json
 import sys
 from collections.abc import Callable, Iterator
+from itertools import count
 from pathlib import Path
 from time import perf_counter
 from typing import Annotated, Any
 
 import typer
 
-from detcam.cli.console import AddBar, console, progress
+from detcam.cli.console import AddBar, console, examples, progress
 from detcam.cli.interrupt import Interrupted, stop_on_interrupt
 from detcam.cli.options import TrustFlag, with_preset_options
 from detcam.config import Preset
@@ -18,19 +19,13 @@ from detcam.explainer import Explainer
 from detcam.files import write_whole
 from detcam.methods import VIEWS
 
-EPILOG = """
-Examples:
-
-`detcam video street.mp4 --out heat.mp4 --model yolov8n.pt`
-
-`detcam video street.mp4 --model yolov8n.pt --layers level --every 3 --classes person,bicycle --rows rows.jsonl`
-
-`detcam video street.mp4 --config configs/mask.yaml --model yolov8n-seg.pt`
-
-`detcam video rtsp://camera/stream --model yolov8n.pt --budget 20 --view fused --frames 600`
-
-Ctrl-C finishes the file with the frames so far, so that it plays, and exits with 130.
-"""
+EPILOG = examples(
+    "detcam video street.mp4 --out heat.mp4 --model yolov8n.pt",
+    "detcam video street.mp4 --model yolov8n.pt --layers level --every 3 --classes person,bicycle --rows rows.jsonl",
+    "detcam video street.mp4 --config configs/mask.yaml --model yolov8n-seg.pt",
+    "detcam video rtsp://camera/stream --model yolov8n.pt --budget 20 --view fused --frames 600",
+    more="Ctrl-C finishes the file with the frames so far, so that it plays, and exits with 130.",
+)
 
 
 @with_preset_options(
@@ -112,11 +107,10 @@ def _check_classes(classes: tuple[str, ...] | None, explainer: Any) -> None:
 def _counter(bars: AddBar, expected: int | None, limit: int | None) -> Callable[[Any], None]:
     """A function to call after each frame: it reports the frames so far and their rate."""
     total = min(n for n in (expected, limit) if n) if expected or limit else None
-    tell, began, written = bars("frames", total), perf_counter(), 0
+    tell, began, numbers = bars("frames", total), perf_counter(), count(1)
 
     def advance(stats: Any) -> None:
-        nonlocal written
-        written += 1
+        written = next(numbers)
         rate = written / (perf_counter() - began)
         of = f" of {total}" if total else ""
         tell(written, state=f"{rate:.1f} fps", line=f"{written}{of} frames, {rate:.1f} frames a second")

@@ -48,21 +48,13 @@ def contenders(
 ) -> tuple[list[Contender], dict[str, str]]:
     """Every method at every layer, and the baselines.
 
-    Methods that read no layers take part once, under their name alone; baselines take part at their default layers.
+    Methods are names, or "all"; layers are presets, "auto" (the method's own), or module names, with `+` between the
+    names of modules that are read together. Methods that read no layers take part once, under their name alone;
+    baselines take part at their default layers. With `quick`, methods that sweep have fewer masks, cells, steps and
+    samples, and no method with a forward per channel takes part.
 
-    Args:
-        model: see `Explainer`.
-        methods: names of methods; "all" for all of them.
-        layers: presets, "auto" (the method's own), or module names, with `+` between the names of modules that are read
-            together.
-        quick: fewer masks, cells, steps and samples in methods that sweep; no methods with a forward per channel.
-        options: of `Explainer`.
-
-    Returns:
-        (contenders, left out): the second maps each contender that cannot explain this model to the reason.
-
-    Raises:
-        InputError: for a method that does not exist, or if no contender is left.
+    Returns (contenders, left out): the second maps each contender that cannot explain this model to the reason. Raises
+    an InputError for a method that does not exist, or if no contender is left.
     """
     names = [m for m in METHODS if m not in NEEDS_AN_ARGUMENT] if list(methods) == ["all"] else list(methods)
     taking_part: list[Contender] = []

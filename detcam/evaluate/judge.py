@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import timeit
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -91,15 +92,10 @@ def pictures(folder: Path, protocol: Protocol) -> list[Path]:
 
 
 class Judge:
-    """Compares the maps of all contenders for the same objects.
+    """Compares the maps of all contenders, which explain the same objects in the same order.
 
-    Args:
-        model: see `Explainer`.
-        contenders: all must explain the same objects in the same order.
-        labels: ground truth.
-        protocol: extent of the evaluation.
-        keep: called with the path of each image, a contender's name and its explanation.
-        options: options of `Explainer` that select the objects: conf, iou, max_det, imgsz, device, target.
+    `keep` is called with the path of each image, a contender's name and its explanation. The options of `Explainer`
+    select the objects: conf, iou, max_det, imgsz, device, target.
     """
 
     def __init__(
@@ -211,13 +207,12 @@ class Judge:
         """Seconds of a forward, the minimum of two."""
         adapter = self._reference.adapter
         batch = adapter.prepare(image)[0][None].contiguous(memory_format=torch.channels_last)
-        times = []
-        for _ in range(2):
-            start = time.perf_counter()
+
+        def forward() -> None:
             adapter.forward(batch, self._reference.max_det)
             _wait(batch.device)
-            times.append(time.perf_counter() - start)
-        return min(times)
+
+        return min(timeit.repeat(forward, number=1, repeat=2))
 
     def _faithfulness(
         self, image: np.ndarray, plain: Explanation, explained: dict[str, Explanation], few: list[int], row: Row

@@ -32,13 +32,10 @@ class Matched:
 
 
 def match(explanation: Explanation, labels: Sequence[Label], segments: str | None = None) -> Matched:
-    """Pair objects with labels: see `pair`.
+    """Pair the objects of an image with its labels: see `pair`.
 
-    Args:
-        explanation: of an image.
-        labels: of the image.
-        segments: the option of that name of a semantic segmenter, else None. Regions are paired by mask IoU if all
-            labels have masks; with "class", the labels of a class are merged, see `by_class`.
+    `segments` is the option of that name of a semantic segmenter, else None. Regions are paired by mask IoU if all
+    labels have masks; with "class", the labels of a class are merged, see `by_class`.
     """
     if segments == "class":
         labels = by_class(labels)
@@ -80,17 +77,9 @@ def by_class(labels: Sequence[Label]) -> list[Label]:
 def pair(
     iou: Tensor, scores: Tensor, class_ids: Sequence[int], names: Sequence[str], labels: Sequence[Label]
 ) -> list[tuple[int, int, float]]:
-    """Pair the N objects of an image with its L labels: same class, IoU over 0.5, best score first, each label once.
+    """Pair N objects of an image with its L labels: same class, IoU [N, L] over 0.5, best score first, labels once.
 
-    Args:
-        iou: [N, L] of each object with each label.
-        scores: [N].
-        class_ids: N class numbers.
-        names: N class names.
-        labels: of the image.
-
-    Returns:
-        (object, label, IoU) by falling score.
+    Returns (object, label, IoU) by falling score.
     """
     free = set(range(len(labels)))
     pairs: list[tuple[int, int, float]] = []

@@ -3,11 +3,14 @@
 Where the code of a paper has a slip, the protocol corrects it and says so.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
+import yaml
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
@@ -39,8 +42,8 @@ class Published:
     pixels: int = 0
     labelled: bool = False  # whether IoU is with the labelled box rather than the predicted box
     blurs: bool = False  # whether insertion starts from the blurred image rather than a black one
-    settings: tuple[str, ...] = ()  # what else the protocol says
-    corrections: tuple[str, ...] = ()  # slips in the public code that are not repeated
+    settings: Sequence[str] = ()  # what else the protocol says
+    corrections: Sequence[str] = ()  # slips in the public code that are not repeated
 
     def limits(self, pixels: int) -> Tensor:
         """[K + 1] numbers of hidden or shown pixels, from 0 to all `pixels`."""
@@ -49,41 +52,8 @@ class Published:
         return torch.arange(self.steps + 1) * pixels // self.steps
 
 
-PROTOCOLS = {
-    "vps": Published(
-        "Chen et al. 2025, Visual Precision Search, CVPR, arXiv:2411.16198", 0.35, "probability", 49, labelled=True,
-        settings=("49 equal steps, black fill, areas of s itself", "s: largest IoU with the labelled box * p(class)"),
-        corrections=(
-            '"@0.75" tests IoU > .75: the public code tests > .5 in both columns',
-            "all maps are masked in black: for Grounding DINO the public code masks its method after normalisation, "
-            "which gives the mean colour",
-        ),
-    ),
-    "vxcode": Published(
-        "Yamauchi et al. 2026, VX-CODE, CVPR, arXiv:2412.00666", 0.7, "cosine", 50,
-        settings=(
-            "objects with scores over .7, black fill, areas of s itself; overall = insertion - deletion",
-            "s: largest IoU * cosine of the class probabilities",
-            "50 equal steps, our choice: the public code has no evaluation",
-            "the cosine is over the foreground classes; the public code's also holds the softmax's background",
-        ),
-    ),
-    "odexai": Published(
-        "Nguyen et al. 2025, ODExAI, arXiv:2504.19249", 0.25, "kernel", pixels=2000, blurs=True,
-        settings=(
-            "2000 pixels a step; deletion paints black, insertion starts from a Gaussian blur of 8 pixels",
-            "s: IoU * sqrt(exp(-(1 - cosine)^2 / .25^2)) of the detection (score over .25, NMS .45) of the same class "
-            "with the largest IoU; its confidence does not count",
-        ),
-        corrections=(
-            "every step has its own score: the public Faster R-CNN loop reuses its index for the boxes",
-            "the cosine is over class probabilities: of two numbers, as in the public code for Faster R-CNN, it is 1",
-            "each label pairs with one object: the public code compares where it should assign",
-            "the padding of the letterbox is neither hidden nor counted; means are over objects, not over classes",
-            "the pointing game reads (x, y): the code of G-CAME, which it builds on, swaps them",
-        ),
-    ),
-}  # fmt: skip
+_READ = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
+PROTOCOLS = {name: Published(**facts) for name, facts in _READ.items()}
 
 
 def measures() -> list[Measure]:
@@ -103,18 +73,10 @@ def measures() -> list[Measure]:
 
 
 class PublishedCurves:
-    """Deletion and insertion of the maps of an image's objects, as a protocol defines them.
+    """Deletion and insertion of the maps of an image's N objects, as a protocol defines them.
 
-    Args:
-        protocol: the settings.
-        explainer: any of the model.
-        image: [H, W, 3] uint8 RGB.
-        objects: the N objects to score.
-        labelled: [N, 4] xyxy, their labelled boxes in source pixels.
-        memory: bytes for a batch of masked forwards, roughly.
-
-    Raises:
-        MethodError: for a family without candidates.
+    `image` is [H, W, 3] uint8 RGB, `labelled` [N, 4] xyxy are the labelled boxes in source pixels, and `memory` is
+    about the bytes for a batch of masked forwards. Raises a MethodError for a family without candidates.
     """
 
     @torch.no_grad()

@@ -4,10 +4,8 @@ import math
 import platform
 import warnings
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +20,7 @@ from detcam.evaluate.metrics.stability import PASSED
 from detcam.evaluate.plots import draw
 from detcam.evaluate.store import write
 from detcam.files import write_whole
+from detcam.models.versions import installed
 
 REFERENCE = "odam @ level"  # contender to take differences from, if present
 PACKAGES = ("detcam", "torch", "numpy", "opencv-python", "ultralytics", "transformers", "torchvision")
@@ -121,11 +120,8 @@ def undefined(results: Results, measures: Sequence[Measure], rows: Iterable[dict
 
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that figures depend on."""
-    installed = {"python": platform.python_version()}
-    for package in PACKAGES:
-        with suppress(PackageNotFoundError):
-            installed[package] = version(package)
-    return installed
+    found = {package: version for package in PACKAGES if (version := installed(package))}
+    return {"python": platform.python_version(), **found}
 
 
 def _plain(interval: Interval) -> dict[str, float | int | None]:

@@ -15,16 +15,9 @@ SETTINGS, ROWS = "settings.json", "rows"
 class Store:
     """A folder with `settings.json` and `rows/PICTURE.json`.
 
-    Files are written under a temporary name and renamed, so no file is ever incomplete.
-
-    Args:
-        folder: created if it does not exist.
-        settings: of the run, as plain JSON values; all rows share them.
-        resume: keep the rows of an earlier run.
-
-    Raises:
-        InputError: if the folder has rows and `resume` is False, or rows of other settings.
-        OutputError: if the folder cannot be written.
+    Files are written under a temporary name and renamed, so no file is ever incomplete. All rows share the settings,
+    plain JSON values. Raises an InputError if the folder has rows and `resume` is False, or rows of other settings; an
+    OutputError if it cannot be written.
     """
 
     def __init__(self, folder: Path, settings: dict[str, Any], resume: bool) -> None:

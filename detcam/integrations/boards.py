@@ -1,11 +1,8 @@
 """Experiment boards: TensorBoard and Weights & Biases. Neither library is imported."""
 
-from __future__ import annotations
+from typing import Any
 
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from detcam.explanation import Explanation
+from detcam.explanation import Explanation
 
 
 def tensorboard(explanation: Explanation, writer: Any, tag: str, step: int | None) -> None:

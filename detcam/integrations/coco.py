@@ -1,17 +1,13 @@
 """COCO's results format, with the heatmap as segmentation."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from torch import Tensor
 
 from detcam.errors import InputError, needing
-
-if TYPE_CHECKING:
-    from detcam.explanation import Explanation
+from detcam.explanation import Explanation
 
 
 def results(

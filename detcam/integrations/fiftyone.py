@@ -1,17 +1,13 @@
 """FiftyOne: labels for the fields of a sample."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from detcam.errors import needing
-
-if TYPE_CHECKING:
-    from detcam.explanation import Explanation
+from detcam.explanation import Explanation
 
 
 def labels(explanation: Explanation, objects: Sequence[int] | None, size: tuple[int, int] | None) -> dict[str, Any]:

@@ -1,15 +1,11 @@
 """Label Studio: a task with pre-annotations, as rectangles and as brush regions."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
+from detcam.explanation import Explanation
 from detcam.integrations.coco import above_threshold
-
-if TYPE_CHECKING:
-    from detcam.explanation import Explanation
 
 LENGTHS = (3, 4, 8, 16)  # bits for the length of a run
 
@@ -36,7 +32,8 @@ def task(
 
     result = []
     for i, box in enumerate(explanation.boxes.tolist()):
-        place = {**_percent(box, width, height), "rotation": 0}
+        x1, y1, x2, y2 = (100 * min(max(x / of, 0.0), 1.0) for x, of in zip(box, (width, height) * 2, strict=True))
+        place = {"x": x1, "y": y1, "width": x2 - x1, "height": y2 - y1, "rotation": 0}  # in percent
         result.append(region(i, "object", rectangles, "rectanglelabels", place))
         if brush is not None and regions[i].any():
             runs = {"format": "rle", "rle": brush_runs(regions[i])}
@@ -45,11 +42,6 @@ def task(
     if len(explanation):
         prediction["score"] = float(explanation.scores.mean())
     return {"data": {to_name: image}, "predictions": [prediction]}
-
-
-def _percent(box: list[float], width: int, height: int) -> dict[str, float]:
-    x1, y1, x2, y2 = (100 * min(max(side / of, 0.0), 1.0) for side, of in zip(box, (width, height) * 2, strict=True))
-    return {"x": x1, "y": y1, "width": x2 - x1, "height": y2 - y1}
 
 
 def brush_runs(mask: np.ndarray) -> list[int]:

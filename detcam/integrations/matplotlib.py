@@ -1,9 +1,7 @@
 """matplotlib: figures."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from unicodedata import east_asian_width
 
 import cv2
@@ -11,12 +9,10 @@ import numpy as np
 import torch
 
 from detcam.errors import InputError, needing
+from detcam.explanation import Explanation
 from detcam.render import colour_table
 from detcam.render.labels import shortened, typeset
 from detcam.render.overlay import BOX_COLOUR
-
-if TYPE_CHECKING:
-    from detcam.explanation import Explanation
 
 PANEL = 3.2  # width of a panel in inches
 BAR = 0.8  # width of the colour bar in inches

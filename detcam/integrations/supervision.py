@@ -1,17 +1,13 @@
 """supervision: Detections with heatmaps, and an annotator that draws the heatmaps."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from detcam import render
 from detcam.errors import InputError, needing
-
-if TYPE_CHECKING:
-    from detcam.explanation import Explanation
+from detcam.explanation import Explanation
 
 HEATMAPS = "heatmaps"  # the key in Detections.data
 
@@ -44,8 +40,7 @@ class HeatAnnotator:
     """
 
     def __init__(self, opacity: float = 0.75, colormap: str = "inferno") -> None:
-        self.opacity = opacity
-        self.colormap = colormap
+        self.opacity, self.colormap = opacity, colormap
 
     def annotate(self, scene: Any, detections: Any) -> Any:
         """Draw on the scene in place, and return it.

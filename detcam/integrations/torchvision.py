@@ -1,17 +1,12 @@
 """torchvision: tensors for the drawing functions of `torchvision.utils`."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from detcam.explanation import Explanation
 from detcam.integrations.coco import above_threshold
-
-if TYPE_CHECKING:
-    from detcam.explanation import Explanation
 
 
 @dataclass(frozen=True)

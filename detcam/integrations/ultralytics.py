@@ -4,6 +4,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -176,38 +177,29 @@ def ultralytics_callback(out: str | os.PathLike[str] | None = None, **options: A
     """
     if misplaced := sorted({"model", "conf", "iou", "max_det", "imgsz", "device"} & options.keys()):
         raise InputError(f"{misplaced[0]}: predict sets this option: give {misplaced[0]} to predict instead")
-    return _Callback(None if out is None else Path(out), options)
+    folder = None if out is None else Path(out)
+    explainer: ResultsExplainer | None = None  # kept while model and settings of the predictor stay the same
+    key: tuple[Any, ...] = ()
+    numbers = count()
 
-
-class _Callback:
-    """Callback that reuses its explainer from batch to batch while model and settings of the predictor are the same."""
-
-    def __init__(self, out: Path | None, options: dict[str, Any]) -> None:
-        self._out, self._options = out, options
-        self._key: tuple[Any, ...] = ()
-        self._explainer: ResultsExplainer | None = None
-        self._count = 0
-
-    def __call__(self, predictor: Any) -> None:
-        for result in predictor.results:
+    def explain(predictor: Any) -> None:
+        nonlocal explainer, key
+        for result, number in zip(predictor.results, numbers, strict=False):
             result.explanation = None
             try:
-                explanation = self._explainer_of(predictor).explain(result, str(result.path))
-                if self._out is not None:
-                    explanation.save(self._out / f"{self._count:06d}_{Path(result.path).stem}", result.path)
+                settings, network = _settings(predictor), module_of(predictor)  # fused, in predict's precision
+                if explainer is None or key != (network, settings):
+                    with torch.inference_mode(False):
+                        explainer = ResultsExplainer(network, **settings, **options)
+                    key = network, settings
+                explanation = explainer.explain(result, str(result.path))
+                if folder is not None:
+                    explanation.save(folder / f"{number:06d}_{Path(result.path).stem}", result.path)
                 result.explanation = explanation
             except Exception as error:  # whatever it is, the user's predict goes on
                 warnings.warn(f"no explanation: {str(error) or type(error).__name__}", stacklevel=2)
-            self._count += 1
 
-    def _explainer_of(self, predictor: Any) -> ResultsExplainer:
-        settings = _settings(predictor)
-        network = module_of(predictor)  # fused, on predict's device and in its precision
-        if self._explainer is None or self._key != (network, settings):
-            with torch.inference_mode(False):
-                self._explainer = ResultsExplainer(network, **settings, **self._options)
-            self._key = (network, settings)
-        return self._explainer
+    return explain
 
 
 def _used(model: Any) -> Any:

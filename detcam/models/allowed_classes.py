@@ -40,8 +40,7 @@ class Shell:
 def allowed(names: Iterable[str]) -> tuple[list[Any], list[str]]:
     """Substitutes for the classes and functions that a checkpoint names.
 
-    Returns:
-        Entries for `torch.serialization.safe_globals`, and the names that are not on the list.
+    Returns entries for `torch.serialization.safe_globals`, and the names that are not on the list.
     """
     entries: list[Any] = []
     refused = []

@@ -1,13 +1,13 @@
 """Reader of `.pt` checkpoints that runs no code in them: a checkpoint is a pickle, and a pickle is a program."""
 
-from __future__ import annotations
-
 import io
 import pickle
+import pickletools
 import re
 import threading
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -31,13 +31,10 @@ _LOCK = threading.Lock()  # torch's list of allowed classes is global
 def read_checkpoint(path: Path, trust: bool = False) -> nn.Module:
     """The model in a checkpoint, on the CPU, float32, in eval mode.
 
-    Args:
-        path: a file of `torch.save`: a model, or a dict with a model as "ema" or "model", as from Ultralytics.
-        trust: also unpickle files that are refused otherwise, which runs any code in them.
-
-    Raises:
-        ModelError: if the file is damaged, holds no model, or names a class that is not on the list of known layers.
-        DependencyError: if the model is from Ultralytics, which is not installed.
+    The file is one of `torch.save`: a model, or a dict with a model as "ema" or "model", as from Ultralytics. With
+    `trust`, files that are refused otherwise are also unpickled, which runs any code in them. Raises a ModelError if
+    the file is damaged, holds no model, or names a class that is not on the list of known layers; a DependencyError if
+    the model is from Ultralytics, which is not installed.
     """
     try:
         loaded = _restricted(path)
@@ -135,50 +132,36 @@ def _model(loaded: Any, path: Path) -> nn.Module:
 
 def named(path: Path) -> list[str]:
     """The classes and functions in a file's pickles that no checkpoint needs; for messages only."""
-    try:
+    names: dict[str, None] = {}
+    with suppress(Exception):  # a damaged archive has no names, and the last pickle ends, or is damaged
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
                 inside = next(name for name in archive.namelist() if name.rpartition("/")[2] == "data.pkl")
                 data = archive.read(inside)
         else:
             data = read_regular(path, LARGEST)
-    except Exception:  # a damaged archive has no names
-        return []
-    reader = _Listing(io.BytesIO(data))
-    try:
+        stream = io.BytesIO(data)
         while True:  # old files hold several pickles
-            reader.load()
-    except Exception:  # the end, or damage
-        return allowed(name for name in reader.names if not name.startswith(USUAL))[1]
+            for name in _globals(stream):
+                names[name] = None
+    return allowed(name for name in names if not name.startswith(USUAL))[1]
 
 
-class _Listing(pickle.Unpickler):
-    """Records the names in a pickle, and makes dummies of their objects."""
-
-    def __init__(self, file: io.BytesIO) -> None:
-        super().__init__(file, encoding="latin-1")
-        self.names: dict[str, None] = {}
-
-    def find_class(self, module: str, name: str) -> type[_Dummy]:
-        self.names[f"{module.replace('__builtin__', 'builtins')}.{name}"] = None
-        return _Dummy
-
-    def persistent_load(self, key: Any) -> type[_Dummy]:
-        return _Dummy  # a storage, or in old files a class
-
-
-class _Dummy:
-    """An object that accepts any call and does nothing."""
-
-    def __new__(cls, *_: Any, **__: Any) -> _Dummy:
-        return super().__new__(cls)
-
-    def __init__(self, *_: Any, **__: Any) -> None: ...
-
-    def __call__(self, *_: Any, **__: Any) -> _Dummy:
-        return self
-
-    __setstate__ = __setitem__ = append = extend = add = __call__
+def _globals(stream: io.BytesIO) -> Iterator[str]:
+    """The names of the classes and functions in a pickle."""
+    texts = [""]  # in the order in which they are put on the stack
+    memo: dict[Any, str] = {}
+    for code, value, _ in pickletools.genops(stream):
+        if code.name == "GLOBAL":
+            yield str(value).replace("__builtin__", "builtins").replace(" ", ".")
+        elif code.name == "STACK_GLOBAL":
+            yield ".".join(texts[-2:])
+        elif "GET" in code.name:
+            texts.append(memo.get(value, ""))
+        elif "PUT" in code.name or code.name == "MEMOIZE":
+            memo[len(memo) if value is None else value] = texts[-1]
+        elif isinstance(value, str):
+            texts.append(value)
 
 
 def _of_repository(path: Path, name: str) -> ModelError:

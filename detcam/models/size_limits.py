@@ -5,12 +5,8 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-from torch import nn
-from torch.nn.modules.module import (
-    register_module_buffer_registration_hook,
-    register_module_module_registration_hook,
-    register_module_parameter_registration_hook,
-)
+from torch import Tensor, nn
+from torch.nn.modules import module as registration
 
 from detcam.errors import ModelError
 
@@ -37,36 +33,29 @@ def _sum(value: Any) -> int:
 
 @contextmanager
 def bounded(weights: int) -> Iterator[None]:
-    """Context in which a model is built on the meta device: stops once the model is much larger than its weights.
+    """Context to build a model in, on the meta device: stops once it is much larger than its weights in bytes.
 
-    Args:
-        weights: bytes of the weights file.
-
-    Raises:
-        ModelError: inside the context, from the first layer beyond a limit; the text names the limit.
+    Raises a ModelError inside the context, from the first layer beyond a limit; the text names the limit.
     """
     thread, most = threading.get_ident(), PER_BYTE * weights + SPARE
     elements = modules = 0
 
-    def grow(module: nn.Module, name: str, tensor: Any) -> None:
-        nonlocal elements
-        if threading.get_ident() == thread and tensor is not None and tensor.is_meta:
-            elements += tensor.numel()
-            if elements > most:
-                raise ModelError(f"its config has more than {most:,} parameters, for {weights:,} bytes of weights")
-
-    def add(module: nn.Module, name: str, child: Any) -> None:
-        nonlocal modules
-        if threading.get_ident() == thread:
-            modules += 1
-            if modules > MODULES:
-                raise ModelError(f"its config has more than {MODULES:,} layers")
+    def count(module: nn.Module, name: str, added: Any) -> None:
+        nonlocal elements, modules
+        if threading.get_ident() != thread or added is None:
+            return
+        modules += isinstance(added, nn.Module)
+        elements += added.numel() if isinstance(added, Tensor) and added.is_meta else 0
+        if elements > most:
+            raise ModelError(f"its config has more than {most:,} parameters, for {weights:,} bytes of weights")
+        if modules > MODULES:
+            raise ModelError(f"its config has more than {MODULES:,} layers")
 
     with ExitStack() as hooks:
-        for register, hook in (
-            (register_module_parameter_registration_hook, grow),
-            (register_module_buffer_registration_hook, grow),
-            (register_module_module_registration_hook, add),
+        for register in (
+            registration.register_module_parameter_registration_hook,
+            registration.register_module_buffer_registration_hook,
+            registration.register_module_module_registration_hook,
         ):
-            hooks.callback(register(hook).remove)
+            hooks.callback(register(count).remove)
         yield

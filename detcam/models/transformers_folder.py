@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,31 +19,30 @@ LARGEST = 2**20  # bytes: limit for a config
 def read_folder(folder: Path, trust: bool = False) -> Any:
     """The model of a `save_pretrained` folder, with the class that its config names, in eval mode.
 
-    The adapter also takes the folder's image processor, or processor with tokenizer. Code in the folder is never run,
-    and nothing is downloaded.
+    The folder has `config.json` and `model.safetensors`, or its parts and their index; with `trust` also weights in
+    `pytorch_model.bin` and other pickles are accepted. The adapter takes the folder's image processor, or processor
+    with tokenizer. Code in the folder is never run, and nothing is downloaded.
 
-    Args:
-        folder: has `config.json` and `model.safetensors`, or its parts and their index.
-        trust: accept weights in `pytorch_model.bin` and other pickles too.
-
-    Raises:
-        ModelError: if the folder is not of this kind, is damaged, names a class that transformers lacks, describes a
-            model much larger than its weights, or holds pickled weights only.
-        DependencyError: if transformers is not installed.
+    Raises a ModelError if the folder is not of this kind, is damaged, names a class that transformers lacks, describes
+    a model much larger than its weights, or holds pickled weights only; a DependencyError if transformers is not
+    installed.
     """
     document = _config(folder)
     _check(folder, document, trust)
     with needing(f'{folder} is a folder of transformers, which is not installed: pip install "detcam[transformers]"'):
         import transformers
+        from transformers.utils import logging
     require("transformers")
     name = (document.get("architectures") or [None])[0]
     kind: Any = getattr(transformers, name, None) if isinstance(name, str) and name.isidentifier() else None
     known = isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel)
     if not known:
         raise ModelError(f"model {folder}: {CONFIG} names the class {name!r}, which transformers does not have")
+    shows_bars = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
     try:
         weights = (path for pattern in ("*.safetensors", *PICKLES) for path in folder.glob(pattern))
-        with _silent(), bounded(sum(path.stat().st_size for path in weights)):
+        with bounded(sum(path.stat().st_size for path in weights)):
             model: Any = kind.from_pretrained(
                 str(folder.absolute()),
                 local_files_only=True,
@@ -53,21 +51,10 @@ def read_folder(folder: Path, trust: bool = False) -> Any:
             )
     except Exception as error:  # configs and file headers are untrusted
         raise ModelError(f"model {folder} cannot be loaded ({reason(error)}): get a complete copy") from None
-    return model.eval()
-
-
-@contextmanager
-def _silent() -> Iterator[None]:
-    """Context without the library's progress bars."""
-    from transformers.utils import logging
-
-    enabled = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
     finally:
-        if enabled:
+        if shows_bars:
             logging.enable_progress_bar()
+    return model.eval()
 
 
 def _config(folder: Path, name: str = CONFIG) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Versions: the oldest supported one of each library, what is said of older ones, and what made an explanation."""
 
 import hashlib
+import importlib.metadata
 import re
 import sys
 import warnings
@@ -24,6 +25,14 @@ OLDEST: dict[str, str] = {
 }
 
 TRIED = ("ultralytics",)  # whose forks and older versions are tried: an upgrade would overwrite a fork
+
+
+def installed(package: str) -> str | None:
+    """The version of a package on this machine, or None."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def require_supported(model: Any) -> None:

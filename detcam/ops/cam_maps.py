@@ -5,21 +5,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from detcam.ops import library as common
 from detcam.ops import reference
-from detcam.ops.library import (
-    INPUT_DTYPES,
-    check_boxes,
-    check_choice,
-    check_index,
-    check_out,
-    check_sides,
-    check_size,
-    check_tensor,
-    check_window,
-    library,
-    list_names,
-    recompute_gradients,
-)
+from detcam.ops.library import library
 
 NORMALIZATIONS: dict[str, str] = {
     "object": "min-max over the cells of each map, before the resize; a constant map becomes 0",
@@ -28,7 +16,7 @@ NORMALIZATIONS: dict[str, str] = {
     "max": "division by the largest pixel of each map, after the resize (Ultralytics); none above 0 gives 0",
     "none": "raw values, kept inside the range of the output type",
 }
-OUTPUT_DTYPES = (*INPUT_DTYPES, torch.uint8)
+OUTPUT_DTYPES = (*common.INPUT_DTYPES, torch.uint8)
 
 library.define(
     "cam_maps(Tensor acts, Tensor weights, Tensor? index, Tensor? window, SymInt height, SymInt width, "
@@ -48,16 +36,7 @@ def _cam_maps_fake(acts: Tensor, weights: Tensor, *rest: Any) -> Tensor:
     return acts.new_empty((weights.shape[0], height, width), dtype=dtype)
 
 
-def _cam_maps_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    acts, weights, index, window, *ctx.options = inputs
-    ctx.save_for_backward(acts, weights, index, window)
-
-
-def _cam_maps_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    return recompute_gradients(ctx, grad, reference.cam_maps, *ctx.saved_tensors, *ctx.options)
-
-
-torch.library.register_autograd("detcam::cam_maps", _cam_maps_backward, setup_context=_cam_maps_setup, lib=library)
+common.register_gradients("cam_maps", reference.cam_maps)
 
 
 @torch.library.register_fake("detcam::cam_maps.out", lib=library)
@@ -142,20 +121,20 @@ def cam_maps(
     """
     acts, weights = _check_maps(acts, weights)
     count, images = weights.shape[0], acts.shape[0]
-    height, width = check_size(size)
-    check_index(index, count, images, acts.device)
-    check_choice("normalize", normalize, NORMALIZATIONS)
+    height, width = common.check_size(size)
+    common.check_index(index, count, images, acts.device)
+    common.check_choice("normalize", normalize, NORMALIZATIONS)
     if not isinstance(relu, bool):
         raise TypeError(f"relu: expected True or False, got {type(relu).__name__}")
     if not isinstance(dtype, torch.dtype) or dtype not in OUTPUT_DTYPES:
         actual = dtype if isinstance(dtype, torch.dtype) else type(dtype).__name__
-        raise TypeError(f"dtype: expected one of {list_names(OUTPUT_DTYPES)}, got {actual}")
+        raise TypeError(f"dtype: expected one of {common.list_names(OUTPUT_DTYPES)}, got {actual}")
     if dtype == torch.uint8 and normalize == "none":
         raise ValueError('dtype: uint8 holds normalised maps only, got normalize="none"')
-    bounds = None if window is None else check_window(window, count, acts.device)
+    bounds = None if window is None else common.check_window(window, count, acts.device)
     if out is None:
         return torch.ops.detcam.cam_maps.default(acts, weights, index, bounds, height, width, normalize, relu, dtype)
-    check_out(out, (count, height, width), dtype, acts=acts, weights=weights, index=index, window=bounds)
+    common.check_out(out, (count, height, width), dtype, acts=acts, weights=weights, index=index, window=bounds)
     torch.ops.detcam.cam_maps.out(acts, weights, index, bounds, normalize, relu, out=out)
     return out
 
@@ -186,10 +165,10 @@ def region_windows(
         TypeError: A tensor or numbers expected and something else given.
         ValueError: Boxes of another shape, a size below 1, or a window without width or height.
     """
-    height, width = check_size(size)
+    height, width = common.check_size(size)
     count = boxes.shape[0] if isinstance(boxes, Tensor) and boxes.ndim else 0
-    corners = check_boxes(boxes, count, getattr(boxes, "device", torch.device("cpu"))).double()
-    left, top, right, bottom = check_sides(window)
+    corners = common.check_boxes(boxes, count, getattr(boxes, "device", torch.device("cpu"))).double()
+    left, top, right, bottom = common.check_sides(window)
     across, down = (right - left) / width, (bottom - top) / height
     x1, y1, x2, y2 = corners.T
     return torch.stack([left + x1 * across, top + y1 * down, left + x2 * across, top + y2 * down], 1).float()
@@ -197,13 +176,13 @@ def region_windows(
 
 def _check_maps(acts: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:  # [B, C, h, w], [N, C] of one dtype
     for name, value in (("acts", acts), ("weights", weights)):
-        check_tensor(name, value, INPUT_DTYPES)
+        common.check_tensor(name, value, common.INPUT_DTYPES)
     if acts.ndim not in (3, 4) or 0 in acts.shape:
         raise ValueError(f"acts: expected a non-empty [C, h, w] or [B, C, h, w], got {list(acts.shape)}")
     if weights.ndim != 2 or weights.shape[1] != acts.shape[-3]:
         raise ValueError(f"weights: expected [N, {acts.shape[-3]}] for these acts, got {list(weights.shape)}")
     if weights.device != acts.device:
         raise ValueError(f"weights: expected device {acts.device} of acts, got {weights.device}")
-    common = torch.promote_types(acts.dtype, weights.dtype)  # differs under autocast: half beside float
+    dtype = torch.promote_types(acts.dtype, weights.dtype)  # differs under autocast: half beside float
     acts = acts if acts.ndim == 4 else acts[None]
-    return acts.to(common), weights.to(common)
+    return acts.to(dtype), weights.to(dtype)

@@ -1,12 +1,10 @@
 """The operator `elementwise_maps`: schema, shape inference, gradients, and the checked Python call."""
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from detcam.ops import reference
-from detcam.ops.library import INPUT_DTYPES, check_choice, check_index, check_tensor, library, recompute_gradients
+from detcam.ops.library import INPUT_DTYPES, check_choice, check_index, check_tensor, library, register_gradients
 
 ELEMENTWISE_MODES: dict[str, str] = {
     "gradient-times-activation": "maps [N, h, w]: sum_c g A (HiResCAM, ODAM)",
@@ -28,18 +26,7 @@ def _elementwise_maps_fake(acts: Tensor, grads: Tensor, index: Tensor | None, mo
     return grads.new_empty(shape, dtype=reference.accumulator(grads.dtype))
 
 
-def _elementwise_maps_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    acts, grads, index, ctx.mode = inputs
-    ctx.save_for_backward(acts, grads, index)
-
-
-def _elementwise_maps_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    return recompute_gradients(ctx, grad, reference.elementwise_maps, *ctx.saved_tensors, ctx.mode)
-
-
-torch.library.register_autograd(
-    "detcam::elementwise_maps", _elementwise_maps_backward, setup_context=_elementwise_maps_setup, lib=library
-)
+register_gradients("elementwise_maps", reference.elementwise_maps)
 
 
 def elementwise_maps(

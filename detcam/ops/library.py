@@ -22,16 +22,25 @@ LARGEST = torch.finfo(torch.float32).max
 library = torch.library.Library("detcam", "DEF")
 
 
-def recompute_gradients(
-    ctx: Any, grad: Tensor, reference: Callable[..., Tensor], first: Tensor, second: Tensor, *rest: Any
-) -> tuple[Tensor | None, ...]:
-    """Gradients of an operator's inputs (None from the third on), through its reference: no intermediates are kept."""
-    twice = torch.is_grad_enabled()  # inside a backward pass that is itself recorded
-    wanted = [x for x, needed in zip((first, second), ctx.needs_input_grad[:2], strict=True) if needed]
-    with torch.enable_grad():
-        result = reference(first, second, *rest)
-        found = iter(torch.autograd.grad(result, wanted, grad, create_graph=twice, materialize_grads=True))
-    return (*(next(found) if needed else None for needed in ctx.needs_input_grad[:2]), *[None] * len(rest))
+def register_gradients(name: str, reference: Callable[..., Tensor]) -> None:
+    """Register the gradients of an operator's first two inputs, through its reference: no intermediates are kept."""
+
+    def setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.save_for_backward(*(value if isinstance(value, Tensor) else None for value in inputs))
+        ctx.options = [None if isinstance(value, Tensor) else value for value in inputs]
+
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        saved = zip(ctx.saved_tensors, ctx.options, strict=True)
+        inputs = [option if tensor is None else tensor for tensor, option in saved]
+        twice = torch.is_grad_enabled()  # inside a backward pass that is itself recorded
+        needed = ctx.needs_input_grad[:2]
+        wanted = [x for x, is_needed in zip(inputs[:2], needed, strict=True) if is_needed]
+        with torch.enable_grad():
+            result = reference(*inputs)
+            found = iter(torch.autograd.grad(result, wanted, grad, create_graph=twice, materialize_grads=True))
+        return (*(next(found) if is_needed else None for is_needed in needed), *[None] * len(inputs[2:]))
+
+    torch.library.register_autograd(f"detcam::{name}", backward, setup_context=setup, lib=library)
 
 
 def check_tensor(name: str, value: Tensor, dtypes: tuple[torch.dtype, ...]) -> None:

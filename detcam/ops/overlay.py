@@ -6,17 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from detcam.ops import library as common
 from detcam.ops import reference
-from detcam.ops.library import (
-    INPUT_DTYPES,
-    NUMBERS,
-    check_boxes,
-    check_choice,
-    check_index,
-    check_tensor,
-    check_window,
-    library,
-)
+from detcam.ops.library import library
 
 BLENDS: dict[str, str] = {
     "max": "the hottest object colours the pixel",
@@ -82,23 +74,23 @@ def overlay(
     frames = frame if frame.ndim == 4 else frame[None]
     count = maps.shape[0]
     if count or index is not None:
-        check_index(index, count, frames.shape[0], frames.device)
-    if not isinstance(opacity, NUMBERS):
+        common.check_index(index, count, frames.shape[0], frames.device)
+    if not isinstance(opacity, common.NUMBERS):
         raise TypeError(f"opacity: expected a number in [0, 1], got {type(opacity).__name__}")
     if not 0 <= opacity <= 1:
         raise ValueError(f"opacity: expected a number in [0, 1], got {reprlib.repr(opacity)}")
-    check_choice("blend", blend, BLENDS)
-    bounds = None if window is None else check_window(window, count, frames.device)
-    corners = None if boxes is None else check_boxes(boxes, count, frames.device)
+    common.check_choice("blend", blend, BLENDS)
+    bounds = None if window is None else common.check_window(window, count, frames.device)
+    corners = None if boxes is None else common.check_boxes(boxes, count, frames.device)
     heat = maps.detach().float()
     painted = torch.ops.detcam.overlay.default(frames, heat, lut, index, bounds, corners, float(opacity), blend)
     return painted.view(frame.shape)
 
 
 def _check_tensors(frame: Tensor, maps: Tensor, lut: Tensor) -> None:
-    check_tensor("frame", frame, (torch.uint8,))
-    check_tensor("maps", maps, INPUT_DTYPES)
-    check_tensor("lut", lut, (torch.uint8,))
+    common.check_tensor("frame", frame, (torch.uint8,))
+    common.check_tensor("maps", maps, common.INPUT_DTYPES)
+    common.check_tensor("lut", lut, (torch.uint8,))
     if frame.ndim not in (3, 4) or frame.shape[-1] != 3 or 0 in frame.shape[-3:]:
         raise ValueError(f"frame: expected a non-empty [H, W, 3] or [B, H, W, 3], got {list(frame.shape)}")
     if maps.ndim != 3 or 0 in maps.shape[1:]:

@@ -36,7 +36,8 @@ def cam_maps(
             cells = _rescale(cells, low, high)
         elif normalize == "object-after":
             cells = cells - _extremes(cells)[0]  # a constant map is 0 then, and stays it in the resize
-        maps = _resize(cells, window, height, width)
+        rows, columns = _interpolations(cells, window, height, width)
+        maps = rows @ cells @ columns.mT  # two products, one per axis: differentiable, each pixel written once
         if normalize == "object-after":
             maps = _rescale(maps, *_extremes(maps))
         elif normalize == "max":
@@ -96,14 +97,8 @@ def _rescale(maps: Tensor, low: Tensor, high: Tensor) -> Tensor:
     return torch.where(usable, (maps - low) / torch.where(usable, span, 1), 0)
 
 
-def _resize(cells: Tensor, window: Tensor | None, height: int, width: int) -> Tensor:
-    """Bilinear resize as two matrix products, one per axis: differentiable, each pixel written once."""
-    rows, columns = _interpolations(cells, window, height, width)
-    return rows @ cells @ columns.mT
-
-
 def _interpolations(cells: Tensor, window: Tensor | None, height: int, width: int) -> tuple[Tensor, Tensor]:
-    """The weights [N, height, h] and [N, width, w] of each cell in each row and column."""
+    """The weights [N, height, h] and [N, width, w] of each cell in each row and column, for a bilinear resize."""
     h, w = cells.shape[1:]
     if window is None:
         left, top, right, bottom = cells.new_tensor([[0, 0, w, h]]).T

@@ -12,58 +12,38 @@ Reason = Literal["returned", "confidence", "suppressed", "another class won", "m
 
 @dataclass(frozen=True)
 class Rival:
-    """The object in the candidate's place: the class that won there, or the box that suppressed the candidate.
+    """The object in the candidate's place: the class that won there, or the box that suppressed the candidate."""
 
-    Attributes:
-        label: class name.
-        class_id: class number.
-        score: in [0, 1].
-        box: (x1, y1, x2, y2) in source pixels.
-        iou: IoU with the candidate's box.
-    """
-
-    label: str
-    class_id: int
-    score: float
-    box: tuple[float, ...]
-    iou: float
+    label: str  # class name
+    class_id: int  # class number
+    score: float  # in [0, 1]
+    box: tuple[float, ...]  # (x1, y1, x2, y2) in source pixels
+    iou: float  # IoU with the candidate's box
 
 
 @dataclass(frozen=True)
 class Answer:
     """The best candidate for an object that the user asked for, and why the model did not return it.
 
-    Attributes:
-        box: the asked box (x1, y1, x2, y2) in source pixels, clipped to the image.
-        label: name of the asked class.
-        class_id: number of the asked class.
-        candidate: index of the anchor, query or proposal that fits best, as in `Objects.index`.
-        candidate_box: the candidate's box in source pixels.
-        iou: IoU of the asked box and the candidate's box.
-        score: the candidate's score for the asked class, in [0, 1].
-        rank: rank of that score among all candidates of the image, from 1.
-        candidates: number of candidates.
-        reason: "returned": the candidate is among the model's objects; "confidence": its score is too low;
-            "another class won": the candidate, or the model's object in the same place, scores higher for another
-            class; "suppressed": a stronger object of the class overlaps it; "max_det": stronger objects fill the limit;
-            "own limit": the model's post-processing considers fewer candidates, or drops it for an empty mask;
-            "no overlap": no candidate overlaps the asked box, and this is the nearest.
-        rival: the class that won, or the object that suppressed the candidate; else None.
-        objects: positions in the explanation: for the asked class and, if another class won, for that class.
+    Reasons: "returned": the candidate is among the model's objects; "confidence": its score is too low; "another class
+    won": the candidate, or the model's object in the same place, scores higher for another class; "suppressed": a
+    stronger object of the class overlaps it; "max_det": stronger objects fill the limit; "own limit": the model's
+    post-processing considers fewer candidates, or drops it for an empty mask; "no overlap": no candidate overlaps the
+    asked box, and this is the nearest.
     """
 
-    box: tuple[float, ...]
-    label: str
-    class_id: int
-    candidate: int
-    candidate_box: tuple[float, ...]
-    iou: float
-    score: float
-    rank: int
-    candidates: int
+    box: tuple[float, ...]  # the asked box (x1, y1, x2, y2) in source pixels, clipped to the image
+    label: str  # name of the asked class
+    class_id: int  # number of the asked class
+    candidate: int  # index of the anchor, query or proposal that fits best, as in `Objects.index`
+    candidate_box: tuple[float, ...]  # the candidate's box in source pixels
+    iou: float  # IoU of the asked box and the candidate's box
+    score: float  # the candidate's score for the asked class, in [0, 1]
+    rank: int  # rank of that score among all candidates of the image, from 1
+    candidates: int  # number of candidates
     reason: Reason
-    rival: Rival | None
-    objects: tuple[int, ...]
+    rival: Rival | None  # the class that won, or the object that suppressed the candidate
+    objects: tuple[int, ...]  # positions in the explanation: the asked class and, if another class won, that class
 
     def sentence(self, conf: float) -> str:
         """The diagnosis as a sentence; `conf` is the score threshold."""
@@ -76,15 +56,13 @@ class Answer:
         )
 
     def _verdict(self, conf: float) -> str:
-        if self.reason == "returned":
-            return "returned, it is among the model's objects"
-        if self.reason == "confidence":
-            return f"dropped, its score is not above conf {conf:g}"
-        if self.reason == "max_det":
-            return "dropped, stronger objects fill max_det"
-        if self.reason == "own limit":
-            return "dropped by the model's own post-processing, for its limit of candidates or an empty mask"
-        assert self.rival is not None
+        if self.rival is None:
+            return {
+                "returned": "returned, it is among the model's objects",
+                "confidence": f"dropped, its score is not above conf {conf:g}",
+                "max_det": "dropped, stronger objects fill max_det",
+                "own limit": "dropped by the model's own post-processing, for its limit of candidates or an empty mask",
+            }[self.reason]
         if self.reason == "another class won":
             return f"another class won, {self.rival.label} with {self.rival.score:.3g}"
         corners = ", ".join(f"{side:.0f}" for side in self.rival.box)
@@ -96,13 +74,9 @@ class Answer:
 
 @dataclass(frozen=True, repr=False)
 class AskedExplanation(Explanation):
-    """An explanation whose objects are the best candidates for what the user asked.
+    """An explanation whose objects are the best candidates for what the user asked."""
 
-    Attributes:
-        asked: an answer for each asked pair, in order.
-    """
-
-    asked: list[Answer] = field(default_factory=list)
+    asked: list[Answer] = field(default_factory=list)  # an answer for each asked pair, in order
 
     @classmethod
     def of(cls, explanation: Explanation, asked: list[Answer]) -> AskedExplanation:

@@ -13,13 +13,10 @@ from detcam.questions.prompts import Prompted
 def question(
     adapter: Adapter, ask: Any, prompts: Any, truth: Any, size: tuple[int, int], conf: float, iou: float, max_det: int
 ) -> Question:
-    """The question that a user asks about an image of (height, width) pixels.
+    """The question about an image of (height, width) pixels: exactly one of `ask`, `prompts` and `truth` is given.
 
-    Exactly one of `ask`, `prompts` and `truth` is given.
-
-    Raises:
-        InputError: for several questions at once, for a model that cannot answer the question, and as
-            `checked_pairs`, `checked_prompts` and `checked_truth` raise it.
+    Raises an InputError for several questions at once, for a model that cannot answer the question, and as
+    `checked_pairs`, `checked_prompts` and `checked_truth` raise it.
     """
     if sum(one is not None for one in (ask, prompts, truth)) > 1:
         raise InputError("ask, prompts, truth: expected one of them, got several: ask them one after the other")

@@ -85,13 +85,9 @@ class Missed(Question):
 
 
 def _best(boxes: Tensor, scores: Tensor, box: Sequence[float], class_id: int) -> int:
-    """The candidate with the largest IoU times score of the class; if none overlaps the box, the nearest.
+    """The candidate with the largest IoU times score [A, K] of the class; if none overlaps the box, the nearest.
 
-    Args:
-        boxes: [A, 4] in source pixels, or [A, K, 4] with a box for each class.
-        scores: [A, K].
-        box: the asked box.
-        class_id: the asked class.
+    Boxes are [A, 4] in source pixels, or [A, K, 4] with a box for each class.
     """
     boxes = boxes if boxes.ndim == 2 else boxes[:, class_id]
     usable = boxes.isfinite().all(dim=1).nonzero().flatten()  # a broken model's NaN stays inside
@@ -122,15 +118,9 @@ def _other(
 def _verdict(
     asked: Objects, other: Objects, found: Objects, unlimited: Objects, conf: float, selection: Selection
 ) -> tuple[Reason, Rival | None]:
-    """Why a candidate was not returned, and its rival.
+    """Why a candidate, `asked` as the asked class, was not returned, and its rival, for which `other` is considered.
 
-    Args:
-        asked: the candidate as the asked class.
-        other: the possible rival.
-        found: the objects that the model returned.
-        unlimited: the objects that it would return without a limit.
-        conf: score threshold.
-        selection: how the family turns candidates into objects.
+    The model returned the objects `found`, and would return `unlimited` without a limit.
     """
     score, class_id = asked.scores[0], asked.class_ids[0]
     if _holds(found, asked):

@@ -42,14 +42,9 @@ def checked_prompts(
 ) -> list[Prompt]:
     """The user's prompts in an image of (height, width) pixels, checked, with boxes clipped to it.
 
-    Args:
-        prompts: points (x, y), boxes (x1, y1, x2, y2) and masks [H, W], each alone or with a class of `names`.
-        size: of the picture.
-        names: the classes of the model.
-        kinds: the kinds of prompts that the model takes.
-
-    Raises:
-        InputError: for anything else, an empty mask, and for what lies outside the picture.
+    Prompts are points (x, y), boxes (x1, y1, x2, y2) and masks [H, W], each alone or with a class of `names`; the model
+    takes those of `kinds`. Raises an InputError for anything else, an empty mask, and for what lies outside the
+    picture.
     """
     if not isinstance(prompts, (list, tuple)) or not prompts:
         raise InputError(f"prompts: expected a list of points, boxes or masks, got {prompts!r}: {EXAMPLE}")

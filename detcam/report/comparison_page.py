@@ -11,8 +11,7 @@ from detcam.analysis.comparison import MEASURES, Comparison, mean
 from detcam.errors import writing
 from detcam.explanation import Explanation
 from detcam.files import whole_folder
-from detcam.report.pack import colour_tables, pack_map, span, webp
-from detcam.report.page import page
+from detcam.report.page import colour_tables, pack_map, page, span, webp
 
 DOCUMENT, PAGE = "compare.json", "compare.html"
 CELLS = 96  # rows or columns of a heatmap in the page, at most
@@ -25,19 +24,11 @@ def write_comparison(
     compared: Iterable[tuple[str | os.PathLike[str], Comparison]],
     names: tuple[str, str] = ("first", "second"),
 ) -> dict[str, Any]:
-    """Write `compare.json` and `compare.html`.
+    """Write `compare.json` and `compare.html` from the path or name of each image and its comparison.
 
-    Args:
-        folder: made if it does not exist.
-        compared: path or name of each image, and its comparison; may be a generator.
-        names: names of the two sides.
-
-    Returns:
-        The contents of `compare.json`: "a" and "b" (name and settings of each side), "measures", "summary", "pictures"
-        and "rows" (see `Comparison.rows`): objects in both sides first, in order of increasing similarity.
-
-    Raises:
-        OutputError: if the folder cannot be written.
+    Returns the contents of `compare.json`: "a" and "b" (name and settings of each side), "measures", "summary",
+    "pictures" and "rows" (see `Comparison.rows`): objects in both sides first, in order of increasing similarity.
+    Raises an OutputError if the folder cannot be made or written.
     """
     folder = Path(folder)
     with writing(folder, "choose another --out"):  # fail before the long work
@@ -104,8 +95,7 @@ class Gathered:
             "similarity": mean(row["similarity"] for row in both),
             "rank_correlation": mean(row["rank_correlation"] for row in both),
         }
-        sides = zip(self._names, self._settings, strict=True)
-        a, b = ({"name": name, "settings": settings} for name, settings in sides)
+        a, b = ({"name": name, "settings": s} for name, s in zip(self._names, self._settings, strict=True))
         return {
             "a": a, "b": b, "iou": self._iou, "measures": MEASURES, "summary": summary, "pictures": self._pictures,
             "rows": rows,

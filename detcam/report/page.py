@@ -1,28 +1,33 @@
-"""Page template: styles, scripts and data in one file, with a policy that forbids everything else."""
+"""Pages: template and data in one file, with a policy that forbids everything else; maps and images as text."""
 
 import base64
 import hashlib
 import html
 import json
 import re
+import zlib
+from collections.abc import Sequence
 from importlib.resources import files
 from typing import Any
 
+import cv2
+import numpy as np
+
+from detcam.geometry import Geometry
+from detcam.render import COLORMAPS, colour_table, shrunk
+from detcam.saved import PICTURE, Saved, broken
+
 SHARED = ("page.js", "heat.js")
+THUMBNAIL = 256  # pixels
+THUMBNAIL_CELLS = 40
 
 
 def page(name: str, title: str, data: dict[str, Any], scripts: tuple[str, ...], styles: tuple[str, ...] = ()) -> str:
-    """The page `name` with its data, as text.
+    """The page of `assets/NAME.html` and `assets/NAME.css` with its data, which the scripts get as `data`, as text.
 
     Untrusted text (names of files, classes, models) enters only here: the title is escaped, everything else is JSON in
-    a data block, from which the scripts insert it as text.
-
-    Args:
-        name: stem of `assets/NAME.html` and `assets/NAME.css`.
-        title: title of the window.
-        data: the value of `data` in the scripts.
-        scripts: names of assets, in loading order.
-        styles: names of further style sheets, loaded before `NAME.css`.
+    a data block, from which the scripts insert it as text. Scripts and further style sheets are names of assets, in
+    loading order; `NAME.css` comes last.
     """
     style = "".join(_asset(sheet) for sheet in ("base.css", *styles, f"{name}.css"))
     script = "\n".join(_asset(part) for part in (*SHARED, *scripts))
@@ -47,4 +52,73 @@ def _asset(name: str) -> str:
 
 def _fingerprint(text: str) -> str:
     """The hash that allows an inline block in the policy."""
-    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+    return f"sha256-{_text(hashlib.sha256(text.encode()).digest())}"
+
+
+def span(geometry: Geometry) -> list[float]:
+    """(left, top, right, bottom) of the network's input, which a map covers, as shares of the image.
+
+    Below 0 or above 1 where the image was padded, inside [0, 1] where it was cropped.
+    """
+    edges = [
+        (-pad / resized, (network - pad) / resized)
+        for resized, pad, network in zip(geometry.resized, geometry.pad, geometry.network, strict=True)
+    ]
+    (top, bottom), (left, right) = edges
+    return [round(edge, 9) for edge in (left, top, right, bottom)]
+
+
+def pack_map(raw: np.ndarray, cells: int) -> dict[str, Any]:
+    """A raw coarse map [h, w] as 256 grey levels, normalised like `Explanation.heatmaps`: ReLU, minimum to maximum.
+
+    Values that are not finite count as 0; maps of more than `cells` rows or columns are averaged down. Returns "rows",
+    "columns"; "low" and "high", the raw values of heat 0 and 1; "data", the levels [rows, columns] uint8, compressed by
+    zlib, in base64.
+    """
+    positive = np.where(np.isfinite(raw), raw, 0).clip(min=0).astype(np.float32)
+    low, high = float(positive.min()), float(positive.max())
+    heat: np.ndarray = (positive - low) / (high - low) if high > low else np.zeros_like(positive)
+    levels = np.rint(shrunk(heat, cells) * 255).astype(np.uint8)
+    return {
+        "rows": levels.shape[0],
+        "columns": levels.shape[1],
+        "low": low,
+        "high": high,
+        "data": _text(zlib.compress(levels.tobytes(), 9)),
+    }
+
+
+def colour_tables() -> dict[str, str]:
+    """Each of `detcam.render.COLORMAPS` as 256 x RGBA bytes in base64, in the same order; opacity as in overlays."""
+    opacity = np.rint(255 * np.sqrt(np.arange(256) / 255)).astype(np.uint8)
+    return {name: _text(np.column_stack([colour_table(name), opacity]).tobytes()) for name in COLORMAPS}
+
+
+def jpeg(data: bytes) -> str:
+    """A JPEG file as a data URL."""
+    return f"data:image/jpeg;base64,{_text(data)}"
+
+
+def thumbnail(saved: Saved, view: Sequence[float] = (0, 0, 1, 1)) -> str:
+    """A small WebP of a saved image, as a data URL; an InputError if `picture.jpg` is damaged.
+
+    `view` is the crop: left, top, right, bottom as shares of the image.
+    """
+    picture = saved.picture
+    image = cv2.imdecode(np.frombuffer(picture, np.uint8), cv2.IMREAD_COLOR) if picture else None
+    if image is None:
+        raise broken(saved.folder, f"{PICTURE}: not a JPEG file")
+    height, width = image.shape[:2]
+    left, top, right, bottom = (round(share * side) for share, side in zip(view, (width, height) * 2, strict=True))
+    image = image[top : max(bottom, top + 1), left : max(right, left + 1)]
+    return webp(image, THUMBNAIL, 60)
+
+
+def webp(image: np.ndarray, longest: int, quality: int) -> str:
+    """An image [H, W, 3] uint8 BGR as a WebP data URL, no side longer than `longest` pixels."""
+    data = cv2.imencode(".webp", shrunk(image, longest), [cv2.IMWRITE_WEBP_QUALITY, quality])[1]
+    return f"data:image/webp;base64,{_text(data.tobytes())}"
+
+
+def _text(data: bytes) -> str:
+    return base64.b64encode(data).decode()

@@ -11,8 +11,7 @@ import numpy as np
 
 from detcam.analysis.box_frame import BOX, MARGIN
 from detcam.analysis.heat_summary import FINE, MOSTLY, HeatSummary, ObjectHeat, Statistics, outside
-from detcam.report.pack import colour_tables, pack_map, span, thumbnail
-from detcam.report.page import page
+from detcam.report.page import colour_tables, pack_map, page, span, thumbnail
 from detcam.saved import Saved
 
 CARDS = 36  # cards of a kind, at most
@@ -25,13 +24,10 @@ Address = Callable[[Saved, int | None], str]  # explanation, position of an obje
 
 
 def summary_page(summaries: Sequence[HeatSummary], root: Path, address: Address, back: tuple[str, str]) -> str:
-    """`looks.html` as text.
+    """`looks.html` as text, for summaries of the explanations in the folder `root`.
 
-    Args:
-        summaries: from `detcam.analysis.heat_summary.summarise`.
-        root: the folder of the explanations.
-        address: gives the URL of the page that shows an object of an explanation.
-        back: URL and title of the page to go back to.
+    `address` gives the URL of the page that shows an object of an explanation; `back` are URL and title of the page to
+    go back to.
     """
     name = root.resolve().name
     data = {

@@ -10,8 +10,7 @@ from detcam.analysis.heat_summary import HeatSummary, summarise_groups
 from detcam.analysis.truth import Truth
 from detcam.errors import writing
 from detcam.files import write_whole
-from detcam.report.pack import THUMBNAIL_CELLS, colour_tables, jpeg, pack_map, span, thumbnail
-from detcam.report.page import page
+from detcam.report.page import THUMBNAIL_CELLS, colour_tables, jpeg, pack_map, page, span, thumbnail
 from detcam.report.summary_page import summary_json, summary_page
 from detcam.saved import Saved, find, pictures
 

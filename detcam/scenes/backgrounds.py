@@ -6,13 +6,13 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from detcam.scenes.palette import Colour, Palette, oklch
-from detcam.scenes.pen import Pen, Points, around, box, curve, ellipse, moved, points, rotated
+from detcam.scenes.pen import Colour, Palette, Pen, Points, around, box, curve, ellipse, moved, oklch, points, rotated
 
 Image = NDArray[np.uint8]
 Rng = np.random.Generator
 
 OVERSAMPLE = 2
+_PUFFS = ((-0.55, 0.0, 0.32), (-0.12, -0.2, 0.45), (0.38, -0.06, 0.36), (0.72, 0.08, 0.22))  # x, y, radius, of a cloud
 
 
 def background(rng: Rng, palette: Palette, height: int, width: int) -> Image:
@@ -46,11 +46,6 @@ def _ridge(rng: Rng, aspect: float, level: float, height: float) -> Points:
     return np.concatenate([np.stack([x, y], 1), points([(aspect + 0.05, 1.1), (-0.05, 1.1)])])
 
 
-def _cloud(x: float, y: float, size: float) -> list[Points]:
-    puffs = ((-0.55, 0.0, 0.32), (-0.12, -0.2, 0.45), (0.38, -0.06, 0.36), (0.72, 0.08, 0.22))
-    return [ellipse(x + size * dx, y + size * dy, size * r) for dx, dy, r in puffs]
-
-
 def _sky(pen: Pen, palette: Palette, rng: Rng, aspect: float) -> float:
     """Draw a sky with sun and clouds, by day or at dusk; return its lightness."""
     tone = float(rng.choice((0.88, 0.82, 0.9, 0.5)))
@@ -60,7 +55,8 @@ def _sky(pen: Pen, palette: Palette, rng: Rng, aspect: float) -> float:
     for halo, opacity in ((2.2, 0.18), (1.55, 0.25), (1.0, 0.9)):
         pen.fill(sun, ellipse(x, y, radius * halo), opacity=opacity)
     for _ in range(rng.integers(2, 6)):
-        puffs = _cloud(rng.uniform(0, aspect), rng.uniform(0.05, 0.45), rng.uniform(0.06, 0.16))
+        x, y, size = rng.uniform(0, aspect), rng.uniform(0.05, 0.45), rng.uniform(0.06, 0.16)
+        puffs = [ellipse(x + size * dx, y + size * dy, size * r) for dx, dy, r in _PUFFS]
         pen.fill((255, 255, 255), *puffs, opacity=rng.uniform(0.35, 0.75))
     return tone
 

@@ -11,8 +11,7 @@ from numpy.typing import NDArray
 
 from detcam.errors import InputError
 from detcam.scenes.backgrounds import background
-from detcam.scenes.palette import Palette
-from detcam.scenes.pen import Pen
+from detcam.scenes.pen import Palette, Pen
 from detcam.scenes.shapes import DRAWINGS
 
 CLASSES: tuple[str, ...] = tuple(DRAWINGS)

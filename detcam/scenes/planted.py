@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from detcam.errors import InputError
 from detcam.scenes.backgrounds import background
 from detcam.scenes.compose import Placed, Plan, Sprite, paint
-from detcam.scenes.palette import Palette
+from detcam.scenes.pen import Palette
 from detcam.scenes.planted_parts import BADGE, FAINT_BADGE, badge, body, patch, star
 
 VARIANTS = ("mark", "beacon", "context")
@@ -58,17 +58,12 @@ class PlantedScene:
 def draw_planted(seed: int, variant: str, change: str | None = None, only: int | None = None) -> PlantedScene:
     """Draw a scene of one to three objects, 192 x 192 pixels; the same arguments give the same bits.
 
-    Args:
-        seed: >= 0; seeds from `detcam.scenes.HELD_OUT_SEED` on are for tests and figures.
-        variant: one of `VARIANTS`.
-        change: to the scene of the seed: "swap" (the cause is that of the other class), "move" (the cause has another
-            position and the same class; a patch of ground keeps its position and gets other furrows), "distractor"
-            (another star elsewhere), "swap mark" (in "context", only the faint badge is that of the other class),
-            "no NAME" (without the part of that name), "no background" (its mean colour instead). None: nothing.
-        only: the object to change; None: all.
-
-    Raises:
-        InputError: for an unknown variant, a change or an object that does not exist, or a negative seed.
+    Seeds are >= 0; those from `detcam.scenes.HELD_OUT_SEED` on are for tests and figures. `only` is the object to
+    change, None: all. Changes: "swap" (the cause is that of the other class), "move" (the cause has another position
+    and the same class; a patch of ground keeps its position and gets other furrows), "distractor" (another star
+    elsewhere), "swap mark" (in "context", only the faint badge is that of the other class), "no NAME" (without the part
+    of that name), "no background" (its mean colour instead). Raises an InputError for an unknown variant, a change or
+    an object that does not exist, or a negative seed.
     """
     if seed < 0 or variant not in VARIANTS:
         raise InputError(f"draw_planted: seed {seed}, {variant!r}: give a seed >= 0 and a variant of {VARIANTS}")

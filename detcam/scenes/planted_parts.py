@@ -3,8 +3,7 @@
 import numpy as np
 
 from detcam.scenes.compose import Sprite
-from detcam.scenes.palette import Colour, Palette, oklch
-from detcam.scenes.pen import Pen, around, box, ellipse, points, rotated
+from detcam.scenes.pen import Colour, Palette, Pen, around, box, ellipse, oklch, points, rotated
 
 Rng = np.random.Generator
 

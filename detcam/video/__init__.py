@@ -4,8 +4,7 @@
 video file; `write`, which `detcam video` runs, does both.
 """
 
-from detcam.video.frame import Frame
-from detcam.video.paint import VIEWS, Style
+from detcam.video.frame import VIEWS, Frame, Style
 from detcam.video.pipeline import Stats, explain
 from detcam.video.readers import open_source
 from detcam.video.sink import Sink

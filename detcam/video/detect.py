@@ -37,14 +37,9 @@ class DetectedFrame:
 
 
 def detect(explainer: Explainer, images: list[np.ndarray]) -> list[tuple[Objects, Geometry]]:
-    """Detect the objects that `explainer` would explain, without explaining them.
+    """The objects that `explainer` would explain in each image, and its placement in the network's input.
 
-    Args:
-        explainer: gives the model and the thresholds.
-        images: [H, W, 3] uint8 RGB, all of one size; they form one batch.
-
-    Returns:
-        The objects of each image, and its placement in the network's input.
+    Nothing is explained. The images [H, W, 3] uint8 RGB, all of one size, form one batch.
     """
     if not images:
         return []
@@ -101,16 +96,10 @@ def period(budget: float, plain: float, explained: float) -> int:
 def choose(
     images: list[np.ndarray], explainer: Explainer, budget: float, cheaper: Explainer | None
 ) -> tuple[Explainer, int, str]:
-    """Choose the explainer and the K for `budget` frames per second, by timing some frames of the video.
+    """Choose the explainer and the K for `budget` frames a second, by timing some frames [H, W, 3] uint8 RGB.
 
-    Args:
-        images: frames to time, [H, W, 3] uint8 RGB.
-        explainer: the explainer that the user asked for.
-        budget: frames per second.
-        cheaper: fallback if `explainer` would explain too few frames.
-
-    Returns:
-        The explainer, the K, and a sentence about them for the user.
+    `cheaper` is taken if `explainer`, which the user asked for, would explain too few frames. Returns the explainer,
+    the K, and a sentence about them for the user.
     """
     plain = _seconds(lambda image: detect(explainer, [image]), images)
     explained = _seconds(explainer, images)

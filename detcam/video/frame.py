@@ -1,4 +1,4 @@
-"""Frame: one image of a video with its objects, tracks and heatmaps."""
+"""Frame: one image of a video with its objects, tracks and heatmaps, and how it is drawn."""
 
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -8,12 +8,70 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from detcam import render
+from detcam.errors import InputError, nearest
 from detcam.geometry import Geometry
 from detcam.render.canvas import resized
 from detcam.render.overlay import heated
 from detcam.types import Objects
-from detcam.video.paint import Style, labelled
 from detcam.video.tracks import Heat, at_boxes
+
+VIEWS = {
+    "boxes": "the heatmap of each object inside its box",
+    "fused": "one layer of all heatmaps, the hottest in front, over the whole image",
+    "none": "boxes and labels only; nothing is explained",
+}
+# RGB; distinct from one another and from the warm tones of the default colour map.
+TRACK_COLOURS = (
+    (64, 224, 255), (120, 255, 120), (255, 255, 255), (190, 160, 255), (0, 200, 160), (255, 170, 230),
+    (90, 150, 255), (200, 255, 60), (170, 210, 255), (0, 240, 90), (225, 225, 150), (150, 150, 255),
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Style:
+    """Drawing style of a frame.
+
+    Attributes:
+        view: a key of VIEWS.
+        classes: names of the classes to draw; None: all.
+        track: number of the only track to draw; None: all.
+        strongest: number of objects to draw, those with the highest scores; None: all.
+        side_by_side: whether the original frame is shown on the left.
+        alpha: opacity of the hottest pixel, in [0, 1].
+        colormap: a key of `detcam.render.COLORMAPS`.
+
+    Raises:
+        InputError: for a value that cannot be used.
+    """
+
+    view: str = "boxes"
+    classes: tuple[str, ...] | None = None
+    track: int | None = None
+    strongest: int | None = None
+    side_by_side: bool = False
+    alpha: float = 0.75
+    colormap: str = "inferno"
+
+    def __post_init__(self) -> None:
+        if self.view not in VIEWS:
+            raise InputError(f"view {self.view!r} does not exist: {nearest(self.view, VIEWS)}")
+        render.colour_table(self.colormap)  # raises for one that does not exist
+        if self.strongest is not None and self.strongest < 1:
+            raise InputError(f"strongest: expected a whole number of at least 1, got {self.strongest}")
+        if not 0 <= self.alpha <= 1:
+            raise InputError(f"alpha: expected a number in [0, 1], got {self.alpha}")
+
+    def chosen(self, objects: Objects, tracks: list[int]) -> list[int]:
+        """Positions of the objects to draw, by increasing score: the strongest are drawn on top."""
+        places = [
+            i
+            for i, (label, track) in enumerate(zip(objects.labels, tracks, strict=True))
+            if (self.classes is None or label in self.classes) and (self.track is None or track == self.track)
+        ]
+        scores = objects.scores.tolist()
+        places.sort(key=lambda i: scores[i])
+        return places if self.strongest is None else places[-self.strongest :]
 
 
 @dataclass(frozen=True)
@@ -81,20 +139,18 @@ class Frame:
         chosen = style.chosen(self.objects, self.tracks)
         warm = [i for i in chosen if i in set(self.warm)]
         if warm and style.view != "none":
-            places = self._places(warm, style.view)
+            places = self.objects.boxes[warm].float()  # [K, 4] region of each heatmap
+            if style.view == "fused":  # the part of the image that the network saw
+                rows, columns = self.geometry.seen(self.geometry.source)
+                places = places.new_tensor([columns.start, rows.start, columns.stop, rows.stop]).expand(len(warm), 4)
             picture = heated(self.image, *self.cells(warm), places, style.alpha, style.colormap)
         else:
             picture = self.image.copy()
-        labelled(picture, self.objects, self.tracks, chosen)
+        boxes, scores = self.objects.boxes.tolist(), self.objects.scores.tolist()
+        for i in chosen:
+            title = f"{self.objects.labels[i]} {self.tracks[i]} {scores[i]:.2f}"
+            render.draw_box_on(picture, boxes[i], title, TRACK_COLOURS[self.tracks[i] % len(TRACK_COLOURS)])
         return np.concatenate([self.image, picture], axis=1) if style.side_by_side else picture
-
-    def _places(self, warm: list[int], view: str) -> Tensor:
-        """[K, 4] region of each heatmap: its box, or for "fused" the part of the image that the network saw."""
-        boxes = self.objects.boxes[warm].float()
-        if view != "fused":
-            return boxes
-        rows, columns = self.geometry.seen(self.geometry.source)
-        return boxes.new_tensor([columns.start, rows.start, columns.stop, rows.stop]).expand(len(warm), 4)
 
     def rows(self) -> list[dict[str, Any]]:
         """A row for each object, as plain numbers and strings; see docs/video.md."""

@@ -12,8 +12,7 @@ import numpy as np
 
 from detcam.errors import ImageError, InputError
 from detcam.images import SUFFIXES, displayable, read_image
-from detcam.video.container import LIVE, MAX_PIXELS, import_av, open_container, reason
-from detcam.video.source import Colours, Picture, Source
+from detcam.video.source import LIVE, MAX_PIXELS, Colours, Picture, Source, import_av, open_container, reason
 
 FOLDER_RATE = Fraction(10)  # images in a folder have no times
 

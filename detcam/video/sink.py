@@ -1,6 +1,7 @@
-"""Sink: writes frames to an H.264 file that plays in browsers, completely or not at all."""
+"""Sink: writes frames and sound to an H.264 file that plays in browsers, completely or not at all."""
 
 import os
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, suppress
 from fractions import Fraction
 from pathlib import Path
@@ -10,12 +11,55 @@ import numpy as np
 
 from detcam.errors import OutputError
 from detcam.files import unfinished
-from detcam.video.audio import Sound
-from detcam.video.container import import_av, reason
-from detcam.video.source import Source
+from detcam.video.source import Source, import_av, open_container, reason
 
 FORMATS = {".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".mkv": "matroska"}
 SCALER_MATRIX = {1: 1, 5: 5, 6: 5, 7: 7, 9: 9}  # FFmpeg's number of a colour matrix -> that of its scaler
+
+
+class Sound:
+    """Copies the sound of the file `url` into PyAV's container `output`, whose header is not written yet."""
+
+    def __init__(self, url: str, output: Any) -> None:
+        av = import_av()
+        self._output = output
+        self._input = open_container(url)
+        self._start = Fraction(self._input.start_time or 0, av.time_base)
+        self._streams: dict[int, Any] = {}
+        self.left_out: list[str] = []  # codecs that the output format does not support
+        for stream in self._input.streams.audio:
+            if stream.codec_context.name in output.supported_codecs:
+                self._streams[stream.index] = output.add_stream_from_template(stream)
+            else:
+                self.left_out.append(stream.codec_context.name)
+        self._packets = self._read()
+        self._next = next(self._packets, None)
+
+    def _read(self) -> Iterator[tuple[Fraction, Any]]:
+        """(start time, packet), until the end of the file or the first damage."""
+        chosen = [stream for stream in self._input.streams.audio if stream.index in self._streams]
+        if not chosen:
+            return
+        with suppress(import_av().error.FFmpegError, OSError):
+            for packet in self._input.demux(*chosen):
+                if packet.dts is not None and not packet.is_corrupt:
+                    start = round(self._start / packet.time_base)
+                    time = packet.dts * packet.time_base - self._start
+                    packet.dts -= start
+                    packet.pts = packet.dts if packet.pts is None else packet.pts - start
+                    yield time, packet
+
+    def copy(self, until: float | None = None) -> None:
+        """Copy the packets that start before `until` seconds, or all remaining packets."""
+        while self._next is not None and (until is None or self._next[0] < until):
+            packet = self._next[1]
+            packet.stream = self._streams[packet.stream_index]
+            self._output.mux(packet)
+            self._next = next(self._packets, None)
+
+    def close(self) -> None:
+        """Close the file."""
+        self._input.close()
 
 
 class Sink(AbstractContextManager["Sink"]):

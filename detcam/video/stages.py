@@ -6,11 +6,12 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from time import perf_counter
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
 
 POLL = 0.1  # seconds after which a waiting thread checks whether it is still needed
+END = object()  # the last element in the queue of a stage
 
 
 class Clock:
@@ -56,24 +57,12 @@ def timed(items: Iterable[T], clock: Clock, part: str) -> Iterator[T]:
         yield item
 
 
-class _End:
-    """Last element in the queue of a stage: no more items follow, possibly because of an error."""
-
-    def __init__(self, error: BaseException | None = None) -> None:
-        self.error = error
-
-
 class Ahead(Generic[T]):
     """The items of an iterable, produced in a separate thread that runs at most `room` items ahead.
 
-    An error in that thread is raised in the thread that iterates.
-
-    Args:
-        items: the iterable; its `close`, if any, is called in the thread.
-        room: capacity of the queue.
-        clock: clock of the thread.
-        newest: when the queue is full, drop its oldest item instead of waiting: for live sources.
-        stop: when set, the iteration ends.
+    An error in that thread is raised in the thread that iterates; the iterable's `close`, if any, is called in the
+    thread, whose clock is `clock`. With `newest`, for live sources, a full queue drops its oldest item instead of
+    waiting. When `stop` is set, the iteration ends.
     """
 
     def __init__(
@@ -82,28 +71,28 @@ class Ahead(Generic[T]):
         self._items, self._clock, self._newest = items, clock, newest
         self._stop = stop or threading.Event()
         self._closed = threading.Event()
-        self._queue: queue.Queue[T | _End] = queue.Queue(room)
+        self._queue: queue.Queue[Any] = queue.Queue(room)  # of T, and then END
+        self._error: BaseException | None = None  # that ended the items
         self.dropped = 0
         self._thread = threading.Thread(target=self._run, name="detcam video", daemon=True)
         self._thread.start()
 
     def _run(self) -> None:
         self._clock.start()
-        end = _End()
         try:
             for item in self._items:
                 with self._clock("room"):
                     if not self._put(item):
                         break
         except BaseException as error:
-            end = _End(error)
+            self._error = error
         finally:
             close = getattr(self._items, "close", None)
             if close is not None:
                 close()
-        self._put(end)
+        self._put(END)
 
-    def _put(self, item: T | _End) -> bool:
+    def _put(self, item: object) -> bool:
         """Put an item into the queue; False if the stage was closed before there was room."""
         while not self._closed.is_set():
             try:
@@ -122,9 +111,9 @@ class Ahead(Generic[T]):
                 item = self._queue.get(timeout=POLL)
             except queue.Empty:
                 continue
-            if isinstance(item, _End):
-                if item.error is not None:
-                    raise item.error
+            if item is END:
+                if self._error is not None:
+                    raise self._error
                 return
             yield item
 

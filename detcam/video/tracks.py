@@ -22,13 +22,8 @@ class Tracker:
     """Assigns track numbers to objects with ByteTrack, as implemented in the package `trackers`.
 
     Zhang et al. 2022, "ByteTrack: Multi-Object Tracking by Associating Every Detection Box". Every object gets a number
-    on its first frame; objects of different classes are never matched.
-
-    Args:
-        rate: approximate frames per second.
-
-    Raises:
-        DependencyError: if `trackers` is not installed.
+    on its first frame; objects of different classes are never matched. The rate is about the frames per second. Raises
+    a DependencyError if `trackers` is not installed.
     """
 
     def __init__(self, rate: float) -> None:
@@ -88,10 +83,8 @@ class HeatMemory:
     """The heatmaps of all tracks, smoothed over time.
 
     A track's heatmap follows new maps with the time constant FOLLOW, moves with the box, and is divided by the recent
-    maximum of the track, not by the maximum of each frame, which would flicker.
-
-    Args:
-        steady: if False, every map is divided by its own maximum and nothing is kept from earlier frames.
+    maximum of the track, not by the maximum of each frame, which would flicker; unless `steady`, every map is divided
+    by its own maximum and nothing is kept from earlier frames.
     """
 
     def __init__(self, steady: bool = True) -> None:
@@ -113,15 +106,10 @@ class HeatMemory:
         time: float,
         network: tuple[int, int],
     ) -> None:
-        """Add the raw maps of the objects of a frame.
+        """Add the raw coarse maps [h, w] of the N objects of a frame, with the track number of each.
 
-        Args:
-            tracks: track number of each of the N objects.
-            boxes: [N, 4] xyxy in pixels of the network's input.
-            maps: raw coarse maps [h, w].
-            energies, notes: as in `Heat`.
-            time: seconds.
-            network: height and width of the network's input in pixels.
+        Boxes [N, 4] are xyxy in pixels of the network's input, whose height and width are `network`; `energies` and
+        `notes` are as in `Heat`, `time` is in seconds.
         """
         if not tracks:
             return
@@ -157,27 +145,16 @@ class HeatMemory:
 def at_boxes(
     heats: list[Heat], boxes: np.ndarray, part: tuple[float, float, float, float], network: tuple[int, int]
 ) -> tuple[Tensor, Tensor]:
-    """The maps [K, h, w] of heats whose objects are now at `boxes`, and the `window_of` each [K, 4]."""
-    windows = [window_of(heat, box, part, network) for heat, box in zip(heats, boxes, strict=True)]
-    maps = torch.stack([heat.map for heat in heats])
-    return maps, torch.tensor(windows, dtype=torch.float32, device=maps.device)
+    """The maps [K, h, w] of heats, and the window [K, 4] of each, in cells, that is shown at `part` now.
 
-
-def window_of(
-    heat: Heat, box: np.ndarray, part: tuple[float, float, float, float], network: tuple[int, int]
-) -> tuple[float, float, float, float]:
-    """The window of a heat's map, in cells, that is shown at `part` of the network's input when the object is at `box`.
-
-    Args:
-        heat: the heat of an object that was at `heat.box`.
-        box: (x1, y1, x2, y2) of the object now, in pixels of the network's input.
-        part: (x1, y1, x2, y2) in the same pixels.
-        network: height and width of the network's input.
+    The objects were at `Heat.box` and are now at `boxes` [K, 4] xyxy. Boxes and `part` are in pixels of the network's
+    input, whose height and width are `network`.
     """
-    sides = []
-    for first, last, cells, pixels in ((0, 2, heat.map.shape[1], network[1]), (1, 3, heat.map.shape[0], network[0])):
-        size, before = box[last] - box[first], heat.box[last] - heat.box[first]
-        stretch = before / size if size > 0 and before > 0 else 1.0
-        sides.append([(heat.box[first] + (part[i] - box[first]) * stretch) * cells / pixels for i in (first, last)])
-    (left, right), (top, bottom) = sides
-    return float(left), float(top), float(right), float(bottom)
+    maps = torch.stack([heat.map for heat in heats])
+    kind = np.result_type(boxes, np.float32)
+    before, now = (np.array(c, kind).reshape(-1, 2, 2) for c in ([heat.box for heat in heats], boxes))
+    old, new = before[:, 1] - before[:, 0], now[:, 1] - now[:, 0]  # [K, 2] width and height
+    stretch = np.divide(old, new, out=np.ones_like(old), where=(old > 0) & (new > 0))
+    shown = before[:, :1] + (np.array(part, kind).reshape(2, 2) - now[:, :1]) * stretch[:, None]
+    windows = shown * np.array(maps.shape[:0:-1], kind) / np.array(network[::-1], kind)
+    return maps, torch.tensor(windows.reshape(-1, 4), dtype=torch.float32, device=maps.device)

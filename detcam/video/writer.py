@@ -14,8 +14,7 @@ import numpy as np
 from detcam.errors import OutputError, writing
 from detcam.explainer import Explainer
 from detcam.files import unfinished
-from detcam.video.frame import Frame
-from detcam.video.paint import Style
+from detcam.video.frame import Frame, Style
 from detcam.video.pipeline import ROOM, Stats, explain
 from detcam.video.readers import open_source
 from detcam.video.sink import Sink

@@ -68,14 +68,10 @@ class Dataset:
         return frozenset(int(match[1]) for match in matches if match)
 
     def begin(self, manifest: dict[str, Any], resume: bool) -> frozenset[int]:
-        """Start a job here, or continue one.
+        """Start a job here, or continue one; returns the chunks that are done.
 
-        Returns:
-            The chunks that are done.
-
-        Raises:
-            InputError: if the folder is not empty and `resume` is False, or it has a job of another manifest.
-            OutputError: if the folder cannot be written.
+        Raises an InputError if the folder is not empty and `resume` is False, or it has a job of another manifest; an
+        OutputError if the folder cannot be written.
         """
         earlier, done = self.manifest(), self.done()
         if earlier is None and (names := self.folder.names()):

@@ -14,12 +14,9 @@ from detcam.files import write_whole
 
 
 class Folder:
-    """A folder of files that are written whole or not at all.
+    """A folder of files that are written whole or not at all: a path, or a URL for fsspec (`s3://bucket/heat`).
 
     On disk a file is written under a hidden name and renamed; an object store's put is atomic by itself.
-
-    Args:
-        name: a path, or a URL that fsspec opens (`s3://bucket/heat`).
     """
 
     def __init__(self, name: str | os.PathLike[str]) -> None:
@@ -46,8 +43,7 @@ class Folder:
     def read(self, name: str) -> bytes:
         """The bytes of a file in it; an OSError if the file cannot be read."""
         with self._store() as (system, path):
-            data: bytes = system.cat_file(f"{path}/{name}")
-        return data
+            return bytes(system.cat_file(f"{path}/{name}"))
 
     def write(self, name: str, data: bytes) -> None:
         """Write a file, or replace it, and make the folder if need be; an OutputError if that fails."""

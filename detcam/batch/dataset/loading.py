@@ -24,15 +24,10 @@ CACHED = 4  # shards in memory
 
 
 class LoadedExplanation(Explanation):
-    """An explanation from a dataset; the image is read again from `uri` on first access.
+    """An explanation from a dataset; the image is read again from `uri` on first access."""
 
-    Attributes:
-        key: key of the image in its source.
-        uri: path or URL of the image.
-    """
-
-    key: str
-    uri: str
+    key: str  # key of the image in its source
+    uri: str  # path or URL of the image
 
     def __init__(self, key: str, uri: str, **rest: Any) -> None:
         for name, value in {"key": key, "uri": uri, **rest}.items():
@@ -92,11 +87,7 @@ class Loaded(Sequence[LoadedExplanation]):
     @overload
     def __getitem__(self, which: slice) -> list[LoadedExplanation]: ...
     def __getitem__(self, which: int | str | slice) -> LoadedExplanation | list[LoadedExplanation]:
-        """The explanation of an image by its index or key, or a list of explanations by a slice.
-
-        Raises:
-            IndexError, KeyError: if there is no such image.
-        """
+        """The explanation of an image by index or key, or those of a slice; an IndexError or KeyError without it."""
         if isinstance(which, slice):
             return [self[i] for i in range(len(self))[which]]
         if isinstance(which, str):

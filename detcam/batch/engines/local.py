@@ -79,7 +79,7 @@ class LocalEngine:
 
     def __call__(self, chunks: Iterable[Chunk], options: Options, on_batch: OnBatch) -> None:
         """See `Engine`."""
-        _Run(self, iter(chunks), options, on_batch).run()
+        _Run(self, chunks, options, on_batch).run()
 
     def device(self, worker: int) -> str | None:
         """The device of a worker."""
@@ -106,8 +106,9 @@ def cores() -> int:
 class _Run:
     """One run of an engine. A worker has one task at a time, so neither side ever waits for the other to read."""
 
-    def __init__(self, engine: LocalEngine, chunks: Iterator[Chunk], options: Options, on_batch: OnBatch) -> None:
-        self._engine, self._chunks, self._options, self._on_batch = engine, chunks, options, on_batch
+    def __init__(self, engine: LocalEngine, chunks: Iterable[Chunk], options: Options, on_batch: OnBatch) -> None:
+        self._engine, self._options, self._on_batch = engine, options, on_batch
+        self._tasks = map(_Task, chunks)
         self._again: deque[_Task] = deque()
         self._slots: dict[int, _Slot] = {}
         self._context = fork_context()
@@ -134,19 +135,13 @@ class _Run:
             slot = self._slots.get(number)
             if slot is not None and slot.task is not None:
                 continue
-            task = self._next()
+            task = self._again.popleft() if self._again else next(self._tasks, None)
             if task is None:
                 break
             if slot is None:
                 slot = self._slots[number] = self._start(number)
             self._assign(slot, task)
         return any(slot.task is not None for slot in self._slots.values())
-
-    def _next(self) -> _Task | None:
-        if self._again:
-            return self._again.popleft()
-        chunk = next(self._chunks, None)
-        return None if chunk is None else _Task(chunk)
 
     def _start(self, number: int) -> _Slot:
         ours, theirs = self._context.Pipe()

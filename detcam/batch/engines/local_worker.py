@@ -1,7 +1,5 @@
 """Worker process of the local engine."""
 
-from __future__ import annotations
-
 import multiprocessing
 import os
 import pickle
@@ -9,13 +7,13 @@ import signal
 import threading
 import traceback
 from multiprocessing.connection import Connection
-from typing import TYPE_CHECKING
+
+import cv2
+import torch
 
 from detcam.batch.engines.watchdog import Watchdog
+from detcam.batch.worker import Options, Worker
 from detcam.errors import DetcamError
-
-if TYPE_CHECKING:
-    from detcam.batch.worker import Options, Worker
 
 
 def serve(connection: Connection, options: Options, device: str | None, name: str, threads: int, limit: float) -> None:
@@ -52,11 +50,6 @@ def _end_with_engine() -> None:
 
 def make_worker(options: Options, device: str | None, name: str, threads: int) -> Worker:
     """A worker for a process of its own, in which libraries use `threads` threads; see `Worker`."""
-    import cv2
-    import torch
-
-    from detcam.batch.worker import Worker
-
     torch.set_num_threads(threads)
     cv2.setNumThreads(threads)
     worker = Worker(options, device, name)

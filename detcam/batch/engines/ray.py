@@ -8,7 +8,6 @@ import pickle
 import socket
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from functools import cached_property
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -62,18 +61,13 @@ class RayEngine:
         self._out = place if place is None or is_url(place) else os.path.abspath(place)  # workers have other folders
 
     def __call__(self, chunks: Iterable[Chunk], options: Options, on_batch: OnBatch) -> None:
-        """See `Engine`.
-
-        Raises:
-            InputError: if no cluster answers, or the cluster is too small.
-            DependencyError: if Ray is not installed.
-        """
+        """See `Engine`; an InputError if no cluster answers or it is too small, a DependencyError without Ray."""
         chunks = iter(chunks)
         first = list(islice(chunks, 1))
         if not first:
             return
         with self._connected():
-            workers, threads, gpus = self._shares
+            workers, threads, gpus = self._shares(_ray().cluster_resources())
             device = self._device if not gpus else "cuda"
             settings = WorkerSettings(options, device, threads, os.getcwd(), self._out, self._timeout)
             run = _Run(settings, workers, gpus, on_batch)
@@ -93,10 +87,7 @@ class RayEngine:
         if ray.is_initialized():
             yield
             return
-        if self._address == "local":
-            self._start(ray)
-        else:
-            self._connect(ray)
+        (self._start if self._address == "local" else self._connect)(ray)
         try:
             yield
         finally:
@@ -105,9 +96,10 @@ class RayEngine:
     def _start(self, ray: Any) -> None:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray would report to its makers
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+        here = max(cores(), (self._asked_workers or 1) * (self._asked_threads or 1))
         for left in reversed(range(STARTS)):  # Ray gives up after 30 seconds, which a busy machine may need
             try:
-                ray.init("local", num_cpus=self._cores_here(), include_dashboard=False, **QUIET)
+                ray.init("local", num_cpus=here, include_dashboard=False, **QUIET)
                 return
             except Exception as error:
                 ray.shutdown()
@@ -122,21 +114,9 @@ class RayEngine:
             reason = " ".join(str(error).split())
             raise InputError(f"no Ray cluster answers at {self._address!r} ({reason}): try `ray status`") from None
 
-    def _cores_here(self) -> int:
-        return max(cores(), (self._asked_workers or 1) * (self._asked_threads or 1))
-
-    @cached_property
-    def _shares(self) -> tuple[int, int, int]:
-        """The number of workers, and the cores and GPUs of each."""
-        ray = _ray()
-        if self._address == "local" and not ray.is_initialized():
-            import torch
-
-            cpus, gpus = self._cores_here(), torch.cuda.device_count()
-        else:
-            with self._connected():
-                resources = ray.cluster_resources()
-            cpus, gpus = int(resources.get("CPU", 0)), int(resources.get("GPU", 0))
+    def _shares(self, resources: dict[str, float]) -> tuple[int, int, int]:
+        """The number of workers, and the cores and GPUs of each, on a cluster with these resources."""
+        cpus, gpus = int(resources.get("CPU", 0)), int(resources.get("GPU", 0))
         gpus = gpus if self._device is None or self._device.startswith("cuda") else 0
         workers = self._asked_workers or gpus or cpus // (self._asked_threads or 1)
         threads = self._asked_threads or max(cpus // max(workers, 1), 1)

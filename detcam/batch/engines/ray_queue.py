@@ -41,14 +41,10 @@ class ChunkQueue:
         self._chunks.pop(place, None)
 
     async def begin(self, work: str, age: float) -> tuple[int, float]:
-        """Record that a worker begins some work.
+        """Record that a worker begins some work: a chunk, an image or a start.
 
-        Args:
-            work: name of a chunk, an image or a start.
-            age: seconds since the worker's process started; it replaces the one that died over this work.
-
-        Returns:
-            How many times the work began before without an end, and the seconds that the last of them had.
+        Returns how many times the work began before without an end, and the seconds that the last of them had. `age` is
+        the seconds since the worker's process started, which replaces the one that died over this work.
         """
         now, earlier = monotonic(), self._begun.setdefault(work, [])
         result = len(earlier), max(now - age - earlier[-1], 0.0) if earlier else 0.0

@@ -15,12 +15,11 @@ from detcam.batch.engines.local import STARTS, TRIES, fatal, hung
 from detcam.batch.engines.local_worker import make_worker, portable
 from detcam.batch.engines.watchdog import Watchdog
 from detcam.batch.items import Chunk
+from detcam.batch.worker import Options, Worker
 from detcam.errors import DetcamError, InputError
 
 if TYPE_CHECKING:
     import pyarrow as pa
-
-    from detcam.batch.worker import Options, Worker
 
 
 @dataclass(frozen=True)
@@ -47,13 +46,13 @@ class WorkerSettings:
 class ChunkWorker:
     """Turns a table of chunks into a table of receipts: the callable class of Ray Data's actor pool.
 
-    Args:
-        settings: of the run.
-        queue: handle of the `ChunkQueue` actor.
-        worker: None: made when the first chunk comes.
+    `queue` is the handle of the `ChunkQueue` actor. The worker is made when the first chunk comes, unless it is given.
     """
 
     def __init__(self, settings: WorkerSettings, queue: Any, worker: Worker | None = None) -> None:
+        import ray
+
+        self._ray: Any = ray
         self._settings, self._queue, self._worker = settings, queue, worker
         self._started = monotonic()
         self._watchdog = Watchdog(settings.timeout)
@@ -82,7 +81,7 @@ class ChunkWorker:
     def _ready(self) -> Worker:
         """The worker, made when the first chunk comes: an error in its options is then answered like any other."""
         if self._worker is None:
-            start = f"start {_runtime().get_actor_id()}"  # an actor that is restarted keeps its id
+            start = f"start {self._ray.get_runtime_context().get_actor_id()}"  # an actor that is restarted keeps its id
             if self._begin(start)[0] == STARTS:
                 raise DetcamError("workers die while they start: use fewer --workers, or a smaller model")
             settings = self._settings
@@ -90,7 +89,7 @@ class ChunkWorker:
                 os.chdir(settings.folder)
             if settings.out is not None and Dataset(Folder(settings.out)).manifest() is None:
                 raise InputError(f"{settings.out} is not visible on every machine: choose a shared folder or a URL")
-            self._worker = make_worker(settings.options, settings.device, _name(), settings.threads)
+            self._worker = make_worker(settings.options, settings.device, self._name(), settings.threads)
             self._end(start)
         return self._worker
 
@@ -109,7 +108,7 @@ class ChunkWorker:
             batch = self._explained(worker, chunk)
         else:
             reason = hung(item, self._settings.timeout) if has_hung else fatal(item)
-            batch = Batch.of(chunk.number, [failed(item, reason, _name())], self._settings.options.metrics)
+            batch = Batch.of(chunk.number, [failed(item, reason, self._name())], self._settings.options.metrics)
         self._end(work)
         return batch
 
@@ -122,23 +121,12 @@ class ChunkWorker:
 
     def _begin(self, work: str) -> tuple[int, bool]:
         """How many workers died over this work before, and whether the last of them hung, by its time."""
-        import ray
-
-        deaths, seconds = ray.get(self._queue.begin.remote(work, monotonic() - self._started))
+        deaths, seconds = self._ray.get(self._queue.begin.remote(work, monotonic() - self._started))
         return deaths, 0 < self._settings.timeout <= seconds
 
     def _end(self, work: str) -> None:
-        import ray
+        self._ray.get(self._queue.end.remote(work))
 
-        ray.get(self._queue.end.remote(work))
-
-
-def _runtime() -> Any:
-    import ray
-
-    return ray.get_runtime_context()
-
-
-def _name() -> str:
-    """Node and process, by which Ray's logs are found."""
-    return f"{_runtime().get_node_id()[:8]}-{os.getpid()}"
+    def _name(self) -> str:
+        """Node and process, by which Ray's logs are found."""
+        return f"{self._ray.get_runtime_context().get_node_id()[:8]}-{os.getpid()}"

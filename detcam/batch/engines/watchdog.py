@@ -12,10 +12,8 @@ STDERR = 2
 class Watchdog:
     """Ends this process when no step of the work is done for too long; a `detcam.batch.worker.Tick`.
 
-    The timer is a C thread of `faulthandler`, so it also fires while some thread holds the interpreter's lock.
-
-    Args:
-        limit: seconds for an image; 0: no limit.
+    `limit` is in seconds for an image, 0 for no limit. The timer is a C thread of `faulthandler`, so it also fires
+    while some thread holds the interpreter's lock.
     """
 
     def __init__(self, limit: float) -> None:

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 
 from detcam.batch.items import Item, Source
 from detcam.batch.sources import storage
-from detcam.batch.sources.listed import files, normal, text
 from detcam.errors import InputError, nearest, needing
 from detcam.images import SUFFIXES
 
@@ -32,14 +31,9 @@ USUAL = ("image", "img", "picture", "jpg", "png", "path", "image_path", "file_na
 def tar_source(name: str, folder: str, tars: Sequence[str], suffix: str | None = None) -> Source:
     """The images in WebDataset tar files, each read by its byte range; only headers are read here.
 
-    Args:
-        name: SRC as the user gave it.
-        folder: folder of the files.
-        tars: the files, relative to it.
-        suffix: take the members `KEY.suffix`; None: those with an image's suffix.
-
-    Raises:
-        InputError: for a damaged file, for two images in a sample, and for two images with the same key.
+    `tars` are relative to `folder`; `name` is SRC as the user gave it. The members `KEY.suffix` are taken, without
+    `suffix` those with an image's suffix. Raises an InputError for a damaged file, two images in a sample, and two
+    images with the same key.
     """
     with ThreadPoolExecutor(FILES_AT_ONCE) as pool:
         listed = list(pool.map(lambda tar: _members(storage.join(folder, tar), suffix), tars))
@@ -68,7 +62,7 @@ def _members(place: str, suffix: str | None) -> tuple[list[str], array[int]]:
                     parts = NAME.match(member.name)
                     if parts is None or not member.isreg() or not _is_wanted(parts[2].lower(), suffix):
                         continue
-                    key = text(normal(parts[1])).lstrip("/")
+                    key = storage.text(storage.normal(parts[1])).lstrip("/")
                     if keys and key == keys[-1]:
                         raise InputError(
                             f"{place}: {key!r} has two images ({last} and {parts[2]}): choose one with --column"
@@ -82,9 +76,7 @@ def _members(place: str, suffix: str | None) -> tuple[list[str], array[int]]:
 
 
 def _is_wanted(actual: str, suffix: str | None) -> bool:
-    if suffix is not None:
-        return actual == suffix.lower().lstrip(".")
-    return "." + actual.rpartition(".")[2] in SUFFIXES
+    return "." + actual.rpartition(".")[2] in SUFFIXES if suffix is None else actual == suffix.lower().lstrip(".")
 
 
 def parquet_source(
@@ -98,17 +90,10 @@ def parquet_source(
 ) -> Source:
     """The images in the rows of Parquet files: bytes, paths, or the struct of both that `datasets` writes.
 
-    Args:
-        name: SRC as the user gave it.
-        folder: folder of the files.
-        tables: the files, relative to it.
-        root: folder that paths in the files refer to; None: `folder`.
-        column: column of images; None: chosen by its metadata, type or name.
-        key: column of keys; None: the paths if the column holds paths only, else `FILE#ROW`.
-        web: allow http(s) URLs as paths.
-
-    Raises:
-        InputError: for a damaged file, columns that are missing or ambiguous, and two images with the same key.
+    `tables` are relative to `folder`, paths in them to `root`, or else to `folder`; `name` is SRC as the user gave it,
+    `web` allows http(s) URLs. Without `column`, the column of images is chosen by its metadata, type or name. Without
+    `key`, keys are the paths if the column holds paths only, else `FILE#ROW`. Raises an InputError for a damaged file,
+    columns that are missing or ambiguous, and two images with the same key.
     """
     places = [storage.join(folder, table) for table in tables]
     with ThreadPoolExecutor(FILES_AT_ONCE) as pool:
@@ -120,10 +105,11 @@ def parquet_source(
                 raise InputError(f"{place} has no column {wanted!r}: {nearest(wanted, schema.names)}")
     keys = None if key is None else _texts(places, key)
     if _kind(heads[0][1].field(column).type) == "path":
-        return files(name, root or folder, map(normal, _texts(places, column)), web, keys)
+        return storage.files(name, root or folder, map(storage.normal, _texts(places, column)), web, keys)
     counts = [rows for rows, _ in heads]
     if keys is None:
-        keys = [f"{text(table)}#{row}" for table, rows in zip(tables, counts, strict=True) for row in range(rows)]
+        named = zip(map(storage.text, tables), counts, strict=True)
+        keys = [f"{table}#{row}" for table, rows in named for row in range(rows)]
     return _Rows(name, keys, places, counts, column, root or folder, web)
 
 

@@ -9,7 +9,6 @@ from typing import Any
 from detcam.batch.items import Source
 from detcam.batch.sources import storage
 from detcam.batch.sources.archives import parquet_source, tar_source
-from detcam.batch.sources.listed import files, normal
 from detcam.errors import InputError
 from detcam.images import SUFFIXES
 
@@ -59,13 +58,13 @@ def open_source(
         source = _packed(src, folder, column, key, web)
     elif storage.has_pattern(src):
         base, names = storage.expand(src)
-        source = files(src, base, names)
+        source = storage.files(src, base, names)
     elif kind.endswith(".json") and not storage.is_folder(src):
         source = _coco(src, folder)
     elif kind.endswith(".txt") and not storage.is_folder(src):
-        source = files(src, folder or storage.parent(src), _lines(src), web)
+        source = storage.files(src, folder or storage.parent(src), _lines(src), web)
     elif storage.is_folder(src):
-        source = files(src, src, (name for name in storage.walk(src) if name.lower().endswith(SUFFIXES)))
+        source = storage.files(src, src, (name for name in storage.walk(src) if name.lower().endswith(SUFFIXES)))
     elif storage.is_file(src):
         raise InputError(f"{src} is not a set of images: give {KINDS}")
     else:
@@ -90,7 +89,7 @@ def _lines(place: str) -> Iterator[str]:
         if "\0" in line or (storage.is_url(place) and line.startswith("/")):
             raise InputError(f"{place}, line {number}: {line[:80]!r} is not a path of an image there: correct the line")
         if line:
-            yield normal(line)
+            yield storage.normal(line)
 
 
 def _coco(place: str, root: str | None) -> Source:
@@ -103,7 +102,7 @@ def _coco(place: str, root: str | None) -> Source:
         raise InputError(f'{place} has no list "images": give COCO\'s file of instances, or a .txt list of paths')
     beside = storage.join(storage.parent(place), "images")
     folder = root or (beside if storage.is_folder(beside) else storage.parent(place))
-    source = files(place, folder, (_file_name(place, number, image) for number, image in enumerate(images)))
+    source = storage.files(place, folder, (_file_name(place, number, image) for number, image in enumerate(images)))
     first = list(source.items(0, LOOKED_FOR))
     if first and not any(storage.is_file(item.uri) for item in first):
         raise InputError(f"{place}: {first[0].uri} does not exist: give the folder of its images with --root")
@@ -114,7 +113,7 @@ def _file_name(place: str, number: int, image: Any) -> str:
     name = image.get("file_name") if isinstance(image, dict) else None
     if not isinstance(name, str) or not name or "\0" in name:
         raise InputError(f'{place}: image {number} has no "file_name": write one')
-    relative = normal(name.replace("\\", "/") if "\\" in name and "/" not in name else name)
+    relative = storage.normal(name.replace("\\", "/") if "\\" in name and "/" not in name else name)
     if storage.is_url(name) or relative.startswith(("/", "../")) or relative in (".", ".."):
         raise InputError(f"{place}: image {number} is called {name!r}, which leaves the folder of images: correct it")
     return relative

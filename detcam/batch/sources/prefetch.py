@@ -36,13 +36,9 @@ class Picture:
 def batches(
     items: Sequence[Item], size: int, tick: Callable[[], None] = lambda: None, reading: tuple[int, bool] = (3, False)
 ) -> Iterator[list[Picture]]:
-    """All items in batches of similar image size; the next batch is decoded while a batch is in use.
+    """All items in batches of up to `size` images of similar size; the next batch is decoded while a batch is in use.
 
-    Args:
-        items: the images.
-        size: images in a batch, at most.
-        tick: called, in any thread, whenever a file was read or decoded.
-        reading: see `Adapter.reading`.
+    `tick` is called, in any thread, whenever a file was read or decoded; for `reading` see `Adapter.reading`.
     """
     with ThreadPoolExecutor(READERS) as readers:
         yield from ahead(_batches(items, size, readers, tick, reading))

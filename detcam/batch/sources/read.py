@@ -80,8 +80,7 @@ def _span(file: str, first: int, count: int) -> bytes:
     if not _checked(count):
         return b""
     system, path = opened_store(file)
-    data: bytes = system.cat_file(path, start=first, end=first + count)
-    return data
+    return bytes(system.cat_file(path, start=first, end=first + count))
 
 
 def _checked(size: int) -> int:

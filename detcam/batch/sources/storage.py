@@ -1,4 +1,4 @@
-"""Storage: lists and opens files on disk and in object stores through fsspec.
+"""Storage: lists and opens files on disk and in object stores through fsspec; sources of image files.
 
 A place is a path on this machine or a URL (`s3://bucket/photos`). Both are listed in the order of their names as text,
 so a folder and its copy in a bucket give the same order.
@@ -9,11 +9,12 @@ import os
 import posixpath
 import re
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from typing import IO, Any
 
+from detcam.batch.items import Item, Source
 from detcam.errors import DependencyError, DetcamError, InputError
 
 WEB = ("http", "https", "ftp")
@@ -92,18 +93,41 @@ def join(folder: str, name: str) -> str:
     return f"{folder.rstrip('/')}/{name}" if is_url(folder) else os.path.join(folder, name)
 
 
+def files(name: str, folder: str, paths: Iterable[str], web: bool = False, keys: Sequence[str] | None = None) -> Source:
+    """A source of image files: paths relative to `folder`, absolute paths or URLs, which are the keys by default.
+
+    `name` is SRC as the user gave it, `web` allows http(s) URLs. Raises an InputError for two images with the same key,
+    and for URLs that are not allowed.
+    """
+    listed = list(paths)
+    for path in listed:
+        check(path, web)
+    named = [text(path) for path in listed] if keys is None else keys
+    return Source(name, named, lambda i: Item(named[i], join(folder, listed[i])))
+
+
+def text(path: str) -> str:
+    r"""A file name as text that can be encoded as UTF-8: bytes that are not valid become `\xff`."""
+    if path.isascii():
+        return path
+    try:
+        data = os.fsencode(path)
+    except UnicodeEncodeError:  # half of a surrogate pair: not a file name, but possible in JSON
+        data = path.encode("utf-8", "backslashreplace")
+    return data.decode("utf-8", "backslashreplace")
+
+
+def normal(path: str) -> str:
+    """`./a//b/../c.jpg` as `a/c.jpg`; URLs unchanged."""
+    return path if is_url(path) else posixpath.normpath(path)
+
+
 def walk(folder: str, depth: int | None = None) -> Iterator[str]:
     """The files under `folder`, as paths relative to it with `/`, in the order of their text.
 
-    Names that begin with a dot are left out, as by `ls` and globs. Links are followed; without `depth`, every real
-    folder is entered once, so loops of links end.
-
-    Args:
-        folder: a place.
-        depth: levels of folders to list; 1: the folder itself only, None: all levels.
-
-    Raises:
-        InputError: if a folder cannot be listed.
+    Names that begin with a dot are left out, as by `ls` and globs. Links are followed; without `depth`, the number of
+    levels to list (1: the folder itself only), every real folder is entered once, so loops of links end. Raises an
+    InputError if a folder cannot be listed.
     """
     path = path_on_disk(folder)
     return _walk_store(folder) if path is None else _walk_disk(path, depth)
@@ -161,10 +185,8 @@ def expand(pattern: str) -> tuple[str, Iterable[str]]:
     """The files that match a glob: the folder that its fixed part names, and their paths relative to that.
 
     `*`, `?` and `[...]` match within a name, `**` matches any folders. `{a,b}` and `{000..012}` stand for each of their
-    elements; if there is nothing else to match, the names are returned in this order and nothing is listed.
-
-    Raises:
-        InputError: if the folder does not exist.
+    elements; if there is nothing else to match, the names are returned in this order and nothing is listed. Raises an
+    InputError if the folder does not exist.
     """
     patterns = list(braces(pattern))
     root = _fixed_part(patterns)

@@ -32,8 +32,7 @@ class Labels(ABC):
     def of(self, image: Path, height: int, width: int) -> list[Label]:
         """The objects of an image, without crowds; [] for an image without objects.
 
-        Raises:
-            InputError: for an unreadable label, with the file, the place in it and what to do.
+        Raises an InputError for an unreadable label, with the file, the place in it and what to do.
         """
 
 

@@ -106,5 +106,4 @@ def _polygons(shape: list[Any], height: int, width: int) -> np.ndarray:
         if corners.ndim != 1 or len(corners) < 4 or len(corners) % 2 or not (np.abs(corners) <= far).all():
             raise ValueError("a polygon is not a list x1, y1, x2, y2, ... near the image")
     runs = coco.merge(coco.frPyObjects([[float(v) for v in polygon] for polygon in shape], height, width))
-    mask: np.ndarray = coco.decode(runs).astype(bool)
-    return mask
+    return np.asarray(coco.decode(runs), dtype=bool)

@@ -1,18 +1,13 @@
 """Class names of a data set, to map the class numbers of its labels to those of a model."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import yaml
 
+from detcam.evaluate.labels.base import Label
 from detcam.files import read_regular
-
-if TYPE_CHECKING:
-    from detcam.evaluate.labels.base import Label
 
 UP = 2  # parent folders of the labels to search: ROOT/labels/val
 MAX_BYTES = 2**20
@@ -41,12 +36,7 @@ def by_name(labels: Sequence[Label], given: Mapping[int, str] | None, known: Map
     """The labels with class names for numbers, if the model has every name of the data set.
 
     A model with other class numbers (a background first, or another order) is then judged by the right classes. If any
-    name differs, the numbers stay.
-
-    Args:
-        labels: of an image.
-        given: the data set's class names by number, or None.
-        known: the model's class names by number.
+    name differs, the numbers stay. `given` and `known` are the class names by number of the data set and of the model.
     """
     if not given or not set(given.values()) <= set(known.values()):
         return list(labels)

@@ -31,13 +31,9 @@ class Interval:
 def bootstrap(values: Values, pictures: NDArray[np.int64], seed: int = 0) -> Interval:
     """The mean of `values` [n] and its 95 % percentile interval over resampled images.
 
-    Objects of the same image are not independent, so whole images are resampled (Efron & Tibshirani 1993, "An
-    Introduction to the Bootstrap", section 8; clusters). NaN values are left out.
-
-    Args:
-        values: [n] float64, per object; a - b for the mean of a paired difference.
-        pictures: [n] int64, the image of each object.
-        seed: of the resampling.
+    Objects of the same image, whose number is in `pictures` [n], are not independent, so whole images are resampled
+    (Efron & Tibshirani 1993, "An Introduction to the Bootstrap", section 8; clusters). NaN values are left out. The
+    values of a paired difference are `a - b`.
     """
     defined = ~np.isnan(values)
     values, pictures = values[defined], pictures[defined]

@@ -74,12 +74,9 @@ class Curves:
 
 
 def ends(score: Score, fill: Fill, inside: Tensor, objects: Tensor, batch: int) -> tuple[Tensor, Tensor]:
-    """The two ends of every curve: [m] scores of `objects` [m] in the unmasked and in the fully masked image.
+    """The two ends of every curve: [m] scores of `objects` [m] int64 in the unmasked and in the fully masked image.
 
-    Args:
-        score, fill, batch: see `curves`.
-        inside: [h, w] bool, the pixels to hide.
-        objects: [m] int64.
+    The pixels to hide are `inside` [h, w] bool; for the other arguments see `curves`.
     """
     nothing, everything = (inside & False).expand(len(objects), -1, -1), inside.expand(len(objects), -1, -1)
     whole = _batched(score, fill, lambda part: nothing[part], objects, batch)
@@ -96,16 +93,11 @@ def curves(
     batch: int,
     steps: int = STEPS,
 ) -> Curves:
-    """Deletion and insertion curves of n maps of an image.
+    """Deletion and insertion curves of n maps of an image, with `steps` points after the first.
 
-    Args:
-        score: the model's score of an object in each image.
-        fill: content of hidden pixels, see `masking.fill`.
-        places: [n, h, w] int32, pixel ranks of each map, see `masking.places`.
-        owner: [n] int64, the object of each map.
-        whole, hidden: [n] s of that object at the two ends, see `ends`.
-        batch: images in a forward, at most.
-        steps: points of the curve after the first.
+    `places` [n, h, w] int32 are the pixel ranks of each map, see `masking.places`, and `fill` gives the content of
+    hidden pixels, see `masking.fill`. `owner` [n] int64 is the object of each map, `whole` and `hidden` [n] are s of
+    that object at the two ends, see `ends`. A forward has up to `batch` images.
     """
     inside, fractions = places[:1] >= 0, shares(steps)
     limits = (fractions[1:-1] * int(inside.sum())).round().to(places.device)

@@ -83,7 +83,7 @@ def sensitivity(plain: Explanation, changed: Explanation) -> Tensor:
 
 
 def cascade(explainer: Explainer, image: Any, plain: Explanation, objects: list[int], stages: int = STAGES) -> Tensor:
-    """Rank correlation of the raw maps with the maps after more and more of the model is randomised.
+    """Rank correlation of the raw maps with the maps after more and more of the model is randomised, in `stages` steps.
 
     Adebayo et al. 2018, "Sanity Checks for Saliency Maps", section 3: cascading randomisation, from the output on. The
     same anchor, query or region is explained for the same class at every stage, with the same selected queries (see
@@ -91,15 +91,11 @@ def cascade(explainer: Explainer, image: Any, plain: Explanation, objects: list[
     they show the limits of the receptive field, not what the model learned, and would correlate any two maps of a small
     field.
 
-    Args:
-        explainer: the weights of its private view are shuffled and restored; the user's model is not touched.
-        image: the picture.
-        plain: the explanation of the image by the same explainer.
-        objects: positions of the objects to judge.
-        stages: number of steps to the whole model.
+    The weights of the explainer's private view are shuffled and restored; the user's model is not touched. `plain` is
+    its explanation of the image, `objects` are the positions of the objects to judge.
 
-    Returns:
-        [stages, len(objects)] in [-1, 1]; the last row is the fully randomised model. NaN where either map is constant.
+    Returns [stages, len(objects)] in [-1, 1]; the last row is the fully randomised model. NaN where either map is
+    constant.
     """
     adapter = explainer.adapter
     selected = plain.objects.select(torch.tensor(objects, device=plain.boxes.device))

@@ -66,12 +66,7 @@ class Found:
 
 
 class Witness:
-    """Reads a model's scores for a planted scene and for changed versions of it.
-
-    Args:
-        variant: one of `detcam.scenes.planted.VARIANTS`.
-        family: one of `FAMILIES`.
-    """
+    """Reads the scores of a family's model for a planted scene of a variant, and for changed versions of it."""
 
     def __init__(self, variant: str, family: str = "yolo") -> None:
         self.variant, self.family = variant, FAMILIES[family]
@@ -95,10 +90,7 @@ class Witness:
     def scores(self, found: Found, changes: Sequence[str | None], target: str = "class") -> Tensor:
         """[n, len(changes)] float32: the scalar of each object when only that object is changed, at the same anchor.
 
-        Args:
-            found: the objects.
-            changes: see `draw_planted`.
-            target: a scalar of the model, see `Explainer`.
+        For `changes` see `draw_planted`, for `target` see `Explainer`.
         """
         selected = self._selected(found)
         rows = []

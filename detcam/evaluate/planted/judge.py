@@ -56,21 +56,10 @@ def judge(
 ) -> Table:
     """Judge methods on scenes of a variant, with the family's model that was trained on it.
 
-    An object counts if its detection is correct and the presence of the cause decides its class: see
-    `Witness.decided`. The table also holds the baselines of `contenders` and, as a ceiling, the cause itself as a
-    heatmap, sharp and averaged in cells.
-
-    Args:
-        variant: one of `detcam.scenes.planted.VARIANTS`.
-        seeds: of the scenes, see `seeds_of`.
-        methods: see `contenders`.
-        layers: see `contenders`.
-        target: the scalar that is explained, and whose fall counts for the parts: see `Explainer`.
-        quick: fewer masks, steps and samples, see `contenders`.
-        family: one of `interventions.FAMILIES`.
-
-    Raises:
-        InputError: for a method that does not exist.
+    An object counts if its detection is correct and the presence of the cause decides its class: see `Witness.decided`.
+    The table also holds the baselines of `contenders`, where methods, layers and `quick` are described, and, as a
+    ceiling, the cause itself as a heatmap, sharp and averaged in cells. `target` is the scalar that is explained, and
+    whose fall counts for the parts: see `Explainer`. Raises an InputError for a method that does not exist.
     """
     witness = Witness(variant, family=family)
     judged, left_out = contenders(witness.model, methods, layers, quick, target=target, **witness.options)
@@ -110,13 +99,9 @@ def ceilings(found: Found) -> dict[str, Tensor]:
 
 
 def measured(heatmaps: Tensor, found: Found, parts: Tensor, drops: Tensor) -> Tensor:
-    """[n, len(MEASURES)] float32 on the CPU.
+    """[n, len(MEASURES)] float32 on the CPU, of heatmaps [n, H, W], at least 0, of the n objects in `found`.
 
-    Args:
-        heatmaps: [n, H, W], at least 0.
-        found: the n objects.
-        parts: [n, P, H, W] bool, see `part_masks`.
-        drops: [n, P], see `Witness.drops`.
+    `parts` [n, P, H, W] bool are those of `part_masks`, `drops` [n, P] those of `Witness.drops`.
     """
     heatmaps, drops = heatmaps.float().cpu(), drops.cpu()
     owners = list(found.owners)
@@ -137,14 +122,10 @@ def measured(heatmaps: Tensor, found: Found, parts: Tensor, drops: Tensor) -> Te
 
 
 def relevance_rank(heatmaps: Tensor, regions: Tensor) -> Tensor:
-    """[N] share of the k hottest pixels that lie in the region, k its number of pixels: in [0, 1].
+    """[N] share of the k hottest pixels that lie in the region [H, W] bool, k its number of pixels: in [0, 1].
 
     Arras et al. 2022, "CLEVR-XAI" (relevance rank accuracy; `mass` is its relevance mass accuracy). Pixels tied with
-    the k-th share the remaining ranks equally; a blank map scores 0.
-
-    Args:
-        heatmaps: [N, H, W], at least 0.
-        regions: [N, H, W] bool.
+    the k-th share the remaining ranks equally; a blank map scores 0. Heat is at least 0.
     """
     heat, inside = heatmaps.flatten(1), regions.flatten(1)
     k = inside.sum(dim=1)
@@ -157,23 +138,13 @@ def relevance_rank(heatmaps: Tensor, regions: Tensor) -> Tensor:
 
 
 def heat_of_parts(heatmaps: Tensor, parts: Tensor) -> Tensor:
-    """[n, P] share of each heatmap's sum that lies in each part; zeros for a blank map.
-
-    Args:
-        heatmaps: [n, H, W], at least 0.
-        parts: [n, P, H, W] bool, disjoint.
-    """
+    """[n, P] share of each heatmap's sum that lies in each part [n, P, H, W] bool; zeros for a blank map."""
     total = heatmaps.sum(dim=(1, 2)).clamp(min=torch.finfo(heatmaps.dtype).tiny)
     return torch.einsum("nhw,nphw->np", heatmaps, parts.to(heatmaps.dtype)) / total[:, None]
 
 
 def top_agreement(heat: Tensor, drops: Tensor) -> Tensor:
-    """[n] whether the hottest part is the part whose loss costs the score most: 1, 0, or 1/k for k ties.
-
-    Args:
-        heat: [n, P], see `heat_of_parts`.
-        drops: [n, P] fall of the score without each part.
-    """
+    """[n] whether the part with the most heat [n, P] has the largest of the drops [n, P]: 1, 0, 1/k for k ties."""
     hottest = heat == heat.amax(dim=1, keepdim=True)
     costliest = drops.argmax(dim=1, keepdim=True)
     return hottest.gather(1, costliest)[:, 0].float() / hottest.sum(dim=1)

@@ -13,8 +13,16 @@ function thumb({ picture, object }) {
   return make("div", { className: "thumb" }, frame);
 }
 
-/** A card that links to `href`. An entry has a picture, and an object or null. */
-function card(entry, href, facts) {
+/** A card that links to `href`: label and score, further lines, name of the image. An entry has a picture, and an object or null. */
+function card(entry, href, ...lines) {
+  const { picture, object } = entry;
+  const facts = make(
+    "div",
+    { className: "facts" },
+    make("span", { className: "label" }, object ? named(object.label) : "no object"),
+    ...(object ? [scoreSpan(object.score), ...lines] : []),
+    make("span", { className: "quiet wide" }, named(picture.name)),
+  );
   const item = make("li", { className: "card" }, make("a", { href }, thumb(entry), facts));
   item.entry = entry;
   near.observe(item);

@@ -38,23 +38,12 @@ const orders = {
 
 const labels = countLabels(entries.flatMap(({ object }) => object ?? [])).sort(byCount);
 
-function facts({ picture, object }) {
-  const name = make("span", { className: "quiet wide" }, named(picture.name));
-  if (!object) return make("div", { className: "facts" }, make("span", { className: "label" }, "no object"), name);
-  return make(
-    "div",
-    { className: "facts" },
-    make("span", { className: "label" }, named(object.label)),
-    make("span", { className: "score" }, make("span", { className: "unseen" }, "score "), object.score.toFixed(2)),
-    ...(object.check ? checkOf(object.check) : [meter(object.energy ?? 0)]),
-    make("span", { className: "quiet wide" }, energyText(object.energy)),
-    name,
-  );
-}
-
 function cardOf(entry) {
-  const href = entry.object ? `${entry.picture.page}#${entry.number + 1}` : entry.picture.page;
-  return card(entry, href, facts(entry));
+  const { picture, object, number } = entry;
+  if (!object) return card(entry, picture.page);
+  const said = object.energy === null ? "no heat" : `${percent(object.energy)} of the heat in its box`;
+  const lines = object.check ? checkOf(object.check) : [meter(object.energy ?? 0)];
+  return card(entry, `${picture.page}#${number + 1}`, ...lines, make("span", { className: "quiet wide" }, said));
 }
 
 function showMore() {

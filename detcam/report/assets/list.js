@@ -28,7 +28,7 @@ function listItem(object, number, on) {
     { className: "object", type: "button" },
     make("span", { className: "number" }, String(number + 1)),
     make("span", { className: "label" }, named(object.label)),
-    make("span", { className: "score" }, make("span", { className: "unseen" }, "score "), object.score.toFixed(2)),
+    scoreSpan(object.score),
     rest,
   );
   button.addEventListener("click", () => on.choose(number));

@@ -33,8 +33,10 @@ function checkOf({ hottest, passed, text }) {
   return [meter(clamp(hottest ?? 0, 0, 1)), badge];
 }
 
-function energyText(energy) {
-  return energy === null ? "no heat" : `${percent(energy)} of the heat in its box`;
+/** A score or null; only a screen reader hears what the number is. */
+function scoreSpan(score) {
+  const said = score === null ? [] : [make("span", { className: "unseen" }, "score "), score.toFixed(2)];
+  return make("span", { className: "score" }, ...said);
 }
 
 /** [label, count] of each label, in the order in which they first occur. */

@@ -134,30 +134,22 @@ function fillClasses() {
   find("by-class").hidden = !classes.length;
 }
 
-function cardFacts({ picture, object }) {
-  const { label, score, spread, note } = object;
+function cardOf(entry) {
+  const { spread, note, map } = entry.object;
   const lines = [];
   if (spread) {
     const others = spread.others >= 0.005 ? `, ${percent(spread.others)} on other objects` : "";
     lines.push(meter(spread.outside), make("span", { className: "quiet note" }, `${rounded(spread.outside)} outside the box${others}`));
-  } else lines.push(make("span", { className: "quiet wide" }, object.map ? "no heat" : "no map"));
+  } else lines.push(make("span", { className: "quiet wide" }, map ? "no heat" : "no map"));
   if (note) lines.push(make("span", { className: "quiet note" }, named(note)));
-  const said = score === null ? [] : [make("span", { className: "unseen" }, "score "), score.toFixed(2)];
-  return make(
-    "div",
-    { className: "facts" },
-    make("span", { className: "label" }, named(label)),
-    make("span", { className: "score" }, ...said),
-    ...lines,
-    make("span", { className: "quiet wide" }, named(picture.name)),
-  );
+  return card(entry, entry.picture.page, ...lines);
 }
 
 function fillCards() {
   const { cards } = group();
   const chosen = cards.filter(({ object }) => state.label === null || object.label === state.label);
   clearCards();
-  find("cards").append(...chosen.map((entry) => card(entry, entry.picture.page, cardFacts(entry))));
+  find("cards").append(...chosen.map(cardOf));
   find("cards-title").textContent = KINDS[state.kind].title;
   const { objects, measured, mostly, quartiles } = shown();
   const mistakes = state.kind === "wrong" || state.kind === "missed";

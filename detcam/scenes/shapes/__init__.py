@@ -8,8 +8,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from detcam.scenes.palette import Ink
-from detcam.scenes.pen import Pen
+from detcam.scenes.pen import Ink, Pen
 from detcam.scenes.shapes.made import balloon, house, kite, sailboat, umbrella
 from detcam.scenes.shapes.nature import cactus, fish, flower, ladybird, mushroom
 

@@ -4,8 +4,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from detcam.scenes.palette import Ink
-from detcam.scenes.pen import Pen, Points, box, curve, ellipse, mirrored, moved, points, rotated
+from detcam.scenes.pen import Ink, Pen, Points, box, curve, ellipse, mirrored, moved, points, rotated
 
 
 def balloon(pen: Pen, ink: Ink, rng: np.random.Generator) -> None:

@@ -2,8 +2,7 @@
 
 import numpy as np
 
-from detcam.scenes.palette import Ink
-from detcam.scenes.pen import Pen, box, curve, ellipse, mirrored, moved, points, rotated
+from detcam.scenes.pen import Ink, Pen, box, curve, ellipse, mirrored, moved, points, rotated
 
 
 def fish(pen: Pen, ink: Ink, rng: np.random.Generator) -> None:
