@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from detcam.adapters import TARGETS, Adapter, Target
+from detcam.adapters.shared.keypoints import PREFIX
 from detcam.adapters.shared.segments import SEGMENTS
 from detcam.errors import InputError, LayerError, TargetError, nearest
 
@@ -25,7 +26,7 @@ def check_options(conf: float, iou: float, max_det: int, imgsz: Any, target: Tar
     sides = imgsz if isinstance(imgsz, (tuple, list)) and len(imgsz) == 2 else [640 if imgsz is None else imgsz]
     if any(not isinstance(side, Integral) or side < 32 for side in sides):
         raise InputError(f"imgsz: expected pixels, at least 32, or (height, width), got {imgsz!r}")
-    if isinstance(target, str) and target not in TARGETS:
+    if isinstance(target, str) and target not in TARGETS and not target.startswith(PREFIX):
         raise TargetError(f"target {target!r} does not exist: {nearest(target, TARGETS)}")
 
 
@@ -44,10 +45,9 @@ def check_layers(layers: Any) -> None:
 def check_target(target: Target, adapter: Adapter) -> None:
     """Check that the target exists for this model; a TargetError if it does not."""
     if isinstance(target, str) and target not in adapter.available:
-        raise TargetError(
-            f"target {target!r} does not exist for this {adapter.family} {adapter.task} model: "
-            f"{nearest(target, adapter.available)}"
-        )
+        keypoints = [name for name in adapter.available if name.startswith(PREFIX) and target.startswith(PREFIX)]
+        hint = f"choose one of {', '.join(keypoints)}" if keypoints else nearest(target, adapter.available)
+        raise TargetError(f"target {target!r} does not exist for this {adapter.family} {adapter.task} model: {hint}")
 
 
 def set_segments(adapter: Adapter, segments: str) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from detcam.adapters.shared.attention import AttentionPlan
 from detcam.adapters.shared.channels import cycled, input_channels
+from detcam.adapters.shared.keypoints import KEYPOINT
 from detcam.adapters.shared.mask_scores import MASK_PATHS, MASK_TARGETS
 from detcam.adapters.shared.scores import BOX_TARGETS, CLASS_TARGETS
 from detcam.adapters.shared.stem import find_stem
@@ -23,7 +24,7 @@ from detcam.types import Objects, Prompt
 ImageSize = int | tuple[int, int]  # a side, or (height, width), in pixels
 UNLIMITED = 2**31 - 1  # objects
 Target = str | Callable[[Any, list[Objects]], Tensor]
-TARGETS = (*CLASS_TARGETS, *BOX_TARGETS, "objectness", *MASK_TARGETS, *MASK_PATHS, "iou")
+TARGETS = (*CLASS_TARGETS, *BOX_TARGETS, "objectness", *MASK_TARGETS, *MASK_PATHS, KEYPOINT, "iou")
 
 
 def sides_of(imgsz: ImageSize, stride: int = 1) -> tuple[int, int]:

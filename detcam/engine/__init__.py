@@ -1,6 +1,6 @@
 """Activations and gradients of any torch model: a private view, captured layers, N gradients from one forward."""
 
-from detcam.engine.attention import Attentions, Sampled, WatchAttention
+from detcam.engine.attention import Sampled, Seen, WatchAttention
 from detcam.engine.backward_rules import NoRule
 from detcam.engine.capture import Capture, Captured, Reached, module_name
 from detcam.engine.gradients import batched_gradients, object_gradients, upscaling
@@ -9,7 +9,7 @@ from detcam.engine.window import Window, cut
 from detcam.engine.window_gradients import Seed, window_gradients, windows_agree
 
 __all__ = [
-    "Attentions", "Capture", "Captured", "NoRule", "Reached", "Sampled", "Seed", "WatchAttention", "Window",
+    "Capture", "Captured", "NoRule", "Reached", "Sampled", "Seed", "Seen", "WatchAttention", "Window",
     "batched_gradients", "cut", "module_name", "object_gradients", "shadow", "upscaling", "window_gradients",
     "windows_agree",
 ]  # fmt: skip

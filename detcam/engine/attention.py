@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -74,24 +74,15 @@ def splat(places: Tensor, weights: Tensor, rows: int, columns: int) -> Tensor:
     return total.unflatten(1, (rows, columns))
 
 
-@dataclass
-class Attentions:
-    """The attention of one forward, in the order in which its modules ran."""
-
-    encoder: list[Dense | Sampled] = field(default_factory=list)  # self-attention of the tokens
-    queries: list[Dense | Sampled] = field(default_factory=list)  # self-attention of the queries
-    cross: list[Dense | Sampled] = field(default_factory=list)  # from the queries to the tokens
-
-    def tensors(self) -> list[Tensor]:
-        """All attention weights, for gradients with respect to them."""
-        return [layer.weights for layer in (*self.encoder, *self.queries, *self.cross)]
+Seen = list[tuple[Role, Dense | Sampled]]
 
 
 class WatchAttention:
     """While active, records the attention of the given modules.
 
     Args:
-        modules: role -> modules, each of which returns (output, weights [B, H, Q, K]) or the weights, with the graph.
+        modules: role (encoder: self-attention of the tokens; queries: of the queries; cross: from queries to tokens) ->
+            modules, each of which returns (output, weights [B, H, Q, K]) or the weights, with the graph.
         sampling: for modules that sample points: from a module and a function to call with places [B, Q, H, T, 2],
             weights and levels as `Sampled` has them, to a context in which each forward calls it; None for the others.
     """
@@ -103,18 +94,17 @@ class WatchAttention:
     ) -> None:
         self._modules, self._sampling = modules, sampling
         self._stack = ExitStack()
-        self.seen = Attentions()
+        self.seen: Seen = []  # the attention of the last forward, in the order that its modules ran
 
     def __enter__(self) -> WatchAttention:
-        self.seen = Attentions()
+        self.seen = []
         for role, modules in self._modules.items():
-            kept: list[Dense | Sampled] = getattr(self.seen, role)
             for module in modules:
-                context = self._sampling(module, _keep_points(kept))
+                context = self._sampling(module, _keep_points(self.seen, role))
                 if context is not None:
                     self._stack.enter_context(context)
                 else:
-                    handle = module.register_forward_hook(_keep_weights(kept))
+                    handle = module.register_forward_hook(_keep_weights(self.seen, role))
                     self._stack.callback(handle.remove)
         return self
 
@@ -122,12 +112,12 @@ class WatchAttention:
         self._stack.close()
 
 
-def _keep_points(kept: list[Dense | Sampled]) -> Record:
-    return lambda places, weights, levels: kept.append(Sampled(weights, places, levels))
+def _keep_points(seen: Seen, role: Role) -> Record:
+    return lambda places, weights, levels: seen.append((role, Sampled(weights, places, levels)))
 
 
-def _keep_weights(kept: list[Dense | Sampled]) -> Callable[..., None]:
+def _keep_weights(seen: Seen, role: Role) -> Callable[..., None]:
     def hook(module: nn.Module, args: Any, output: Tensor | tuple[Tensor, Tensor]) -> None:
-        kept.append(Dense(output if isinstance(output, Tensor) else output[1]))
+        seen.append((role, Dense(output if isinstance(output, Tensor) else output[1])))
 
     return hook

@@ -12,11 +12,15 @@ from detcam.methods.base import AnyMethod, parameter
 
 @dataclass(frozen=True)
 class CombinedAttention:
-    """Attention of an image with its heads combined, in layer order, for Q queries that read K tokens."""
+    """Attention of an image with its heads combined, for Q queries that read K tokens; in the order that layers ran."""
 
-    encoder: list[Tensor]  # [K, K] each, self-attention of the tokens; may be empty
-    queries: list[Tensor]  # [Q, Q] each, self-attention of the queries; empty for a model without a decoder
-    cross: list[Tensor]  # [Q, K] each, from the queries to the tokens; empty for a model without a decoder
+    # ("encoder", [K, K]): self-attention of the tokens, all that a model without a decoder has; others may lack it;
+    # ("queries", [Q, Q]): self-attention of the queries; ("cross", [Q, K]): from the queries to the tokens.
+    layers: list[tuple[str, Tensor]]
+
+    def of(self, role: str) -> list[Tensor]:
+        """The layers of one role."""
+        return [layer for name, layer in self.layers if name == role]
 
 
 class AttentionMethod(AnyMethod):
@@ -52,7 +56,7 @@ class RawAttention(AttentionMethod):
     source = "Carion et al. 2020, arXiv:2005.12872, fig. 6"
 
     def relevance(self, attention: CombinedAttention, rows: Tensor) -> Tensor:
-        layers = (attention.cross or attention.encoder)[-self.last :]
+        layers = (attention.of("cross") or attention.of("encoder"))[-self.last :]
         return torch.stack([layer[rows] for layer in layers]).mean(dim=0)
 
 
@@ -87,18 +91,20 @@ class Rollout(AttentionMethod):
     source = "Abnar & Zuidema 2020, arXiv:2005.00928, sec. 3"
 
     def relevance(self, attention: CombinedAttention, rows: Tensor) -> Tensor:
-        if not attention.cross:
-            relevance = _identity(attention.encoder)[rows]
-            for layer in reversed(attention.encoder):
+        encoder, cross = attention.of("encoder"), attention.of("cross")
+        if not cross:
+            relevance = _identity(encoder)[rows]
+            for layer in reversed(encoder):
                 relevance = (relevance + relevance @ layer) / 2
             return relevance
-        tokens = _identity(attention.encoder)
-        for layer in attention.encoder:
-            tokens = (tokens + layer @ tokens) / 2
-        relevance = torch.zeros_like(attention.cross[0])
-        for among, across in zip(attention.queries, attention.cross, strict=True):
-            relevance = (relevance + among @ relevance) / 2
-            relevance = (relevance + (across @ tokens if attention.encoder else across)) / 2
+        tokens, relevance = _identity(encoder), torch.zeros_like(cross[0])
+        for role, layer in attention.layers:
+            if role == "encoder":
+                tokens = (tokens + layer @ tokens) / 2
+            elif role == "queries":
+                relevance = (relevance + layer @ relevance) / 2
+            else:
+                relevance = (relevance + (layer @ tokens if encoder else layer)) / 2
         return relevance[rows]
 
 
@@ -120,28 +126,29 @@ class ChefersRelevance(AttentionMethod):
     uses_gradients = True
 
     def relevance(self, attention: CombinedAttention, rows: Tensor) -> Tensor:
-        if not attention.cross:
-            alone = _identity(attention.encoder)[rows]
+        encoder, cross = attention.of("encoder"), attention.of("cross")
+        if not cross:
+            alone = _identity(encoder)[rows]
             relevance = alone
-            for layer in reversed(attention.encoder):
+            for layer in reversed(encoder):
                 relevance = relevance + relevance @ layer
             return relevance - alone
-        tokens = _identity(attention.encoder)
-        for layer in attention.encoder:
-            tokens = tokens + layer @ tokens
-        queries, relevance = _identity(attention.queries), torch.zeros_like(attention.cross[0])
-        for among, across in zip(attention.queries, attention.cross, strict=True):
-            queries, relevance = queries + among @ queries, relevance + among @ relevance
-            if attention.encoder:
-                across = across @ _normalised(tokens)
-            relevance = relevance + _normalised(queries).T @ across
+        tokens, queries = _identity(encoder), _identity(attention.of("queries"))
+        relevance = torch.zeros_like(cross[0])
+        for role, layer in attention.layers:
+            if role == "encoder":
+                tokens = tokens + layer @ tokens
+            elif role == "queries":
+                queries, relevance = queries + layer @ queries, relevance + layer @ relevance
+            else:
+                across = layer @ _normalised(tokens) if encoder else layer
+                relevance = relevance + _normalised(queries).T @ across
         return relevance[rows]
 
 
 def _identity(layers: list[Tensor]) -> Tensor:
     """The identity for matrices of their size; of size 0 for no layer."""
-    size = len(layers[0]) if layers else 0
-    return torch.eye(size, device=layers[0].device if layers else None)
+    return torch.eye(len(layers[0]), dtype=layers[0].dtype, device=layers[0].device) if layers else torch.empty(0, 0)
 
 
 def _normalised(relevance: Tensor) -> Tensor:

@@ -1,14 +1,15 @@
 """Attention runner: maps from the attention weights of a detection transformer."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from detcam.adapters import LayerPlan, sampling
-from detcam.engine import Attentions, Captured, Sampled, WatchAttention, object_gradients
+from detcam.engine import Captured, Sampled, Seen, WatchAttention, object_gradients
 from detcam.errors import MethodError
 from detcam.methods.attention import AttentionMethod, CombinedAttention
 from detcam.runners.base import Maps, Request, add_maps, scalars_of
@@ -47,7 +48,7 @@ class AttentionRunner:
 
     def maps(self, pixels: Tensor, outputs: Any, objects: list[Objects], captured: list[Captured]) -> Maps:
         """See `Runner.maps`."""
-        seen, self._watch.seen = self._watch.seen, Attentions()  # a reference would keep the whole graph alive
+        seen, self._watch.seen = self._watch.seen, []  # a reference would keep the whole graph alive
         size = (pixels.shape[2], pixels.shape[3])
         images = image_index(objects, pixels.device)
         index = torch.cat([of_image.index for of_image in objects])
@@ -69,9 +70,9 @@ class AttentionRunner:
         strongest = [torch.stack(versions).amax(dim=0) for versions in zip(*columns, strict=True)]
         return Maps(strongest, [False] * len(strongest))
 
-    def _gradients(self, scalars: Tensor, images: Tensor, seen: Attentions) -> Iterator[tuple[int, list[Tensor]]]:
+    def _gradients(self, scalars: Tensor, images: Tensor, seen: Seen) -> Iterator[tuple[int, list[Tensor]]]:
         """Each object's place and the gradients of its scalar at all attention weights, without the batch dimension."""
-        tensors = seen.tensors()
+        tensors = [layer.weights for _, layer in seen]
         for places, gradients in object_gradients(scalars, images, tensors):
             for row, place in enumerate(places.tolist()):
                 pairs = zip(tensors, gradients, strict=True)
@@ -79,14 +80,14 @@ class AttentionRunner:
 
     @torch.no_grad()
     def _relevance(
-        self, seen: Attentions, image: int, index: Tensor, size: tuple[int, int], gradients: list[Tensor] | None = None
+        self, seen: Seen, image: int, index: Tensor, size: tuple[int, int], gradients: list[Tensor] | None = None
     ) -> Tensor:
         """[n, h, w] maps of the queries `index` [n] of an image."""
         left = iter(gradients or ())
-        roles = (seen.encoder, seen.queries, seen.cross)
-        combined = CombinedAttention(*([layer.combined(image, next(left, None)) for layer in role] for role in roles))
-        first = self._attention.objects is None or bool(combined.cross)  # else objects' tokens are the last
-        rows = index if first else index + len(combined.encoder[0]) - (self._attention.objects or 0)
+        layers = [(role, layer.combined(image, next(left, None))) for role, layer in seen]
+        combined = CombinedAttention(_side_by_side(layers))
+        first = self._attention.objects is None or bool(combined.of("cross"))  # else objects' tokens are the last
+        rows = index if first else index + len(layers[0][1]) - (self._attention.objects or 0)
         relevance = self._method.relevance(combined, rows)  # [n, tokens]
         grids = self._grids(seen, relevance.shape[1], size)
         if not grids:
@@ -95,12 +96,27 @@ class AttentionRunner:
         # A coarse cell's share is spread over several fine cells.
         return add_maps([relevance[:, at : at + h * w].unflatten(1, (h, w)) * (h * w / finest) for at, h, w in grids])
 
-    def _grids(self, seen: Attentions, tokens: int, size: tuple[int, int]) -> list[tuple[int, int, int]]:
+    def _grids(self, seen: Seen, tokens: int, size: tuple[int, int]) -> list[tuple[int, int, int]]:
         """(first token, rows, columns) of each map among the tokens."""
-        if not seen.cross or not isinstance(seen.cross[0], Sampled):
+        levels = next((layer.levels for role, layer in seen if role == "cross" and isinstance(layer, Sampled)), ())
+        if not levels:
             return self._adapter.grids(tokens, size)
         grids, start = [], 0
-        for height, width, _ in seen.cross[0].levels:
+        for height, width, _ in levels:
             grids.append((start, height, width))
             start += height * width
         return grids
+
+
+def _side_by_side(layers: Sequence[tuple[str, Tensor]]) -> list[tuple[str, Tensor]]:
+    """The layers, those that cross to one of several maps [Q, K_l] as attention to all maps in turn [Q, sum K_l].
+
+    Mask2Former's decoder layers take turns at three maps, which are told apart by their sizes.
+    """
+    counts = list(dict.fromkeys(layer.shape[1] for role, layer in layers if role == "cross"))
+
+    def wide(layer: Tensor) -> Tensor:
+        place = counts.index(layer.shape[1])
+        return pad(layer, (sum(counts[:place]), sum(counts[place + 1 :])))
+
+    return [(role, wide(layer) if role == "cross" else layer) for role, layer in layers]

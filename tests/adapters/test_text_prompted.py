@@ -137,7 +137,7 @@ def test_methods_that_read_attention(seed: int) -> None:
     assert all(bool(m.isfinite().all()) and bool(m.any()) for m in explanation.maps)
     for kind, reason in (
         ("omdet-turbo", "mix queries with the words of their task"),
-        ("owlvit", "has no attention of"),
+        ("owlvit", "has no decoder whose queries attend to the image"),
     ):
         model, options["processor"] = random_prompted(kind, seed)
         with pytest.raises(MethodError, match=reason):

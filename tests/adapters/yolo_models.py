@@ -53,14 +53,17 @@ def random_model(config: str, seed: int, picture: np.ndarray, imgsz: int) -> nn.
     return build(config, seed, picture, imgsz)
 
 
-def random_task(config: str, seed: int, picture: np.ndarray, imgsz: int, found: int = 4) -> nn.Module:
-    """A model with random weights that finds about `found` objects at every level; text embeddings are random too."""
+def random_task(config: str, seed: int, picture: np.ndarray, imgsz: int, found: int = 4, **options: Any) -> nn.Module:
+    """A model with random weights that finds about `found` objects at every level; text embeddings are random too.
+
+    `options` are those of Ultralytics' class of the model.
+    """
     from ultralytics.nn import tasks
 
     torch.manual_seed(seed)
     kinds = {"pose": "Pose", "obb": "OBB", "world": "World", "yoloe": "YOLOESeg" if "seg" in config else "YOLOE"}
     kind = next(kind for task, kind in kinds.items() if task in config)
-    model = getattr(tasks, f"{kind}Model")(config, ch=3, nc=CLASSES, verbose=False)
+    model = getattr(tasks, f"{kind}Model")(config, ch=3, nc=CLASSES, verbose=False, **options)
     for name, module in model.named_modules():
         if isinstance(module, nn.Conv2d) and "dfl" not in name:
             nn.init.kaiming_normal_(module.weight)

@@ -13,6 +13,8 @@ import cv2
 import numpy as np
 import torch
 from clips import write_clip
+from yolo_models import CLASSES as CLASSES_DRAWN
+from yolo_models import random_task
 
 from benchmarks.training.yolo_dataset import label_lines
 from detcam import zoo
@@ -99,6 +101,9 @@ def furnish(folder: Path) -> Path:
     network.names = dict(enumerate(CLASSES))
     for name in ("yolov8n.pt", "yolov8n-seg.pt"):
         torch.save({"model": network, "train_args": {**network.args, "imgsz": IMGSZ}}, folder / name)
+    pose: Any = random_task("yolov8n-pose.yaml", 0, scenes[0].image, IMGSZ)
+    pose.names = dict(enumerate(CLASSES[:CLASSES_DRAWN]))
+    torch.save({"model": pose, "train_args": {"imgsz": IMGSZ}}, folder / "yolov8n-pose.pt")
     (folder / "configs").symlink_to(ROOT / "configs")
     (folder / "examples").symlink_to(ROOT / "examples")
     return folder

@@ -1,7 +1,7 @@
 """Attention of a detection transformer: finds its modules, and has them return or record their weights.
 
 Modules are found by their names, which are the same in all detection transformers: `encoder.layers.0.self_attn`,
-`decoder.layers.0.self_attn`, and `decoder.layers.0.encoder_attn` or `cross_attn`.
+`decoder.layers.0.self_attn`, and `decoder.layers.0.encoder_attn` or `cross_attn`; those of a backbone do not count.
 """
 
 import inspect
@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
@@ -21,14 +22,14 @@ from detcam.errors import MethodError
 Levels = tuple[tuple[int, int, int], ...]
 Record = Callable[[Tensor, Tensor, Levels], None]
 
-ENCODER = re.compile(r"(^|\.)encoder\.layers?\.\d+\.(self_attn|attention\.attention)$")
-QUERIES = re.compile(r"(^|\.)decoder\.layers\.\d+\.self_attn(\.self_attn)?$")
-CROSS = re.compile(r"(^|\.)decoder\.layers\.\d+\.(encoder_attn|cross_attn(\.cross_attn)?)$")
+ENCODER = re.compile(r"^(?!.*(backbone|pixel_level))(.*\.)?encoder\.layers?\.\d+\.(self_attn|attention\.attention)$")
+QUERIES = re.compile(r"^(?!.*query_transformer)(.*\.)?decoder\.layers\.\d+\.self_attn(\.self_attn)?$")
+CROSS = re.compile(r"(^|\.)decoder\.layers\.\d+\.(encoder_attn|cross_attn(\.(cross|multihead)_attn)?)$")
 CLASS_TOKEN = re.compile(  # timm's, torchvision's and transformers' vision transformers
     r"(^|\.)(blocks\.\d+\.attn\.attn_drop|layers\.encoder_layer_\d+\.self_attention"
     r"|layers?\.\d+\.attention(\.attention)?)$"
 )
-SAMPLERS = ("multi_scale_deformable_attn_pytorch", "multi_scale_deformable_attention_v2")
+SAMPLERS = ("multi_scale_deformable_attn_pytorch", "multi_scale_deformable_attention_v2", "ms_deform_attn_core_pytorch")
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,8 @@ def attention_plan(view: nn.Module, family: str, class_token: bool = False) -> A
     objects = None if class_token and encoder else 0 if cross else int(getattr(config, "num_detection_tokens", 0))
     if objects == 0 and not cross:
         raise MethodError(
-            f"this {family} model has no attention of queries: use a method that reads gradients, e.g. 'odam'"
+            f"this {family} model has no decoder whose queries attend to the image: use a method that reads gradients, "
+            "e.g. 'odam'"
         )
     encoder = {name: module for name, module in encoder.items() if not _samples(module)}
     modules = {**encoder, **queries, **cross}
@@ -99,8 +101,8 @@ def _eager(
     attention: nn.MultiheadAttention, query: Tensor, key: Tensor, value: Tensor, **options: Any
 ) -> tuple[Tensor, Tensor]:
     """PyTorch's attention, and the weights [B, H, Q, K] of each head, which PyTorch does not return."""
-    if any(options.get(name) is not None for name in ("attn_mask", "key_padding_mask")):
-        raise MethodError("attention methods: attention under a mask is not supported here: use 'odam'")
+    if options.get("key_padding_mask") is not None:
+        raise MethodError("attention methods: attention to padded tokens is not supported here: use 'odam'")
     assert attention.in_proj_weight is not None
     biases = (None,) * 3 if attention.in_proj_bias is None else attention.in_proj_bias.chunk(3)
     heads = []
@@ -108,7 +110,11 @@ def _eager(
         tokens = tokens if attention.batch_first else tokens.transpose(0, 1)
         heads.append(linear(tokens, weight, bias).unflatten(2, (attention.num_heads, -1)).transpose(1, 2))
     q, k, v = heads  # [B, H, tokens, D]
-    weights = (q @ k.transpose(2, 3) * q.shape[3] ** -0.5).softmax(dim=3)
+    logits = q @ k.transpose(2, 3) * q.shape[3] ** -0.5
+    if (mask := options.get("attn_mask")) is not None:
+        mask = mask.unflatten(0, logits.shape[:2]) if mask.ndim == 3 else mask  # [B * H, Q, K] or [Q, K]
+        logits = logits.masked_fill(mask, float("-inf")) if mask.dtype == torch.bool else logits + mask
+    weights = logits.softmax(dim=3)
     mixed = attention.out_proj((weights @ v).transpose(1, 2).flatten(2))
     return mixed if attention.batch_first else mixed.transpose(0, 1), weights
 
@@ -134,9 +140,9 @@ def _recorded(module: Any, record: Record) -> Iterator[None]:
         record(places.reshape(batch, queries, heads, -1, 2), weights, levels)
 
     def listen(core: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        def sample(value: Tensor, shapes: Any, places: Tensor, weights: Tensor, *rest: Any) -> Tensor:
+        def sample(value: Tensor, shapes: Any, places: Tensor, weights: Tensor, *rest: Any, **more: Any) -> Tensor:
             note(shapes, places, weights, rest[0] if rest else None)
-            return core(value, shapes, places, weights, *rest)
+            return core(value, shapes, places, weights, *rest, **more)
 
         return sample
 
@@ -147,7 +153,7 @@ def _recorded(module: Any, record: Record) -> Iterator[None]:
         elif hasattr(module, "ms_deformable_attn_core"):  # D-FINE: an attribute
             stack.callback(setattr, module, "ms_deformable_attn_core", module.ms_deformable_attn_core)
             module.ms_deformable_attn_core = listen(module.ms_deformable_attn_core)
-        else:  # RT-DETRv2, Ultralytics: a global function
+        else:  # RT-DETRv2, RF-DETR, Ultralytics: a global function
             _rebind(module, listen)
             stack.callback(vars(module).pop, "forward")
         yield

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from detcam.adapters.base import Adapter
+from detcam.adapters.shared.attention import AttentionPlan, attention_plan
 from detcam.adapters.shared.mask_scores import MASK_TARGETS, mask_score
 from detcam.adapters.shared.scores import BOX_TARGETS, CLASS_TARGETS, class_score, side_score, sides_from_corner
 from detcam.boxes import corners
@@ -72,6 +73,9 @@ class QueryAdapter(Adapter):
         scores = probabilities[0, candidates, class_ids]
         objects = query_objects(sources, scores, class_ids, candidates, self.names, geometry)
         return with_mask_logits(objects, outputs.masks, 0)
+
+    def attention(self) -> AttentionPlan:
+        return attention_plan(self.module, self.family)
 
 
 def whole_inputs(batch: Tensor) -> Tensor:

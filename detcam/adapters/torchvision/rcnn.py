@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from detcam.adapters.base import LayerPlan, Readout, Selection, Source
+from detcam.adapters.shared.keypoints import KEYPOINT, keypoint_targets
 from detcam.adapters.shared.mask_scores import MASK_TARGETS, mask_score
 from detcam.adapters.shared.scores import (
     BOX_TARGETS,
@@ -44,18 +45,18 @@ class RcnnAdapter(TorchvisionAdapter):
     the others, including the background; "margin" with the others alone. Sides are measured from the proposal's centre,
     in network pixels.
     The mask scalar is read at the final box, like the mask: the mean logit over the cells of the 28 x 28 mask that are
-    predicted to belong to the object.
+    predicted to belong to the object. A keypoint's scalar is its `keypoints_scores`: the peak of its heatmap.
 
     Proposals are constants, as in torchvision: a map shows what the second stage read, not why the first stage
     proposed the box. A score depends on the backbone's maps only, so `forward` ends there; `detect` computes the
     proposals and runs the second stage on all of them, `score` runs it on the proposals of the objects.
 
-    A mask may be read from another level than its object's class, so for Mask R-CNN the maps of all levels are added;
-    only the map of the level that was read is not zero.
+    A mask or keypoint may be read from another level than its object's class, so for Mask and Keypoint R-CNN the maps
+    of all levels are added; only the map of the level that was read is not zero.
     """
 
     models = "Faster R-CNN, Mask R-CNN, Keypoint R-CNN: ResNet-50 v1 and v2, MobileNet, any backbone"
-    targets = (*CLASS_TARGETS, *BOX_TARGETS, *MASK_TARGETS)
+    targets = (*CLASS_TARGETS, *BOX_TARGETS, *MASK_TARGETS, KEYPOINT)
     origin = "torchvision.models.detection.generalized_rcnn"
 
     def __init__(self, module: Any, model: Any, imgsz: int | None = None, processor: Any = None) -> None:
@@ -63,8 +64,9 @@ class RcnnAdapter(TorchvisionAdapter):
         self.rpn, self.heads = module.rpn, module.roi_heads
         self.person = self.heads.has_keypoint()
         self.task = "segment" if self.heads.has_mask() else "pose" if self.person else "detect"
-        missing = () if self.task == "segment" else MASK_TARGETS
-        self.available = tuple(target for target in self.targets if target not in missing)
+        missing = (KEYPOINT,) if self.task == "segment" else (*MASK_TARGETS, KEYPOINT)
+        self.keypoints = keypoint_targets(getattr(self.heads.keypoint_predictor, "out_channels", 0), ("person",))
+        self.available = (*(target for target in self.targets if target not in missing), *self.keypoints)
         self.pooled_maps = {
             key: name for key, name in map_names(self.backbone).items() if key in self.heads.box_roi_pool.featmap_names
         }
@@ -175,8 +177,10 @@ class RcnnAdapter(TorchvisionAdapter):
     def _scored(self, objects: list[Objects], target: str) -> tuple[Any, list[Tensor], Callable[[Tensor], Tensor]]:
         """RoIAlign, boxes [N, 4] of each image, the function from pooled features [n, C, ph, pw] to scalars [n, M]."""
         labels = torch.cat([o.class_ids for o in objects])
+        boxes = [o.network_boxes.to(self.dtype) for o in objects]
+        if target in self.keypoints:
+            return self.heads.keypoint_roi_pool, boxes, lambda x: self._peak(x, torch.cat(boxes), target)
         if target in MASK_TARGETS:
-            boxes = [o.network_boxes.to(self.dtype) for o in objects]
             logits = [o.mask_logits for o in objects if o.mask_logits is not None]
             return self.heads.mask_roi_pool, boxes, lambda x: self._mask_score(x, labels, torch.cat(logits), target)
         proposals = [o.proposals.to(self.dtype) for o in objects if o.proposals is not None]
@@ -193,6 +197,13 @@ class RcnnAdapter(TorchvisionAdapter):
         boxes = self.heads.box_coder.decode_single(deltas, origins).view(len(labels), -1, 4)
         boxes = boxes[torch.arange(len(labels), device=labels.device), labels]
         return as_columns(side_score(sides_from_centre(boxes, origins), target))
+
+    def _peak(self, pooled: Tensor, boxes: Tensor, target: str) -> Tensor:
+        """[n, 1] the highest logit of a keypoint's heatmaps, which torchvision resizes to the boxes [n, 4]."""
+        from torchvision.models.detection.roi_heads import heatmaps_to_keypoints
+
+        heatmaps = self.heads.keypoint_predictor(self.heads.keypoint_head(pooled))[:, self.keypoints[target]]
+        return heatmaps_to_keypoints(heatmaps[:, None], boxes)[1]
 
     def _mask_score(self, pooled: Tensor, labels: Tensor, predicted: Tensor, target: str) -> Tensor:
         """[n, 1] mean mask logit over the masks `predicted` [n, 28, 28] > 0; at the maximum where a mask is empty."""
@@ -251,5 +262,5 @@ class RcnnAdapter(TorchvisionAdapter):
     def layers(self, preset: str) -> LayerPlan:
         """See `Adapter.layers`; "level" are the maps of the pyramid that proposals are pooled from."""
         if preset == "level" and self.pooled_maps:
-            return LayerPlan(tuple(self.pooled_maps.values()), True, "sum" if self.task == "segment" else "level")
+            return LayerPlan(tuple(self.pooled_maps.values()), True, "level" if self.task == "detect" else "sum")
         return super().layers(preset)

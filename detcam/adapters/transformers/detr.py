@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from detcam.adapters.base import ImageSize, LayerPlan, Selection
-from detcam.adapters.shared.attention import AttentionPlan, attention_plan
 from detcam.adapters.shared.queries import QueryAdapter, QueryOutputs, query_objects, strongest
 from detcam.adapters.transformers.base import TransformersAdapter, default_processor, longest_side, size_of, sizes_of
 from detcam.boxes import corners
@@ -149,9 +148,6 @@ class DetrAdapter(TransformersAdapter, QueryAdapter):
             return LayerPlan(tuple(self.entries), cut_all=True, fuse="sum")
         last = getattr(self.config, "num_hidden_layers", 0) - 1
         return LayerPlan((self.kind.level.format(last=last),), cut_all=True, fuse="sum")
-
-    def attention(self) -> AttentionPlan:
-        return attention_plan(self.module, self.family)
 
     def grids(self, tokens: int, size: tuple[int, int]) -> list[tuple[int, int, int]]:
         """See `Adapter.grids`: the maps of all entries in turn, alone or after a class token."""

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from detcam.adapters.base import sides_of
-from detcam.adapters.shared.attention import AttentionPlan, attention_plan
 from detcam.adapters.shared.deformable import GainSampling
 from detcam.adapters.shared.queries import QueryAdapter, QueryOutputs, query_objects, shares_to_source, whole_inputs
 from detcam.adapters.ultralytics.base import UltralyticsAdapter, head_of, kinds_of, module_of, require_parts
@@ -85,9 +84,6 @@ class RtdetrAdapter(UltralyticsAdapter, QueryAdapter):
         boxes = shares_to_source(outputs.boxes[0, candidates], geometry)
         scores = outputs.logits[0, candidates, class_ids].float().sigmoid()
         return query_objects(boxes, scores, class_ids, candidates, self.names, geometry)
-
-    def attention(self) -> AttentionPlan:
-        return attention_plan(self.module, self.family)
 
     @torch.no_grad()
     def gain_forward(self, maps: list[Tensor]) -> Callable[[list[Tensor]], QueryOutputs]:

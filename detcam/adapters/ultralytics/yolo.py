@@ -11,11 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from detcam.adapters.base import Readout, Selection, sides_of
+from detcam.adapters.shared.keypoints import KEYPOINT, keypoint_targets
 from detcam.adapters.shared.mask_scores import MASK_PATHS, MASK_TARGETS
 from detcam.adapters.shared.rotated_boxes import decode_rotated, hulls, rotated_to_source
 from detcam.adapters.shared.scores import BOX_TARGETS, CLASS_TARGETS
 from detcam.adapters.ultralytics.base import UltralyticsAdapter, head_of, kinds_of, module_of, require_parts
-from detcam.adapters.ultralytics.yolo_head import YoloOutputs, has_mask, readouts, scores
+from detcam.adapters.ultralytics.yolo_head import YoloOutputs, has_mask, logits_of, point_scalars, readouts, scores
 from detcam.errors import ModelError
 from detcam.geometry import Geometry, letterbox
 from detcam.images import unit_tensor
@@ -43,7 +44,7 @@ class YoloAdapter(UltralyticsAdapter):
 
     family = "ultralytics"
     models = "YOLO detect, segment, pose, obb: v3u, v5u, v6, v8, v9, v10, 11, 12, 26; YOLO-World, YOLOE"
-    targets = (*CLASS_TARGETS, *BOX_TARGETS, *MASK_TARGETS, *MASK_PATHS)
+    targets = (*CLASS_TARGETS, *BOX_TARGETS, *MASK_TARGETS, *MASK_PATHS, KEYPOINT)
     fuse = "level"
 
     def __init__(self, module: Any, model: Any, imgsz: int | None = None, processor: Any = None) -> None:
@@ -52,7 +53,9 @@ class YoloAdapter(UltralyticsAdapter):
         self.stride = max(int(self.head.stride.max()), 32)
         self.size = sides_of(self.imgsz, self.stride)
         masks = () if self.task == "segment" else (*MASK_TARGETS, *MASK_PATHS)
-        self.available = self._available(len(self.names), *masks)
+        points, given = getattr(self.head, "kpt_shape", (0,))[0], getattr(module, "kpt_names", None)
+        self.keypoints = keypoint_targets(int(points), self.names.values(), given)
+        self.available = (*self._available(len(self.names), KEYPOINT, *masks), *self.keypoints)
         self.levels, kinds = int(self.head.nl), kinds_of(self.head)
         self.end2end = bool(getattr(self.head, "end2end", False))
         self.head.shape = None  # rebuild the anchors: cached ones may be inference tensors
@@ -62,7 +65,9 @@ class YoloAdapter(UltralyticsAdapter):
         self._maps: defaultdict[str, list[Tensor]] = defaultdict(list)
         branches: Any = getattr(self.head, "one2one" if self.end2end else "one2many", None)  # edited heads lack some
         branches = branches if isinstance(branches, dict) else {}
-        for name in branches.keys() & {"box_head", "cls_head", "mask_head"}:
+        if "kpts_head" in branches:  # of YOLO26, behind its pose branch
+            branches = {**branches, "pose_head": branches["kpts_head"]}
+        for name in branches.keys() & {"box_head", "cls_head", "mask_head", "pose_head"}:
             for part in dict.fromkeys(branches[name]):  # levels may share a branch, which then runs once for each
                 part.register_forward_hook(partial(self._keep, name))
         # Modules that compare embeddings of the class branch with embeddings of texts, one per level.
@@ -143,10 +148,8 @@ class YoloAdapter(UltralyticsAdapter):
         dense, self._dense = decoded if self._dense is None else self._dense.transpose(1, 2), None
         cells = tuple((int(f.shape[2]), int(f.shape[3])) for f in predictions["feats"])
         strides = [stride.expand(h * w) for stride, (h, w) in zip(self.head.stride, cells, strict=True)]
-        logits = predictions["scores"]
-        probabilities = dense[:, 4 : 4 + logits.shape[1]]
-        if not torch.allclose(probabilities, logits.sigmoid(), 1e-3, 1e-5, equal_nan=True):
-            logits = probabilities.logit(torch.finfo(logits.dtype).eps)  # an edited head decodes other scores
+        first = 4 + predictions["scores"].shape[1]  # channel behind the scores
+        logits = logits_of(predictions["scores"], dense[:, 4:first])
         return YoloOutputs(
             logits=logits,
             sides=self.head.dfl(predictions["boxes"]) * torch.cat(strides).to(batch),
@@ -159,9 +162,11 @@ class YoloAdapter(UltralyticsAdapter):
                 "cls_head": logits,
                 "box_head": predictions["boxes"],
                 "mask_head": predictions.get("mask_coefficient"),
+                "pose_head": predictions.get("kpts"),
             },
             texts=texts,
             angles=predictions.get("angle"),
+            keypoints=point_scalars(predictions.get("kpts"), dense[:, first:], self.head, self.keypoints),
         )
 
     def _named(self, raw: Any) -> dict[str, Any]:
@@ -169,7 +174,7 @@ class YoloAdapter(UltralyticsAdapter):
         maps, *extra = raw if isinstance(raw, tuple) else (raw,)
         flat = torch.cat([level.flatten(2) for level in maps], dim=2)
         boxes, logits = flat.split((4 * self.head.reg_max, self.head.nc), dim=1)
-        names = {"segment": ("mask_coefficient", "proto"), "obb": ("angle",)}.get(self.task, ())
+        names = {"segment": ("mask_coefficient", "proto"), "obb": ("angle",), "pose": ("kpts",)}.get(self.task, ())
         return {"boxes": boxes, "scores": logits, "feats": maps, **dict(zip(names, extra, strict=False))}
 
     @torch.no_grad()

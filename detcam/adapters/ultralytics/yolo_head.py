@@ -1,7 +1,7 @@
-"""Raw outputs of a YOLO head, and their scalars: class logits, box sides, mask logits."""
+"""Raw outputs of a YOLO head, and their scalars: class logits, box sides, mask logits, keypoints."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -33,10 +33,32 @@ class YoloOutputs:
     # [B, nc, D] embeddings of the classes' texts, if the class branch outputs embeddings, or None.
     texts: Tensor | None = None
     angles: Tensor | None = None  # [B, 1, A] rotation of the boxes in radians, or None
+    keypoints: dict[str, Tensor] = field(default_factory=dict)  # target -> [B, M, A], see `point_scalars`
+
+
+def logits_of(logits: Tensor | None, probabilities: Tensor) -> Tensor:
+    """The logits, if the head returns their sigmoid; else those of the scores that it returns, as edited heads do."""
+    if logits is not None and torch.allclose(probabilities, logits.sigmoid(), 1e-3, 1e-5, equal_nan=True):
+        return logits
+    return probabilities.logit(torch.finfo(probabilities.dtype).eps)
+
+
+def point_scalars(raw: Tensor | None, decoded: Tensor, head: Any, numbers: dict[str, int]) -> dict[str, Tensor]:
+    """From each target to [B, 1, A] visibility logits; without visibility, [B, 2, A] x and y in network pixels.
+
+    `raw` are K keypoints [B, K * D, A] before decoding, or None, and `decoded` what the head returns: x and y, and if D
+    is 3 the visibility. `numbers` has the keypoint of each target of a pose head.
+    """
+    if not numbers:
+        return {}
+    points = decoded.unflatten(1, tuple(head.kpt_shape))  # [B, K, D, A]
+    if points.shape[2] > 2:
+        points = logits_of(None if raw is None else raw.view_as(points)[:, :, 2:], points[:, :, 2:])
+    return {target: points[:, number] for target, number in numbers.items()}
 
 
 def scores(outputs: YoloOutputs, objects: list[Objects], target: str, head: Any) -> Tensor:
-    """Differentiable scalars of the objects of all images: [N], or [N, 4] for all sides."""
+    """Differentiable scalars of the objects of all images: [N], [N, 4] for all sides, [N, 2] for a place."""
     image = image_index(objects, outputs.logits.device)
     anchor = torch.cat([o.index for o in objects])
     classes = torch.cat([o.class_ids for o in objects])
@@ -44,6 +66,8 @@ def scores(outputs: YoloOutputs, objects: list[Objects], target: str, head: Any)
         return class_score(outputs.logits[image, :, anchor], classes, target)
     if target in BOX_TARGETS:
         return side_score(outputs.sides[image, :, anchor], target)
+    if target in outputs.keypoints:
+        return outputs.keypoints[target][image, :, anchor].squeeze(1)  # [N, M]
     assert outputs.coefficients is not None
     assert outputs.prototypes is not None
     pooled = _pooled(outputs.prototypes, _mask_weights(outputs, objects, head, target), image)
@@ -66,8 +90,10 @@ def readouts(
     """
     masked = target in (*MASK_TARGETS, *MASK_PATHS)
     branch = "mask_head" if masked else "cls_head" if target in CLASS_TARGETS else "box_head"
+    if (columns := outputs.keypoints.get(target)) is not None:
+        branch = "pose_head"
     maps, raw = outputs.maps.get(branch, []), outputs.raw[branch]
-    if len(maps) != len(outputs.cells) or raw is None:
+    if len(maps) != len(outputs.cells) or raw is None or (columns is not None and not raw.requires_grad):
         return None
     levels = torch.cat([o.level for o in objects])
     cells = torch.cat([o.cells for o in objects])
@@ -86,7 +112,13 @@ def readouts(
             logits = partial(_contrasted, None if branch != "cls_head" else contrast, outputs.texts, image, level)
             if not _same(logits(values), raw.detach()[image, :, anchors[some]]):
                 return None
-            if weights is None:
+            if columns is not None:
+                # Decoding treats each anchor alone, so one backward is that of all anchors.
+                ones, options = torch.ones_like(columns[:, 0]), {"retain_graph": True, "materialize_grads": True}
+                slopes = [torch.autograd.grad(column, raw, ones, **options)[0] for column in columns.unbind(1)]
+                gradients = torch.stack([slope[image, :, anchors[some]] for slope in slopes], dim=1)
+                sources = [Source(tensor, gradients[..., None, None], place)]
+            elif weights is None:
                 gradients = _cell_gradients(values, classes[some], target, head, level, logits)
                 sources = [Source(tensor, gradients[..., None, None], place)]
             else:
