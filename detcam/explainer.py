@@ -15,8 +15,7 @@ import torch
 from torch import Tensor
 
 from detcam.adapters import AnyAdapter, CallableAdapter, ImageSize, Target, adapter_for, opened, unwrapped
-from detcam.engine import shadow
-from detcam.engine.shadow import hooks_kept
+from detcam.engine import running, shadow
 from detcam.engine.sweeps import Progress
 from detcam.errors import InputError, LayerError
 from detcam.explanation import Explanation
@@ -235,7 +234,7 @@ class Explainer:
             LayerError: if a layer does not run, or no score depends on it.
             InputError: if `ask`, `prompts` or `truth` are malformed, or the family cannot answer them.
         """
-        with self._lock.lock, hooks_kept(self.adapter.module):
+        with self._lock.lock:
             if ask is None and prompts is None and truth is None:
                 return self._explain_images(images)
             return self._answer(images, ask, prompts, truth)
@@ -281,8 +280,7 @@ class Explainer:
             asked: selects the objects; None: the objects that the model detects.
         """
         geometries = [image.geometry for image in batch]
-        # Leave the caller's no_grad, inference_mode and autocast.
-        with torch.inference_mode(False), torch.autocast(self.adapter.device.type, enabled=False):
+        with running(self.adapter.module):
             pixels = torch.stack([image.tensor for image in batch])  # [B, C, h, w]
             # Convolutions on a CPU run a third faster in this order, and windows of maps are cut out in longer runs.
             pixels = pixels.contiguous(memory_format=torch.channels_last)
@@ -303,12 +301,11 @@ class Explainer:
         Raises:
             MethodError: for a family without candidates, regions or a probability.
         """
-        with self._lock.lock, hooks_kept(self.adapter.module):
+        with self._lock.lock, running(self.adapter.module):
             image = self.prepare(explanation.image if explanation.picture is None else explanation.picture)
             twin = twin_of(self.adapter, explanation.objects, lambda: self.explain_batch([image])[0])
-            with torch.inference_mode(False), torch.autocast(self.adapter.device.type, enabled=False):
-                checker = Checker(self._model_run, explanation.objects, image.tensor, image.geometry, self._memory)
-                return checker.checks(explanation.maps, twin.maps)
+            checker = Checker(self._model_run, explanation.objects, image.tensor, image.geometry, self._memory)
+            return checker.checks(explanation.maps, twin.maps)
 
     def _explanations(self, batch: list[PreparedImage], objects: list[Objects], maps: Maps) -> list[Explanation]:
         explanations = []

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from detcam.adapters import Adapter, channels_last
-from detcam.engine import Capture, object_gradients
+from detcam.engine import Capture, object_gradients, running
 from detcam.explainer import Explainer
 from detcam.options import LAYER_PRESETS
 from detcam.runners.base import layer_plan
@@ -82,7 +82,7 @@ def candidate_layers(explainer: Explainer, image: Any = None) -> list[Layer]:
     scene = draw_scene(HELD_OUT_SEED).image[:, :, np.arange(adapter.channels) % 3]
     source = read_image(scene if image is None else image, *adapter.reading)
     plans = {preset: layer_plan(adapter, adapter.module, preset).names for preset in LAYER_PRESETS}
-    with torch.inference_mode(False), torch.autocast(adapter.device.type, enabled=False):
+    with running(adapter.module):
         pixels, geometry = adapter.prepare(source)
         size = geometry.network
         names = {name for plan in plans.values() for name in plan}

@@ -224,8 +224,7 @@ class Adapter(ABC):
             LayerError: if the model has no stem.
         """
         pixels = self.blank()
-        with torch.inference_mode(False), torch.autocast(self.device.type, enabled=False):
-            name = find_stem(self.module, lambda: self.forward(pixels[None], 1))
+        name = find_stem(self.module, lambda: self.forward(pixels[None], 1))
         return LayerPlan((name,), cut_all=True, fuse="sum")
 
     @property

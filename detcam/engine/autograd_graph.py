@@ -1,6 +1,6 @@
 """The autograd graph that a forward left behind, read from its end to the captured tensors."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -33,29 +33,27 @@ class Graph:
     def __init__(self, outputs: Sequence[Tensor], targets: Sequence[Tensor]) -> None:
         self.targets = [edge_of(tensor) for tensor in targets]
         ends = {node for node, _ in self.targets}
-        self._leads: dict[Node, bool] = {}
-        starts = [edge_of(tensor)[0] for tensor in outputs if tensor.requires_grad]
-        for start in starts:
-            self._mark(start, ends)
+        nodes = nodes_behind(edge_of(tensor)[0] for tensor in outputs if tensor.requires_grad)
         # Forward order is the order of sequence numbers; leaves have none and come last.
-        nodes = [node for node, leads in self._leads.items() if leads]
-        leaves = {node for node in nodes if not node.next_functions}
-        inner = sorted((n for n in nodes if n not in leaves), key=lambda n: -n._sequence_nr())
-        self.order: list[Node] = [*inner, *leaves]
+        inner = sorted((node for node in nodes if node.next_functions), key=lambda node: node._sequence_nr())
+        leaves = [node for node in nodes if not node.next_functions]
+        self._leads: set[Node] = set()
+        for node in [*leaves, *inner]:
+            if node in ends or any(source in self._leads for source, _ in node.next_functions):
+                self._leads.add(node)
+        self.order: list[Node] = [node for node in [*reversed(inner), *leaves] if node in self._leads]
 
     def sources(self, node: Node) -> list[Edge | None]:
         """The edges that the node hands gradients to; None where they lead to no target."""
-        return [(n, i) if n is not None and self._leads.get(n) else None for n, i in node.next_functions]
+        return [(n, i) if n in self._leads else None for n, i in node.next_functions]
 
-    def _mark(self, start: Node, ends: set[Node]) -> None:
-        """Find out for every node behind `start` whether it leads to a target; without recursion, graphs are deep."""
-        stack = [(start, False)]
-        while stack:
-            node, children_known = stack.pop()
-            children = [child for child, _ in node.next_functions if child is not None]
-            if children_known:
-                self._leads[node] = node in ends or any(self._leads[child] for child in children)
-            elif node not in self._leads:
-                self._leads[node] = False
-                stack.append((node, True))
-                stack += [(child, False) for child in children if child not in self._leads]
+
+def nodes_behind(starts: Iterable[Node]) -> list[Node]:
+    """The nodes of the graph from some nodes back to the leaves."""
+    nodes = list(dict.fromkeys(starts))
+    seen = {None, *nodes}
+    for node in nodes:  # which grows
+        found = [source for source, _ in node.next_functions if source not in seen]
+        nodes += dict.fromkeys(found)
+        seen.update(found)
+    return nodes

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,41 +14,17 @@ def upscaling(tensor: Tensor) -> float:
     return HALF if tensor.dtype == torch.float16 else 1.0
 
 
-def plain_gradients(total: Any, tensors: list[Tensor], start: Any = None) -> list[Tensor | None]:
-    """Gradients of a scalar, None where it does not depend on a tensor; `start` is its own gradient, by default 1.
-
-    Also of several tensors, with the list of their gradients.
-
-    A reentrant checkpoint runs in a backward to the leaves only: hooks see the gradients there.
-    """
-    try:
-        return list(torch.autograd.grad(total, tensors, start, retain_graph=True, allow_unused=True))
-    except RuntimeError as error:
-        if "use_reentrant" not in str(error):
-            raise
-    found: dict[int, Tensor] = {}
-    handles = [tensor.register_hook(partial(found.__setitem__, i)) for i, tensor in enumerate(tensors)]
-    try:
-        torch.autograd.backward(total, start, retain_graph=True)
-    finally:
-        for handle, tensor in zip(handles, tensors, strict=True):
-            handle.remove()
-            if tensor.is_leaf:
-                tensor.grad = None
-    return [found.get(i) for i in range(len(tensors))]
-
-
 def scaled_gradients(total: Tensor, tensors: list[Tensor]) -> list[Tensor | None]:
     """Gradients of a scalar, None where it does not depend on a tensor; float32 if the scalar is float16.
 
     In half precision the backward starts from a large value, and from smaller values if that overflows.
     """
+    grad = partial(torch.autograd.grad, total, tensors, retain_graph=True, allow_unused=True)
     if upscaling(total) == 1:
-        return plain_gradients(total, tensors)
+        return list(grad())
     unscaled: list[Tensor | None] = []
     for scale in (upscaling(total), 1.0, 1 / upscaling(total), upscaling(total) ** -2):
-        start = torch.full_like(total, scale)
-        gradients = plain_gradients(total, tensors, start)
+        gradients = grad(grad_outputs=torch.full_like(total, scale))
         unscaled = [None if g is None else g.float() / scale for g in gradients]
         if all(bool(g.isfinite().all()) for g in unscaled if g is not None):
             break

@@ -1,14 +1,24 @@
 """A private view of the user's model: the model itself is never changed, not even by an exception."""
 
 import copy
+import sys
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils import checkpoint
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+_STAND_INS = {  # for names of torch's module: the reentrant checkpoint, and the other's hooks
+    "CheckpointFunction": SimpleNamespace(apply=lambda run, preserve_rng_state, *args: run(*args)),
+    "_checkpoint_hook": lambda frame: nullcontext(),
+}
+_lock, _restored = threading.Lock(), ExitStack()
+_running: list[nn.Module] = []  # in all threads
 
 
 def shadow(model: nn.Module) -> nn.Module:
@@ -22,7 +32,7 @@ def shadow(model: nn.Module) -> nn.Module:
     Args:
         model: any module; in train or eval mode, frozen or not, also with parameters made under inference mode.
     """
-    with torch.inference_mode(False):
+    with torch.inference_mode(False), torch.no_grad():  # TorchScript copies its weights, with their graph
         memo: dict[int, Any] = {}
         for module in model.modules():
             for tensor in _tensors_in(vars(module)):
@@ -31,6 +41,10 @@ def shadow(model: nn.Module) -> nn.Module:
                 for hook in getattr(module, name).values():
                     memo[id(hook)] = hook
         view = copy.deepcopy(model, memo)
+        for module in [m for m in view.modules() if not isinstance(m, torch.jit.ScriptModule)]:
+            for name, part in module.named_children():
+                if isinstance(part, torch.jit.ScriptModule):
+                    setattr(module, name, _hookable(part))
         for module in view.modules():
             if getattr(module, "inplace", False) is True:
                 module.inplace = False  # type: ignore[assignment]
@@ -40,19 +54,42 @@ def shadow(model: nn.Module) -> nn.Module:
 
 
 @contextmanager
-def hooks_kept(view: nn.Module) -> Iterator[None]:
-    """After an exception, remove the hooks that were added to the modules of `view` within.
+def running(view: nn.Module) -> Iterator[None]:
+    """Context in which a private view runs, outside the caller's inference mode and autocast.
 
-    Code that adds hooks removes them, but Ctrl-C may come while they are being added.
+    A checkpoint would run its part again in the backward, when the hooks that cut the graph are gone, and a compiled
+    part would be a node that may allow one backward only: there is neither within. Both settings belong to the process,
+    so the last thread that leaves restores them. Hooks that were added within are removed: Captum leaves some, and
+    Ctrl-C may come while others are being added.
     """
     before = [(hooks := getattr(module, name), set(hooks)) for module in view.modules() for name in _HOOKS]
+    with _lock:
+        if not _running:
+            for name, stand_in in _STAND_INS.items():
+                _restored.callback(setattr, checkpoint, name, getattr(checkpoint, name))
+                setattr(checkpoint, name, stand_in)
+            if "torch._dynamo" in sys.modules:  # slow to import; whoever compiles has imported it
+                _restored.enter_context(torch.compiler.set_stance("force_eager"))
+        _running.append(view)
     try:
-        yield
-    except BaseException:
+        device = next(view.parameters(), torch.empty(0)).device.type  # a black box has no parameters
+        with torch.inference_mode(False), torch.autocast(device, enabled=False):
+            yield
+    finally:
         for hooks, kept in before:
             for key in hooks.keys() - kept:
                 del hooks[key]
-        raise
+        with _lock:
+            _running.remove(view)
+            if not _running:
+                _restored.close()
+
+
+def _hookable(part: nn.Module) -> nn.Module:
+    """A part in TorchScript, which takes no hooks, in a module that takes them."""
+    holder = nn.Module()
+    vars(holder).update(forward=part, _apply=part._apply)
+    return holder
 
 
 def _order_gradient(module: nn.Module, args: Any, output: Tensor) -> None:

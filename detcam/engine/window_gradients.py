@@ -35,7 +35,7 @@ from torch import Tensor
 
 from detcam.engine.autograd_graph import Edge, Graph, Node, edge_of, shape_of
 from detcam.engine.backward_rules import RULES, NoRule
-from detcam.engine.gradients import plain_gradients, upscaling
+from detcam.engine.gradients import upscaling
 from detcam.engine.window import Window, union
 
 
@@ -126,7 +126,7 @@ def _step(node: Node, outputs: list[Gradients | None], images: np.ndarray, batch
 
 def _whole_step(node: Node, outputs: list[Gradients | None], images: np.ndarray, batch: int) -> list[Gradients | None]:
     """Call the node with whole maps, for one object after the other."""
-    if not callable(node):  # written in Python, as a function or a checkpoint: autograd's engine alone can run it
+    if not callable(node):  # a function written in Python: autograd's engine alone can run it
         raise NoRule(f"cannot pass {node.name()}")
     whole = [None if o is None else _as_tensors(o, (node, i), images) for i, o in enumerate(outputs)]
     rows: list[list[Tensor | None]] = []
@@ -200,7 +200,7 @@ def windows_agree(
             outputs, dense = [scalars[position]], [torch.full_like(scalars[position], upscaling(targets[0]))]
         expected: Sequence[Tensor | None] = [None] * len(targets)
         if outputs and outputs[0].requires_grad:
-            expected = plain_gradients(outputs, list(targets), dense)
+            expected = torch.autograd.grad(outputs, targets, dense, retain_graph=True, allow_unused=True)
         for window, whole, target in zip(windows, expected, targets, strict=True):
             zero = torch.zeros_like(target)
             actual = zero if window is None else window.rows(row).spread(tuple(target.shape), image)[0]

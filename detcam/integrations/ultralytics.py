@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from detcam.adapters import Adapter
 from detcam.adapters.ultralytics.base import head_of, module_of
@@ -27,6 +27,7 @@ PLACE = 0.01  # tolerance of a side, as a share of the longer side of the box, p
 TENSOR_SIDES = 32  # pixels: predict takes tensors whose sides are multiples of it
 TRACKED = 0.3  # smallest IoU of a candidate with a box that a tracker has moved
 SCORE_WEIGHT = 10  # weight of the score against the place when a tracked box is matched
+ALIKE = 0.05  # of these tolerances: what rounding in a fused model may change
 
 
 class _Disagreement(Exception):
@@ -36,7 +37,8 @@ class _Disagreement(Exception):
 class Returned(Question):
     """Question about boxes that were returned before: each is matched to the candidate with its box and score."""
 
-    def __init__(self, result: Any) -> None:
+    def __init__(self, result: Any, conf: float, iou: float, max_det: int) -> None:
+        self._selection = conf, iou, max_det
         rows = result.boxes if result.boxes is not None else result.obb
         self._boxes, self._scores = torch.as_tensor(rows.xyxy).float(), torch.as_tensor(rows.conf).float()
         self._class_ids = torch.as_tensor(rows.cls).long()
@@ -46,26 +48,41 @@ class Returned(Question):
     def objects(self, adapter: Adapter, outputs: Any, geometry: Geometry) -> Objects:
         """The boxes and scores of the results; a _Disagreement if a box does not match any candidate."""
         places, scores = adapter.image_candidates(outputs, geometry)
-        given = [values.to(places.device).clone() for values in (self._boxes, self._scores, self._class_ids)]
-        boxes, given_scores, class_ids = given  # clones, because predict's tensors were made under inference mode
+        given = self._boxes, self._scores, self._class_ids  # made under inference mode
+        boxes, given_scores, class_ids = (values.to(places.device).clone() for values in given)
         if len(class_ids) and int(class_ids.max()) >= scores.shape[1]:
             raise _Disagreement(f"class {int(class_ids.max())} does not exist: the model has {scores.shape[1]} classes")
         off = (scores[:, class_ids].T - given_scores[:, None]).abs() / SCORE  # [N, A]; at most 1 for a match
         candidates, boxes_seen = geometry.to_source(places), geometry.to_source(geometry.to_network(boxes))
         if self._tracked:
             distance = (1 - box_iou(boxes_seen, candidates)) / (1 - TRACKED)
-            best = (SCORE_WEIGHT * off + distance).argmin(dim=1, keepdim=True)
         else:
             sides = (boxes[:, 2:] - boxes[:, :2]).amax(dim=1, keepdim=True)
             distance = (boxes_seen[:, None] - candidates).abs().amax(dim=2) / (1 + PLACE * sides)
-            best = (off + distance).argmin(dim=1, keepdim=True)
-        wrong = torch.maximum(off, distance).gather(1, best)[:, 0] > 1
+        kept = adapter.detect(outputs, [geometry], *self._selection)[0]
+        best = _best(off * (SCORE_WEIGHT if self._tracked else 1) + distance, class_ids, kept)
+        wrong = torch.maximum(off, distance).gather(1, best[:, None])[:, 0] > 1
         if bool(wrong.any()):
             i = int(wrong.nonzero()[0])
             corners = ", ".join(f"{side:.0f}" for side in boxes[i].tolist())
             raise _Disagreement(f"box {i} ({self._names[int(class_ids[i])]} {given_scores[i]:.2f} at {corners})")
-        objects = adapter.objects_at(outputs, best[:, 0], class_ids, geometry)
+        objects = adapter.objects_at(outputs, best, class_ids, geometry)
         return adapter.chosen(replace(objects, boxes=boxes, scores=given_scores))
+
+
+def _best(cost: Tensor, class_ids: Tensor, kept: Objects) -> Tensor:
+    """[N] the candidate of least `cost` [N, A] for each box; of candidates that are alike, one that predict keeps.
+
+    Candidates of the same score are alike if their boxes are once they are clipped to the image; an untrained model has
+    many. Predict returns each that it keeps once, in this order.
+    """
+    least, best = cost.min(dim=1)
+    alike = (cost[:, kept.index] <= least[:, None] + ALIKE) & (kept.class_ids == class_ids[:, None])
+    for i, row in enumerate(alike):
+        if row.any():
+            place = int(row.int().argmax())
+            best[i], alike[:, place] = kept.index[place], False
+    return best
 
 
 class ResultsExplainer(Explainer):
@@ -80,7 +97,7 @@ class ResultsExplainer(Explainer):
                 f"{name}: expected Results with boxes, rotated boxes or class probabilities, got none of them: give "
                 "the results of a detect, segment, pose, obb or classify model"
             )
-        question, reason = Returned(result), ""
+        question, reason = Returned(result, self.conf, self.iou, self.max_det), ""
         for placed in self._layouts(_rgb(result)):
             try:
                 return self.explain_batch([placed], question)[0]

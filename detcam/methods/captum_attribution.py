@@ -70,12 +70,7 @@ class Captum(SweepMethod):
         scalar = _Scalar(probe)
         image = probe.image[None].contiguous()  # Captum flattens its input
         maps = []
-        with (
-            torch.enable_grad(),
-            _own_random_numbers(self._seed),
-            _left_as_found(probe.module),
-            warnings.catch_warnings(),
-        ):
+        with torch.enable_grad(), _own_random_numbers(self._seed), warnings.catch_warnings():
             count = _hide_repeated(probe)
             try:
                 warnings.simplefilter("ignore")  # Captum announces every hook that it sets
@@ -172,19 +167,6 @@ def _hide_repeated(probe: Probe) -> int:
         if times > 1:
             module.register_full_backward_hook(lambda *_: None)
     return scores.shape[1]
-
-
-@contextmanager
-def _left_as_found(model: nn.Module) -> Iterator[None]:
-    """On exit, remove all hooks that were added within."""
-    kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-    before = [(getattr(module, kind), dict(getattr(module, kind))) for module in model.modules() for kind in kinds]
-    try:
-        yield
-    finally:
-        for hooks, kept in before:
-            hooks.clear()
-            hooks.update(kept)
 
 
 @contextmanager

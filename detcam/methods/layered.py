@@ -99,10 +99,11 @@ class FullGrad(PixelMethod):
         biases: list[Tensor] = []
         outputs: list[Tensor] = []
 
-        def keep(module: nn.Module, args: Any, output: Tensor) -> None:
+        def keep(module: nn.Module, args: Any, output: Tensor) -> Tensor:
             if output.requires_grad:
                 biases.append(_bias(module))
                 outputs.append(output)
+            return output.clone()  # an in-place operation must not change what the gradient is of
 
         modules = [m for m in probe.module.modules() if isinstance(m, (nn.Conv2d, nn.BatchNorm2d))]
         modules = [module for module in modules if module.bias is not None]

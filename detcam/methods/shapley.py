@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from detcam.engine.autograd_graph import nodes_behind
 from detcam.errors import MethodError
 from detcam.methods.gradient import GradCAM
 
@@ -53,12 +54,17 @@ class ShapleyCAM(GradCAM):
 
 def _derivatives(output: Tensor, tensors: list[Tensor], **options: Any) -> list[Tensor | None]:
     """The gradients of an output at tensors, None where it does not depend on one."""
+    if any(node.name().endswith("Error") for node in nodes_behind([output.grad_fn])):
+        raise _no_second_derivative("once_differentiable")  # autograd passes over it
     try:
         return list(torch.autograd.grad(output, tensors, allow_unused=True, **options))
     except torch.OutOfMemoryError:
         raise
-    except RuntimeError as error:  # fused attention on a CPU, functions that can be differentiated once, checkpoints
-        raise MethodError(
-            f"method shapleycam: torch has no second derivative of an operation of this model ({error}): load "
-            "it with attn_implementation='eager' if that is its attention, or use 'gradcam'"
-        ) from error
+    except RuntimeError as error:  # deformable convolutions, functions that can be differentiated once
+        raise _no_second_derivative(str(error)) from error
+
+
+def _no_second_derivative(reason: str) -> MethodError:
+    return MethodError(
+        f"method shapleycam: torch has no second derivative of an operation of this model ({reason}): use 'gradcam'"
+    )

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from detcam.adapters import Adapter, LayerPlan, Target, channels_last
-from detcam.engine import Capture, Captured, Reached
+from detcam.engine import Capture, Captured, Reached, running
 from detcam.engine.sweeps import Progress
 from detcam.errors import LayerError, MethodError, TargetError, nearest
 from detcam.options import LAYER_PRESETS
@@ -157,7 +157,8 @@ def layer_plan(adapter: Adapter, module: nn.Module, layers: Layers) -> LayerPlan
         LayerError: for a layer that does not exist.
     """
     if isinstance(layers, str) and layers in LAYER_PRESETS:
-        return adapter.stem() if layers == "stem" else adapter.layers(layers)
+        with running(adapter.module):
+            return adapter.stem() if layers == "stem" else adapter.layers(layers)
     chosen = [layers] if isinstance(layers, (str, nn.Module)) else list(layers)
     if not chosen:
         presets = ", ".join(map(repr, ("auto", *LAYER_PRESETS)))

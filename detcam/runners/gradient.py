@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from detcam.adapters import LayerPlan
 from detcam.engine import Captured, NoRule
@@ -106,8 +107,8 @@ class GradientRunner:
             self._windowed = WindowedMaps(method, plan, request.memory)
 
     def watching(self) -> AbstractContextManager[Any]:
-        """See `Runner.watching`."""
-        return nullcontext()
+        """See `Runner.watching`: fused attention has no second derivative."""
+        return sdpa_kernel(SDPBackend.MATH) if self._method.second_order else nullcontext()
 
     def maps(self, pixels: Tensor, outputs: Any, objects: list[Objects], captured: list[Captured]) -> Maps:
         """See `Runner.maps`."""

@@ -58,6 +58,22 @@ def test_results_get_the_maps_of_a_direct_explanation(config: str, seed: int, pi
     assert fingerprint(model) == before
 
 
+def test_candidates_that_are_alike_are_those_that_predict_kept(seed: int, picture: np.ndarray) -> None:
+    """An untrained head gives all anchors of a level one score, and boxes that fill the picture once they are clipped."""
+    from ultralytics import YOLO
+    from ultralytics.utils.nms import non_max_suppression
+
+    torch.manual_seed(seed)
+    wrapper = YOLO("yolo11n.yaml")
+    (result,) = wrapper.predict(bgr(picture), imgsz=160, conf=1e-6, max_det=8, device="cpu", verbose=False)
+    predictor = wrapper.predictor
+    with torch.no_grad():
+        raw = predictor.model.model(predictor.preprocess([bgr(picture)]))
+    (kept,) = non_max_suppression(raw, 1e-6, max_det=8, iou_thres=0.7, return_idxs=True)[1]
+    assert len(result.boxes.xyxy.unique(dim=0)) < len(result), "these boxes can be told apart"
+    assert explain_results(result, wrapper, layers="level").objects.index.tolist() == kept.flatten().tolist()
+
+
 def test_whatever_settings_and_filters_made_them(detector: nn.Module, picture: np.ndarray) -> None:
     result = predict(detector, picture, imgsz=160, conf=0.2, iou=0.95, max_det=40, agnostic_nms=True)
     kept = result[(result.boxes.cls != result.boxes.cls[0])]
