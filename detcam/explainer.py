@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import reprlib
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, overload
@@ -113,6 +113,8 @@ class Explainer:
             `detcam.models.load.load_model`.
         classes: the only classes whose objects are explained, by number or name; chosen before `max_det` applies.
         names: class names by number, in place of the model's.
+        reshape: for layers whose layout detcam does not know, a function from a layer's output to its map [B, C, h, w],
+            like pytorch-grad-cam's `reshape_transform`. It may move and drop values, not change them.
 
     Raises:
         InputError: for a model, method, layer, target, option or device that cannot be used.
@@ -140,6 +142,7 @@ class Explainer:
         trust_checkpoint: bool = False,
         classes: Sequence[int | str] | None = None,
         names: Mapping[int, str] | Sequence[str] | None = None,
+        reshape: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         check_options(conf, iou, max_det, imgsz, target)
         check_layers(layers)
@@ -159,6 +162,7 @@ class Explainer:
         if device is not None:
             view.to(checked_device(device))  # moves the view's tensors only
         self.adapter = adapter(view, model, sides_given(imgsz), processor)
+        self.adapter.reshape = reshape
         set_text(self.adapter, text)
         set_names(self.adapter, names)
         set_classes(self.adapter, classes)

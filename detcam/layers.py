@@ -13,7 +13,7 @@ from detcam.adapters import Adapter, channels_last
 from detcam.engine import Capture, object_gradients, running
 from detcam.explainer import Explainer
 from detcam.options import LAYER_PRESETS
-from detcam.runners.base import layer_plan
+from detcam.runners.base import layer_plan, layout_of
 from detcam.scenes import HELD_OUT_SEED, draw_scene
 from detcam.types import Objects, image_index
 
@@ -126,7 +126,8 @@ def _maps(
         if output.ndim == 4:
             last = channels_last(size, module, output.shape)
             channels, height, width = (output.movedim(-1, 1) if last else output).shape[1:]
-            yield suffix, output, (channels, height, width), 0
+            if last is not None:
+                yield suffix, output, (channels, height, width), 0
         elif output.ndim == 3:
             grids = adapter.grids(output.shape[1], size)
             for i, (_, rows, columns) in enumerate(grids):
@@ -181,8 +182,7 @@ def _shares(explainer: Explainer, batch: Tensor, geometry: Any, names: list[str]
     """Share of objects whose score has a gradient at each captured map; None without objects."""
     adapter = explainer.adapter
     modules = {name: adapter.module.get_submodule(name) for name in dict.fromkeys(names)}
-    grids, last = (lambda tokens: adapter.grids(tokens, geometry.network)), partial(channels_last, geometry.network)
-    capture = Capture(modules, False, grids, last)
+    capture = Capture(modules, False, **layout_of(adapter, batch))
     with torch.enable_grad(), capture:
         outputs = adapter.forward(batch, explainer.max_det)
     found = adapter.trial_objects(outputs, geometry, explainer.conf, explainer.iou, OBJECTS)

@@ -122,6 +122,7 @@ class Adapter(ABC):
     names: dict[int, str]  # class names by number, where the model has names
     channels: int = 3  # that the network reads
     chosen_classes: tuple[int, ...] | None = None  # settable: the only classes whose objects count
+    reshape: Callable[[Tensor], Tensor] | None = None  # settable: see `Explainer`
     stable: bool = True  # whether an object's index means the same anchor or query in a changed image
 
     def __init__(self, module: Any, model: Any, imgsz: ImageSize | None = None, processor: Any = None) -> None:

@@ -28,7 +28,7 @@ class PlainSegmenter(SemanticAdapter):
         """Set the preparation; the network's sides are multiples of `stride`."""
         self.longest, self.imgsz = imgsz, imgsz or "size of the image"
         self.mean, self.std = (cycled(values, self.channels) for values in (mean, std))
-        self.processor, self.stride = processor, stride
+        self.processor, self.stride, self.least = processor, stride, (2 * stride, 2 * stride)
 
     def scales(self) -> dict[str, list[float]]:
         """See `Adapter.scales`; of processors only the library's own show theirs."""
@@ -45,7 +45,7 @@ class PlainSegmenter(SemanticAdapter):
 
     def blank(self) -> Tensor:
         """See `Adapter.blank`: without the processor, which may expect an image of other channels."""
-        return torch.zeros((self.channels, 2 * self.stride, 2 * self.stride), device=self.device, dtype=self.dtype)
+        return torch.zeros((self.channels, *self.least), device=self.device, dtype=self.dtype)
 
     def prepare(self, image: np.ndarray) -> tuple[Tensor, Geometry]:
         """See `Adapter.prepare`; an ImageError also if the processor returns another shape than [H, W, C]."""

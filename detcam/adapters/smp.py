@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from detcam.adapters.base import ImageSize
 from detcam.adapters.logits import PlainSegmenter
 from detcam.adapters.shared.semantic import SemanticOutputs
+from detcam.adapters.shared.stages import token_grid
 from detcam.adapters.wrappers import INSTEAD
 from detcam.errors import ModelError
 
@@ -50,7 +51,9 @@ class SmpAdapter(PlainSegmenter):
         self.binary = classes == 1
         self.multilabel = not self.binary and type(activation).__name__ in SIGMOIDS
         names = ["background", "foreground"] if self.binary else [f"class {i}" for i in range(classes)]
-        self.plans = {"level": ("decoder",), "evidence": _stages_read(module) or ("decoder",)}
+        sizes = (part.img_size for part in module.modules() if getattr(part, "strict_img_size", False))
+        self.least = next(sizes, (4 * STRIDE, 4 * STRIDE))  # the minimum of PAN
+        self.plans = {"level": ("decoder",), "evidence": _stages_read(module, self.blank()[None]) or ("decoder",)}
         self._watch(classifier, dict(enumerate(names)))
         self._activated: list[tuple[Tensor, Tensor]] = []
         if type(activation).__name__ in ACTIVATIONS:
@@ -63,6 +66,10 @@ class SmpAdapter(PlainSegmenter):
         if missing:
             raise ModelError(f"{type(model).__name__} has no {missing[0]}: give a whole model, e.g. smp.Unet(...)")
         return model
+
+    def grids(self, tokens: int, size: tuple[int, int]) -> list[tuple[int, int, int]]:
+        """See `Adapter.grids`: the patches of an encoder, row by row, after its class token if there is one."""
+        return token_grid(tokens, [(-(-size[0] // side), -(-size[1] // side)) for side in (4, 8, 14, 16, 32)])
 
     def forward(self, batch: Tensor, max_det: int) -> SemanticOutputs:
         """See `Adapter.forward`: the logits before the activation, if the model has one."""
@@ -85,10 +92,10 @@ class SmpAdapter(PlainSegmenter):
         return torch.cat([torch.zeros_like(logits), logits], dim=1) if self.binary else logits
 
 
-def _stages_read(network: Any) -> tuple[str, ...]:
+def _stages_read(network: Any, blank: Tensor) -> tuple[str, ...]:
     """The modules inside the encoder whose outputs are the maps that the decoder reads, found by one small forward.
 
-    Empty if the encoder does not take images of another size, or computes its maps outside of modules.
+    Empty if the encoder does not take `blank` [1, C, H, W], or computes its maps outside of modules.
     """
     ran: list[tuple[str, Any]] = []
     put_out: list[Tensor] = []
@@ -104,8 +111,6 @@ def _stages_read(network: Any) -> tuple[str, ...]:
 
     handles = [part.register_forward_hook(note(name)) for name, part in network.encoder.named_modules() if name]
     handles.append(network.encoder.register_forward_hook(cut))
-    first = next(part for part in network.encoder.modules() if isinstance(part, nn.Conv2d))
-    blank = first.weight.new_zeros((1, first.in_channels, 4 * STRIDE, 4 * STRIDE))  # the minimum of PAN
     try:
         with torch.inference_mode(False), torch.enable_grad():
             output = network(blank)

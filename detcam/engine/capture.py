@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from detcam.errors import LayerError
 
 
 @dataclass(frozen=True)
@@ -51,7 +54,8 @@ class Capture:
         modules: name -> module.
         cut_all: cut at every module, or at the modules of these names, rather than at the earliest modules only.
         grids: from a number of tokens to the (first token, rows, columns) of each map among them.
-        channels_last: whether an output of a module, by its shape, is [B, h, w, C]; it is captured as [B, C, h, w].
+        channels_last: whether an output of a module, by its shape, is [B, h, w, C] or [B, C, h, w]; None: it is no map.
+        reshape: makes the map [B, C, h, w] of any output in place of `grids` and `channels_last`; it only moves values.
         given: captured name -> the output with which the model continues in place of its output.
         until: captured names; `Reached` ends the forward when all of them are captured.
     """
@@ -61,13 +65,14 @@ class Capture:
         modules: Mapping[str, nn.Module],
         cut_all: bool | Collection[str] = True,
         grids: Callable[[int], list[tuple[int, int, int]]] = lambda tokens: [],
-        channels_last: Callable[[nn.Module, Sequence[int]], bool] = lambda module, shape: False,
+        channels_last: Callable[[nn.Module, Sequence[int]], bool | None] = lambda module, shape: False,
+        reshape: Callable[[Tensor], Tensor] | None = None,
         given: Mapping[str, Tensor] | None = None,
         until: Collection[str] | None = None,
     ) -> None:
         self._modules = dict(modules)
         self._cut_names = cut_all if not isinstance(cut_all, bool) else self._modules if cut_all else ()
-        self._grids, self._channels_last, self._given = grids, channels_last, given or {}
+        self._grids, self._channels_last, self._reshape, self._given = grids, channels_last, reshape, given or {}
         self._left = None if until is None else set(until)
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
         self._runs: dict[str, int] = {}
@@ -98,13 +103,16 @@ class Capture:
 
     def _cut(self, output: Any, name: str) -> Any:
         if isinstance(output, Tensor):
-            if output.ndim not in (3, 4) or not output.is_floating_point():
+            if not output.is_floating_point() or not output.numel():
                 return output
+            if self._reshape is not None:
+                return self._cut_reshaped(output, name, self._reshape)
             if output.ndim == 3:
                 return self._cut_tokens(output, name)
-            if self._channels_last(self._modules[module_name(name)], output.shape):
+            last = self._channels_last(self._modules[module_name(name)], output.shape) if output.ndim == 4 else None
+            if last:
                 return self._cut_map(output.permute(0, 3, 1, 2), name).permute(0, 2, 3, 1)
-            return self._cut_map(output, name)
+            return output if last is None else self._cut_map(output, name)
         if isinstance(output, Mapping):
             changed = {key: self._cut(value, f"{name}[{key}]") for key, value in output.items()}
             return _rebuild_mapping(output, changed)
@@ -124,6 +132,19 @@ class Capture:
                 raise Reached
         # The model continues with a copy: an in-place operation must not change the captured values.
         return leaf.clone()
+
+    def _cut_reshaped(self, output: Tensor, name: str, reshape: Callable[[Tensor], Tensor]) -> Tensor:
+        """Cut at the map that `reshape` makes; the model continues with its values where they came from."""
+        places = torch.arange(output.numel(), device=output.device).view(output.shape)
+        moved: Any = None
+        with suppress(RuntimeError):
+            moved = reshape(places)
+        if not isinstance(moved, Tensor) or moved.ndim != 4 or moved.dtype != places.dtype:
+            raise LayerError(
+                f"reshape: made no map of layer {name!r} {list(output.shape)}: return [B,C,h,w], and only move values"
+            )
+        flat = output.flatten()
+        return flat.index_copy(0, moved.flatten(), self._cut_map(flat[moved], name).flatten()).view(output.shape)
 
     def _cut_tokens(self, output: Tensor, name: str) -> Tensor:
         """Cut at each map inside a sequence [B, L, C]; tokens that belong to no map stay as they are."""

@@ -39,8 +39,7 @@ class Probe:
     layers: Mapping[str, Tensor] = field(default_factory=dict)
     # Whether the other captured layers keep their values while one changes, as `Capture` cuts them.
     cut_all: bool = True
-    grids: Callable[[int], list[tuple[int, int, int]]] = lambda tokens: []  # see `Capture`
-    channels_last: Callable[[nn.Module, Sequence[int]], bool] = lambda module, shape: False  # see `Capture`
+    layout: dict[str, Any] = field(default_factory=dict)  # grids, channels_last and reshape of `Capture`
     memory: int = 256 * 2**20  # bytes that a batch of forwards may take, roughly
     progress: Progress | None = None  # called after every batch
     starts: Sequence[Tensor] = ()  # a map [h, w] for each object, for methods that start from one; empty: none
@@ -88,7 +87,7 @@ class Probe:
             values = {name: value.expand(len(acts), -1, -1, -1) for name, value in changed.items()}
             with (
                 answered(past.calls, len(acts)),
-                Replace(self.module, values, past.runs, self.image.dtype, self.grids, self.channels_last),
+                Replace(self.module, values, past.runs, self.image.dtype, self.layout),
             ):
                 return self.scores(self.image.repeat(len(acts), 1, 1, 1))
 
@@ -211,8 +210,7 @@ class Replace(Capture):
         module: the model.
         values: name of a captured map, as in `Capture` -> [b, C, h, w].
         runs: how often each module had run before, which these names count.
-        dtype: that of the model's activations.
-        grids, channels_last: see `Capture`.
+        dtype, layout: of the model's activations, see `Probe`.
     """
 
     def __init__(
@@ -221,11 +219,10 @@ class Replace(Capture):
         values: Mapping[str, Tensor],
         runs: Mapping[str, int],
         dtype: torch.dtype,
-        grids: Callable[[int], list[tuple[int, int, int]]],
-        channels_last: Callable[[nn.Module, Sequence[int]], bool],
+        layout: dict[str, Any],
     ) -> None:
         names = {name.split("[")[0].split("#")[0] for name in values}
-        super().__init__({name: module.get_submodule(name) for name in names}, True, grids, channels_last)
+        super().__init__({name: module.get_submodule(name) for name in names}, **layout)
         self._values, self._dtype, self._runs = values, dtype, dict(runs)
 
     def _cut_map(self, output: Tensor, name: str) -> Tensor:

@@ -21,7 +21,7 @@ def layer_gradients(probe: Probe, image: Tensor, layer: str) -> Tensor:
     names = {name.split("[")[0].split("#")[0] for name in probe.layers}
     modules = {name: probe.module.get_submodule(name) for name in names}
     with torch.enable_grad():
-        with Capture(modules, probe.cut_all, probe.grids, probe.channels_last) as capture:
+        with Capture(modules, probe.cut_all, **probe.layout) as capture:
             scores = probe.scores(image[None])[0]
         tensor = next(c.tensor for c in capture.captured if c.name == layer)
         return torch.stack([gradients[0] for gradients in gradients_at(scores, [tensor])])

@@ -85,10 +85,10 @@ class ModelRun:
         capture = self._capture(pixels, runner, given=given)
         with torch.set_grad_enabled(runner.differentiable), capture, runner.watching():
             outputs = self.forward(pixels)
-        if capture.missing():
+        for name in capture.missing() + [c.name for c in capture.captured if len(c.tensor) != len(pixels)]:
             raise LayerError(
-                f"layer {capture.missing()[0]!r} did not run or its output is not a map [B,C,h,w]: choose a layer "
-                "that `detcam layers` lists"
+                f"layer {name!r} did not run or its output is not known to be a map [B,C,h,w]: choose a layer that "
+                "`detcam layers` lists, or give reshape=, a function from its output to [B,C,h,w]"
             )
         return outputs, capture.captured
 
@@ -123,10 +123,15 @@ class ModelRun:
         return {captured.name: captured.tensor.detach() for captured in capture.captured}
 
     def _capture(self, pixels: Tensor, runner: Runner, **options: Any) -> Capture:
-        size = (pixels.shape[2], pixels.shape[3])
         modules = {name: self.adapter.module.get_submodule(name) for name in runner.plan.names}
-        last = partial(channels_last, size)
-        return Capture(modules, runner.cut, lambda tokens: self.adapter.grids(tokens, size), last, **options)
+        return Capture(modules, runner.cut, **layout_of(self.adapter, pixels), **options)
+
+
+def layout_of(adapter: Adapter, pixels: Tensor) -> dict[str, Any]:
+    """The arguments of `Capture` that say where maps lie in outputs, for inputs [B, C, H, W]."""
+    size = (pixels.shape[2], pixels.shape[3])
+    last = partial(channels_last, size)
+    return {"grids": partial(adapter.grids, size=size), "channels_last": last, "reshape": adapter.reshape}
 
 
 @dataclass(frozen=True)

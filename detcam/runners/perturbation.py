@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from detcam.adapters import Adapter, LayerPlan, Target, channels_last
+from detcam.adapters import Adapter, LayerPlan, Target
 from detcam.engine import Captured
 from detcam.engine.sweeps import Probe
 from detcam.errors import LayerError, TargetError
 from detcam.methods import SweepMethod
 from detcam.methods.similarity import class_distributions, similarity
-from detcam.runners.base import Maps, Request, Runner, add_maps, scalars_of
+from detcam.runners.base import Maps, Request, Runner, add_maps, layout_of, scalars_of
 from detcam.types import Objects
 
 
@@ -81,7 +81,6 @@ class PerturbationRunner:
     def _swept(
         self, pixels: Tensor, outputs: Any, objects: list[Objects], captured: list[Captured], starts: list[Tensor]
     ) -> Maps:
-        size = (pixels.shape[2], pixels.shape[3])
         maps: list[Tensor] = []
         for image, of_image in enumerate(objects):
             if not len(of_image):
@@ -94,8 +93,7 @@ class PerturbationRunner:
                 objects=of_image,
                 layers={c.name: c.tensor[image].float() for c in captured} if self._reads_layers else {},
                 cut_all=self.plan.cut_all,
-                grids=lambda tokens: self._adapter.grids(tokens, size),
-                channels_last=partial(channels_last, size),
+                layout=layout_of(self._adapter, pixels),
                 memory=self._request.memory,
                 progress=self._request.progress,
                 starts=starts[len(maps) : len(maps) + len(of_image)],

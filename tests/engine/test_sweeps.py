@@ -132,9 +132,9 @@ def test_maps_inside_tokens_are_replaced(seed: int) -> None:
     handle = net.mix.register_forward_hook(lambda m, a, o: tokens.append(o))
     net(pixels[None])
     handle.remove()
-    probe = probe_of(net, ["embed"], pixels, grids=grids)
+    probe = probe_of(net, ["embed"], pixels, layout={"grids": grids})
     probe = Probe(probe.module, probe.module, first_scores, pixels, probe.objects,
-                  {"mix": tokens[0][0, 1:].T.unflatten(1, (2, 3))}, grids=grids)  # fmt: skip
+                  {"mix": tokens[0][0, 1:].T.unflatten(1, (2, 3))}, layout={"grids": grids})  # fmt: skip
     acts = torch.rand(3, 4, 2, 3)
     whole = torch.cat([tokens[0][:, :1].expand(3, -1, -1), acts.flatten(2).transpose(1, 2)], dim=1)
     torch.testing.assert_close(probe.tail("mix")(acts), first_scores(net.read(whole.flatten(1)), 3))

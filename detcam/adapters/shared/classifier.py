@@ -129,10 +129,8 @@ class ClassifierAdapter(Adapter):
 
     def grids(self, tokens: int, size: tuple[int, int]) -> list[tuple[int, int, int]]:
         """See `Adapter.grids`: the patches, row by row, after the class token if there is one."""
-        if any(hasattr(m, "reroll") for m in self.module.modules()):  # Hiera: units of a window lie together
-            return []
-        grid = token_grid(tokens, self._stages.sizes)
-        return [] if grid is None else [grid]
+        hiera = any(hasattr(m, "reroll") for m in self.module.modules())  # units of a window lie together
+        return [] if hiera else token_grid(tokens, self._stages.sizes)
 
 
 class StepsAdapter(ClassifierAdapter):

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from typing import Any
 
 import torch
@@ -77,15 +78,11 @@ def find_stages(module: nn.Module, logits: Callable[[Tensor], Tensor], pixels: T
     return Stages(last.name, tuple(ends.values()), tuple(sizes))
 
 
-def token_grid(tokens: int, sizes: tuple[tuple[int, int], ...]) -> tuple[int, int, int] | None:
-    """(first token, rows, columns) of the map in a sequence: of one of the `sizes`, or of such a size halved."""
-    for prefix in range(LARGEST_PREFIX + 1):
-        for rows, columns in sizes:
-            for halving in range(4):
-                h, w = rows >> halving, columns >> halving
-                if h * w > 1 and prefix + h * w == tokens:
-                    return prefix, h, w
-    return None
+def token_grid(tokens: int, sizes: Sequence[tuple[int, int]]) -> list[tuple[int, int, int]]:
+    """See `Adapter.grids`: at most one map in a sequence, of one of the `sizes`, or of such a size halved."""
+    cells = [(rows >> n, columns >> n) for rows, columns in sizes for n in range(4)]
+    fits = ((p, h, w) for p in range(LARGEST_PREFIX + 1) for h, w in cells if h * w > 1 and p + h * w == tokens)
+    return list(islice(fits, 1))
 
 
 def _record(
@@ -130,9 +127,8 @@ def _events(
                     sizes.append(cells)
                 events.append(_Event(name, tensor, 0, cells, not last))
         elif tensor.ndim == 3:
-            grid = token_grid(tensor.shape[1], tuple(reversed(sizes)))
-            if grid is not None:
-                events.append(_Event(name, tensor, grid[0], grid[1:]))
+            for first, rows, columns in token_grid(tensor.shape[1], sizes[::-1]):
+                events.append(_Event(name, tensor, first, (rows, columns)))
     return events, list(reversed(sizes))
 
 
@@ -143,12 +139,12 @@ def _is_map(cells: tuple[int, int], size: tuple[int, int]) -> bool:
 
 
 def _fits(cells: Sequence[int], size: tuple[int, int]) -> bool:
-    """Whether a map has the aspect of the input, to the rounding of a cell."""
-    return abs(cells[0] * size[1] - cells[1] * size[0]) <= max(size)
+    """Whether a map has the aspect of the input, to the rounding of a cell, and a stride, unlike attention."""
+    return abs(cells[0] * size[1] - cells[1] * size[0]) <= max(size) and not size[0] / 2 + 1 < cells[0] < size[0] - 8
 
 
-def channels_last(size: tuple[int, int], module: nn.Module, shape: Sequence[int]) -> bool:
-    """Whether an output of a module is [B, h, w, C] rather than [B, C, h, w].
+def channels_last(size: tuple[int, int], module: nn.Module, shape: Sequence[int]) -> bool | None:
+    """Whether an output of a module is [B, h, w, C] rather than [B, C, h, w]; None: it is not known to be either.
 
     The axes with the aspect of the input tell; if both or neither have it, the kind of the module.
 
@@ -161,6 +157,11 @@ def channels_last(size: tuple[int, int], module: nn.Module, shape: Sequence[int]
     while isinstance(module, nn.Sequential) and len(module):
         module = module[-1]
     kind = type(module)
+    weights = kind in (nn.Softmax, nn.Dropout) and shape[2] == shape[3]
+    if weights or not (first or last) or (kind.__name__, kind.__module__) == ("TransformerLayer", "timm.models.nest"):
+        names = (type(part).__name__ for part in module.modules())
+        telling = [name for name in names if "2d" in name or name in ("Linear", "LayerNorm", "Softmax")]
+        return False if telling and "2d" in telling[-1] else None  # convolutions may cut borders off; or windows
     swin = "swin" in kind.__module__ and not isinstance(module, nn.Conv2d) and kind.__name__ != "Permute"
     return last if first != last else kind in (nn.Linear, nn.LayerNorm) or (last and swin)
 
