@@ -6,7 +6,7 @@ import hashlib
 import math
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timezone
 from functools import cached_property
 from pathlib import Path
@@ -44,6 +44,7 @@ class Explanation(Conversions):
         picture: [H, W, C] the source image as it was read, uint8, uint16 or float32; None after loading.
         shown: how `image` was made of it, e.g. of 16 bits or 4 channels; None: it has the same values.
         origin: see `detcam.models.versions.Origin.facts`; None after loading.
+        tiles: for each object (top, left, height, width) of its tile in source pixels, placed like `geometry`; or None.
     """
 
     image: np.ndarray = field(repr=False)
@@ -56,6 +57,7 @@ class Explanation(Conversions):
     picture: np.ndarray | None = field(default=None, repr=False, compare=False)
     shown: str | None = None
     origin: dict[str, Any] | None = field(default=None, repr=False, compare=False)
+    tiles: list[tuple[int, int, int, int]] | None = field(default=None, repr=False)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}([{plain(', '.join(self.titles))}], notes={self.notes}, settings={self.settings})"
@@ -94,14 +96,20 @@ class Explanation(Conversions):
     @cached_property
     def masks(self) -> Tensor | None:
         """[N, H, W] bool masks in source pixels, cropped to the boxes; None if the model has no masks."""
-        if self.objects.masks is not None:
-            return self.objects.masks
+        masks = self.objects.masks
+        if masks is not None:
+            if self.tiles is None:
+                return masks
+            whole = masks.new_zeros(len(self), *self.geometry.source)
+            for mask, into, (top, left, height, width) in zip(masks, whole, self.tiles, strict=True):
+                into[top : top + height, left : left + width] = mask
+            return whole
         logits = self.objects.mask_logits
         if logits is None:
             return None
         height, width = self.geometry.source
         shapes = [(logits.shape[1], logits.shape[2])] * len(logits)
-        full = resized(logits, self._windows(shapes), (height, width))
+        full = self._placed(logits, shapes, range(len(self)), (height, width))
         x = torch.arange(width, device=full.device)  # Ultralytics crops by pixel index
         y = torch.arange(height, device=full.device)
         x1, y1, x2, y2 = (side[:, None] for side in self.boxes.unbind(1))
@@ -165,17 +173,31 @@ class Explanation(Conversions):
         if normalize == "image":
             maps, normalize = scale_together(maps), "none"
         stack, shapes = common_canvas([maps[i] for i in chosen], self.boxes.device)
-        heat = resized(stack, self._windows(shapes), size, normalize=normalize, relu=True, dtype=dtype)
-        rows, columns = self.geometry.seen(size)
-        if (rows, columns) != (slice(0, size[0]), slice(0, size[1])):
-            inside = heat[:, rows, columns].clone()  # the network did not see what a processor cropped
-            heat.zero_()[:, rows, columns] = inside
-        return heat
+        return self._placed(stack, shapes, chosen, size, normalize=normalize, relu=True, dtype=dtype)
 
-    def _windows(self, shapes: list[tuple[int, int]]) -> Tensor:
-        """[N, 4] part of each map, of `shapes` before padding, that fills the image, in cells."""
-        windows = [self.geometry.window(shape) for shape in shapes]
-        return torch.tensor(windows, dtype=torch.float32, device=self.boxes.device).view(-1, 4)
+    def placement(self, i: int) -> Geometry:
+        """The placement of the image, or of the tile of object `i`, in the network's input."""
+        return self.geometry if self.tiles is None else replace(self.geometry, crop=self.tiles[i])
+
+    def _placed(
+        self, maps: Tensor, shapes: list[tuple[int, int]], chosen: Sequence[int], size: tuple[int, int], **options: Any
+    ) -> Tensor:
+        """Maps of some objects, of `shapes` before padding, over the image [n, *size]; 0 where the network saw none."""
+        groups: dict[Geometry, list[int]] = {}
+        for place, i in enumerate(chosen):
+            groups.setdefault(self.placement(i), []).append(place)
+        whole: Tensor | None = None
+        for geometry, places in groups.items():
+            rows, columns = geometry.seen(size)
+            down, across = (source / side for source, side in zip(geometry.source, size, strict=True))
+            box = (columns.start * across, rows.start * down, columns.stop * across, rows.stop * down)
+            windows = maps.new_tensor([geometry.window(shapes[place], box) for place in places])
+            heat = resized(maps[places], windows, (rows.stop - rows.start, columns.stop - columns.start), **options)
+            if heat.shape == (len(chosen), *size):
+                return heat
+            whole = heat.new_zeros(len(chosen), *size) if whole is None else whole
+            whole[places, rows, columns] = heat
+        return resized(maps, maps[:, 0], size, **options) if whole is None else whole
 
     def overlay(
         self, i: int | None = None, alpha: float = 0.75, colormap: str = "inferno", label: str | None = None
@@ -206,9 +228,13 @@ class Explanation(Conversions):
     ) -> np.ndarray:
         """The heat of some objects with their boxes over the source image, of whatever size, on a copy."""
         maps, shapes = common_canvas([scale_together([self.maps[i]])[0] for i in chosen], self.boxes.device)
-        rows, columns = self.geometry.seen(picture.shape[:2])
-        place = self.boxes.new_tensor([columns.start, rows.start, columns.stop, rows.stop]).expand(len(maps), 4)
-        return self._boxed(heated(picture, maps, self._windows(shapes), place, alpha, colormap), chosen)
+        windows, places = [], []
+        for i, shape in zip(chosen, shapes, strict=True):
+            rows, columns = self.placement(i).seen(picture.shape[:2])
+            windows.append(self.placement(i).window(shape))
+            places.append((columns.start, rows.start, columns.stop, rows.stop))
+        bounds, regions = (self.boxes.new_tensor(each).view(-1, 4) for each in (windows, places))
+        return self._boxed(heated(picture, maps, bounds, regions, alpha, colormap), chosen)
 
     def _boxed(self, picture: np.ndarray, chosen: Sequence[int]) -> np.ndarray:
         """Draw boxes and labels of some objects on the source image, of whatever size, in place."""
@@ -255,7 +281,11 @@ class Explanation(Conversions):
     @property
     def energy_in_box(self) -> list[float | None]:
         """For each object the share of its heat that lies in its box, in [0, 1]; None for a blank map."""
-        shares = energies([scale_together([raw])[0] for raw in self.maps], self.boxes, self.geometry)
+        boxes, geometry = self.boxes, self.geometry
+        if self.tiles:  # no heat lies outside the tile
+            boxes = boxes - boxes.new_tensor([[left, top] * 2 for top, left, *_ in self.tiles])
+            geometry = replace(geometry, source=self.tiles[0][2:], crop=None)
+        shares = energies([scale_together([raw])[0] for raw in self.maps], boxes, geometry)
         return [None if math.isnan(share) else share for share in shares]
 
     def _check_facts(self, i: int) -> dict[str, Any]:
@@ -289,6 +319,7 @@ class Explanation(Conversions):
                     "map": list(self.maps[i].shape),
                     "peak": float(self.maps[i].nan_to_num(nan=0.0, posinf=0.0, neginf=0.0).amax()),
                     "note": self.notes[i],
+                    **({} if self.tiles is None else {"tile": list(self.tiles[i])}),
                     **({} if self.words is None else {"words": dict(self.words[i])}),
                     **({"check": self._check_facts(i)} if "checks" in self.__dict__ else {}),
                 }

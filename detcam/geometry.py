@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 import cv2
 import numpy as np
-import torch
 from torch import Tensor
 
 PADDING_GREY = 114  # the padding of YOLO models in training
@@ -13,49 +12,64 @@ PADDING_GREY = 114  # the padding of YOLO models in training
 
 @dataclass(frozen=True)
 class Geometry:
-    """Placement of a source image in the network's input. All sizes are (height, width) in pixels.
+    """Placement of a source image, or of a crop of it, in the network's input. All sizes are (height, width) in pixels.
 
-    Pixel centres lie at half-integers: source x maps to `x * resized_width / source_width + left`.
+    Pixel centres lie at half-integers: source x maps to `(x - crop_left) * resized_width / crop_width + left`.
     """
 
     source: tuple[int, int]
-    resized: tuple[int, int]
+    resized: tuple[int, int]  # the crop's
     pad: tuple[int, int]  # (top, left)
     network: tuple[int, int]
+    crop: tuple[int, int, int, int] | None = None  # (top, left, height, width) in the source; None: all of it
 
-    def _gain_and_pad(self, like: Tensor) -> tuple[Tensor, Tensor]:
-        gain_y, gain_x = self.resized[0] / self.source[0], self.resized[1] / self.source[1]
-        top, left = self.pad
-        return like.new_tensor([gain_x, gain_y] * 2), like.new_tensor([left, top] * 2)
+    @property
+    def axes(self) -> tuple[tuple[int, int, float, float], ...]:
+        """Down and across: (start, stop) of the crop, and (gain, offset): source x maps to `x * gain + offset`."""
+        top, left, height, width = self.crop or (0, 0, *self.source)
+        down, across = self.resized[0] / height, self.resized[1] / width
+        return (
+            (top, top + height, down, self.pad[0] - top * down),
+            (left, left + width, across, self.pad[1] - left * across),
+        )
+
+    def _gain_and_offset(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        (_, _, down, y), (_, _, across, x) = self.axes
+        return like.new_tensor([across, down] * 2), like.new_tensor([x, y] * 2)
 
     def to_source(self, boxes: Tensor) -> Tensor:
-        """Boxes [N, 4] xyxy in pixels of the network's input as source pixels, clipped to the image."""
-        gain, pad = self._gain_and_pad(boxes)
-        boxes = (boxes - pad) / gain
-        height, width = self.source
-        return torch.minimum(boxes.clamp(min=0), boxes.new_tensor([width, height] * 2))
+        """Boxes [N, 4] xyxy in pixels of the network's input as source pixels, clipped to the image or its crop."""
+        gain, offset = self._gain_and_offset(boxes)
+        boxes = (boxes - offset) / gain
+        (top, bottom, *_), (left, right, *_) = self.axes
+        return boxes.maximum(boxes.new_tensor([left, top] * 2)).minimum(boxes.new_tensor([right, bottom] * 2))
 
     def to_network(self, boxes: Tensor) -> Tensor:
         """Boxes [N, 4] xyxy in source pixels as pixels of the network's input."""
-        gain, pad = self._gain_and_pad(boxes)
-        return boxes * gain + pad
+        gain, offset = self._gain_and_offset(boxes)
+        return boxes * gain + offset
 
-    def window(self, cells: tuple[int, int]) -> tuple[float, float, float, float]:
-        """(left, top, right, bottom) of the source image on a feature map of `cells` = (h, w), in cells."""
+    def window(
+        self, cells: tuple[int, int], box: tuple[float, float, float, float] | None = None
+    ) -> tuple[float, float, float, float]:
+        """(left, top, right, bottom) in cells of a feature map of `cells` = (h, w): of the image, or of a box in it."""
+        x1, y1, x2, y2 = box or (0, 0, *self.source[::-1])
+        (_, _, down, y), (_, _, across, x) = self.axes
         scale_y, scale_x = cells[0] / self.network[0], cells[1] / self.network[1]
-        top, left = self.pad
-        height, width = self.resized
-        return left * scale_x, top * scale_y, (left + width) * scale_x, (top + height) * scale_y
+        left, right = ((edge * across + x) * scale_x for edge in (x1, x2))
+        top, bottom = ((edge * down + y) * scale_y for edge in (y1, y2))
+        return left, top, right, bottom
 
     def seen(self, size: tuple[int, int]) -> tuple[slice, slice]:
         """The rows and columns of the image, resized to `size`, whose centres lie in the network's input.
 
-        These are all rows and columns unless a processor cropped the image, which makes a pad negative.
+        These are all rows and columns unless the image was cropped, here or by a processor, which makes a pad negative.
         """
         spans = []
-        for pixels, resized, pad, network in zip(size, self.resized, self.pad, self.network, strict=True):
-            gain = resized / pixels
-            first, last = (math.ceil(edge / gain - 0.5) for edge in (-pad, network - pad))
+        for pixels, source, network, axis in zip(size, self.source, self.network, self.axes, strict=True):
+            start, stop, gain, offset = axis
+            edges = max(start, -offset / gain), min(stop, (network - offset) / gain)
+            first, last = (math.ceil(edge * pixels / source - 0.5) for edge in edges)
             spans.append(slice(min(max(first, 0), pixels), min(max(last, 0), pixels)))
         return spans[0], spans[1]
 

@@ -8,7 +8,7 @@ import re
 import zipfile
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +63,7 @@ def save(
 
 def _write_arrays(path: Path, shape: tuple[int, ...], heatmaps: Iterable[np.ndarray], maps: list[np.ndarray]) -> None:
     """`np.savez_compressed` of "heatmaps" [N, H, W] and "map_000", ..., without the N heatmaps in memory."""
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:  # as small, and faster
         with archive.open("heatmaps.npy", "w", force_zip64=True) as file:
             header = {"descr": "<f4", "fortran_order": False, "shape": shape}
             np.lib.format.write_array_header_1_0(file, header)
@@ -162,6 +162,11 @@ class Saved:
     def view(self) -> str:
         """The question that the maps answer, "why" or "where"; "" for another method, or at other layers."""
         return str(self.document["settings"].get("view") or "")
+
+    def placement(self, number: int) -> Geometry:
+        """The placement of the image, or of the tile of an object, in the network's input."""
+        tile = self.objects[number].get("tile")
+        return self.geometry if tile is None else replace(self.geometry, crop=tuple(tile))
 
     def maps(self) -> list[np.ndarray]:
         """Read the N raw coarse maps [h, w] float32; an InputError if `heatmaps.npz` is missing or damaged."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, replace
+from itertools import chain
 from typing import Any, Literal
 
 import torch
@@ -27,7 +29,8 @@ class Objects:
         cells: [N, 2] int64, (row, column) of the anchor on that level's score map; zeros for models without such a map.
         network_boxes: [N, 4] float32, the boxes in pixels of the network's input.
         mask_logits: [N, h, w] float32 at the model's mask resolution, or None.
-        masks: [N, H, W] bool in source pixels, as the library's post-processing makes them, or None.
+        masks: [N, H, W] bool in source pixels, or in those of the object's tile, as the library's post-processing makes
+            them, or None.
         proposals: [N, 4] float32 xyxy in pixels of the network's input, the proposals of a two-stage model or the
             prompts of a promptable one (a point has no size), or None.
         words: for each object the words of its phrase and their probabilities, for models that read phrases word by
@@ -71,6 +74,17 @@ class Objects:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    @classmethod
+    def joined(cls, parts: Sequence[Objects]) -> Objects:
+        """The objects of several images in turn."""
+        kept = [part for part in parts if len(part)] or parts[:1]
+        given = {each.name: [getattr(part, each.name) for part in kept] for each in fields(cls)}
+        rows: dict[str, Any] = {
+            name: torch.cat(values) if isinstance(values[0], Tensor) else values[0] and tuple(chain(*values))
+            for name, values in given.items()
+        }
+        return cls(**rows)
 
     def select(self, keep: Tensor) -> Objects:
         """The objects at the positions `keep` ([K] int64), in that order."""

@@ -131,6 +131,7 @@ def in_one_order(detector: nn.Module, seed: int, shape: tuple[int, int]) -> np.n
 
 @pytest.mark.parametrize("layers", ["level", "evidence", ["model.6", "model.18"]])
 def test_a_list_gives_what_each_picture_gives_alone(layers: Any, detector: nn.Module, seed: int) -> None:
+    detector = copy.deepcopy(detector).double()  # a batch's rounding may choose another maximum in a pooling layer
     shapes = [(120, 200), (121, 199), (200, 120), (64, 64), (120, 200), (40, 190)]
     pictures = [in_one_order(detector, seed + i, shape) for i, shape in enumerate(shapes)]
     explainer = Explainer(detector, "odam", layers, imgsz=160, max_det=6)

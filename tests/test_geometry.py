@@ -1,5 +1,6 @@
 """The letterbox equals Ultralytics' letterbox bit for bit, and its inverse is exact."""
 
+import dataclasses
 from functools import cache
 
 import numpy as np
@@ -110,3 +111,18 @@ def test_what_a_crop_leaves_unseen() -> None:
     padded = Geometry((37, 90), (43, 104), (10, 12), (64, 128))
     for size in ((37, 90), (5, 7), (400, 900)):
         assert padded.seen(size) == (slice(0, size[0]), slice(0, size[1]))
+
+
+def test_a_crop_lies_in_the_network_as_an_image_of_its_own(seed: int) -> None:
+    _, alone = letterbox(np.zeros((61, 83, 3), np.uint8), (96, 128), 32)
+    placed = dataclasses.replace(alone, source=(200, 300), crop=(50, 70, 61, 83))
+    extent = torch.tensor([alone.network[1], alone.network[0]] * 2)
+    boxes = torch.rand(20, 4, dtype=torch.float64) * extent * 1.2 - 0.1 * extent
+    shift = torch.tensor([70.0, 50.0] * 2)
+    torch.testing.assert_close(placed.to_source(boxes), alone.to_source(boxes) + shift)
+    torch.testing.assert_close(placed.to_network(boxes + shift), alone.to_network(boxes))
+    for cells in ((6, 8), (12, 17)):
+        assert placed.window(cells, (70, 50, 153, 111)) == pytest.approx(alone.window(cells), abs=1e-9)
+    assert placed.seen((200, 300)) == (slice(50, 111), slice(70, 153))
+    assert placed.seen((100, 150)) == (slice(25, 55), slice(35, 76))  # centres 50 <= 2 y + 1 < 111
+    assert placed.seen((2, 3)) == (slice(0, 1), slice(1, 2)), "centres at 50 and 150, at 50, 150 and 250"

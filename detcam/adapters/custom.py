@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 from detcam.adapters.base import TARGETS, Adapter, ImageSize, LayerPlan, sides_of
 from detcam.adapters.shared.channels import input_channels
@@ -76,6 +77,8 @@ class CallableAdapter(Adapter):
         candidates: outputs -> (boxes [B, A, 4] xyxy in pixels of the batch, probabilities [B, A, K]) of all candidates,
             before any threshold, numbered like "index": for "drise" and `ask=`.
         prepare: image [H, W, C] -> pixels [C, h, w], an image stretched to the whole input, or (pixels, Geometry).
+        batch: the images in a call of `forward`, for a black box with a fixed batch; its outputs are tensors [B, ...],
+            tuples, lists or dicts of them; the last call is filled up with copies. None: as memory allows.
     """
 
     family = "custom"
@@ -95,8 +98,11 @@ class CallableAdapter(Adapter):
         targets: tuple[str, ...] = ("class",),
         candidates: Callable[[Any], Sequence[Tensor]] | None = None,
         prepare: Callable[[np.ndarray], Any] | None = None,
+        batch: int | None = None,
     ) -> None:
-        self._candidates, self._prepare = candidates, prepare
+        if batch is not None and (batch < 1 or layers):
+            raise ModelError(f"CallableAdapter: batch={batch}: give at least 1, and layers=[]: it is for black boxes")
+        self._candidates, self._prepare, self._batch = candidates, prepare, batch
         self._forward, self._detect, self._score, self._layers = forward, detect, score, layers
         self.names = dict(names) if isinstance(names, Mapping) else dict(enumerate(names))
         self.available = targets
@@ -136,7 +142,13 @@ class CallableAdapter(Adapter):
         return unit_tensor(padded, self.device, self.dtype), geometry
 
     def forward(self, batch: Tensor, max_det: int) -> Any:
-        return self._forward(self.module.model if isinstance(self.module, BlackBox) else self.module, batch)  # type: ignore[arg-type]
+        model: Any = self.module.model if isinstance(self.module, BlackBox) else self.module
+        if self._batch is None:
+            return self._forward(model, batch)
+        count = len(batch)
+        filled = torch.cat([batch, batch[-1:].expand(-count % self._batch, -1, -1, -1)])
+        outputs = [self._forward(model, part) for part in filled.split(self._batch)]
+        return tree_map(lambda *parts: torch.cat(parts)[:count], *outputs)
 
     @torch.no_grad()
     def detect(self, outputs: Any, geometries: list[Geometry], conf: float, iou: float, max_det: int) -> list[Objects]:

@@ -99,12 +99,12 @@ class _Axis:
     """One axis of the image (0: down, 1: across), and the cells of a map along it."""
 
     def __init__(self, geometry: Geometry, axis: int, cells: int) -> None:
-        self._pixels, self._resized = geometry.source[axis], geometry.resized[axis]
-        self._pad, self._scale, self._cells = geometry.pad[axis], cells / geometry.network[axis], cells
+        self._start, self._stop, self._gain, self._offset = geometry.axes[axis]
+        self._scale, self._cells = cells / geometry.network[axis], cells
 
     def cells_along(self, pixels: float) -> float:
         """A length in source pixels as a length in cells."""
-        return pixels * self._resized / self._pixels * self._scale
+        return pixels * self._gain * self._scale
 
     def weights(self, edges: Sequence[float] | Values) -> Values:
         """[len(edges) - 1, cells] weights of the cells' values in the integrals from each edge to the next.
@@ -124,8 +124,8 @@ class _Axis:
 
     def cells_at(self, edges: Sequence[float] | Values) -> Values:
         """Edges in source pixels, moved into the image and the network's view, in cells."""
-        resized = np.clip(edges, 0, self._pixels) * (self._resized / self._pixels)
-        places: Values = ((resized + self._pad) * self._scale).clip(0, self._cells)
+        network = np.clip(edges, self._start, self._stop) * self._gain + self._offset
+        places: Values = (network * self._scale).clip(0, self._cells)
         return places
 
     def length(self, start: float, stop: float) -> float:

@@ -170,7 +170,9 @@ class HeatSummary:
         """Add an object and its map in the frame of its box; only the sum of the maps is kept."""
         label, score, box, note = (facts[name] for name in ("label", "score", "box", "note"))
         has_area = box[2] > box[0] and box[3] > box[1]
-        aligned = align(raw, saved.geometry, box, others) if raw is not None and has_area else None
+        aligned = None
+        if raw is not None and number is not None and has_area:
+            aligned = align(raw, saved.placement(number), box, others)
         item = ObjectHeat(saved, number, kind, label, score, box, note, aligned and aligned[1])
         self.objects.append(item)
         if aligned is not None:

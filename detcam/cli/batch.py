@@ -14,7 +14,7 @@ import typer
 from detcam.cli.batch_summary import sentences, state, summary
 from detcam.cli.console import console, examples, log_lines, progress
 from detcam.cli.interrupt import NOTHING, interruptible
-from detcam.cli.options import JsonFlag, TrustFlag, with_preset_options
+from detcam.cli.options import JsonFlag, TrustFlag, require_model, with_preset_options
 from detcam.config import Preset
 from detcam.errors import InputError, nearest, plain
 
@@ -98,7 +98,8 @@ def batch(
     from detcam.batch.worker import Options
 
     if source is None:
-        raise InputError("SRC: give the images, e.g. detcam batch photos")
+        raise InputError("SRC: give the images, e.g. detcam batch photos --model yolov8n.pt")
+    require_model(preset)
     columns = tuple(metrics.split(",")) if metrics else ()
     options = Options(**preset.model_dump(), metrics=columns, trust_checkpoint=trust_checkpoint)
     shares = workers, threads, options.device

@@ -20,6 +20,7 @@ from detcam.cli.options import (
     help_of,
     preset_of,
     require_files,
+    require_model,
     with_preset_options,
 )
 from detcam.config import Preset
@@ -80,6 +81,8 @@ def compare(
     if not images:
         raise InputError("images: give at least one image, e.g. detcam compare street.jpg --config a --config b")
     images = require_files(images)
+    for side in presets:
+        require_model(side)
     why = "the comparison is written when all images are compared: the same command starts over"
     with interruptible(lambda: f"{NOTHING}, because {why}"), progress(console(stderr=True), as_json) as bars:
         explainers = [Explainer(**side.options(), trust_checkpoint=trust_checkpoint) for side in presets]

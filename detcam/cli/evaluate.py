@@ -32,7 +32,7 @@ HEADLINES = ("energy_in_mask", "odi", "deletion_blur", "insertion_blur", "random
 PUBLISHED = ("deletion_protocol", "insertion_protocol")  # headlines in place of deletion and insertion
 
 
-@with_preset_options(without=["method"], model=Preset.model_fields["model"].description or "")
+@with_preset_options(without=["method"])
 def evaluate(
     images: Annotated[Path | None, typer.Option(help="Folder of images.")] = None,
     labels: Annotated[

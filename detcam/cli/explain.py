@@ -3,20 +3,23 @@
 import json
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from detcam import saved
+from detcam.analysis.tiles import explain_tiles
 from detcam.cli.console import console, counted_labels, examples, progress
 from detcam.cli.interrupt import NOTHING, interruptible
-from detcam.cli.options import JsonFlag, TrustFlag, require_files, require_writable, with_preset_options
+from detcam.cli.options import JsonFlag, TrustFlag, require_files, require_model, require_writable, with_preset_options
 from detcam.config import Preset
 from detcam.errors import InputError, plain
 from detcam.explainer import Explainer
+from detcam.explanation import Explanation
 from detcam.methods import VIEWS
+from detcam.questions.answer import AskedExplanation
 
 EPILOG = examples(
     "detcam explain street.jpg --model yolov8n.pt",
@@ -27,7 +30,7 @@ EPILOG = examples(
 )
 
 
-@with_preset_options(model=Preset.model_fields["model"].description or "")
+@with_preset_options()
 def explain(
     images: Annotated[list[Path] | None, typer.Argument(help="Image files.", show_default=False)] = None,
     *,
@@ -43,6 +46,11 @@ def explain(
             help="x,y or x1,y1,x2,y2, for segmenters: explain the object at this point or in this box. Repeatable."
         ),
     ] = None,
+    tile: Annotated[
+        int | None,
+        typer.Option(help="Side in pixels of square tiles, in which large images are explained. [default: none]"),
+    ] = None,
+    overlap: Annotated[float, typer.Option(help="Overlap of neighbouring tiles, as a share of the side.")] = 0.2,
     check: Annotated[
         bool,
         typer.Option("--check", help="Hide the hottest pixels of each map and report the fall of the object's score."),
@@ -60,21 +68,23 @@ def explain(
 
     if not images:
         raise InputError("images: give at least one image, e.g. detcam explain street.jpg --model yolov8n.pt")
-    questions = {
+    questions: dict[str, Any] = {
         "ask": [parse_pair(text) for text in ask or ()] or None,
         "prompts": [parse_prompt(text) for text in prompt or ()] or None,
     }
+    if tile is not None and any(questions.values()):
+        raise InputError("--tile: --ask and --prompt are about a whole image: leave --tile out, or crop the image")
+
+    def call(explainer: Explainer, path: Path) -> Explanation:
+        return explainer(path, **questions) if tile is None else explain_tiles(explainer, path, tile, overlap)
+
     images = require_files(images)
     require_writable(out_dir)
-    if "model" not in preset.model_fields_set:
-        raise InputError(
-            "model: none is given: give --model yolov8n.pt (a path or a name), or --model scenes for the demo model of "
-            "drawn scenes"
-        )
+    require_model(preset)
     folders = folders_of(images, out_dir)
     options = {**preset.options(), "trust_checkpoint": trust_checkpoint}
     places = list(zip(images, folders, strict=True))
-    documents = _explain_each(options, report, questions, places, out_dir, check, as_json)
+    documents = _explain_each(options, report, call, places, out_dir, check, as_json)
     if report:
         from detcam.report import write_report
 
@@ -95,7 +105,7 @@ def _views(folder: Path) -> list[Path]:
 def _explain_each(
     options: dict[str, Any],
     both: bool,
-    questions: dict[str, Any],
+    call: Callable[[Explainer, Path], Explanation],
     places: Sequence[tuple[Path, Path]],
     out_dir: Path,
     check: bool,
@@ -116,7 +126,7 @@ def _explain_each(
         other = next(name for name in VIEWS if name != view) if both and view is not None else None
         beside: Explainer | None = None
         for path, folder in places:
-            explanation = explainer(path, **questions)
+            explanation = call(explainer, path)
             checks = explanation.checks if check else []
             explanation.save(folder, path)
             for stale in _views(folder):
@@ -125,7 +135,7 @@ def _explain_each(
                 try:
                     how = dict(zip(("method", "layers"), VIEWS[other], strict=True))
                     beside = beside or Explainer(**{**options, **how})
-                    second = beside(path, **questions)
+                    second = call(beside, path)
                 except InputError as error:
                     without = f"{path}: the page shows one view, the model cannot answer {other!r} ({error})"
                     print(f"warning: {plain(without)}", file=sys.stderr)
@@ -135,7 +145,7 @@ def _explain_each(
             explained(len(documents))
             if not quiet:
                 out.print(plain(f"{path}: {counted_labels(explanation.labels)} -> {folder}"), markup=False)
-                for note in explanation.notes if questions["ask"] else []:
+                for note in explanation.notes if isinstance(explanation, AskedExplanation) else []:
                     out.print(plain(f"  {note}"), markup=False)
                 for number, (label, checked) in enumerate(zip(explanation.labels, checks, strict=check), 1):
                     out.print(plain(f"  {number} {label}: {checked.sentence()}"), markup=False)

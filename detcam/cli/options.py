@@ -78,8 +78,8 @@ def _kind(name: str) -> Any:
 
 
 def help_of(name: str, more: str = "") -> str:
-    """The help text of a field's flag: its description, how to give several values, `more`, and its default."""
-    field, default = Preset.model_fields[name], default_of(name)
+    """The help text of a flag: the description, how to give several values, `more`, and the default (no model is)."""
+    field, default = Preset.model_fields[name], None if name == "model" else default_of(name)
     if list[str] in get_args(field.annotation):
         more = (" Repeatable." if _kind(name) == list[str] else " Separate names with commas.") + more
     return f"{field.description}{more}{f' [default: {default}]' if default else ''}"
@@ -136,3 +136,12 @@ def require_writable(folder: Path) -> None:
         parent = parent.parent
     if not parent.is_dir() or not os.access(parent, os.W_OK):
         raise OutputError(f"{folder} cannot be written ({parent} is not a writable folder): choose another --out")
+
+
+def require_model(preset: Preset) -> None:
+    """Raise an InputError if neither a flag nor a preset names a model: the default knows drawn scenes only."""
+    if "model" not in preset.model_fields_set:
+        raise InputError(
+            "model: none is given: give --model yolov8n.pt (a path or a name), or --model scenes for the demo model of "
+            "drawn scenes"
+        )

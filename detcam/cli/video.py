@@ -12,7 +12,7 @@ import typer
 
 from detcam.cli.console import AddBar, console, examples, progress
 from detcam.cli.interrupt import Interrupted, stop_on_interrupt
-from detcam.cli.options import TrustFlag, with_preset_options
+from detcam.cli.options import TrustFlag, require_model, with_preset_options
 from detcam.config import Preset
 from detcam.errors import InputError, nearest, plain, writing
 from detcam.explainer import Explainer
@@ -62,7 +62,8 @@ def video(
     from detcam.video import Style, open_source, write
 
     if source is None:
-        raise InputError("source: give a video, e.g. detcam video street.mp4")
+        raise InputError("source: give a video, e.g. detcam video street.mp4 --model yolov8n.pt")
+    require_model(preset)
     options = {**preset.options(), "trust_checkpoint": trust_checkpoint}
     where = dict(zip(("method", "layers"), VIEWS["where"], strict=True))
     if (preset.method, preset.layers) == ("auto", "auto"):

@@ -64,7 +64,8 @@ class Probe:
 
         Progress is reported after each.
         """
-        step = max(self.memory // max(self._plain_run[0].largest * ALIVE, 1), 1)
+        largest = self._plain_run[0].largest or self.image.nbytes  # a black box shows no outputs of modules
+        step = max(self.memory // (largest * ALIVE), 1)
         stop = total if stop is None else stop
         for first in range(start, stop, step):
             last = min(first + step, stop)

@@ -45,8 +45,8 @@ def resized(
 ) -> Tensor:
     """Maps [N, h, w] as [N, *size], bilinear: of each the window (left, top, right, bottom) in cells."""
     n = len(maps)
-    if not n:
-        return torch.empty((0, *size), dtype=dtype, device=maps.device)
+    if not n or 0 in size:
+        return torch.empty((n, *size), dtype=dtype, device=maps.device)
     integer = not dtype.is_floating_point and normalize == "none"
     own, ones = torch.arange(n, device=maps.device), maps.new_ones(n, 1)
     kind = torch.float32 if integer else dtype

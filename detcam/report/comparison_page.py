@@ -11,7 +11,7 @@ from detcam.analysis.comparison import MEASURES, Comparison, mean
 from detcam.errors import writing
 from detcam.explanation import Explanation
 from detcam.files import whole_folder
-from detcam.report.page import colour_tables, pack_map, page, span, webp
+from detcam.report.page import colour_tables, pack_map, page, webp
 
 DOCUMENT, PAGE = "compare.json", "compare.html"
 CELLS = 96  # rows or columns of a heatmap in the page, at most
@@ -150,8 +150,8 @@ def _side(explanation: Explanation, energies: list[float | None]) -> dict[str, A
             "box": [round(side, 2) for side in explanation.boxes[i].tolist()],
             "note": explanation.notes[i],
             "energy": energy and round(energy, 4),
-            "map": pack_map(explanation.maps[i].float().cpu().numpy(), CELLS),
+            "map": pack_map(explanation.maps[i].float().cpu().numpy(), CELLS, explanation.placement(i)),
         }
         for i, energy in enumerate(energies)
     ]
-    return {"span": span(explanation.geometry), "objects": objects}
+    return {"objects": objects}

@@ -55,25 +55,26 @@ def _fingerprint(text: str) -> str:
     return f"sha256-{_text(hashlib.sha256(text.encode()).digest())}"
 
 
-def span(geometry: Geometry) -> list[float]:
-    """(left, top, right, bottom) of the network's input, which a map covers, as shares of the image.
+def spans(geometry: Geometry) -> dict[str, list[float]]:
+    """The "span" of the network's input, which a map covers, and the "crop" that it shows, as shares of the image.
 
-    Below 0 or above 1 where the image was padded, inside [0, 1] where it was cropped.
+    Each is (left, top, right, bottom); the span is below 0 or above 1 where the image was padded.
     """
-    edges = [
-        (-pad / resized, (network - pad) / resized)
-        for resized, pad, network in zip(geometry.resized, geometry.pad, geometry.network, strict=True)
-    ]
-    (top, bottom), (left, right) = edges
-    return [round(edge, 9) for edge in (left, top, right, bottom)]
+    placed = zip(geometry.source, geometry.network, geometry.axes, strict=True)
+    down, across = (
+        {"span": (-offset / gain / source, (network - offset) / gain / source), "crop": (start / source, stop / source)}
+        for source, network, (start, stop, gain, offset) in placed
+    )
+    edges = {name: zip(across[name], down[name], strict=True) for name in down}
+    return {name: [round(edge, 9) for pair in pairs for edge in pair] for name, pairs in edges.items()}
 
 
-def pack_map(raw: np.ndarray, cells: int) -> dict[str, Any]:
+def pack_map(raw: np.ndarray, cells: int, geometry: Geometry) -> dict[str, Any]:
     """A raw coarse map [h, w] as 256 grey levels, normalised like `Explanation.heatmaps`: ReLU, minimum to maximum.
 
     Values that are not finite count as 0; maps of more than `cells` rows or columns are averaged down. Returns "rows",
     "columns"; "low" and "high", the raw values of heat 0 and 1; "data", the levels [rows, columns] uint8, compressed by
-    zlib, in base64.
+    zlib, in base64; and `spans` of the geometry, the placement of what the map covers.
     """
     positive = np.where(np.isfinite(raw), raw, 0).clip(min=0).astype(np.float32)
     low, high = float(positive.min()), float(positive.max())
@@ -85,6 +86,7 @@ def pack_map(raw: np.ndarray, cells: int) -> dict[str, Any]:
         "low": low,
         "high": high,
         "data": _text(zlib.compress(levels.tobytes(), 9)),
+        **spans(geometry),
     }
 
 

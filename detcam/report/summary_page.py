@@ -11,7 +11,8 @@ import numpy as np
 
 from detcam.analysis.box_frame import BOX, MARGIN
 from detcam.analysis.heat_summary import FINE, MOSTLY, HeatSummary, ObjectHeat, Statistics, outside
-from detcam.report.page import colour_tables, pack_map, page, span, thumbnail
+from detcam.geometry import Geometry
+from detcam.report.page import colour_tables, pack_map, page, thumbnail
 from detcam.saved import Saved
 
 CARDS = 36  # cards of a kind, at most
@@ -19,6 +20,7 @@ ALIKE = 6  # cards of one class among them, at most
 CELLS = 96  # rows or columns of a heatmap, at most
 ASPECT = 4 / 3  # width by height of the image on a card
 LEAST = 64  # source pixels along each side of the image on a card, at least
+UNIT = Geometry((1, 1), (1, 1), (0, 0), (1, 1))  # a map over the whole of what is shown
 
 Address = Callable[[Saved, int | None], str]  # explanation, position of an object -> URL of the page that shows it
 
@@ -68,7 +70,7 @@ def _group(summary: HeatSummary, kind: str, address: Address) -> dict[str, Any]:
 
 
 def _packed(statistics: Statistics) -> dict[str, Any]:
-    mean = None if statistics.mean is None else pack_map(statistics.mean, statistics.mean.shape[0])
+    mean = None if statistics.mean is None else pack_map(statistics.mean, statistics.mean.shape[0], UNIT)
     return {**statistics.to_dict(), "mean": mean}
 
 
@@ -108,8 +110,11 @@ def _card(item: ObjectHeat, address: Address) -> dict[str, Any]:
         "width": x2 - x1,
         "height": y2 - y1,
         "thumbnail": thumbnail(item.saved, (np.array([x1, y1, x2, y2]) / whole).tolist()),
-        "span": ((np.array(span(item.saved.geometry)) * whole - corner) / size).tolist(),
     }
+    packed = None
+    if raw is not None and item.number is not None:
+        packed = pack_map(raw, CELLS, item.saved.placement(item.number))
+        packed |= {name: ((np.array(packed[name]) * whole - corner) / size).tolist() for name in ("span", "crop")}
     shown = ("label", "score", "note", "spread")
     facts = {name: value for name, value in item.to_dict(Path()).items() if name in shown}
     return {
@@ -117,7 +122,7 @@ def _card(item: ObjectHeat, address: Address) -> dict[str, Any]:
         "object": {
             **facts,
             "box": (np.array(item.box) - corner).tolist(),
-            "map": None if raw is None else pack_map(raw, CELLS),
+            "map": packed,
         },
     }
 
@@ -130,8 +135,8 @@ def _view(item: ObjectHeat, raw: np.ndarray | None) -> tuple[int, int, int, int]
     height, width = item.saved.geometry.source
     x1, y1, x2, y2 = item.box
     across, down = [2 * x1 - x2, 2 * x2 - x1], [2 * y1 - y2, 2 * y2 - y1]
-    if raw is not None and item.spread is not None:
-        x, y = _hottest(raw, item.saved)
+    if raw is not None and item.number is not None and item.spread is not None:
+        x, y = _hottest(raw, item.saved.placement(item.number))
         across.append(x)
         down.append(y)
     wide, high = (max(max(places) - min(places), LEAST) for places in (across, down))
@@ -152,12 +157,11 @@ def _window(places: list[float], length: float, limit: int) -> tuple[int, int]:
     return math.floor(start), min(math.ceil(start + length), limit)
 
 
-def _hottest(raw: np.ndarray, saved: Saved) -> tuple[float, float]:
+def _hottest(raw: np.ndarray, geometry: Geometry) -> tuple[float, float]:
     """(x, y) in source pixels of the centre of the hottest cell inside the image."""
-    height, width = saved.geometry.source
-    left, top, right, bottom = span(saved.geometry)
-    x = (left + (right - left) * (np.arange(raw.shape[1]) + 0.5) / raw.shape[1]) * width
-    y = (top + (bottom - top) * (np.arange(raw.shape[0]) + 0.5) / raw.shape[0]) * height
-    seen = ((y >= 0) & (y < height))[:, None] & ((x >= 0) & (x < width))
-    row, column = np.unravel_index(np.where(seen & np.isfinite(raw), raw, -np.inf).argmax(), raw.shape)
-    return float(x[column]), float(y[row])
+    centres, seen = [], []
+    for cells, network, (start, stop, gain, offset) in zip(raw.shape, geometry.network, geometry.axes, strict=True):
+        centres.append(((np.arange(cells) + 0.5) * network / cells - offset) / gain)
+        seen.append((centres[-1] >= start) & (centres[-1] < stop))
+    row, column = np.unravel_index(np.where(np.outer(*seen) & np.isfinite(raw), raw, -np.inf).argmax(), raw.shape)
+    return float(centres[1][column]), float(centres[0][row])

@@ -10,7 +10,7 @@ from detcam.analysis.heat_summary import HeatSummary, summarise_groups
 from detcam.analysis.truth import Truth
 from detcam.errors import writing
 from detcam.files import write_whole
-from detcam.report.page import THUMBNAIL_CELLS, colour_tables, jpeg, pack_map, page, span, thumbnail
+from detcam.report.page import THUMBNAIL_CELLS, colour_tables, jpeg, pack_map, page, thumbnail
 from detcam.report.summary_page import summary_json, summary_page
 from detcam.saved import Saved, find, pictures
 
@@ -123,15 +123,15 @@ def _choices(saved: Saved, root: Path) -> dict[str, str]:
 
 def _variant(saved: Saved, root: Path) -> dict[str, Any]:
     facts = {"choices": _choices(saved, root), "reading": READING.get(saved.view, "")}
-    return {**facts, "span": span(saved.geometry), "objects": _objects(saved, CELLS)}
+    return {**facts, "objects": _objects(saved, CELLS)}
 
 
 def _objects(saved: Saved, cells: int) -> list[dict[str, Any]]:
     """The objects as the pages take them, with at most `cells` rows or columns of their maps."""
     return [
         {name: item[name] for name in ("label", "score", "box", "note")}
-        | {"energy": item["energy_in_box"], "check": item.get("check"), "map": pack_map(raw, cells)}
-        for item, raw in zip(saved.objects, saved.maps(), strict=True)
+        | {"energy": item["energy_in_box"], "check": item.get("check"), "map": pack_map(raw, cells, saved.placement(i))}
+        for i, (item, raw) in enumerate(zip(saved.objects, saved.maps(), strict=True))
     ]
 
 
@@ -149,7 +149,6 @@ def _index(groups: list[list[Saved]], root: Path, summarised: bool) -> str:
                 "width": saved.document["image"]["width"],
                 "height": saved.document["image"]["height"],
                 "thumbnail": thumbnail(saved),
-                "span": span(saved.geometry),
                 "objects": _objects(saved, THUMBNAIL_CELLS),
             }
             for saved in shown

@@ -52,7 +52,8 @@ def test_control_characters_do_not_reach_the_terminal(
     assert harmless(str(caught.value))
     assert "\n" not in str(caught.value)
     for arguments in (
-        ["explain", str(path)], ["layers", str(path)], ["video", str(path)], ["layers", "scenes-yolo", "--image", str(path)],
+        ["explain", str(path)], ["layers", str(path)], ["video", str(path), "--model", "scenes"],
+        ["layers", "scenes-yolo", "--image", str(path)],
         ["explain", "--config", str(path)], ["evaluate", "--model", name, "--images", str(path), "--labels", str(path)],
     ):  # fmt: skip
         assert detcam.cli.app.run(arguments) == 2, arguments

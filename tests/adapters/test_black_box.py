@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from custom_models import MEAN, SIZE, adapter, detect, forward, random_grid
+from custom_models import KINDS, MEAN, SIZE, adapter, detect, forward, random_grid
 from support import random_picture
 from torch import Tensor, nn
 
@@ -15,7 +16,7 @@ from detcam import Explainer
 from detcam.adapters import CallableAdapter
 from detcam.errors import InputError, LayerError, MethodError, ModelError
 from detcam.geometry import Geometry
-from detcam.methods.perturbation import DRISE
+from detcam.methods.perturbation import DRISE, RISE
 
 SWEEP = DRISE(masks=24)
 
@@ -150,3 +151,77 @@ def test_ask_and_prompts_send_nobody_in_a_circle(model: nn.Module, picture: np.n
     with pytest.raises(InputError, match="takes no prompts: leave it out") as caught:
         Explainer(model, adapter=adapter(), imgsz=SIZE)(picture, prompts=[(5, 5)])
     assert "ask=" not in str(caught.value)
+
+
+@pytest.mark.parametrize("size", [1, 3])
+@pytest.mark.parametrize("method", [SWEEP, RISE(masks=20)], ids=["drise", "rise"])
+def test_an_engine_with_a_fixed_batch(size: int, method: Any, model: nn.Module, picture: np.ndarray) -> None:
+    """It is called with just so many images; the maps and answers are those of the module."""
+
+    class Engine:
+        def run(self, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            assert len(pixels) == size, "an engine exported with a fixed batch refuses any other"
+            with torch.no_grad():
+                logits, boxes = model(torch.from_numpy(pixels))
+            return logits.numpy(), boxes.numpy()
+
+    def run(engine: Engine, batch: Tensor) -> tuple[Tensor, ...]:
+        return tuple(map(torch.from_numpy, engine.run((batch - MEAN).numpy())))
+
+    given = adapter(forward=run, layers=[], candidates=candidates, batch=size)
+    free = adapter(forward=forward, layers=[], candidates=candidates)
+    explainer = Explainer(Engine(), method, adapter=given, imgsz=SIZE, conf=0.0, max_det=2)
+    plain = Explainer(model, method, adapter=free, imgsz=SIZE, conf=0.0, max_det=2)
+    for ours, theirs in zip(
+        explainer([picture, picture[::-1].copy()]), plain([picture, picture[::-1].copy()]), strict=True
+    ):
+        torch.testing.assert_close(ours.boxes, theirs.boxes)
+        for a, b in zip(ours.maps, theirs.maps, strict=True):
+            torch.testing.assert_close(a, b)
+    pair = (plain(picture).boxes[0].tolist(), "dog")
+    (answer,), (expected,) = (e(picture, ask=[pair]).asked for e in (explainer, plain))
+    assert (answer.candidate, answer.reason, answer.rank) == (expected.candidate, expected.reason, expected.rank)
+    assert answer.score == pytest.approx(expected.score, abs=1e-6)
+
+
+def test_a_real_onnx_session_with_a_batch_of_one(picture: np.ndarray, tmp_path: Path) -> None:
+    """onnxruntime runs a file made for one image; its objects and maps are those of the same network in PyTorch."""
+    onnxruntime, onnx = pytest.importorskip("onnxruntime"), pytest.importorskip("onnx")
+    weight = torch.randn(KINDS + 4, 3, 8, 8) * 0.1
+    made = onnx.helper.make_tensor_value_info
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node("Conv", ["x", "w"], ["y"], kernel_shape=[8, 8], strides=[8, 8])],
+        "patches", [made("x", 1, [1, 3, SIZE, SIZE])], [made("y", 1, [1, KINDS + 4, SIZE // 8, SIZE // 8])],
+        [onnx.numpy_helper.from_array(weight.numpy(), "w")],
+    )  # fmt: skip
+    file = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 13)], ir_version=8)
+    onnx.save(file, tmp_path / "patches.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "patches.onnx", providers=["CPUExecutionProvider"])
+    with pytest.raises(Exception, match="Got: 2 Expected: 1"):
+        session.run(None, {"x": np.zeros((2, 3, SIZE, SIZE), np.float32)})
+
+    def split(raw: Tensor) -> tuple[Tensor, Tensor]:
+        flat = raw.flatten(2).transpose(1, 2)
+        corner = torch.stack([torch.arange(64) % 8, torch.arange(64) // 8], dim=1) * 8.0
+        boxes = torch.cat([corner, corner + 8], dim=1) + flat[..., KINDS:].tanh()
+        return flat[..., :KINDS], boxes
+
+    def by_session(engine: Any, batch: Tensor) -> tuple[Tensor, Tensor]:
+        return split(torch.from_numpy(engine.run(None, {"x": batch.numpy()})[0]))
+
+    network = nn.Conv2d(3, KINDS + 4, 8, 8, bias=False)
+    network.weight.data = weight
+    ours = explain(
+        session, picture, adapter(forward=by_session, layers=[], candidates=candidates, batch=1), method=SWEEP
+    )
+    plain = adapter(forward=lambda m, batch: split(m(batch)), layers=[], candidates=candidates)
+    theirs = explain(network, picture, plain, method=SWEEP)
+    torch.testing.assert_close(ours.scores, theirs.scores)
+    for a, b in zip(ours.maps, theirs.maps, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_a_fixed_batch_is_for_black_boxes() -> None:
+    for options in ({"batch": 0, "layers": []}, {"batch": 2}):
+        with pytest.raises(ModelError, match=r"batch=\d: give at least 1, and layers=\[\]"):
+            adapter(**options)

@@ -39,7 +39,7 @@ def refused(arguments: list[str], expected: str, capsys: pytest.CaptureFixture[s
 
 def test_a_job_from_beginning_to_end(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "heat"
-    job = ["batch", str(photos), "--out", str(out), *QUICK]
+    job = ["batch", str(photos), "--model", "scenes", "--out", str(out), *QUICK]
     assert cli.run([*job, "--chunk", "4", "--metrics", "compactness", "--report"]) == 0
     captured = capsys.readouterr()
     lines = captured.out.splitlines()
@@ -69,7 +69,7 @@ def test_a_job_from_beginning_to_end(photos: Path, tmp_path: Path, capsys: pytes
 
 def test_dry_run(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "heat"
-    assert cli.run(["batch", str(photos), "--out", str(out), *QUICK, "--dry-run", "--json"]) == 0
+    assert cli.run(["batch", str(photos), "--model", "scenes", "--out", str(out), *QUICK, "--dry-run", "--json"]) == 0
     expected = json.loads(capsys.readouterr().out)
     assert not out.exists(), "nothing is written"
     assert (expected["pictures"], expected["sampled"], expected["workers"], expected["shards"]) == (11, 11, 1, 2)
@@ -78,7 +78,7 @@ def test_dry_run(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert lines[0].startswith("11 images; tried 11: ")
     assert "with 1 worker, " in lines[1]
     assert lines[2].startswith("  broken.jpg fails: ")
-    cli.run(["batch", str(photos), "--out", str(out), *QUICK])
+    cli.run(["batch", str(photos), "--model", "scenes", "--out", str(out), *QUICK])
     written = sum(path.stat().st_size for path in out.rglob("*.parquet"))
     assert expected["bytes"] == pytest.approx(written, rel=0.15), "all were tried, so little is left to guess"
 
@@ -105,7 +105,7 @@ def test_refusals(
 ) -> None:
     given = [argument.replace("PHOTOS", str(photos)) for argument in arguments]
     out = [] if "--out" in arguments else ["--out", str(tmp_path / "heat")]
-    refused([*given, *out, *QUICK], expected, capsys)
+    refused(["--model", "scenes", *given, *out, *QUICK], expected, capsys)
     if expected.startswith(("metric", "layer")):  # nothing was done, so the folder can be used again
         assert load(tmp_path / "heat").keys == []
 

@@ -115,7 +115,7 @@ def test_hostile_names_are_one_line_of_text(capsys: pytest.CaptureFixture[str], 
 def test_nothing_found_is_a_normal_result(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     blank = tmp_path / "blank.png"
     cv2.imwrite(str(blank), np.full((120, 200, 3), 127, np.uint8))
-    arguments = ["compare", str(blank), "--target", "class", "--target", "box", "--conf", "0.9"]
+    arguments = ["compare", str(blank), "--model", "scenes", "--target", "class", "--target", "box", "--conf", "0.9"]
     assert cli.run([*arguments, "--out", str(tmp_path / "o")]) == 0
     assert "0 objects in both, 0 in A only, 0 in B only" in capsys.readouterr().out
     assert json.loads((tmp_path / "o" / "compare.json").read_text())["rows"] == []
@@ -139,7 +139,8 @@ def test_nothing_found_is_a_normal_result(tmp_path: Path, capsys: pytest.Capture
 def test_errors_are_one_line(
     arguments: list[str], said: str, scenes: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    given = [argument.format(scene=scenes[0]) for argument in arguments]
+    model = ["--model", "scenes-yolo"] if arguments and "--model" not in arguments else []
+    given = [*model, *(argument.format(scene=scenes[0]) for argument in arguments)]
     out = [] if "--out" in given else ["--out", str(tmp_path / "o")]
     assert cli.run(["compare", scenes[0], *given, *out]) == 2
     error = capsys.readouterr().err

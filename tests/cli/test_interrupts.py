@@ -204,8 +204,8 @@ def test_before_anything_is_written(
     for command in (
         ["explain", "--model", "scenes", str(picture), "--out", str(out)],
         ["demo", "--out", str(out)],
-        ["compare", str(picture), "--layers", "level", "--layers", "evidence", "--out", str(out)],
-        ["video", str(clip), "--out", str(tmp_path / "out.mp4")],
+        ["compare", str(picture), "--model", "scenes", "--layers", "level", "--layers", "evidence", "--out", str(out)],
+        ["video", str(clip), "--model", "scenes", "--out", str(tmp_path / "out.mp4")],
         ["layers", "scenes-yolo"],
     ):
         before = sorted(tmp_path.iterdir())

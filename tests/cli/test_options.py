@@ -42,7 +42,7 @@ def test_every_key_of_a_preset_is_a_flag_of_every_command(command: str) -> None:
     for name in ("model", "target", "segments", "text", "adapter", "conf", "iou"):
         description, help_text = Preset.model_fields[name].description, options[f"--{name}"].help
         assert help_text.startswith(description)
-        default = None if name == "model" and command in ("evaluate", "explain") else default_of(name)
+        default = None if name == "model" else default_of(name)
         assert ("[default: " in help_text) == (default is not None)
         assert default is None or f"[default: {default}]" in help_text
     assert options["--device"].help.startswith("Device, such as cpu, cuda")

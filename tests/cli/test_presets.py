@@ -125,7 +125,7 @@ def test_a_preset_is_what_batch_runs(scenes: Path, given: list[str], tmp_path: P
 
 def test_presets_are_what_compare_runs(scenes: Path, given: list[str], tmp_path: Path) -> None:
     images, out = sorted(map(str, (scenes / "images" / "val").iterdir())), tmp_path / "compared"
-    other = written(tmp_path, layers="level", imgsz=160)
+    other = written(tmp_path, model="scenes", layers="level", imgsz=160)
     assert cli.run(["compare", *images, *given, "--config", other, "--out", str(out)]) == 0
     document = json.loads((out / "compare.json").read_text())
     a, b = document["a"], document["b"]

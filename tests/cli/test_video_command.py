@@ -51,7 +51,7 @@ def test_writes_video_rows_and_stats(clip: Path, tmp_path: Path, capfd: pytest.C
 def test_a_damaged_video_is_a_warning(clip: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     broken = write_clip(tmp_path / "broken.avi", scenes(30))
     broken.write_bytes(broken.read_bytes()[: broken.stat().st_size * 2 // 3])
-    arguments = ["--out", str(tmp_path / "out.mp4"), "--imgsz", "160", "--view", "none"]
+    arguments = ["--out", str(tmp_path / "out.mp4"), "--imgsz", "160", "--view", "none", "--model", "scenes-yolo"]
     assert cli.run(["video", str(broken), *arguments]) == 0
     said = capfd.readouterr()
     count = len(Contents.of(tmp_path / "out.mp4").images)
@@ -91,7 +91,7 @@ def test_errors_are_one_line_and_leave_nothing(
     Path("text.mp4").write_text("this is no video " * 100)
     write_sound(Path("sound.m4a"))
     before = sorted(tmp_path.iterdir())
-    assert cli.run(["video", *(str(clip) if a == "CLIP" else a for a in arguments)]) == 2
+    assert cli.run(["video", "--model", "scenes-yolo", *(str(clip) if a == "CLIP" else a for a in arguments)]) == 2
     said = capfd.readouterr().err
     assert said.startswith("error: ")
     assert said.count("\n") == 1
@@ -104,7 +104,19 @@ def test_errors_are_one_line_and_leave_nothing(
 def test_ctrl_c_finishes_a_file_that_plays(tmp_path: Path) -> None:
     clip = write_clip(tmp_path / "in.mp4", moving_blobs(1, 3000, 64, 64), sound="aac")
     out = tmp_path / "out.mp4"
-    arguments = [sys.executable, "-m", "detcam", "video", str(clip), "--out", str(out), "--imgsz", "64"]
+    arguments = [
+        sys.executable,
+        "-m",
+        "detcam",
+        "video",
+        str(clip),
+        "--out",
+        str(out),
+        "--imgsz",
+        "64",
+        "--model",
+        "scenes-yolo",
+    ]
     rows = tmp_path / "rows.jsonl"
     command = [*arguments, "--rows", str(rows)]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=heeding_ctrl_c) as process:

@@ -13,11 +13,14 @@ import cv2
 import numpy as np
 import torch
 from clips import write_clip
+from recipe_models import calibrated
 from yolo_models import CLASSES as CLASSES_DRAWN
 from yolo_models import random_task
 
 from benchmarks.training.yolo_dataset import label_lines
 from detcam import zoo
+from detcam.geometry import letterbox
+from detcam.images import read_image, unit_tensor
 from detcam.scenes import HELD_OUT_SEED, Scene, draw_scene
 
 ROOT = Path(__file__).parents[2]
@@ -104,6 +107,8 @@ def furnish(folder: Path) -> Path:
     pose: Any = random_task("yolov8n-pose.yaml", 0, scenes[0].image, IMGSZ)
     pose.names = dict(enumerate(CLASSES[:CLASSES_DRAWN]))
     torch.save({"model": pose, "train_args": {"imgsz": IMGSZ}}, folder / "yolov8n-pose.pt")
+    street = read_image(folder / "street.jpg")
+    torch.save({"model": calibrated(unit_tensor(letterbox(street, (640, 640), 32)[0])[None])}, folder / "yolov5s.pt")
     (folder / "configs").symlink_to(ROOT / "configs")
     (folder / "examples").symlink_to(ROOT / "examples")
     return folder

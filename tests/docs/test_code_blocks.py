@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from detr_models import random_detr
 from pages import PAGES, arguments, blocks, furnish
+from recipe_models import install
 from sam_models import random_sam
 from support import random_picture
 from text_prompted_models import random_prompted
@@ -59,6 +60,8 @@ def pretrained(monkeypatch: pytest.MonkeyPatch) -> None:
             "AutoModelForZeroShotObjectDetection", "AutoProcessor", random_prompted("grounding-dino", 0),
         ),
     }  # fmt: skip
+
+    install(monkeypatch)
 
     def stand_in(kind: str, name: str, substitute: object) -> None:
         real = getattr(transformers, kind).from_pretrained

@@ -56,7 +56,7 @@ async function paint(item) {
   await image.decode();
   canvas.width = image.naturalWidth;
   canvas.height = image.naturalHeight;
-  object.heat ??= new Heat(object.map, picture.span);
+  object.heat ??= new Heat(object.map);
   (await object.heat.ready()).paint(canvas);
   item.dataset.painted = "yes";
 }

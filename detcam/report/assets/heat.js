@@ -9,13 +9,9 @@ const tables = Object.fromEntries(
 find("colours").append(...Object.keys(tables).map((name) => option(name, name)));
 
 class Heat {
-  /**
-   * map: rows, columns, low, high and compressed levels.
-   * span: left, top, right, bottom of the map as shares of the image.
-   */
-  constructor(map, span) {
+  /** map: rows, columns, low, high, compressed levels; span and crop: see spans() in pack.py. */
+  constructor(map) {
     Object.assign(this, map);
-    this.span = span;
   }
 
   async ready() {
@@ -27,7 +23,7 @@ class Heat {
   }
 
   /** For each place along an axis: the two nearest cells, the weight of the second, and whether the network saw it. */
-  static axis(places, cells, start, stop) {
+  static axis(places, cells, start, stop, from, to) {
     const first = new Int32Array(places.length), second = new Int32Array(places.length);
     const weight = new Float32Array(places.length), seen = new Uint8Array(places.length);
     for (const [i, share] of places.entries()) {
@@ -35,15 +31,15 @@ class Heat {
       first[i] = Math.floor(at);
       second[i] = Math.min(first[i] + 1, cells - 1);
       weight[i] = at - first[i];
-      seen[i] = share >= start && share < stop;
+      seen[i] = share >= Math.max(start, from) && share < Math.min(stop, to);
     }
     return { first, second, weight, seen };
   }
 
   /** Call `put(i, level)` with the grey level, 0 to 255, at each point of the grid of us and vs, as shares of the image. */
   each(us, vs, put) {
-    const [left, top, right, bottom] = this.span;
-    const x = Heat.axis(us, this.columns, left, right), y = Heat.axis(vs, this.rows, top, bottom);
+    const [left, top, right, bottom] = this.span, [x1, y1, x2, y2] = this.crop;
+    const x = Heat.axis(us, this.columns, left, right, x1, x2), y = Heat.axis(vs, this.rows, top, bottom, y1, y2);
     const { levels, columns } = this;
     for (let row = 0, i = 0; row < vs.length; row++) {
       const upper = y.first[row] * columns, lower = y.second[row] * columns, down = y.weight[row];

@@ -63,7 +63,7 @@ class Stage {
   /** Show object `number` of `variant`, or for null the plain image. */
   async show(variant, number) {
     const object = number === null ? null : variant.objects[number];
-    const heat = object && (object.heat ??= new Heat(object.map, variant.span));
+    const heat = object && (object.heat ??= new Heat(object.map));
     const key = [variant, number, find("colours").value];
     this.heat = heat;
     this.root.classList.toggle("unboxed", !find("boxes").checked);

@@ -22,7 +22,7 @@ function meanMap(summary) {
 }
 
 async function paintMean(canvas, map) {
-  const heat = await new Heat(map, [0, 0, 1, 1]).ready();
+  const heat = await new Heat(map).ready();
   heat.paint(canvas, 0xff000000);
   canvas.dataset.painted = "yes";
 }
