@@ -59,8 +59,9 @@ def running(view: nn.Module) -> Iterator[None]:
 
     A checkpoint would run its part again in the backward, when the hooks that cut the graph are gone, and a compiled
     part would be a node that may allow one backward only: there is neither within. Both settings belong to the process,
-    so the last thread that leaves restores them. Hooks that were added within are removed: Captum leaves some, and
-    Ctrl-C may come while others are being added.
+    so the last thread that leaves restores them. Hooks of detcam and Captum that were added within are removed: Captum
+    leaves some, and Ctrl-C may come while others are being added. Those of the model's library, which transformers adds
+    in the first forward, stay.
     """
     before = [(hooks := getattr(module, name), set(hooks)) for module in view.modules() for name in _HOOKS]
     with _lock:
@@ -78,7 +79,9 @@ def running(view: nn.Module) -> Iterator[None]:
     finally:
         for hooks, kept in before:
             for key in hooks.keys() - kept:
-                del hooks[key]
+                hook = getattr(hooks[key], "func", hooks[key])  # of a partial
+                if str(getattr(hook, "__module__", "")).startswith(("detcam.", "captum.")):
+                    del hooks[key]
         with _lock:
             _running.remove(view)
             if not _running:

@@ -35,7 +35,7 @@ def _torchvision(name: str) -> nn.Module:
     return model
 
 
-def _segformer() -> nn.Module:
+def fresh_segformer() -> nn.Module:
     from transformers import SegformerConfig, SegformerForSemanticSegmentation
 
     return SegformerForSemanticSegmentation(
@@ -166,7 +166,7 @@ _MODELS: dict[str, Any] = {
     "fcn": _fcn,
     "deeplabv3": lambda: _torchvision("deeplabv3_mobilenet_v3_large"),
     "lraspp": lambda: _torchvision("lraspp_mobilenet_v3_large"),
-    "segformer": _segformer,
+    "segformer": fresh_segformer,
     "upernet-convnext": lambda: _upernet("ConvNext"),
     "upernet-swin": lambda: _upernet("Swin"),
     "beit": _beit,

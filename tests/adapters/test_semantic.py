@@ -14,6 +14,7 @@ from semantic_models import (
     KINDS,
     classifiers,
     explain,
+    fresh_segformer,
     network_input,
     options,
     picture_for,
@@ -21,7 +22,7 @@ from semantic_models import (
     random_segmenter,
     returned,
 )
-from support import few, few_rows, fingerprint
+from support import few, few_rows, fingerprint, random_picture
 from torch import Tensor
 
 from detcam import Explainer
@@ -219,3 +220,20 @@ def test_conf_bounds_the_score(seed: int) -> None:
     scores = explain("fcn", model, picture).scores
     middle = float(scores.sort().values[:2].mean())
     assert torch.equal(explain("fcn", model, picture, conf=middle).scores, scores[scores > middle])
+
+
+@pytest.fixture
+def fresh(seed: int) -> Explainer:
+    """Of a model that has never run."""
+    torch.manual_seed(seed)
+    return Explainer(fresh_segformer().eval(), conf=0.0, imgsz=64)
+
+
+def test_a_model_that_never_ran_before_is_explained(fresh: Explainer, seed: int) -> None:
+    """SegFormer's head reads what hooks record that transformers adds in the first forward: here in detcam's."""
+    picture, explainer = random_picture(seed, 64, 96), fresh
+    first, second = explainer(picture), explainer(picture)
+    assert len(first) == len(second) > 0
+    with torch.no_grad():
+        logits = explainer.adapter.module(explainer.adapter.prepare(picture)[0][None]).logits[0]
+    assert set(first.class_ids.tolist()) == set(logits.argmax(dim=0).unique().tolist())

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.utils import checkpoint
 
-from detcam.engine import running
+from detcam.engine import Capture, running
 
 VIEW = nn.Linear(1, 1)
 
@@ -73,8 +73,19 @@ def test_an_exception_restores_torch() -> None:
     assert vars(checkpoint) == originals
 
 
-def test_hooks_that_were_added_within_are_removed() -> None:
-    VIEW.register_forward_hook(kept := lambda *_: None)
-    with running(VIEW):
-        VIEW.register_forward_hook(lambda *_: None)
-    assert list(VIEW._forward_hooks.values()) == [kept]
+def test_hooks_of_the_library_stay_and_those_of_detcam_go() -> None:
+    """transformers adds the hooks that record hidden states once, in the first forward, and marks the model."""
+    view, kept = nn.Linear(1, 1), nn.Linear(1, 1)
+    with running(kept):
+        kept.register_forward_hook(lambda module, args, output: None)
+    assert len(kept._forward_hooks) == 1
+    for leave in (False, True):
+        try:
+            with running(view):
+                Capture({"": view}).__enter__()
+                assert len(view._forward_hooks) == 1
+                if leave:
+                    raise KeyboardInterrupt
+        except KeyboardInterrupt:
+            pass
+        assert not view._forward_hooks
