@@ -87,7 +87,10 @@ class RayEngine:
         if ray.is_initialized():
             yield
             return
-        (self._start if self._address == "local" else self._connect)(ray)
+        if self._address == "local":
+            self._start(ray)
+        else:
+            self._connect(ray)
         try:
             yield
         finally:
